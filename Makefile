@@ -1,0 +1,42 @@
+# Each target sets up what it needs in .venv, once. Any Python from 3.11: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: demo test check bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   set up, train for two minutes, replay a minute of arrivals on real models, print the table"
+	@echo "make test   set up, run the tests"
+	@echo "make check  ruff and mypy"
+	@echo "make bench  every benchmark in its short form"
+	@echo "make docs   build the documentation into site/"
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) -e '.[test,grpc,tune,bench]'
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/python -m serving.demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	for b in env_speed train_speed decision_latency predictor front overload; do \
+	  echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info

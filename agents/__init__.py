@@ -1,0 +1,1 @@
+"""Who decides: the policy interface, heuristics, the learned agent, training and evaluation."""

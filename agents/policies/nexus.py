@@ -1,0 +1,68 @@
+"""Nexus: batch sizes for which twice the batch latency fits the objective, round robin over models, early drop.
+
+After Shen et al., "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis" (SOSP 2019): a session's batch
+is the largest b with 2 l(b) <= SLO (a request may just miss a batch and wait for the next); a device takes its sessions in
+turn; "early drop" slides a window of that size over the queue and drops what stands before the first window that can end
+in time, so that a late head does not shrink all batches. Queues here are FIFO rings from which only unreachable heads
+are dropped, so the window is enforced by ``drop_scale``: a head is given up when its slack no longer holds so many solo
+latencies. Blind to priority.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.policies.common import defer_action, solo_total
+from agents.policy import PolicyKind, register
+from envs.jit import njit
+from envs.scheduler import action_of
+
+
+@dataclass(frozen=True)
+class NexusParams:
+    """Parameters.
+
+    Attributes:
+        worst_case: batch latencies that must fit the objective (2 in the paper).
+        in_flight: batches on the device at once (the paper's devices run one at a time).
+        margin: factor on solo latencies.
+        drop_scale: solo latencies that a head's slack must hold, else it is dropped early.
+    """
+
+    worst_case: float = 2.0
+    in_flight: int = 2
+    margin: float = 1.2
+    drop_scale: float = 1.5
+
+
+@njit
+def choose(st, tb, mem, e, p):
+    """The next queue in turn that holds something, with its session's batch size."""
+    env = st.env[e]
+    n_models = st.queue.shape[2]
+    if env.n_free == 0 or st.stream.shape[1] - env.n_free >= p[1]:
+        return defer_action(st, tb), np.inf
+    g = e % tb.solo.shape[0]
+    n_sessions = 2 * n_models
+    for i in range(n_sessions):
+        session = (int(mem[e, 0]) + i) % n_sessions
+        m = session // 2
+        pr = session % 2
+        q = st.queue[e, pr, m]
+        if q.length < tb.size[0]:
+            continue
+        head = st.entry[e, pr, m, q.head]
+        best = 0
+        for b in range(tb.size.shape[0]):
+            need = p[2] * solo_total(tb, g, m, b)
+            in_window = env.now + need <= head.deadline and p[0] * need <= head.deadline - head.arrival
+            if tb.size[b] <= q.length and in_window:
+                best = b
+        mem[e, 0] = session + 1
+        return action_of(tb, n_models, pr, m, best), np.inf
+    return defer_action(st, tb), np.inf
+
+
+register(PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019"))

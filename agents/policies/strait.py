@@ -1,0 +1,163 @@
+"""Strait: priority, then slack; dispatch only what the prediction keeps within deadline, and keeps others within theirs.
+
+After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175), from its
+published description; the rules below are our own. Each candidate's finish is predicted with the transfers before it and
+the interference of what is in flight, integrated through the predicted changes of the co-running set (envs.predictor).
+A high-priority batch must not make another one in flight late. A low-priority batch must not make anything late, and
+defers while the streams it may hold are full or a high-priority request waits for the last stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.policies.common import defer_action
+from agents.policy import PolicyKind, register
+from envs.jit import njit
+from envs.outlook import consider, late_heads, look
+from envs.scheduler import action_of
+
+
+@dataclass(frozen=True)
+class StraitParams:
+    """Parameters.
+
+    Attributes:
+        risk: calibrated quantile that a finish time is judged by: 0 the prediction itself, 1 the median, 2 the 90 %
+            quantile, 3 the 95 % quantile.
+        low_streams: streams that low priority may hold at once.
+        low_max: longest low-priority batch, as a multiple of the device's time scale (mean solo latency).
+        starve: share of its relative deadline after which a low-priority request may be dispatched although it makes
+            other low-priority requests late; at most so long can it be held back for their sake.
+        gamble: how far past its deadline, as a share of the relative deadline, a high-priority request may be predicted
+            to end and still be tried.
+        by_priority: False treats both priorities as one (ablation).
+        may_defer: False dispatches low priority whatever it does to others (ablation).
+    """
+
+    risk: int = 0
+    low_streams: int = 2
+    low_max: float = 6.0
+    starve: float = 0.6
+    gamble: float = 0.3
+    by_priority: bool = True
+    may_defer: bool = True
+
+
+@njit
+def _scale(st, e, p):
+    level = int(p[0])
+    if level == 0:
+        return 1.0
+    n_co = st.stream.shape[1] - st.env[e].n_free
+    return max(st.scale[e, n_co, level - 1], 1.0)
+
+
+@njit
+def _next_queue(st, tb, e, pr, g, visited):
+    """Queue of priority pr with the least slack among those not visited (a bit mask); -1 if none."""
+    best = -1
+    best_slack = np.inf
+    for m in range(st.queue.shape[2]):
+        q = st.queue[e, pr, m]
+        if q.length == 0 or (visited >> m) & 1:
+            continue
+        slack = st.entry[e, pr, m, q.head].deadline - tb.solo[g, m, 0]
+        if slack < best_slack:
+            best_slack = slack
+            best = m
+    return best
+
+
+@njit
+def _best_size(st, tb, e, pr, m, scale, low_max, spare_low, tolerance):
+    """Batch-size index with the most requests predicted to meet their deadline that makes nothing else late; -1 if none.
+
+    Args:
+        st: state. tb: tables. e: scheduler. pr: priority. m: model. scale: factor on predicted durations.
+        low_max: longest execution alone, in ms.
+        spare_low: whether low-priority batches in flight must stay on time too.
+        tolerance: how late the head may be, as a share of its relative deadline.
+    """
+    g = e % tb.solo.shape[0]
+    q = st.queue[e, pr, m]
+    now = st.env[e].now
+    head = st.entry[e, pr, m, q.head]
+    slack = head.deadline - now + tolerance * (head.deadline - head.arrival)
+    best = -1
+    best_met = 0
+    for i in range(tb.size.shape[0]):
+        b = tb.size.shape[0] - 1 - i
+        n = tb.size[b]
+        if n > q.length or (n <= best_met) or (b > 0 and tb.solo[g, m, b] > low_max):
+            continue
+        # Even alone on the device it would end too late: no need to predict.
+        if tb.solo[g, m, b] > slack:
+            continue
+        duration, late_high, late_low, _, _ = consider(st, tb, e, m, b, scale)
+        if duration * scale > slack or late_high > 0 or (spare_low and late_low > 0):
+            continue
+        met = n - late_heads(st, e, pr, m, n, now + duration * scale)
+        if met > best_met or best < 0:
+            best_met = max(met, 1)
+            best = b
+    return best
+
+
+@njit
+def choose(st, tb, mem, e, p):
+    """One decision, see the module's text."""
+    env = st.env[e]
+    if env.n_free == 0 or env.n_queued == 0:
+        return defer_action(st, tb), np.inf
+    g = e % tb.solo.shape[0]
+    n_models = st.queue.shape[2]
+    look(st, tb, e)
+    scale = _scale(st, e, p)
+    by_priority = p[5] > 0.0
+    waiting_high = 0
+    visited = 0
+    while True:
+        m = _next_queue(st, tb, e, 0, g, visited)
+        if m < 0:
+            break
+        visited |= 1 << m
+        b = _best_size(st, tb, e, 0, m, scale, np.inf, not by_priority, 0.0)
+        if b < 0 and p[4] > 0.0:
+            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, not by_priority, p[4])
+        if b >= 0:
+            return action_of(tb, n_models, 0, m, b), np.inf
+        waiting_high += 1
+    held = 0
+    for k in range(st.stream.shape[1]):
+        held += st.stream[e, k].busy * st.stream[e, k].priority
+    may_defer = p[6] > 0.0
+    if may_defer and by_priority and (held >= p[1] or (waiting_high > 0 and env.n_free == 1)):
+        return defer_action(st, tb), np.inf
+    visited = 0
+    while True:
+        m = _next_queue(st, tb, e, 1, g, visited)
+        if m < 0:
+            break
+        visited |= 1 << m
+        head = st.entry[e, 1, m, st.queue[e, 1, m].head]
+        starving = env.now - head.arrival > p[3] * (head.deadline - head.arrival)
+        b = _best_size(st, tb, e, 1, m, scale, p[2] * tb.device[g, 4], not starving, 0.0)
+        if b < 0 and not may_defer:
+            b = 0
+        if b >= 0:
+            return action_of(tb, n_models, 1, m, b), np.inf
+    return defer_action(st, tb), np.inf
+
+
+@dataclass(frozen=True)
+class StraitRiskParams(StraitParams):
+    """Parameters, see ``StraitParams``; deadlines are judged by the calibrated 90 % quantile of the finish time."""
+
+    risk: int = 2
+
+
+register(PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True))
+register(PolicyKind("strait-risk", choose, StraitRiskParams, "Strait with calibrated quantiles", adapts=True))

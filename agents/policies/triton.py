@@ -1,0 +1,73 @@
+"""Triton's dynamic batcher: each model on its own, priority levels within a model, a bounded wait for fuller batches.
+
+From the description of NVIDIA Triton Inference Server, "Dynamic Batcher" in its model configuration guide: a model's
+scheduler sends a batch as soon as it reaches the preferred size, or when its oldest request has waited for
+``max_queue_delay_microseconds``; within a model, higher priority levels go first; an instance group of a model holds so
+many batches at once. Models do not know of each other: whichever became ready first takes a free stream. Requests whose
+timeout passed in the queue are rejected (here the simulator's or engine's drop, since clients set it to the deadline).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.policies.common import defer_action, in_flight_of, largest_fit
+from agents.policy import PolicyKind, register
+from envs.jit import njit
+from envs.scheduler import action_of
+
+
+@dataclass(frozen=True)
+class TritonParams:
+    """Parameters.
+
+    Attributes:
+        max_batch: largest batch in requests.
+        preferred: preferred batch size in requests: a queue that holds so many does not wait.
+        max_delay: longest wait of the oldest request for a preferred batch, in ms.
+        instances: batches of one model in flight at once.
+        levels: whether priority levels are used within a model.
+    """
+
+    max_batch: int = 8
+    preferred: int = 4
+    max_delay: float = 1.0
+    instances: int = 1
+    levels: bool = True
+
+
+@njit
+def choose(st, tb, mem, e, p):
+    """Of the models that are ready, the one whose oldest request arrived first."""
+    env = st.env[e]
+    n_models = st.queue.shape[2]
+    wake = np.inf
+    if env.n_free == 0:
+        return defer_action(st, tb), wake
+    best_p, best_m = -1, -1
+    best = np.inf
+    for m in range(n_models):
+        if in_flight_of(st, e, m) >= p[3]:
+            continue
+        for pr in range(2):
+            q = st.queue[e, pr, m]
+            if q.length == 0:
+                continue
+            arrival = st.entry[e, pr, m, q.head].arrival
+            if q.length < p[1] and arrival + p[2] > env.now:
+                wake = min(wake, arrival + p[2])
+            elif arrival < best:
+                best, best_p, best_m = arrival, pr, m
+            if p[4] > 0.0:
+                break
+    if best_m < 0:
+        return defer_action(st, tb), wake
+    b = largest_fit(st, tb, e, best_p, best_m, p[0])
+    if b < 0:
+        return defer_action(st, tb), wake
+    return action_of(tb, n_models, best_p, best_m, b), np.inf
+
+
+register(PolicyKind("triton", choose, TritonParams, "NVIDIA Triton Inference Server, model configuration guide"))

@@ -1,0 +1,123 @@
+"""The policy interface and its registry.
+
+A policy is one compiled function ``choose(st, tb, mem, e, p) -> (action, wake)`` over the shared scheduling state, with
+``mem[e]`` its own memory (M_MEM floats a scheduler, zero at the start of an episode) and ``p`` its parameters as floats.
+It returns a valid candidate, or DEFER (the number of candidates) with the absolute time to be woken at (inf: at the next
+event). It reads no clock, logs nothing and allocates nothing. The simulator and the live engine call the same function.
+
+To add one: write a file in agents/policies with a parameter dataclass and a ``choose``, and register it there with one
+line; see docs/how-to/add-a-policy.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from envs.jit import njit
+from envs.state import SchedState, Tables
+from traces.errors import InputError
+
+M_MEM = 32
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """A registered kind of policy.
+
+    Attributes:
+        name: its name in flags, reports and TensorBoard.
+        choose: the compiled function.
+        params: dataclass of its parameters, all numbers or booleans, with defaults.
+        source: where it is described.
+        drop: whether it drops requests that are out of reach, unless told otherwise.
+        adapts: whether it uses the online interference predictor.
+    """
+
+    name: str
+    choose: Callable[..., tuple[int, float]]
+    params: type
+    source: str
+    drop: bool = True
+    adapts: bool = False
+
+
+_KINDS: dict[str, PolicyKind] = {}
+
+
+def register(kind: PolicyKind) -> PolicyKind:
+    """Add a kind of policy to the registry."""
+    if kind.name in _KINDS:
+        raise ValueError(f"policy {kind.name!r} is registered twice")
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def kinds() -> dict[str, PolicyKind]:
+    """All registered kinds by name."""
+    importlib.import_module("agents.policies")
+    return dict(_KINDS)
+
+
+@njit
+def choose_range(choose, st, tb, mem, lo, hi, p, skip, actions, wakes):
+    """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
+    for e in range(lo, hi):
+        if not skip[e]:
+            actions[e], wakes[e] = choose(st, tb, mem, e, p)
+
+
+class Policy:
+    """A kind of policy with parameter values, ready to decide for N schedulers.
+
+    Args:
+        kind: registered kind.
+        n: number of schedulers.
+        drop: scale of solo latency at which a queued request is dropped as out of reach; 0 never drops; None is the
+            kind's default (1 where it drops at all).
+        params: overrides of parameters by name.
+    """
+
+    def __init__(self, kind: PolicyKind, n: int = 1, drop: float | None = None, **params: Any) -> None:
+        known = {f.name for f in fields(kind.params)}
+        for key in params:
+            if key not in known:
+                raise InputError(
+                    f"policy {kind.name!r} has no parameter {key!r}; it has {', '.join(sorted(known)) or 'none'}"
+                )
+        self.kind = kind
+        self.name = kind.name
+        self.params = kind.params(**params)
+        self.drop = (1.0 if kind.drop else 0.0) if drop is None else drop
+        self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
+        self.memory = np.zeros((n, M_MEM))
+
+    def reset(self, n: int | None = None) -> None:
+        """Forget everything; with n, be ready for that many schedulers."""
+        self.memory = np.zeros((n or len(self.memory), M_MEM))
+
+    def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
+        """Action and wake time (absolute ms, inf for none) for scheduler e."""
+        return self.kind.choose(st, tb, self.memory, e, self.vector)
+
+    def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
+        """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
+        choose_range(self.kind.choose, st, tb, self.memory, 0, len(actions), self.vector, skip, actions, wakes)
+
+
+def make_policy(name: str, n: int = 1, drop: float | None = None, **params: Any) -> Policy:
+    """A policy by name.
+
+    Raises:
+        InputError: no such policy, or no such parameter.
+    """
+    known = kinds()
+    if name not in known:
+        raise InputError(
+            f"unknown policy {name!r}; known: {', '.join(sorted(known))}, or the path of a trained checkpoint"
+        )
+    return Policy(known[name], n, drop, **params)

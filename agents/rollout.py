@@ -1,0 +1,60 @@
+"""Running policies in simulation from the first arrival to the last end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from agents.policy import Policy
+from envs.jit import njit
+from envs.simulator import Simulator
+from envs.state import OUTCOMES
+from envs.world import step
+from traces.workload import Workload
+
+
+@njit
+def finish_range(choose, st, w, tb, tr, mem, lo, hi, p):
+    """Run worlds lo..hi-1 to their end under ``choose``, one after the other."""
+    for e in range(lo, hi):
+        while w.env[e].done == 0:
+            action, wake = choose(st, tb, mem, e, p)
+            step(st, w, tb, tr, e, action, wake)
+
+
+def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
+    """Run one episode in each world of ``sim``, on its workload and with its seed, under ``policy``; results stay in sim.
+
+    The noise of a world depends on its seed and workload alone, so that policies run on the same seeds are paired.
+
+    Args:
+        sim: worlds. policy: who decides. workloads: one a world (fewer repeat in turn). seeds: one a world.
+    """
+    policy.reset(sim.n)
+    params = getattr(policy, "params", None)
+    sim.world.options[:, 0] = getattr(params, "drop_scale", policy.drop)
+    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
+    sim.load(workloads)
+    sim.begin(seeds)
+    finish_range(
+        policy.kind.choose, sim.state, sim.world, sim.tables, sim.truth, policy.memory, 0, sim.n, policy.vector
+    )
+
+
+def request_table(sim: Simulator, e: int = 0) -> pd.DataFrame:
+    """The requests of world e, one row each, in the columns that ``agents.summary.summarise`` reads."""
+    rows = sim.world.request[e, : int(sim.world.env[e].n)]
+    return pd.DataFrame(
+        {
+            "arrival_ms": rows["arrival"],
+            "finish_ms": rows["finish"],
+            "model": np.array(sim.profile.models)[rows["model"]],
+            "priority": rows["priority"],
+            "outcome": np.array(OUTCOMES)[rows["outcome"]],
+            "latency_ms": rows["finish"] - rows["arrival"],
+            "queue_ms": rows["start"] - rows["arrival"],
+            "batch_id": rows["batch"],
+        }
+    )

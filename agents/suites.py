@@ -1,0 +1,71 @@
+"""What is evaluated: workloads by name, and suites of policies, workloads, loads and seeds."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.profile import Profile
+from traces import arrivals
+from traces.errors import InputError
+from traces.known import KNOWN, real_or_twin
+from traces.workload import Workload, WorkloadConfig, make_workload
+
+SYNTHETIC = ("poisson", "bursty", "diurnal", "gamma")
+WORKLOADS = (*SYNTHETIC, *KNOWN)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What to run.
+
+    Attributes:
+        name: of the suite.
+        policies: names of registered policies, or paths of checkpoints.
+        workloads: names from ``WORKLOADS``.
+        loads: offered load over measured capacity.
+        seeds: number of seeds, paired over policies.
+        duration_ms: length of each run.
+        workload: how models, priorities and deadlines are laid over the arrivals.
+    """
+
+    name: str
+    policies: tuple[str, ...]
+    workloads: tuple[str, ...]
+    loads: tuple[float, ...]
+    seeds: int = 10
+    duration_ms: float = 20_000.0
+    workload: WorkloadConfig = WorkloadConfig()
+
+
+def arrival_times(kind: str, rate_rps: float, duration_ms: float, rng: np.random.Generator) -> np.ndarray:
+    """Arrival times (R,) in ms of a named kind of workload at a mean rate.
+
+    Raises:
+        InputError: no such kind.
+    """
+    if kind == "poisson":
+        return arrivals.poisson(rate_rps, duration_ms, rng)
+    if kind == "gamma":
+        return arrivals.gamma_renewal(rate_rps, duration_ms, 3.0, rng)
+    if kind == "bursty":
+        # Bursts of half a second at 2.5 times the mean rate, a fifth of the time.
+        calm = rate_rps * (1 - 0.2 * 2.5) / 0.8
+        return arrivals.mmpp([calm, 2.5 * rate_rps], [2000.0, 500.0], duration_ms, rng)
+    if kind == "diurnal":
+        return arrivals.diurnal(rate_rps, duration_ms, rng, amplitude=0.6, period_ms=duration_ms)
+    if kind in KNOWN:
+        return real_or_twin(kind, duration_ms, rng, rate_rps=rate_rps).arrival_ms
+    raise InputError(f"unknown workload {kind!r}; known: {', '.join(WORKLOADS)}")
+
+
+def workload_for(
+    kind: str, rate_rps: float, duration_ms: float, profile: Profile, config: WorkloadConfig, seed: int
+) -> Workload:
+    """The workload of a kind for one seed: the same for every policy that is compared."""
+    # The seed of a workload is its own, not that of the noise: crc32 is stable over processes, hash() is not.
+    rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
+    times = arrival_times(kind, rate_rps, duration_ms, rng)
+    return make_workload(times, profile.models, profile.solo_latency_ms, config, rng, kind)

@@ -1,0 +1,109 @@
+"""Policies by the names that flags use: registered kinds, checkpoints, and Strait with a part of it switched off.
+
+``strait:no-interference`` is the policy ``strait`` under the switch ``no-interference``. Switches of the predictor change
+what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters (agents/data/tuned.json,
+written by agents.tune) apply unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.policy import Policy, kinds, make_policy
+from envs.state import Tables
+from traces.errors import InputError
+
+DATA = Path(__file__).resolve().parent / "data"
+TUNED = DATA / "tuned.json"
+CHECKPOINT = DATA / "default.safetensors"
+
+
+def _no_interference(tables: Tables) -> Tables:
+    """Every batch is expected to run as if it were alone, and nothing is learned."""
+    return _static(tables)._replace(prior=np.zeros_like(tables.prior))
+
+
+def _static(tables: Tables) -> Tables:
+    """The predictor stays at its offline prior: no adaptation of slowdowns."""
+    device = tables.device.copy()
+    device[:, 2] = 0.0
+    return tables._replace(device=device)
+
+
+def _no_transfer(tables: Tables) -> Tables:
+    """Copies and dispatch are expected to cost nothing."""
+    device = tables.device.copy()
+    device[:, 1] = 0.0
+    return tables._replace(device=device, h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
+
+
+TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {
+    "no-interference": _no_interference,
+    "static": _static,
+    "no-transfer": _no_transfer,
+}
+PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
+    "no-deferral": {"may_defer": False},
+    "no-priority": {"by_priority": False},
+    "no-risk": {"risk": 0},
+}
+SWITCHES = (*TABLE_SWITCHES, *PARAMETER_SWITCHES)
+ABLATIONS = tuple(f"strait:{switch}" for switch in SWITCHES)
+
+
+@cache
+def tuned(path: Path = TUNED) -> dict[str, dict[str, float]]:
+    """Tuned parameters by policy; empty where nothing was tuned.
+
+    Raises:
+        InputError: the file is not what agents.tune writes.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+        return {name: dict(entry["params"]) for name, entry in data["policies"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a file of tuned parameters ({error}); write it with agents.tune") from None
+
+
+def resolve(name: str, n: int = 1, use_tuned: bool = True, **params: Any) -> tuple[Policy, Callable[[Tables], Tables]]:
+    """A policy by name for n schedulers, and the change it makes to what the scheduler is told.
+
+    Args:
+        name: a registered kind, "ppo" (the checkpoint that ships), the path of a checkpoint, or "KIND:SWITCH".
+        n: number of schedulers.
+        use_tuned: whether tuned parameters replace the defaults.
+        params: overrides of parameters by name; these win.
+
+    Raises:
+        InputError: there is no such policy, switch or parameter.
+    """
+    if name == "ppo" or name.endswith(".safetensors"):
+        from agents.learned import load_policy
+
+        return load_policy(CHECKPOINT if name == "ppo" else Path(name), n), _same
+    kind, _, switch = name.partition(":")
+    if switch and switch not in SWITCHES:
+        raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
+    settings = dict(tuned().get(kind, {})) if use_tuned else {}
+    if switch in PARAMETER_SWITCHES:
+        known = {f.name for f in fields(kinds()[kind].params)} if kind in kinds() else set()
+        missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)
+        if kind in kinds() and missing:
+            raise InputError(f"policy {name!r}: {kind!r} has no parameter {missing[0]!r} to switch off")
+        settings |= PARAMETER_SWITCHES[switch]
+    policy = make_policy(kind, n, **(settings | params))
+    policy.name = name
+    return policy, TABLE_SWITCHES.get(switch, _same)
+
+
+def _same(tables: Tables) -> Tables:
+    return tables

@@ -1,0 +1,211 @@
+"""The environment for Gymnasium: one world, which is the batch of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.batch import Batch, world_seed
+from envs.config import EnvConfig, make_config
+from envs.observation import LIMIT
+from envs.options import with_options
+from envs.render import draw
+
+
+class DualPriorityEnv(gym.Env):
+    """Two-priority inference on one accelerator: what to run next, in which batch, and what to hold back.
+
+    ## Description
+    A server has one accelerator and several models. Requests arrive for a model with a priority (high or low) and a
+    deadline, and wait in one queue for each priority and model. Batches run side by side on K streams, where they slow each
+    other down: input copies share the link, executions share compute, memory bandwidth and cache. At each decision the agent
+    dispatches a batch on a free stream or defers. The slowdown is predicted by a model that learns online from the batches
+    that completed; the device itself follows measurements (see docs/explanation). After the setting of Zhao and Georgantas,
+    "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175); the design is our own.
+
+    ## Action Space
+    `Discrete(2 * M * B + 1)` for M models and B batch sizes:
+
+    | action | meaning |
+    |---|---|
+    | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
+    | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer_ms` |
+
+    A dispatch is valid when a stream is free and the queue holds as many requests. DEFER is always valid. An action that is
+    not valid counts as DEFER and is reported in `info["invalid_action"]`.
+
+    ## Observation Space
+    `Box(-4, 4, (2 * M * B * 16 + 16,), float32)`: 16 features for each dispatch, in the order of the actions, all 0 where it
+    is not valid; then 16 of the system. Free of units: times are divided by the request's relative deadline or by the mean
+    solo latency of the models, counts are logarithms or shares; everything is clipped to [-4, 4].
+
+    | | feature of a dispatch | | feature of the system |
+    |---|---|---|---|
+    | 0 | valid (1) | 0 | free streams, share of K |
+    | 1 | high priority | 1 | in flight, high, share of K |
+    | 2 | slack of the head at the predicted finish, share of its deadline | 2 | in flight, low |
+    | 3 | the same at the calibrated 90 % quantile | 3 | log(1 + queued), high |
+    | 4 | log of the predicted duration over the mean solo latency | 4 | log(1 + queued), low |
+    | 5 | batch size over the largest | 5 | log(1 + queued work), high |
+    | 6 | share of the batch predicted to be in time | 6 | log(1 + queued work), low |
+    | 7 | high-priority requests in flight it would make late, / 2 | 7 | offered work, high, over cores |
+    | 8 | low-priority ones, / 4 | 8 | offered work, low |
+    | 9 | delay added to high priority in flight, in mean solo latencies | 9 | time to the next predicted finish |
+    | 10 | the same for low priority | 10 | least slack in flight, high |
+    | 11 | time the head has waited, share of its deadline | 11 | least slack in flight, low |
+    | 12 | log(1 + requests left in the queue) | 12 | least slack queued, high |
+    | 13 | predicted slowdown - 1 | 13 | least slack queued, low |
+    | 14 | execution time per request over that of a batch of 1 | 14 | calibrated 90 % quantile |
+    | 15 | a larger batch is valid | 15 | cores over streams |
+
+    ## Rewards
+    At each decision minus the weights of the requests that ended badly since the last one: 5 for high and 1 for low priority
+    (`weights`), for each request that was late, dropped or refused. 0 is the best return. Decisions are not equally far
+    apart: discount by `info["dt_ms"]` where that matters.
+
+    ## Starting State
+    Time 0, empty queues, idle streams, and the interference predictor at its prior; the world has run to its first decision.
+    Load, burstiness, priority share, deadline factors and mix are drawn from the ranges of the settings.
+
+    ## Episode End
+    Terminates when every request has ended: met, late, or dropped (its queue was full, its deadline out of reach, or it
+    still waited `end_ms` after the last arrival). There is no truncation.
+
+    ## Arguments
+    `config` (an `envs.config.EnvConfig`), or its fields by name, `render_mode`. The id names the module that registers it,
+    which can be left out after `import envs.registration`:
+
+    >>> import gymnasium as gym
+    >>> env = gym.make("envs.registration:Strait/DualPriority-v0", load=0.9, streams=4)
+    >>> observation, info = env.reset(seed=1)
+    >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample(info["action_mask"].astype("int8")))
+
+    `reset(seed=..., options=...)` takes: "load" (number or pair, share of the measured capacity), "workload" (a
+    `traces.workload.Workload`, a file of one, "twin:NAME" or "trace:NAME"; replayed whole and as recorded unless a load is
+    given too; None: generated again) and "profile" (one with as many models and batch sizes). Options stay in force until
+    others are given. Without a seed the next episode follows from the last.
+
+    ## Info
+    | key | |
+    |---|---|
+    | `action_mask` | (A,) bool, valid actions; also `action_masks()` |
+    | `dt_ms` | time from the last decision to this |
+    | `time_ms` | time in the episode |
+    | `invalid_action` | bool, the last action was not valid |
+    | `outcomes` | (2, 6) int64, requests that ended, by priority and outcome (`envs.state.OUTCOMES`) |
+    | `seed` | of the episode as the worlds count them: the same in a batch of any size |
+
+    ## Vectorised Use
+    `gym.make_vec("envs.registration:Strait/DualPriority-v0", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one compiled
+    call, bit for bit the same as this one with seeds seed, seed + 1, ...; `envs.sb3.SB3VecEnv(256)` is that for
+    stable-baselines3 and sb3-contrib.
+
+    ## Variants
+    `-Overload` (load 1.1 to 1.6), `-Bursty` (bursts of 4 to 8 times the mean rate), `-Trace` (windows of arrivals like those
+    of a real trace), `-Tiny` (two models, two streams, 300 ms).
+
+    ## Version History
+    * v0: first version
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 10}
+
+    def __init__(self, config: EnvConfig | None = None, render_mode: str | None = None, **settings: Any) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode {render_mode!r}; one of {self.metadata['render_modes']} is wanted")
+        self.config = make_config(config, settings)
+        self.render_mode = render_mode
+        self.batch = Batch(self.config, 1, autoreset=False)
+        self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.batch.sim.obs_size,), np.float32)
+        self.action_space = spaces.Discrete(self.batch.sim.n_actions)
+        self._begun = False
+        self._actions = np.zeros(1, np.int64)
+        self._window: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode; see the class for ``options``."""
+        super().reset(seed=seed)
+        seeds = self.batch.next_seeds() if self._begun else None
+        if options:
+            self.batch = with_options(self.batch, options)
+        if seed is not None or seeds is None:
+            seeds = np.array([world_seed(int(self.np_random.integers(2**62)) if seed is None else seed)], np.uint64)
+        self.batch.reset(seeds)
+        self._begun = True
+        self.batch.out.dt[0] = 0.0
+        self.batch.out.invalid[0] = False
+        if self.render_mode == "human":
+            self.render()
+        return self.batch.obs[0].copy(), self._info()
+
+    def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One decision; see the class for what is returned."""
+        if not self._begun:
+            raise gym.error.ResetNeeded("call reset before step")
+        self._actions[0] = action
+        self.batch.step(self._actions)
+        if self.render_mode == "human":
+            self.render()
+        out = self.batch.out
+        return self.batch.obs[0].copy(), float(out.reward[0]), bool(out.done[0]), False, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        batch = self.batch
+        return {
+            "action_mask": batch.masks[0].copy(),
+            "dt_ms": float(batch.out.dt[0]),
+            "time_ms": float(batch.sim.state.env[0].now),
+            "invalid_action": bool(batch.out.invalid[0]),
+            "outcomes": batch.sim.state.count[0].copy(),
+            "seed": int(batch.seeds[0]),
+        }
+
+    def action_masks(self) -> np.ndarray:
+        """(A,) bool: valid actions now, as sb3-contrib asks for them."""
+        return self.batch.masks[0].copy()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The world, mid-episode, as arrays; ``np.savez(path, **env.state_dict())`` keeps it without pickles."""
+        return self.batch.state_dict()
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from ``state_dict``; raises InputError for another world."""
+        self.batch.load_state_dict(arrays)
+        self._begun = True
+
+    def render(self) -> np.ndarray | None:
+        """With "rgb_array" the picture, (height, 720, 3) uint8; with "human" it is shown by matplotlib."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode; give render_mode='rgb_array' to gym.make")
+            return None
+        picture = draw(self.batch.sim.state, self.batch.profile.models)
+        if self.render_mode == "rgb_array":
+            return picture
+        self._show(picture)
+        return None
+
+    def _show(self, picture: np.ndarray) -> None:
+        from matplotlib import pyplot
+
+        if self._window is None:
+            figure = pyplot.figure("Strait", figsize=(picture.shape[1] / 100, picture.shape[0] / 100), dpi=100)
+            axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+            axes.axis("off")
+            self._window = axes.imshow(picture)
+        self._window.set_data(picture)
+        canvas = self._window.figure.canvas
+        canvas.draw_idle()
+        canvas.flush_events()
+
+    def close(self) -> None:
+        """Close the window, if any."""
+        if self._window is not None:
+            from matplotlib import pyplot
+
+            pyplot.close(self._window.figure)
+            self._window = None

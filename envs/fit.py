@@ -1,0 +1,267 @@
+"""From measurements to a profile: ``python -m envs.fit MEASUREMENTS --out PROFILE.json``.
+
+Fits two things apart. The truth of the simulator: log slowdown by number of executing batches and by pair of (model, batch
+size), with a ridge that pulls pairs to what their demands explain, so that the work done over a batch's pieces,
+``sum dt / slowdown``, equals its solo time; its residuals are kept as the noise. The prior of the scheduler's online
+predictor: the linear form of envs.predictor on the same pieces.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from jsonargparse import ArgumentParser
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
+
+from envs.predictor import MAX_SLOWDOWN, features
+from envs.profile import Profile
+from envs.segments import Segments, cut
+from envs.state import N_DEMAND, N_FEATURES
+from traces.errors import InputError
+from traces.measurements import Measurements
+
+MEMORY = 500  # batches that the online predictor's prior is worth
+RESIDUALS = 512
+
+
+def demands(measurements: Measurements, solo_ms: np.ndarray) -> np.ndarray:
+    """Demand of each (model, batch size) on the device, as fractions of it: (M, B, 3).
+
+    Compute: achieved over peak FLOP/s. Memory: bytes of weights and activations moved over time and peak bandwidth. Cache:
+    the same bytes against 4 MiB, squashed to (0, 1), since the cache shared by all is not known to the profiler.
+
+    Args:
+        measurements: the campaign. solo_ms: (M, B) solo execution time.
+    """
+    device = measurements.machine.device
+    out = np.empty((*solo_ms.shape, N_DEMAND))
+    for i, model in enumerate(measurements.machine.models):
+        for j, size in enumerate(measurements.machine.batch_sizes):
+            seconds = solo_ms[i, j] / 1e3
+            moved = model.weight_bytes + size * model.activation_bytes_per_item
+            out[i, j, 0] = size * model.flops_per_item / seconds / (device.peak_gflops * 1e9)
+            out[i, j, 1] = moved / seconds / (device.peak_gbps * 1e9)
+            out[i, j, 2] = moved / (moved + 4 * 2**20)
+    return np.clip(out, 0.0, 1.5)
+
+
+def solo_arrays(measurements: Measurements) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median solo copy-in, execution and copy-back times (M, B) in ms.
+
+    Raises:
+        InputError: a model and batch size that machine.json lists was never run solo.
+    """
+    machine = measurements.machine
+    table = measurements.solo_table().set_index(["model", "batch_size"])
+    shape = (len(machine.models), len(machine.batch_sizes))
+    arrays = {c: np.empty(shape) for c in ("h2d_ms", "exec_ms", "d2h_ms")}
+    for i, model in enumerate(machine.models):
+        for j, size in enumerate(machine.batch_sizes):
+            if (model.name, size) not in table.index:
+                raise InputError(
+                    f"measurements: model {model.name!r} at batch size {size} has no solo run; profile it again"
+                )
+            for column, array in arrays.items():
+                array[i, j] = float(table[column][(model.name, size)])
+    return arrays["h2d_ms"], arrays["exec_ms"], arrays["d2h_ms"]
+
+
+def fit_truth(
+    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, streams: int, ridge: float = 0.02
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slowdown by number of executing batches and by pair.
+
+    Args:
+        segments: measured pieces. solo_ms: (M, B). demand: (M, B, 3). streams: K.
+        ridge: weight of the penalty that pulls pair terms to zero beyond what demands explain.
+
+    Returns:
+        count (K + 1,), pair (M*B, M*B) in logs, residual (N,): log of measured over fitted execution time.
+    """
+    mbs = solo_ms.size
+    n_sizes = solo_ms.shape[1]
+    n_models = mbs // n_sizes
+    flat = demand.reshape(mbs, -1)
+    # Columns: count terms for n = 2..K, products of demands, pairs of models, batch-size corrections on both sides.
+    n_demand = flat.shape[1] ** 2
+    at_demand = streams - 1
+    at_pair = at_demand + n_demand
+    at_row = at_pair + n_models * n_models
+    at_col = at_row + mbs
+    columns = at_col + mbs
+    rows, cols, vals = [], [], []
+    s = len(segments.dt_ms)
+    own = segments.mb[segments.batch]
+    for n in range(2, streams + 1):
+        at = np.flatnonzero(np.minimum(segments.n, streams) == n)
+        rows.append(at)
+        cols.append(np.full(len(at), n - 2))
+        vals.append(np.ones(len(at)))
+    for slot in range(segments.others.shape[1]):
+        at = np.flatnonzero(segments.others[:, slot] >= 0)
+        them = segments.mb[segments.others[at, slot]]
+        mine = own[at]
+        products = (flat[mine][:, :, None] * flat[them][:, None, :]).reshape(len(at), -1)
+        for d in range(n_demand):
+            rows.append(at)
+            cols.append(np.full(len(at), at_demand + d))
+            vals.append(products[:, d])
+        for offset, index in (
+            (at_pair, (mine // n_sizes) * n_models + them // n_sizes),
+            (at_row, mine),
+            (at_col, them),
+        ):
+            rows.append(at)
+            cols.append(offset + index)
+            vals.append(np.ones(len(at)))
+    x = csr_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(s, columns))
+    n_batches = len(segments.mb)
+    gather = csr_matrix((np.ones(s), (segments.batch, np.arange(s))), shape=(n_batches, s))
+    log_solo = np.log(solo_ms.ravel()[segments.mb])
+    penalty = np.full(columns, ridge)
+    penalty[:at_demand] = 1e-6
+    penalty[at_demand:at_pair] = ridge / 10
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        piece = segments.dt_ms * np.exp(-(x @ theta))
+        work = np.maximum(gather @ piece, 1e-9)
+        error = np.log(work) - log_solo
+        # Huber: stragglers are noise, not interference.
+        weight = np.clip(error, -0.15, 0.15)
+        value = float(np.sum(np.where(np.abs(error) < 0.15, error**2 / 2, 0.15 * (np.abs(error) - 0.075))))
+        slope = -(x.T @ (piece * (gather.T @ (weight / work))))
+        scale = n_batches / 100.0
+        return value + scale * float(penalty @ theta**2) / 2, slope + scale * penalty * theta
+
+    start = np.zeros(columns)
+    theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    work = gather @ (segments.dt_ms * np.exp(-(x @ theta)))
+    residual = np.log(work) - log_solo
+    count = np.ones(streams + 1)
+    count[2:] = np.exp(theta[:at_demand])
+    m = np.arange(mbs)
+    pair = (flat[:, None, :, None] * flat[None, :, None, :]).reshape(mbs, mbs, -1) @ theta[at_demand:at_pair]
+    pair += theta[at_pair:at_row].reshape(n_models, n_models)[np.ix_(m // n_sizes, m // n_sizes)]
+    pair += theta[at_row:at_col][:, None] + theta[at_col:][None, :]
+    return count, pair, residual
+
+
+def piece_features(segments: Segments, demand: np.ndarray, cores: float) -> np.ndarray:
+    """Features of envs.predictor for each piece: (S, F)."""
+    flat = demand.reshape(-1, demand.shape[-1])
+    own = flat[segments.mb[segments.batch]]
+    others = np.where((segments.others >= 0)[:, :, None], flat[segments.mb[np.maximum(segments.others, 0)]], 0.0).sum(
+        axis=1
+    )
+    out = np.empty((len(own), N_FEATURES))
+    for i in range(len(own)):
+        features(float(segments.n[i]), cores, *own[i], *others[i], out[i])
+    return out
+
+
+def fit_prior(
+    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, cores: float, ridge: float = 1e-3, rounds: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the linear slowdown and the covariance of the online predictor's start: (F,), (F, F).
+
+    The total slowdown of a batch is linear in the mean of its pieces' features weighted by the work done in each, which
+    itself depends on the slowdown; a few rounds of reweighting settle that.
+    """
+    x = piece_features(segments, demand, cores)
+    n = len(segments.mb)
+    solo = solo_ms.ravel()[segments.mb]
+    y = np.minimum(segments.exec_ms / solo, MAX_SLOWDOWN) - 1.0
+    weights = np.zeros(N_FEATURES)
+    mean = np.zeros((n, N_FEATURES))
+    for _ in range(rounds):
+        slow = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
+        work = segments.dt_ms / slow
+        total = np.bincount(segments.batch, work, n)
+        for f in range(N_FEATURES):
+            mean[:, f] = np.bincount(segments.batch, work * x[:, f], n) / np.maximum(total, 1e-9)
+        gram = mean.T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01
+        weights = np.linalg.solve(gram, mean.T @ y)
+        for _ in range(3):  # Huber reweighting
+            error = y - mean @ weights
+            h = np.minimum(1.0, 0.3 / np.maximum(np.abs(error), 1e-9))[:, None]
+            weights = np.linalg.solve((mean * h).T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01, (mean * h).T @ y)
+    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_FEATURES)) * MEMORY)
+    return weights, cov
+
+
+def fit(measurements: Measurements, name: str) -> Profile:
+    """A profile from a campaign.
+
+    Args:
+        measurements: solo runs of every model at every batch size, and co-location runs.
+        name: name of the profile.
+    """
+    machine = measurements.machine
+    h2d, solo, d2h = solo_arrays(measurements)
+    demand = demands(measurements, solo)
+    cores = float(machine.device.cores) if machine.device.kind == "cpu" else 0.0
+    segments = cut(measurements)
+    count, pair, residual = fit_truth(segments, solo, demand, machine.streams)
+    prior, prior_cov = fit_prior(segments, solo, demand, cores)
+    frame = measurements.batches
+    centred = residual - np.median(residual)
+    grid = (np.arange(RESIDUALS) + 0.5) / RESIDUALS
+    return Profile(
+        name=name,
+        models=tuple(m.name for m in machine.models),
+        batch_sizes=machine.batch_sizes,
+        cores=cores,
+        solo_ms=solo,
+        h2d_ms=h2d,
+        d2h_ms=d2h,
+        demand=demand,
+        prior=prior,
+        prior_cov=prior_cov,
+        count=count,
+        pair=pair,
+        residual=np.quantile(np.clip(centred, -1.0, 2.0), grid),
+        dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
+        source=f"{machine.device.name}, {machine.device.cores} cores, {machine.created}; "
+        f"{len(frame)} batches: {machine.command}",
+    )
+
+
+@dataclass
+class FitConfig:
+    """What to fit.
+
+    Attributes:
+        measurements: folder written by serving.profiler or by serve.py --record.
+        out: profile to write (JSON).
+        name: name of the profile; by default that of the output file.
+    """
+
+    measurements: str
+    out: str
+    name: str | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(prog="python -m envs.fit", description=__doc__.split("\n\n")[0])
+    parser.add_class_arguments(FitConfig, as_group=False)
+    config = FitConfig(**parser.parse_args(argv).as_dict())
+    try:
+        from pathlib import Path
+
+        profile = fit(Measurements.load(config.measurements), config.name or Path(config.out).stem)
+        profile.save(config.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{config.out}: {len(profile.models)} models, slowdown by count {np.round(profile.count[1:], 2).tolist()}")
+    print(f"  residual p5/p50/p95 {np.round(np.quantile(profile.residual, [0.05, 0.5, 0.95]), 3).tolist()}")
+    print(f"  prior {np.round(profile.prior, 3).tolist()}, dispatch {profile.dispatch_ms:.3f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

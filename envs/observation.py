@@ -1,0 +1,166 @@
+"""The observation: for each candidate its features, then a summary of the system. One layout for training and serving.
+
+All entries are free of units and bounded by [-LIMIT, LIMIT]; times are divided by the request's own relative deadline or by
+the device's time scale (mean solo latency), counts by the number of streams or on a log scale. Rows of candidates that are
+not valid are zero; the first entry of a row says whether it is valid.
+"""
+
+from __future__ import annotations
+
+import math
+
+from envs.jit import njit
+from envs.outlook import consider, late_heads, look
+from envs.scheduler import RATE_WINDOW_MS, head_deadline
+from envs.state import HIGH
+
+SCHEMA = "strait-observation/1"
+LIMIT = 4.0
+
+CANDIDATE_FEATURES = (
+    "valid",
+    "high_priority",
+    "slack",  # of the head at the predicted finish, share of its relative deadline
+    "slack_p90",  # the same at the calibrated 90 % quantile
+    "duration",  # log of predicted duration over the time scale
+    "size",  # batch size over the largest
+    "met_share",  # share of the batch predicted to meet its deadline
+    "late_high",  # requests in flight that it would make late
+    "late_low",
+    "delay_high",  # delay added to batches in flight
+    "delay_low",
+    "waited",  # of the head, share of its relative deadline
+    "left_in_queue",
+    "slowdown",  # predicted, minus 1
+    "batch_gain",  # time per request over that of batch size 1
+    "larger_fits",  # 1 if a larger batch size is valid
+)
+SUMMARY_FEATURES = (
+    "free_streams",
+    "in_flight_high",
+    "in_flight_low",
+    "queued_high",
+    "queued_low",
+    "queued_work_high",
+    "queued_work_low",
+    "rate_high",
+    "rate_low",
+    "next_finish",
+    "slack_in_flight_high",
+    "slack_in_flight_low",
+    "slack_queued_high",
+    "slack_queued_low",
+    "scale_p90",
+    "cores",
+)
+N_CANDIDATE = len(CANDIDATE_FEATURES)
+N_SUMMARY = len(SUMMARY_FEATURES)
+
+
+def observation_size(n_candidates: int) -> int:
+    """Length of the observation for a number of candidates (actions without DEFER)."""
+    return n_candidates * N_CANDIDATE + N_SUMMARY
+
+
+@njit
+def _clip(x):
+    return min(max(x, -LIMIT), LIMIT)
+
+
+@njit
+def _summary(st, tb, e, first, out, at):
+    g = e % tb.solo.shape[0]
+    env = st.env[e]
+    unit = tb.device[g, 4]
+    n_streams = st.stream.shape[1]
+    fly_high = 0
+    fly_low = 0
+    slack_high = LIMIT * unit
+    slack_low = LIMIT * unit
+    for k in range(n_streams):
+        s = st.stream[e, k]
+        if s.busy == 0:
+            continue
+        if s.priority == HIGH:
+            fly_high += 1
+            slack_high = min(slack_high, s.deadline - s.finish)
+        else:
+            fly_low += 1
+            slack_low = min(slack_low, s.deadline - s.finish)
+    i = at
+    out[i] = env.n_free / n_streams
+    out[i + 1] = fly_high / n_streams
+    out[i + 2] = fly_low / n_streams
+    for p in range(2):
+        queued = 0
+        work = 0.0
+        slack = LIMIT * unit
+        for m in range(st.queue.shape[2]):
+            length = st.queue[e, p, m].length
+            if length > 0:
+                queued += length
+                work += length * tb.solo[g, m, 0]
+                slack = min(slack, head_deadline(st, e, p, m) - env.now - tb.solo[g, m, 0])
+        out[i + 3 + p] = _clip(math.log1p(queued))
+        out[i + 5 + p] = _clip(math.log1p(work / unit))
+        out[i + 12 + p] = _clip(slack / unit)
+    cores = tb.device[g, 0]
+    slots = cores if cores > 0.0 else float(n_streams)
+    decay = math.exp(-(env.now - env.rate_time) / RATE_WINDOW_MS)
+    out[i + 7] = _clip(env.rate_high * decay / slots)
+    out[i + 8] = _clip(env.rate_low * decay / slots)
+    out[i + 9] = _clip(first / unit)
+    out[i + 10] = _clip(slack_high / unit)
+    out[i + 11] = _clip(slack_low / unit)
+    out[i + 14] = _clip(st.scale[e, fly_high + fly_low, 1])
+    out[i + 15] = slots / n_streams
+
+
+@njit
+def observe(st, tb, e, out):
+    """Write the observation of scheduler e into ``out`` (observation_size,) float32."""
+    g = e % tb.solo.shape[0]
+    env = st.env[e]
+    now = env.now
+    unit = tb.device[g, 4]
+    n_models = st.queue.shape[2]
+    n_sizes = tb.size.shape[0]
+    n_streams = st.stream.shape[1]
+    largest = tb.size[n_sizes - 1]
+    out[:] = 0.0
+    first = look(st, tb, e)
+    _summary(st, tb, e, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
+    if env.n_free == 0 or env.n_queued == 0:
+        return
+    n_co = n_streams - env.n_free
+    scale = st.scale[e, n_co, 1]
+    for p in range(2):
+        for m in range(n_models):
+            length = st.queue[e, p, m].length
+            if length == 0:
+                continue
+            head = st.entry[e, p, m, st.queue[e, p, m].head]
+            span = max(head.deadline - head.arrival, 1e-3)
+            for b in range(n_sizes):
+                n = tb.size[b]
+                if n > length:
+                    break
+                duration, late_high, late_low, delay_high, delay_low = consider(st, tb, e, m, b, 1.0)
+                i = ((p * n_models + m) * n_sizes + b) * N_CANDIDATE
+                out[i] = 1.0
+                out[i + 1] = 1.0 - p
+                out[i + 2] = _clip((head.deadline - now - duration) / span)
+                out[i + 3] = _clip((head.deadline - now - duration * scale) / span)
+                out[i + 4] = _clip(math.log(max(duration / unit, 1e-3)))
+                out[i + 5] = n / largest
+                out[i + 6] = 1.0 - late_heads(st, e, p, m, n, now + duration) / n
+                out[i + 7] = _clip(late_high / 2.0)
+                out[i + 8] = _clip(late_low / 4.0)
+                out[i + 9] = _clip(delay_high / unit)
+                out[i + 10] = _clip(delay_low / unit)
+                out[i + 11] = _clip((now - head.arrival) / span)
+                out[i + 12] = _clip(math.log1p(length - n))
+                out[i + 13] = _clip((duration - tb.h2d[g, m, b] - tb.d2h[g, m, b]) / tb.solo[g, m, b] - 1.0)
+                out[i + 14] = tb.solo[g, m, b] / (n * tb.solo[g, m, 0])
+                larger = b + 1 < n_sizes and tb.size[min(b + 1, n_sizes - 1)] <= length
+                out[i + 15] = 1.0 if larger else 0.0

@@ -1,0 +1,238 @@
+"""A profile: what is known of the models and the device, as arrays. Built from measurements by ``envs.fit``.
+
+It holds two things that are kept apart on purpose: what the scheduler is told (solo latencies, demands, the prior of its
+predictor: ``tables``) and what the simulated device does (``truth``: count and pair slowdowns, residuals).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from envs.state import N_DEMAND, N_FEATURES, Tables
+from envs.world import Truth
+from traces.errors import InputError
+
+SCHEMA = "strait-profile/1"
+DATA = Path(__file__).resolve().parent / "data"
+_ARRAYS = ("solo_ms", "h2d_ms", "d2h_ms", "demand", "prior", "prior_cov", "count", "pair", "residual")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Models and device as arrays: M models, B batch sizes, K streams. Times in ms.
+
+    Attributes:
+        name: what it was measured on.
+        models: names. batch_sizes: ascending.
+        cores: batches that run side by side without time slicing; 0 where the device has no such number (a GPU).
+        solo_ms: (M, B) execution alone. h2d_ms: (M, B) copy in. d2h_ms: (M, B) copy back.
+        demand: (M, B, 3) compute, memory bandwidth and cache as fractions of the device.
+        prior: (F,) predictor weights fitted offline. prior_cov: (F, F) their covariance.
+        count: (K_max + 1,) slowdown by number of executing batches. pair: (M*B, M*B) log slowdown by co-runner.
+        residual: (R,) measured log residuals.
+        dispatch_ms: cost of a dispatch before its copy begins.
+        straggler: probability and factor of a straggler.
+        source: where the numbers come from.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    cores: float
+    solo_ms: np.ndarray
+    h2d_ms: np.ndarray
+    d2h_ms: np.ndarray
+    demand: np.ndarray
+    prior: np.ndarray
+    prior_cov: np.ndarray
+    count: np.ndarray
+    pair: np.ndarray
+    residual: np.ndarray
+    dispatch_ms: float = 0.1
+    straggler: tuple[float, float] = (0.0, 1.0)
+    source: str = ""
+    forgetting: float = 0.998
+    quantile_rate: float = 0.02
+    extra: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m, b = len(self.models), len(self.batch_sizes)
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            raise InputError(
+                f"profile {self.name!r}: batch sizes {list(self.batch_sizes)} must be ascending, without repeats"
+            )
+        shapes = {
+            "solo_ms": (m, b),
+            "h2d_ms": (m, b),
+            "d2h_ms": (m, b),
+            "demand": (m, b, N_DEMAND),
+            "prior": (N_FEATURES,),
+            "prior_cov": (N_FEATURES, N_FEATURES),
+            "pair": (m * b, m * b),
+        }
+        for key, shape in shapes.items():
+            got = np.shape(getattr(self, key))
+            if got != shape:
+                raise InputError(f"profile {self.name!r}: field {key!r} has shape {got}, expected {shape}")
+        for key in _ARRAYS:
+            if not np.all(np.isfinite(getattr(self, key))):
+                raise InputError(f"profile {self.name!r}: field {key!r} has a value that is not finite")
+        if not np.all(self.solo_ms > 0):
+            raise InputError(f"profile {self.name!r}: solo latencies must be above 0 ms")
+
+    @property
+    def unit_ms(self) -> float:
+        """Time scale of the observation: mean solo latency at batch size 1, in ms."""
+        return float(np.mean(self.solo_latency_ms))
+
+    @property
+    def solo_latency_ms(self) -> np.ndarray:
+        """(M,) copies and execution of one request alone on the device, in ms."""
+        return self.h2d_ms[:, 0] + self.solo_ms[:, 0] + self.d2h_ms[:, 0]
+
+    def index(self, model: str) -> int:
+        """Index of a model by name. Raises InputError when the profile lacks it."""
+        if model not in self.models:
+            raise InputError(f"profile {self.name!r} lacks model {model!r}; it has {', '.join(self.models)}")
+        return self.models.index(model)
+
+    def select(self, models: tuple[str, ...] | list[str]) -> Profile:
+        """The profile of some of its models, in the order given."""
+        at = np.array([self.index(m) for m in models])
+        b = len(self.batch_sizes)
+        flat = (at[:, None] * b + np.arange(b)).ravel()
+        return replace(
+            self,
+            models=tuple(models),
+            solo_ms=self.solo_ms[at],
+            h2d_ms=self.h2d_ms[at],
+            d2h_ms=self.d2h_ms[at],
+            demand=self.demand[at],
+            pair=self.pair[np.ix_(flat, flat)],
+        )
+
+    def tables(self) -> Tables:
+        """What the scheduler is told."""
+        device = np.array([[self.cores, self.dispatch_ms, self.forgetting, self.quantile_rate, self.unit_ms]])
+        return Tables(
+            size=np.array(self.batch_sizes, np.int32),
+            solo=self.solo_ms[None].copy(),
+            h2d=self.h2d_ms[None].copy(),
+            d2h=self.d2h_ms[None].copy(),
+            demand=self.demand[None].copy(),
+            device=device,
+            prior=self.prior[None].copy(),
+            prior_cov=self.prior_cov[None].copy(),
+        )
+
+    def truth(self, n_streams: int, weights: tuple[float, float] = (5.0, 1.0), noise: bool = True) -> Truth:
+        """What the simulated device does.
+
+        Args:
+            n_streams: number of streams K.
+            weights: what a violation of high and of low priority costs in the reward.
+            noise: whether to draw residuals and stragglers.
+        """
+        count = np.ones(n_streams + 1)
+        have = len(self.count)
+        for n in range(1, n_streams + 1):
+            # Beyond what was measured the last step of the slowdown goes on.
+            count[n] = self.count[n] if n < have else count[n - 1] + (self.count[-1] - self.count[-2])
+        p, x = self.straggler if noise else (0.0, 1.0)
+        return Truth(
+            solo=self.solo_ms[None].copy(),
+            h2d=self.h2d_ms[None].copy(),
+            d2h=self.d2h_ms[None].copy(),
+            count=count[None],
+            pair=np.exp(self.pair)[None],
+            residual=np.exp(self.residual if noise else np.zeros(1))[None],
+            device=np.array([[self.dispatch_ms, p, x, 0.0, 1.0, weights[0], weights[1]]]),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        data = asdict(self) | {"schema": SCHEMA}
+        for key in _ARRAYS:
+            data[key] = np.round(np.asarray(data[key]), 6).tolist()
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(data))
+        os.replace(temporary, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Profile:
+        """Read a profile: a path to a JSON file, or the name of one that ships with the project.
+
+        Raises:
+            InputError: no such file, not JSON, another schema, or a field that is missing or malformed.
+        """
+        path = Path(path)
+        if not path.is_file() and path.suffix == "" and (DATA / f"{path}.json").is_file():
+            path = DATA / f"{path}.json"
+        if not path.is_file():
+            shipped = sorted(p.stem for p in DATA.glob("*.json"))
+            raise InputError(f"{path}: no such profile; give a JSON file or one of {', '.join(shipped)}")
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error})") from None
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise InputError(f"{path}: field 'schema' must be {SCHEMA!r}; was this file written by envs.fit?")
+        data.pop("schema")
+        try:
+            for key in _ARRAYS:
+                data[key] = np.asarray(data[key], float)
+            data["models"] = tuple(data["models"])
+            data["batch_sizes"] = tuple(data["batch_sizes"])
+            data["straggler"] = tuple(data["straggler"])
+            return Profile(**data)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path}: malformed or missing field ({error})") from None
+
+
+def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> Profile:
+    """A made-up but plausible profile, for tests and for domain randomisation; not a measurement.
+
+    Solo latencies are log-uniform from 2 to 15 ms, batching saves up to 60 % a request, slowdowns grow with the demands.
+    """
+    r = np.random.default_rng(seed)
+    sizes = (1, 2, 4, 8)
+    base = np.exp(r.uniform(np.log(2.0), np.log(15.0), n_models))
+    fixed = r.uniform(0.05, 0.6, n_models)
+    n = np.array(sizes)
+    solo = base[:, None] * (fixed[:, None] + (1 - fixed[:, None]) * n)
+    demand = np.empty((n_models, len(sizes), N_DEMAND))
+    demand[:, :, 0] = r.uniform(0.1, 0.6, (n_models, 1)) * (1 - 0.3 / n)
+    demand[:, :, 1] = r.uniform(0.05, 0.5, (n_models, 1)) * (0.6 + 0.4 / n)
+    demand[:, :, 2] = np.clip(r.uniform(0.1, 0.8, (n_models, 1)) * n**0.2, 0, 1)
+    flat = demand.reshape(-1, N_DEMAND)
+    pair = 0.15 * flat[:, 1:2] * flat[:, 1][None] + 0.1 * flat[:, 2:3] * flat[:, 2][None]
+    pair *= np.exp(0.3 * r.standard_normal(pair.shape))
+    count = np.maximum(np.arange(9) / cores, 1.0) if cores else np.ones(9)
+    prior = np.zeros(N_FEATURES)
+    prior[0] = 1.0
+    prior[3], prior[5] = 0.15, 0.1
+    return Profile(
+        name=f"synthetic-{seed}",
+        models=tuple(f"model{i}" for i in range(n_models)),
+        batch_sizes=sizes,
+        cores=cores,
+        solo_ms=solo,
+        h2d_ms=0.02 + 0.05 * np.ones((n_models, 1)) * n,
+        d2h_ms=0.02 + 0.005 * np.ones((n_models, 1)) * n,
+        demand=demand,
+        prior=prior,
+        prior_cov=0.1 * np.eye(N_FEATURES),
+        count=count,
+        pair=pair,
+        residual=0.05 * r.standard_normal(256),
+        source="made up by envs.profile.synthetic_profile",
+    )

@@ -1,0 +1,142 @@
+"""The same worlds as a stable-baselines3 ``VecEnv``: views of the batch's arrays, nothing copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from envs.vector import DualPriorityVectorEnv
+
+
+class SB3VecEnv(VecEnv):
+    """A ``DualPriorityVectorEnv`` as stable-baselines3 and sb3-contrib want it.
+
+    Observations and dones alternate between two buffers, so what ``step`` returned is valid until the step after next;
+    rewards, ``dt`` and ``masks`` are valid until the next step. ``infos`` is one list of empty dictionaries that is returned
+    again and again; a world whose episode ended has, for that step only, "terminal_observation", "episode" {"r", "l", "t"}
+    (return, decisions, ms), "violation_high", "violation_low" (rates; left out where the episode had no such request),
+    "outcomes" (2, 6) and "TimeLimit.truncated" False.
+
+    Args:
+        env: vector environment, or the number of worlds of one to make with ``settings``.
+        **settings: of ``DualPriorityVectorEnv``.
+    """
+
+    def __init__(self, env: DualPriorityVectorEnv | int, **settings: Any) -> None:
+        self.env = DualPriorityVectorEnv(env, copy=False, **settings) if isinstance(env, int) else env
+        super().__init__(self.env.num_envs, self.env.single_observation_space, self.env.single_action_space)
+        self._empty: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._infos = list(self._empty)
+        self._told: np.ndarray = np.zeros(0, np.int64)
+        self._dones = [np.zeros(self.num_envs, bool) for _ in range(2)]
+        self._actions: np.ndarray = np.zeros(self.num_envs, np.int64)
+
+    @property
+    def render_mode(self) -> str | None:  # type: ignore[override]
+        """Render mode of the environment below."""
+        return self.env.render_mode
+
+    @render_mode.setter
+    def render_mode(self, value: str | None) -> None:
+        self.env.render_mode = value
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, A) bool: valid actions now; a view."""
+        return self.env.batch.masks
+
+    @property
+    def dt(self) -> np.ndarray:
+        """(N,) ms that passed in the last step, for a discount by time; a view."""
+        return self.env.batch.out.dt
+
+    def action_masks(self) -> np.ndarray:
+        """(N, A) bool: valid actions now; a view."""
+        return self.env.batch.masks
+
+    def reset(self) -> np.ndarray:
+        """Begin an episode in every world; seeds are those of ``seed()``, else each world goes on to its next."""
+        seeds = list(self._seeds) if any(s is not None for s in self._seeds) else None
+        options = self._options[0] if self._options and self._options[0] else None
+        self.env.reset(seed=seeds, options=options)
+        self._reset_seeds()
+        self._reset_options()
+        return self.env.batch.obs
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Note the actions (N,)."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
+        """Observations (N, O), rewards (N,), dones (N,), infos."""
+        batch = self.env.batch
+        batch.step(self._actions)
+        out = batch.out
+        dones = self._dones[0]
+        self._dones.reverse()
+        np.copyto(dones, out.done)
+        for i in self._told:
+            self._infos[i] = self._empty[i]
+        self._told = np.flatnonzero(dones)
+        if len(self._told):
+            self._tell(self._told)
+        return batch.obs, out.reward, dones, self._infos
+
+    def _tell(self, ended: np.ndarray) -> None:
+        out = self.env.batch.out
+        rates, totals = self.env.batch.violations(ended)
+        for row, i in enumerate(ended):
+            info: dict[str, Any] = {
+                "terminal_observation": out.final_obs[i].copy(),
+                "TimeLimit.truncated": False,
+                "episode": {
+                    "r": float(out.final_ret[i]),
+                    "l": int(out.final_steps[i]),
+                    "t": float(out.final_ms[i]),
+                },
+                "outcomes": out.final_count[i].copy(),
+            }
+            for p, name in enumerate(("violation_high", "violation_low")):
+                if totals[row, p]:
+                    info[name] = float(rates[row, p])
+            self._infos[i] = info
+
+    def close(self) -> None:
+        """Close the environment below."""
+        self.env.close()
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether ``get_attr`` finds it; does not build the list, as sb3-contrib asks before every step."""
+        return hasattr(self, attr_name) or hasattr(self.env, attr_name)
+
+    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+        """The attribute of the batch, once for each world asked for."""
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+        """Set an attribute of the batch; it has one for all worlds."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(  # type: ignore[override]
+        self, method_name: str, *method_args: Any, indices: None | int | Iterable[int] = None, **method_kwargs: Any
+    ) -> Any:
+        """Call a method of the batch; "action_masks" gives the whole array (N, A), one row a world."""
+        if method_name == "action_masks":
+            return self.masks if indices is None else self.masks[list(self._get_indices(indices))]
+        value = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [value for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: None | int | Iterable[int] = None
+    ) -> list[bool]:
+        """No wrapper is around a single world."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Pictures of the worlds."""
+        return self.env.render() or []

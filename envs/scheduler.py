@@ -1,0 +1,291 @@
+"""Operations on the scheduling state, one per thing that can happen. Simulator and live engine call the same ones.
+
+Each takes the state, the tables and the index e of the scheduler. Requests that end go to ``state.ended``, where the
+caller (simulator or engine) collects them; a request enters that list exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from envs.jit import njit
+from envs.outlook import foresee, forget_outlook, place
+from envs.predictor import FINISH, STREAM, advance, learn
+from envs.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES
+
+RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
+
+
+@njit
+def clear(st, tb, e):
+    """Empty scheduler e: no queues, no batches, time 0, the predictor back at its prior."""
+    g = e % tb.solo.shape[0]
+    env = st.env[e]
+    env.now = 0.0
+    env.wake = np.inf
+    env.rate_high = 0.0
+    env.rate_low = 0.0
+    env.rate_time = 0.0
+    env.next_batch = 0
+    env.n_free = st.stream.shape[1]
+    env.n_queued = 0
+    env.n_ended = 0
+    env.deferred = 0
+    forget_outlook(st, e)
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            st.queue[e, p, m].head = 0
+            st.queue[e, p, m].length = 0
+    for k in range(st.stream.shape[1]):
+        st.stream[e, k].busy = 0
+    st.count[e] = 0
+    for f in range(N_FEATURES):
+        st.weight[e, f] = tb.prior[g, f]
+        for h in range(N_FEATURES):
+            st.cov[e, f, h] = tb.prior_cov[g, f, h]
+    st.bias[e] = 0.0
+    st.scale[e] = 1.0
+
+
+@njit
+def _end(st, e, id_, arrival, priority, model, batch, outcome):
+    env = st.env[e]
+    r = st.ended[e, env.n_ended]
+    r.id = id_
+    r.arrival = arrival
+    r.outcome = outcome
+    r.priority = priority
+    r.model = model
+    r.batch = batch
+    env.n_ended += 1
+    st.count[e, priority, outcome] += 1
+
+
+@njit
+def head_deadline(st, e, p, m):
+    """Absolute deadline of the first request of queue (p, m); the queue must not be empty."""
+    return st.entry[e, p, m, st.queue[e, p, m].head].deadline
+
+
+@njit
+def enqueue(st, tb, e, t, p, m, id_, deadline):
+    """A request arrives at time t with an absolute deadline. Returns False, and drops it, when its queue is full."""
+    g = e % tb.solo.shape[0]
+    env = st.env[e]
+    decay = math.exp(-(t - env.rate_time) / RATE_WINDOW_MS)
+    env.rate_time = t
+    env.rate_high *= decay
+    env.rate_low *= decay
+    offered = tb.solo[g, m, 0] / RATE_WINDOW_MS
+    if p == HIGH:
+        env.rate_high += offered
+    else:
+        env.rate_low += offered
+    q = st.queue[e, p, m]
+    if q.length >= st.entry.shape[3]:
+        _end(st, e, id_, t, p, m, -1, DROPPED)
+        return False
+    r = st.entry[e, p, m, place(st, e, p, m, q.length)]
+    r.id = id_
+    r.arrival = t
+    r.deadline = deadline
+    q.length += 1
+    env.n_queued += 1
+    return True
+
+
+@njit
+def _pop(st, e, p, m):
+    q = st.queue[e, p, m]
+    q.length -= 1
+    # An empty ring begins at its first place again: short queues stay within a few cache lines.
+    q.head = place(st, e, p, m, 1) if q.length > 0 else 0
+    st.env[e].n_queued -= 1
+
+
+@njit
+def can_dispatch(st, e, tb):
+    """Whether some candidate is valid: a stream is free and a queue holds a smallest batch."""
+    env = st.env[e]
+    if env.n_free == 0 or env.n_queued == 0:
+        return False
+    smallest = tb.size[0]
+    if smallest == 1:
+        return True
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            if st.queue[e, p, m].length >= smallest:
+                return True
+    return False
+
+
+@njit
+def action_of(tb, n_models, p, m, b):
+    """Index of the candidate (priority, model, batch-size index); DEFER is the index after the last candidate."""
+    return (p * n_models + m) * tb.size.shape[0] + b
+
+
+@njit
+def candidate_of(tb, n_models, action):
+    """Priority, model and batch-size index of an action that is not DEFER."""
+    n_sizes = tb.size.shape[0]
+    q = action // n_sizes
+    return q // n_models, q % n_models, action % n_sizes
+
+
+@njit
+def valid(st, tb, e, action):
+    """Whether the action is a candidate that can be dispatched now."""
+    n_models = st.queue.shape[2]
+    if action < 0 or action >= 2 * n_models * tb.size.shape[0] or st.env[e].n_free == 0:
+        return False
+    p, m, b = candidate_of(tb, n_models, action)
+    return st.queue[e, p, m].length >= tb.size[b]
+
+
+@njit
+def mask(st, tb, e, out):
+    """Valid actions of scheduler e into ``out`` (A,) bool: what is queued and fits a free stream, and DEFER."""
+    n_sizes = tb.size.shape[0]
+    free = st.env[e].n_free > 0
+    i = 0
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            length = st.queue[e, p, m].length
+            for b in range(n_sizes):
+                out[i] = free and length >= tb.size[b]
+                i += 1
+    out[i] = True
+
+
+@njit
+def defer(st, e, wake):
+    """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer)."""
+    st.env[e].wake = wake
+    st.env[e].deferred = 1
+
+
+@njit
+def dispatch(st, tb, e, action):
+    """Start the candidate on a free stream, at the time the state stands at. Returns the stream."""
+    g = e % tb.solo.shape[0]
+    env = st.env[e]
+    p, m, b = candidate_of(tb, st.queue.shape[2], action)
+    n = foresee(st, tb, e, m, b)
+    k = 0
+    while st.stream[e, k].busy == 1:
+        k += 1
+    s = st.stream[e, k]
+    s.batch = env.next_batch
+    s.start = env.now
+    s.wait = env.seen_wait
+    s.left = tb.solo[g, m, b]
+    s.post = tb.d2h[g, m, b]
+    s.solo = tb.solo[g, m, b]
+    s.predicted = st.work[e, FINISH, n]
+    # What was predicted with the candidate is now the outlook.
+    st.work[e, STREAM, n] = k
+    for j in range(n + 1):
+        st.stream[e, int(st.work[e, STREAM, j])].finish = env.now + st.work[e, FINISH, j]
+    env.looked = 1
+    env.seen_model = -1
+    s.work = 0.0
+    s.busy = 1
+    s.model = m
+    s.priority = p
+    s.b = b
+    s.n = tb.size[b]
+    s.n_co = n
+    s.deadline = np.inf
+    for f in range(N_FEATURES):
+        st.moment[e, k, f] = 0.0
+    for i in range(s.n):
+        r = st.entry[e, p, m, st.queue[e, p, m].head]
+        to = st.member[e, k, i]
+        to.id = r.id
+        to.arrival = r.arrival
+        to.deadline = r.deadline
+        s.deadline = min(s.deadline, r.deadline)
+        _pop(st, e, p, m)
+    env.next_batch += 1
+    env.n_free -= 1
+    return k
+
+
+@njit
+def complete(st, tb, e, t, k, exec_ms):
+    """The batch on stream k ended at time t after ``exec_ms`` of execution: its requests are met or late."""
+    advance(st, tb, e, t)
+    s = st.stream[e, k]
+    for i in range(s.n):
+        r = st.member[e, k, i]
+        _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
+    learn(st, tb, e, k, exec_ms, t - s.start)
+    s.busy = 0
+    forget_outlook(st, e)
+    st.env[e].n_free += 1
+
+
+@njit
+def fail(st, tb, e, t, k):
+    """The batch on stream k failed at time t; nothing is learned from it."""
+    advance(st, tb, e, t)
+    s = st.stream[e, k]
+    for i in range(s.n):
+        r = st.member[e, k, i]
+        _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
+    s.busy = 0
+    forget_outlook(st, e)
+    st.env[e].n_free += 1
+
+
+@njit
+def cancel(st, e, p, m, id_):
+    """Take a queued request out of queue (p, m). Returns whether it was there (it may be in flight or ended)."""
+    q = st.queue[e, p, m]
+    for i in range(q.length):
+        r = st.entry[e, p, m, place(st, e, p, m, i)]
+        if r.id == id_:
+            _end(st, e, r.id, r.arrival, p, m, -1, CANCELLED)
+            for j in range(i, q.length - 1):
+                st.entry[e, p, m, place(st, e, p, m, j)] = st.entry[e, p, m, place(st, e, p, m, j + 1)]
+            q.length -= 1
+            st.env[e].n_queued -= 1
+            return True
+    return False
+
+
+@njit
+def drop_unreachable(st, tb, e, scale):
+    """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
+
+    Only heads are looked at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
+    """
+    g = e % tb.solo.shape[0]
+    now = st.env[e].now
+    n = 0
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            need = scale * (tb.h2d[g, m, 0] + tb.solo[g, m, 0] + tb.d2h[g, m, 0])
+            while st.queue[e, p, m].length > 0 and head_deadline(st, e, p, m) < now + need:
+                r = st.entry[e, p, m, st.queue[e, p, m].head]
+                _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
+                _pop(st, e, p, m)
+                n += 1
+    return n
+
+
+@njit
+def drop_all(st, e):
+    """Drop everything queued (end of an episode, or a server that stops). Returns the number dropped."""
+    n = 0
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            while st.queue[e, p, m].length > 0:
+                r = st.entry[e, p, m, st.queue[e, p, m].head]
+                _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
+                _pop(st, e, p, m)
+                n += 1
+    return n

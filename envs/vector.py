@@ -1,0 +1,151 @@
+"""The batched environment for Gymnasium: N worlds, one compiled call a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.batch import Batch, world_seed
+from envs.config import EnvConfig, make_config
+from envs.observation import LIMIT
+from envs.options import with_options
+
+
+class DualPriorityVectorEnv(VectorEnv):
+    """N servers as one vector environment; see ``envs.dual_priority.DualPriorityEnv`` for what the numbers mean.
+
+    A world whose episode ends begins the next one in the same step (``AutoresetMode.SAME_STEP``).
+
+    Args:
+        num_envs: number of worlds N.
+        config: settings; None: the defaults.
+        render_mode: None or "rgb_array" (``render`` then draws the first world).
+        copy: whether arrays that are returned are the caller's own. Without, observations and masks are views that are valid
+            until the step after next, and all else until the next step.
+        threads: threads over which the worlds are spread.
+        **settings: fields of EnvConfig, in place of those of ``config``.
+
+    Info keys: see ``step``.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        config: EnvConfig | None = None,
+        render_mode: str | None = None,
+        copy: bool = True,
+        threads: int = 1,
+        **settings: Any,
+    ) -> None:
+        self.config = make_config(config, settings)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.copy = copy
+        self._threads = threads
+        self.batch = Batch(self.config, num_envs, threads=threads)
+        self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.batch.sim.obs_size,), np.float32)
+        self.single_action_space = spaces.Discrete(self.batch.sim.n_actions)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._begun = False
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode in every world.
+
+        Args:
+            seed: world i gets seed + i, or seed[i]. None goes on: each world's next episode follows from its last.
+            options: "reset_mask" (N,) bool: only these worlds; "load", "workload": as in ``DualPriorityEnv.reset``.
+        """
+        options = dict(options or {})
+        which = options.pop("reset_mask", None)
+        if options:
+            self.batch = with_options(self.batch, options, self._threads)
+        self.batch.reset(self._seeds(seed), which)
+        self._begun = True
+        return self._own(self.batch.obs), {"action_mask": self._own(self.batch.masks)}
+
+    def _seeds(self, seed: int | list[int | None] | None) -> np.ndarray:
+        if seed is None and self._begun:
+            return self.batch.next_seeds()
+        if seed is None or isinstance(seed, int | np.integer):
+            super().reset(seed=None if seed is None else int(seed))
+            first = int(self.np_random.integers(2**62)) if seed is None else int(seed)
+            return np.array([world_seed(first + i) for i in range(self.num_envs)], np.uint64)
+        if len(seed) != self.num_envs:
+            raise ValueError(f"{len(seed)} seeds for {self.num_envs} worlds")
+        following = self.batch.next_seeds()
+        drawn = [following[i] if s is None else world_seed(int(s)) for i, s in enumerate(seed)]
+        return np.array(drawn, np.uint64)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One decision in every world: ``actions`` (N,).
+
+        Returns:
+            Observations (N, O), rewards (N,), terminations (N,), truncations (N,) (never), infos. Info keys, arrays with a
+            row for each world: "action_mask" (N, A) valid actions; "dt_ms" elapsed to this decision; "time_ms" time in the
+            episode; "invalid_action" (N,) the action was not valid and counted as DEFER. When any episode ended also
+            "final_obs" (N, O) and "final_info" ("episode": return "r", decisions "l", length "t" in ms;
+            "outcomes" (N, 2, 6) requests by priority and outcome), where "_final_obs" and "_final_info" (N,) are set.
+        """
+        batch = self.batch
+        batch.step(actions)
+        out = batch.out
+        infos: dict[str, Any] = {
+            "action_mask": self._own(batch.masks),
+            "dt_ms": self._own(out.dt),
+            "time_ms": self._own(batch.sim.state.env["now"]),
+            "invalid_action": self._own(out.invalid),
+        }
+        if out.done.any():
+            done = out.done.copy()
+            episode = {"r": out.final_ret.copy(), "l": out.final_steps.copy(), "t": out.final_ms.copy()}
+            infos["final_obs"] = self._own(out.final_obs)
+            infos["final_info"] = {
+                "episode": episode,
+                "_episode": done,
+                "outcomes": out.final_count.copy(),
+                "_outcomes": done,
+            }
+            infos["_final_obs"] = infos["_final_info"] = done
+        truncated = np.zeros(self.num_envs, bool)
+        return self._own(batch.obs), self._own(out.reward), self._own(out.done), truncated, infos
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        return array.copy() if self.copy else array
+
+    def action_masks(self) -> np.ndarray:
+        """(N, A) bool: valid actions now."""
+        return self._own(self.batch.masks)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The whole batch, mid-episode, as arrays; ``np.savez(path, **env.state_dict())`` keeps it without pickles."""
+        return self.batch.state_dict()
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from ``state_dict``; raises InputError for another batch."""
+        self.batch.load_state_dict(arrays)
+        self._begun = True
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """With render_mode "rgb_array": a picture (height, width, 3) uint8 of each world."""
+        if self.render_mode != "rgb_array":
+            return None
+        from envs.render import draw
+
+        return tuple(draw(self.batch.sim.state, self.batch.profile.models, e) for e in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the threads."""
+        self.batch.close()

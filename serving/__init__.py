@@ -1,0 +1,1 @@
+"""The live server: models, executor, engine, profiler, HTTP front, telemetry."""

@@ -1,0 +1,119 @@
+"""What the live engine does to the scheduling state at each event, compiled: one call from Python an event.
+
+The operations are those of envs.scheduler, in the order in which envs.world drives them, with the real clock as `t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.jit import bind, njit
+from envs.predictor import advance
+from envs.scheduler import (
+    can_dispatch,
+    cancel,
+    complete,
+    defer,
+    dispatch,
+    drop_all,
+    drop_unreachable,
+    enqueue,
+    fail,
+    head_deadline,
+)
+from envs.state import SchedState, Tables
+
+
+@njit
+def arrive(st, tb, e, now, t, p, m, id_, deadline):
+    """A request that arrived at time t <= now, all in ms; False when its queue is full (it has ended as dropped)."""
+    advance(st, tb, e, now)
+    st.env[e].deferred = 0
+    return enqueue(st, tb, e, t, p, m, id_, deadline)
+
+
+@njit
+def finish(st, tb, e, now, k, exec_ms):
+    """The batch on stream k ended after `exec_ms` of execution; a negative number says that it failed."""
+    st.env[e].deferred = 0
+    if exec_ms < 0.0:
+        fail(st, tb, e, now, k)
+    else:
+        complete(st, tb, e, now, k, exec_ms)
+
+
+@njit
+def _expire(st, tb, e, drop, grace):
+    """Drop what is out of reach (`drop` > 0), and in any case what has been late for `grace` ms."""
+    if drop > 0.0:
+        drop_unreachable(st, tb, e, drop)
+    env = st.env[e]
+    now = env.now
+    env.now = now - grace
+    drop_unreachable(st, tb, e, 0.0)
+    env.now = now
+
+
+@njit
+def poll(st, tb, e, now, drop, grace):
+    """Move to time `now` and drop what has expired. Returns whether the policy should be asked."""
+    advance(st, tb, e, now)
+    env = st.env[e]
+    if env.wake <= now:
+        env.wake = np.inf
+        env.deferred = 0
+    if env.n_queued == 0:
+        env.wake = np.inf
+        return False
+    _expire(st, tb, e, drop, grace)
+    return env.deferred == 0 and can_dispatch(st, e, tb)
+
+
+@njit
+def next_timer(st, tb, e, drop, grace):
+    """When to look again if nothing happens before: the policy's timer, or the first request to expire; inf if never."""
+    env = st.env[e]
+    if env.n_queued == 0:
+        return np.inf
+    g = e % tb.solo.shape[0]
+    first = env.wake if env.wake > env.now else np.inf
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            if st.queue[e, p, m].length == 0:
+                continue
+            deadline = head_deadline(st, e, p, m)
+            first = min(first, deadline + grace)
+            if drop > 0.0:
+                first = min(first, deadline - drop * (tb.h2d[g, m, 0] + tb.solo[g, m, 0] + tb.d2h[g, m, 0]))
+    return first
+
+
+class Core(NamedTuple):
+    """The operations, bound: see `envs.jit.bind`. Arguments must be exactly int and float as in `compile_core`."""
+
+    arrive: Callable[..., bool]
+    finish: Callable[..., None]
+    poll: Callable[..., bool]
+    next_timer: Callable[..., float]
+    cancel: Callable[..., bool]
+    defer: Callable[..., None]
+    dispatch: Callable[..., int]
+    drop_all: Callable[..., int]
+
+
+def compile_core(st: SchedState, tb: Tables) -> Core:
+    """Compile the operations for this state (or load them from the cache); good for any state and tables."""
+    state: Any = st
+    return Core(
+        arrive=bind(arrive, state, tb, 0, 0.0, 0.0, 0, 0, 0, 0.0),
+        finish=bind(finish, state, tb, 0, 0.0, 0, 0.0),
+        poll=bind(poll, state, tb, 0, 0.0, 0.0, 0.0),
+        next_timer=bind(next_timer, state, tb, 0, 0.0, 0.0),
+        cancel=bind(cancel, state, 0, 0, 0, 0),
+        defer=bind(defer, state, 0, 0.0),
+        dispatch=bind(dispatch, state, tb, 0, 0),
+        drop_all=bind(drop_all, state, 0),
+    )

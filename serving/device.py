@@ -1,0 +1,203 @@
+"""What device is there, and how fast it is at its best: measured, not looked up."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from traces.errors import InputError
+from traces.machine import DeviceInfo
+
+_MATRIX = 512  # 3 MB for one product's matrices: in the cache of a core, so that arithmetic is the limit
+_COPY_BYTES = 64 << 20  # beyond the caches
+_MEASURE_S = 0.15
+
+
+def resolve_device(device: str) -> str:
+    """Return "cpu" or "cuda:N" for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: not such a word, or no such device here.
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return "cpu"
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdigit() or number == "" and ":" not in device):
+        raise InputError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        raise InputError(f"device {device!r} is not here: {count} CUDA devices; use cpu or auto")
+    return f"cuda:{int(number or 0)}"
+
+
+@lru_cache(maxsize=None)
+def probe_device(device: str) -> DeviceInfo:
+    """Describe a device and measure its peaks, once in a process (under a second, on an idle machine).
+
+    Args:
+        device: "cpu" or "cuda:N".
+
+    Returns:
+        Its description. `peak_gflops` is single-precision matrix multiplication on all cores (one thread each);
+        `peak_gbps` is memory copied on all cores, reads and writes counted, 1e9 bytes a second.
+    """
+    if device != "cpu":
+        return _probe_cuda(torch.device(device))
+    cores = usable_cores()
+    # Work by one intra-op thread on each core, as streams do it.
+    gflops = sum(_on_threads(cores, _matrix_products)) * 2 * _MATRIX**3 / 1e9
+    gbps = sum(_on_threads(cores, _memory_copies)) * 2 * _COPY_BYTES / 1e9
+    return DeviceInfo("cpu", cpu_name(), cores, memory_bytes(), round(gflops, 1), round(gbps, 2), torch.__version__)
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: its affinity, and its control group's quota if that is less."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        cores = os.cpu_count() or 1
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        words = _words(quota_file) + (_words(period_file) if period_file else [])
+        if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
+            cores = min(cores, max(1, int(words[0]) // int(words[1])))
+    return cores
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or its control group's limit if that is less."""
+    total = psutil.virtual_memory().total
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        words = _words(file)
+        if words and words[0].isdigit():
+            total = min(total, int(words[0]))
+    return total
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def gpu_state(index: int = 0) -> dict[str, float] | None:
+    """Read a GPU's gauges by NVML.
+
+    Returns:
+        `utilisation` and `memory_utilisation` (0 to 1), `memory_used_bytes`, `memory_total_bytes`, `power_w`,
+        `temperature_c`, `sm_clock_mhz`; None where there is no NVIDIA driver or no such GPU.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, or no right to ask: the server does without
+        return None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return {
+            "utilisation": rates.gpu / 100,
+            "memory_utilisation": rates.memory / 100,
+            "memory_used_bytes": float(memory.used),
+            "memory_total_bytes": float(memory.total),
+            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+            "sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        }
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []
+
+
+def _on_threads(count: int, measure: Callable[[], float]) -> list[float]:
+    rates = [0.0] * count
+    barrier = threading.Barrier(count)
+
+    def run(place: int) -> None:
+        torch.set_num_threads(1)
+        barrier.wait()
+        rates[place] = measure()
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return rates
+
+
+def _matrix_products() -> float:
+    left, right = torch.rand(_MATRIX, _MATRIX), torch.rand(_MATRIX, _MATRIX)
+    product = torch.empty(_MATRIX, _MATRIX)
+    return _per_second(lambda: torch.mm(left, right, out=product))
+
+
+def _memory_copies() -> float:
+    source = np.ones(_COPY_BYTES, np.uint8)
+    target = np.zeros_like(source)
+    return _per_second(lambda: np.copyto(target, source))
+
+
+def _per_second(work: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
+    """Repeat for a while and return the rate of the best third, which others' work on the machine disturbed least."""
+    work()
+    wait()
+    times_s: list[float] = []
+    end_s = time.perf_counter() + _MEASURE_S
+    while time.perf_counter() < end_s or len(times_s) < 5:
+        start_s = time.perf_counter()
+        work()
+        wait()
+        times_s.append(time.perf_counter() - start_s)
+    best = sorted(times_s)[: max(1, len(times_s) // 3)]
+    return len(best) / sum(best)
+
+
+def _probe_cuda(device: torch.device) -> DeviceInfo:
+    properties = torch.cuda.get_device_properties(device)
+    side = 4096
+    left, right = (torch.rand(side, side, device=device) for _ in range(2))
+    source = torch.zeros(4 * _COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+
+    def wait() -> None:
+        torch.cuda.synchronize(device)
+
+    gflops = _per_second(lambda: torch.mm(left, right), wait) * 2 * side**3 / 1e9
+    gbps = _per_second(lambda: target.copy_(source), wait) * 2 * source.nbytes / 1e9
+    return DeviceInfo(
+        "cuda",
+        properties.name,
+        properties.multi_processor_count,
+        properties.total_memory,
+        round(gflops, 1),
+        round(gbps, 2),
+        torch.__version__,
+    )

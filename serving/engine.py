@@ -1,0 +1,366 @@
+"""The live engine: one asyncio loop owns the scheduling state, the executor's threads own the device.
+
+The loop moves the same state by the same operations as the simulator (envs.world), with the real clock instead of a
+virtual one: at an arrival, a completion or a timer it moves the state to now, drops what is out of reach, and asks the
+policy until it defers or nothing can be dispatched. Every request offered ends exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.policy import Policy
+from envs.profile import Profile
+from envs.scheduler import clear
+from envs.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES, SchedState, Tables, make_state, n_actions
+from serving.core import compile_core
+from serving.executor import BatchResult, Executor
+from serving.flight import Flight
+from serving.guard import GuardedPolicy
+from serving.request import FAULT, FULL, LEFT, STOPPING, UNREACHABLE, BatchRecord, Observer, Outcome, Request
+from serving.warmup import warm_up
+from traces.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of the engine.
+
+    Attributes:
+        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
+        grace_ms: a queued request that is this late is dropped whatever the policy says.
+        decision_budget_ms: time that a decision may take, see `serving.guard`.
+    """
+
+    queue_places: int = 128
+    grace_ms: float = 2000.0
+    decision_budget_ms: float = 10.0
+
+
+class Engine:
+    """Serves requests by a policy on an executor.
+
+    Args:
+        executor: the device, with all models of the profile loaded; the engine takes over its `on_result`.
+        profile: what the scheduler is told; exactly the models to serve, in the order of their indices.
+        policy: who decides.
+        config: settings.
+
+    Attributes:
+        offered: (2,) requests offered by priority. ended: (2, 6) requests ended, by priority and outcome.
+        batches: batches ended.
+    """
+
+    def __init__(
+        self, executor: Executor, profile: Profile, policy: Policy, config: EngineConfig | None = None
+    ) -> None:
+        self.executor = executor
+        self.profile = profile
+        self.config = config or EngineConfig()
+        self.models = profile.models
+        for name in self.models:
+            if name not in executor.models:
+                raise InputError(f"model {name!r} is in the profile, but not loaded")
+        self._index = {name: m for m, name in enumerate(self.models)}
+        self.tables: Tables = profile.tables()
+        self.state: SchedState = make_state(
+            1, len(self.models), self.tables.size, executor.streams, self.config.queue_places
+        )
+        clear(self.state, self.tables, 0)
+        self._core = compile_core(self.state, self.tables)
+        self.guard = GuardedPolicy(policy, self.state, self.tables, self.config.decision_budget_ms)
+        self.observers: list[Observer] = []
+        self.offered = np.zeros(2, np.int64)
+        self.ended = np.zeros((2, len(OUTCOMES)), np.int64)
+        self.batches = 0
+        self.start_ms = time.perf_counter() * 1e3
+        self._bind()
+        self._requests: dict[int, Request] = {}
+        self._flights: list[Flight | None] = [None] * executor.streams
+        self._next_id = 0
+        self._accepting = False
+        self._idle: asyncio.Event | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _bind(self) -> None:
+        """Views of single fields: reading one through a record array costs twenty times as much."""
+        st = self.state
+        self._n_ended, self._n_queued, self._n_free = st.env["n_ended"], st.env["n_queued"], st.env["n_free"]
+        self._ended_id, self._ended_outcome = st.ended["id"][0], st.ended["outcome"][0]
+        self._member = st.member["id"][0]
+        self._stream = st.stream[0].view(np.ndarray)
+        self._defer = n_actions(st, self.tables) - 1
+
+    def now_ms(self) -> float:
+        """The engine's clock: ms since it was made."""
+        return time.perf_counter() * 1e3 - self.start_ms
+
+    @property
+    def queued(self) -> int:
+        """Requests in all queues."""
+        return int(self._n_queued[0])
+
+    @property
+    def in_flight(self) -> int:
+        """Streams with a batch."""
+        return self.executor.streams - int(self._n_free[0])
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests are taken: started, and not stopping."""
+        return self._accepting
+
+    async def start(self) -> None:
+        """Compile and warm up everything that a request will meet, then take requests."""
+        self._loop = asyncio.get_running_loop()
+        policies = (self.guard.policy, self.guard.fallback)
+        await self._loop.run_in_executor(None, warm_up, self.tables, self.executor.streams, policies)
+        sizes = self.profile.batch_sizes
+        for name in self.models:
+            await self._loop.run_in_executor(None, self.executor.warm_up, name, sizes)
+        self.executor.on_result = self._from_worker
+        self._accepting = True
+
+    # A request's way in and out.
+
+    async def submit(self, model: str, priority: int, deadline_ms: float, values: np.ndarray) -> Outcome:
+        """Serve one request; when the calling task is cancelled, so is the request. Arguments as in `offer`."""
+        return (await self.submit_all(model, priority, deadline_ms, [values]))[0]
+
+    async def submit_all(
+        self, model: str, priority: int, deadline_ms: float, values: Sequence[np.ndarray]
+    ) -> list[Outcome]:
+        """Serve several requests of one model and return when all have ended. Arguments as in `offer`."""
+        requests = self.offer(model, priority, deadline_ms, values)
+        try:
+            return [await request.future for request in requests]
+        except asyncio.CancelledError:
+            for request in requests:
+                self.cancel(request)
+            raise
+
+    def offer(
+        self,
+        model: str,
+        priority: int,
+        deadline_ms: float,
+        values: Sequence[np.ndarray],
+        arrival_ms: float | None = None,
+    ) -> list[Request]:
+        """Hand in requests that arrive together; their ends come in their `future`. Call on the engine's loop.
+
+        Args:
+            model: name of a served model.
+            priority: 0 (high) or 1 (low).
+            deadline_ms: relative to the arrival.
+            values: one input a request, of the model's input shape.
+            arrival_ms: when they arrived, if not now.
+
+        Raises:
+            KeyError: no such model.
+        """
+        assert self._loop is not None, "start the engine first"
+        m = self._index[model]
+        now = self.now_ms()
+        arrival = now if arrival_ms is None else min(arrival_ms, now)
+        requests = []
+        for one in values:
+            request = Request(
+                self._next_id, m, model, priority, arrival, arrival + deadline_ms, one, self._loop.create_future()
+            )
+            self._next_id += 1
+            self.offered[priority] += 1
+            requests.append(request)
+            if not self._accepting:
+                self._resolve(request, DROPPED, STOPPING, "the server is stopping", now)
+                continue
+            self._requests[request.id] = request
+            if not self._core.arrive(
+                self.state, self.tables, 0, now, arrival, priority, m, request.id, request.deadline_ms
+            ):
+                message = f"the queue of model {model!r} is full ({self.config.queue_places} requests)"
+                self._collect(now, FULL, message)
+        self._pump()
+        return requests
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up: at once when it is queued; its result is discarded when it is in flight."""
+        if request.id not in self._requests:
+            return
+        if self._core.cancel(self.state, 0, request.priority, request.model, request.id):
+            self._collect(self.now_ms(), LEFT, "cancelled in the queue")
+            self._arm()
+        else:
+            request.discarded = True
+
+    async def stop(self, timeout_s: float = 10.0) -> None:
+        """Take no more requests, finish those inside for at most `timeout_s`, then end the rest as dropped or failed."""
+        self._accepting = False
+        if self._requests:
+            self._idle = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+            except TimeoutError:
+                log.warning("stopping with %d requests queued and %d batches in flight", self.queued, self.in_flight)
+        now = self.now_ms()
+        self._core.drop_all(self.state, 0)
+        self._collect(now, STOPPING, "the server is stopping")
+        for request in list(self._requests.values()):
+            self._resolve(request, FAILED, STOPPING, "the server is stopping", now)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Events.
+
+    def _from_worker(self, result: BatchResult) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._on_result, result)
+        except RuntimeError:  # the loop is closed: the server stopped without this batch, whose requests have ended
+            log.info("batch %d ended after the server stopped", result.batch_id)
+
+    def _on_result(self, result: BatchResult) -> None:
+        flight = self._flights[result.stream]
+        assert flight is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
+        self._report(flight, result)
+        flight.take(result)
+        if result.error is not None:
+            log.warning("batch %d of %s failed: %s", flight.batch_id, flight.model, result.error)
+        if not self._run(result.stream, flight):
+            self._pump()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_at = math.inf
+        self._pump()
+
+    # The decision loop.
+
+    def _pump(self) -> None:
+        """Ask the policy until it defers or nothing can be dispatched."""
+        st, tb, grace = self.state, self.tables, self.config.grace_ms
+        while True:
+            now = self.now_ms()
+            ready = self._core.poll(st, tb, 0, now, self.guard.drop, grace)
+            if self._n_ended[0]:
+                self._collect(now, UNREACHABLE, "")
+            if not ready:
+                break
+            action, wake = self.guard.decide()
+            if action == self._defer:
+                self._core.defer(st, 0, wake)
+                break
+            self._launch(self._core.dispatch(st, tb, 0, action))
+        self._arm()
+
+    def _launch(self, k: int) -> None:
+        """The state has a new batch on stream k: hand it to the executor."""
+        s = self._stream[k]
+        start, n = float(s["start"]), int(s["n"])
+        requests = [self._requests[id_] for id_ in self._member[k, :n].tolist()]
+        flight = Flight(
+            int(s["batch"]), requests[0].name, int(s["priority"]), requests, float(s["predicted"]), int(s["n_co"])
+        )
+        for request in requests:
+            request.start_ms = start
+            request.batch_id, request.batch_size, request.predicted_ms = flight.batch_id, n, flight.predicted_ms
+        flight.parts = [requests]
+        self._flights[k] = flight
+        self._run(k, flight)
+
+    def _run(self, k: int, flight: Flight) -> bool:
+        """Start the next part of a batch, or end the batch; returns whether it goes on."""
+        while (part := flight.next_part()) is not None:
+            try:
+                self.executor.submit(k, part)
+                return True
+            except ValueError as error:
+                log.error("batch %d of %s was refused: %s", flight.batch_id, flight.model, error)
+                flight.refuse(str(error))
+        self._flights[k] = None
+        now = self.now_ms()
+        self._core.finish(self.state, self.tables, 0, now, k, flight.exec_ms if flight.teaches else -1.0)
+        self._collect(now, FAULT, "")
+        return False
+
+    # Ends.
+
+    def _collect(self, now: float, reason: str, message: str) -> None:
+        """Resolve the requests that ended in the state since the last look."""
+        n = int(self._n_ended[0])
+        if n == 0:
+            return
+        ended = list(zip(self._ended_id[:n].tolist(), self._ended_outcome[:n].tolist()))
+        self._n_ended[0] = 0
+        for id_, outcome in ended:
+            request = self._requests.get(id_)
+            if request is None:
+                continue  # it ended as the server stopped
+            if request.discarded:
+                self._resolve(request, CANCELLED, LEFT, "cancelled in flight", now)
+            elif request.output is not None:
+                # The state calls a batch failed that was halved; its requests that have an output are none the worse.
+                met = outcome == MET or (outcome == FAILED and now <= request.deadline_ms)
+                self._resolve(request, MET if met else LATE, "", "", now)
+            elif reason == UNREACHABLE:
+                self._resolve(request, outcome, reason, self._unreachable(request, now), now)
+            else:
+                self._resolve(request, outcome, reason, message or request.message, now)
+
+    def _unreachable(self, request: Request, now: float) -> str:
+        tb, m = self.tables, request.model
+        solo = float(tb.h2d[0, m, 0] + tb.solo[0, m, 0] + tb.d2h[0, m, 0])
+        waited = now - request.arrival_ms
+        return (
+            f"deadline of {request.deadline_ms - request.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
+            f"predicted finish at {waited + solo:.1f} ms at the earliest"
+        )
+
+    def _resolve(self, request: Request, outcome: int, reason: str, message: str, now: float) -> None:
+        self._requests.pop(request.id, None)
+        self.ended[request.priority, outcome] += 1
+        result = request.end(outcome, reason, message, now)
+        if not request.future.done():
+            request.future.set_result(result)
+        for observer in self.observers:
+            observer.request_ended(result)
+        if self._idle is not None and not self._requests:
+            self._idle.set()
+
+    def _report(self, flight: Flight, result: BatchResult) -> None:
+        self.batches += 1
+        if not self.observers:
+            return
+        o = self.start_ms
+        record = BatchRecord(
+            flight.batch_id, result.stream, flight.priority, flight.model, len(flight.running), result.error,
+            result.dispatch_ms - o, result.h2d_start_ms - o, result.h2d_end_ms - o, result.exec_start_ms - o,
+            result.exec_end_ms - o, result.d2h_end_ms - o, flight.predicted_ms, flight.co_runners,
+        )  # fmt: skip
+        for observer in self.observers:
+            observer.batch_ended(record)
+
+    def _arm(self) -> None:
+        """Set the timer to when something is to be done even if nothing happens before."""
+        at = self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms)
+        if at == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = at
+        if at < math.inf:
+            assert self._loop is not None
+            # Whole milliseconds, rounded up: loops count so, and one that rings early would only be set again.
+            self._timer = self._loop.call_later(math.ceil(max(at - self.now_ms(), 0.0) + 0.01) / 1e3, self._on_timer)

@@ -1,0 +1,213 @@
+"""Measures models on the device at hand: ``python -m serving.profiler --out DIR``.
+
+Solo runs of every model at every batch size, and co-location runs of 2 to K streams, each stream a short random sequence of
+batches with random gaps, so that the co-running set changes while batches run. Both kinds are interleaved in random order,
+so that drift of the machine can be seen and removed. Writes a campaign folder (traces.measurements) that ``envs.fit`` turns
+into a profile.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import date
+
+import numpy as np
+import pandas as pd
+from jsonargparse import ArgumentParser
+from tqdm import tqdm
+
+from serving.executor import Batch, BatchResult, Executor, make_executor
+from serving.models.load import load_model, spec_of
+from serving.models.registry import BUILTIN
+from serving.models.served import ServedModel, example_input
+from traces.errors import InputError
+from traces.machine import MachineInfo, ModelInfo
+from traces.measurements import PHASES, Measurements
+
+BATCHES_A_STREAM = 4
+QUICK_BATCHES = 900
+
+
+@dataclass
+class ProfilerConfig:
+    """What to measure.
+
+    Attributes:
+        out: folder to write.
+        device: auto, cpu or cuda.
+        streams: streams of the executor, and the most batches side by side.
+        models: built-in names, files (.pt, .pt2) or module:factory; all built-in models by default.
+        batch_sizes: ascending.
+        batches: batches to measure in all, solo and co-located.
+        quick: a campaign of about a minute in place of a full one.
+        seed: of the scenarios.
+    """
+
+    out: str
+    device: str = "auto"
+    streams: int = 4
+    models: list[str] = field(default_factory=lambda: list(BUILTIN))
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    batches: int = 6000
+    quick: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch of a scenario: wait ``gap_ms`` after the stream's last batch, then run."""
+
+    gap_ms: float
+    model: int
+    size: int
+
+
+Scenario = list[list[Step]]  # one list a stream
+
+
+def plan(rng: np.random.Generator, n_models: int, sizes: list[int], streams: int, batches: int) -> list[Scenario]:
+    """Scenarios of about ``batches`` batches in random order; every model runs solo at every size at least 5 times."""
+    pairs = [(m, s) for m in range(n_models) for s in sizes]
+    repeats = max(5, batches // (6 * len(pairs)))
+    scenarios: list[Scenario] = [[[Step(0.0, m, s)]] for m, s in pairs for _ in range(repeats)]
+    left = batches - len(scenarios)
+    while left > 0 and streams > 1:
+        width = int(rng.integers(2, streams + 1))
+        scenario = []
+        for _ in range(width):
+            picks = rng.integers(len(pairs), size=BATCHES_A_STREAM)
+            gaps = np.where(rng.random(BATCHES_A_STREAM) < 0.5, 0.0, rng.exponential(6.0, BATCHES_A_STREAM))
+            gaps[0] = rng.uniform(0.0, 15.0)
+            scenario.append([Step(float(g), *pairs[int(p)]) for g, p in zip(gaps, picks, strict=True)])
+        scenarios.append(scenario)
+        left -= width * BATCHES_A_STREAM
+    order = rng.permutation(len(scenarios))
+    return [scenarios[i] for i in order]
+
+
+class Campaign:
+    """Plays scenarios on an executor and keeps the phases of every batch.
+
+    Args:
+        executor: with the models loaded; its ``on_result`` is taken over.
+        models: in the order of their indices. seed: of the inputs.
+    """
+
+    def __init__(self, executor: Executor, models: list[ServedModel], largest: int, seed: int) -> None:
+        self.executor = executor
+        self.models = models
+        rng = np.random.default_rng(seed)
+        self.inputs = [
+            [example_input(m.input_shape, m.input_dtype, m.input_high, rng) for _ in range(largest)] for m in models
+        ]
+        self.rows: list[tuple] = []
+        self._results: deque[BatchResult] = deque()
+        self._arrived = threading.Semaphore(0)
+        self._next = 0
+        self._start_ms = time.perf_counter() * 1e3
+        executor.on_result = self._on_result
+
+    def _on_result(self, result: BatchResult) -> None:
+        self._results.append(result)
+        self._arrived.release()
+
+    def play(self, run: int, scenario: Scenario) -> None:
+        """Run one scenario to its end.
+
+        Raises:
+            RuntimeError: a model failed.
+        """
+        kind = "solo" if len(scenario) == 1 and len(scenario[0]) == 1 else "colocation"
+        now = time.perf_counter() * 1e3
+        due: dict[int, float] = {s: now + steps[0].gap_ms for s, steps in enumerate(scenario)}
+        at = [0] * len(scenario)
+        in_flight = 0
+        while due or in_flight:
+            now = time.perf_counter() * 1e3
+            for stream in [s for s, t in due.items() if t <= now]:
+                step = scenario[stream][at[stream]]
+                inputs = self.inputs[step.model][: step.size]
+                self.executor.submit(stream, Batch(self._next, self.models[step.model].name, 1, inputs))
+                self._next += 1
+                in_flight += 1
+                del due[stream]
+            wait_s = max(min(due.values()) - time.perf_counter() * 1e3, 0.0) / 1e3 if due else 60.0
+            if not self._arrived.acquire(timeout=wait_s):
+                continue
+            result = self._results.popleft()
+            in_flight -= 1
+            if result.error is not None:
+                raise RuntimeError(f"a batch failed: {result.error}")
+            step = scenario[result.stream][at[result.stream]]
+            times = [getattr(result, p) - self._start_ms for p in PHASES]
+            name = self.models[step.model].name
+            self.rows.append((run, kind, result.batch_id, result.stream, 1, name, step.size, *times))
+            at[result.stream] += 1
+            if at[result.stream] < len(scenario[result.stream]):
+                gap = scenario[result.stream][at[result.stream]].gap_ms
+                due[result.stream] = time.perf_counter() * 1e3 + gap
+
+
+def profile_device(config: ProfilerConfig, command: str, progress: bool = True) -> Measurements:
+    """Measure as configured.
+
+    Raises:
+        InputError: a model cannot be loaded, or a setting is out of range.
+    """
+    sizes = list(config.batch_sizes)
+    if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
+        raise InputError(f"--batch-sizes: {sizes}; ascending sizes of at least 1 are wanted")
+    models = [load_model(spec_of(m)) for m in config.models]
+    executor = make_executor(config.device, config.streams)
+    try:
+        device = executor.device
+        for model in models:
+            executor.load(model)
+            executor.warm_up(model.name, sizes)
+        rng = np.random.default_rng(config.seed)
+        count = QUICK_BATCHES if config.quick else config.batches
+        scenarios = plan(rng, len(models), sizes, config.streams, count)
+        campaign = Campaign(executor, models, sizes[-1], config.seed)
+        for run, scenario in enumerate(tqdm(scenarios, unit="run", desc="profiling", disable=not progress)):
+            campaign.play(run, scenario)
+    finally:
+        executor.close()
+    columns = ["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES]
+    machine = MachineInfo(
+        created=date.today().isoformat(),
+        command=command,
+        device=device,
+        streams=config.streams,
+        batch_sizes=tuple(sizes),
+        models=tuple(ModelInfo(**m.describe()) for m in models),
+    )
+    return Measurements(machine, pd.DataFrame(campaign.rows, columns=columns))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status. Nothing is written unless the campaign ends."""
+    parser = ArgumentParser(prog="python -m serving.profiler", description=__doc__.split("\n\n")[0])
+    parser.add_class_arguments(ProfilerConfig, as_group=False)
+    config = ProfilerConfig(**parser.parse_args(argv).as_dict())
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        command = shlex.join(["python", "-m", "serving.profiler", *words])
+        measurements = profile_device(config, command, sys.stderr.isatty())
+        measurements.save(config.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    print(measurements.describe())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

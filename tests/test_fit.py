@@ -1,0 +1,155 @@
+"""Fitting a profile: what is put into made-up measurements comes out of the fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from envs import fit as fit_module
+from envs.profile import Profile, synthetic_profile
+from envs.segments import cut
+from traces.errors import InputError
+from traces.machine import DeviceInfo, MachineInfo, ModelInfo
+from traces.measurements import Measurements
+
+MODELS, SIZES, STREAMS = 4, (1, 2, 4, 8), 4
+
+
+def made_up_campaign(profile: Profile, runs: int, noise: float = 0.0, seed: int = 0) -> Measurements:
+    """Batches that progress exactly at the profile's true rates (plus log-normal noise)."""
+    rng = np.random.default_rng(seed)
+    n_sizes = len(profile.batch_sizes)
+    rows = []
+
+    def play(run: int, kind: str, plan: list[list[tuple[float, int]]]) -> None:
+        t, at = 0.0, [0] * len(plan)
+        running: dict[int, list[float]] = {}
+        ready = [p[0][0] for p in plan]
+        while any(a < len(p) for a, p in zip(at, plan)) or running:
+            slow = {
+                s: profile.count[len(running)]
+                * np.exp(sum(profile.pair[plan[s][at[s]][1], plan[o][at[o]][1]] for o in running if o != s))
+                for s in running
+            }
+            ends = {s: t + r[0] * slow[s] for s, r in running.items()}
+            begins = {s: ready[s] for s in range(len(plan)) if s not in running and at[s] < len(plan[s])}
+            s_end = min(ends, key=ends.get) if ends else None
+            s_begin = min(begins, key=begins.get) if begins else None
+            begin_next = s_begin is not None and (s_end is None or begins[s_begin] <= ends[s_end])
+            now = begins[s_begin] if begin_next else ends[s_end]
+            for s, r in running.items():
+                r[0] -= (now - t) / slow[s]
+            t = now
+            if begin_next:
+                mb = plan[s_begin][at[s_begin]][1]
+                work = profile.solo_ms.ravel()[mb] * np.exp(noise * rng.standard_normal())
+                running[s_begin] = [work, t]
+            else:
+                start = running.pop(s_end)[1]
+                mb = plan[s_end][at[s_end]][1]
+                rows.append((run, kind, s_end, mb, start, t))
+                at[s_end] += 1
+                if at[s_end] < len(plan[s_end]):
+                    ready[s_end] = t + plan[s_end][at[s_end]][0]
+
+    run = 0
+    for mb in range(MODELS * n_sizes):
+        for _ in range(3):
+            play(run, "solo", [[(0.0, mb)]])
+            run += 1
+    for _ in range(runs):
+        n = int(rng.integers(2, STREAMS + 1))
+        play(
+            run,
+            "colocation",
+            [[(rng.uniform(0, 5), int(rng.integers(MODELS * n_sizes))) for _ in range(4)] for _ in range(n)],
+        )
+        run += 1
+    frame = pd.DataFrame(rows, columns=["run", "kind", "stream", "mb", "start", "end"])
+    out = pd.DataFrame(
+        {
+            "run": frame["run"],
+            "kind": frame["kind"],
+            "batch_id": np.arange(len(frame)),
+            "stream": frame["stream"],
+            "priority": 1,
+            "model": [profile.models[i] for i in frame["mb"] // n_sizes],
+            "batch_size": np.array(profile.batch_sizes)[frame["mb"] % n_sizes],
+            "dispatch_ms": frame["start"],
+            "h2d_start_ms": frame["start"],
+            "h2d_end_ms": frame["start"],
+            "exec_start_ms": frame["start"],
+            "exec_end_ms": frame["end"],
+            "d2h_end_ms": frame["end"],
+        }
+    )
+    device = DeviceInfo("cpu", "made up", 2, 2**30, 100.0, 20.0, "none")
+    models = tuple(
+        ModelInfo(m, "made up", 1, 10**6 * (i + 1), 5e7, 1e6, 100, 100, (3,), "float32")
+        for i, m in enumerate(profile.models)
+    )
+    return Measurements(MachineInfo("2026-01-01", "made up", device, STREAMS, profile.batch_sizes, models), out)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Profile:
+    return synthetic_profile(MODELS, seed=3)
+
+
+def test_pieces_add_up_to_execution_times(truth: Profile) -> None:
+    segments = cut(made_up_campaign(truth, 30))
+    total = np.bincount(segments.batch, segments.dt_ms, len(segments.mb))
+    np.testing.assert_allclose(total, segments.exec_ms, rtol=1e-9)
+    assert segments.n.min() == 1 and segments.n.max() >= 3
+
+
+def test_fit_explains_unseen_sets(truth: Profile) -> None:
+    seen, unseen = made_up_campaign(truth, 400, 0.02, seed=1), made_up_campaign(truth, 60, 0.0, seed=2)
+    profile = fit_module.fit(seen, "made-up")
+    np.testing.assert_allclose(profile.solo_ms, truth.solo_ms, rtol=0.1)
+    segments = cut(unseen)
+    log_slow = np.zeros(len(segments.dt_ms))
+    for slot in range(segments.others.shape[1]):
+        at = segments.others[:, slot] >= 0
+        mine, them = segments.mb[segments.batch[at]], segments.mb[segments.others[at, slot]]
+        log_slow[at] += profile.pair[mine, them]
+    slow = profile.count[segments.n] * np.exp(log_slow)
+    work = np.bincount(segments.batch, segments.dt_ms / slow, len(segments.mb))
+    error = np.abs(work / truth.solo_ms.ravel()[segments.mb] - 1.0)
+    naive = np.abs(segments.exec_ms / truth.solo_ms.ravel()[segments.mb] - 1.0)
+    assert error.mean() < 0.05 < naive.mean()
+
+
+def test_profile_survives_its_file(truth: Profile, tmp_path) -> None:
+    truth.save(tmp_path / "p.json")
+    again = Profile.load(tmp_path / "p.json")
+    np.testing.assert_allclose(again.pair, truth.pair, atol=1e-6)
+    assert again.models == truth.models and again.select(["model2"]).models == ("model2",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('{"schema": "other"}', "schema"),
+        ("not json", "not JSON"),
+        ('{"schema": "strait-profile/1"}', "field"),
+    ],
+)
+def test_malformed_profile_is_one_clear_line(tmp_path, change: str, words: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(change)
+    with pytest.raises(InputError, match=words):
+        Profile.load(path)
+
+
+def test_profile_that_lacks_a_model_names_it(truth: Profile) -> None:
+    with pytest.raises(InputError, match="lacks model 'absent'"):
+        truth.select(["absent"])
+
+
+def test_model_never_run_solo_is_named(truth: Profile) -> None:
+    campaign = made_up_campaign(truth, 5)
+    keep = ~((campaign.batches["model"] == "model1") & (campaign.batches["kind"] == "solo"))
+    with pytest.raises(InputError, match="model1"):
+        fit_module.fit(Measurements(campaign.machine, campaign.batches[keep]), "x")

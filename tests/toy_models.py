@@ -1,0 +1,53 @@
+"""Tiny models whose answers and faults are known, for tests of the server."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Slow(nn.Module):
+    """Takes as many ms as the first number of its first input, and doubles."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(max(float(x.flatten()[0]), 0.0) / 1e3)
+        return 2 * x
+
+
+class Faulty(nn.Module):
+    """Doubles, unless an input begins with a magic number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, 0]
+        if bool((first == 666).any()):
+            raise RuntimeError("this input is cursed")
+        if bool((first == 667).any()) and len(x) > 1:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
+        if bool((first == 668).any()):
+            raise SystemExit("a model that ends its thread")
+        return 2 * x
+
+
+def double() -> nn.Module:
+    return Double()
+
+
+def slow() -> nn.Module:
+    return Slow()
+
+
+def faulty() -> nn.Module:
+    return Faulty()
+
+
+def wide() -> nn.Module:
+    """A model that really computes for a few ms."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 4))

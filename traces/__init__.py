@@ -1,0 +1,1 @@
+"""What comes in: arrivals, workloads and measurements."""

@@ -1,0 +1,24 @@
+"""Azure LLM inference traces 2023 and 2024: one line a request, with a date and token counts.
+
+Source: github.com/Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and AzureLLMInferenceDataset2024.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..tables import read_csv
+from .base import Rows, TraceFormat, columns_of
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+
+def read(path: Path) -> Iterator[Rows]:
+    """Times from TIMESTAMP; sizes are tokens in plus tokens out."""
+    for chunk in read_csv(path, COLUMNS):
+        tokens = chunk.floats("ContextTokens", 0.0) + chunk.floats("GeneratedTokens", 0.0)
+        yield Rows(chunk.times_ms("TIMESTAMP"), size=tokens)
+
+
+FORMAT = TraceFormat("azure_llm", lambda path, line: set(COLUMNS) <= columns_of(line), read)

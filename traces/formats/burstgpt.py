@@ -1,0 +1,26 @@
+"""BurstGPT: one line a request to a language model, with a time in seconds from the start of the recording.
+
+Source: github.com/HPMLL/BurstGPT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..tables import read_csv
+from .base import Rows, TraceFormat, columns_of
+
+COLUMNS = ("Timestamp", "Model", "Total tokens")
+
+
+def read(path: Path) -> Iterator[Rows]:
+    """Times from Timestamp, sources are Model, sizes Total tokens."""
+    for chunk in read_csv(path, COLUMNS):
+        times_ms = chunk.floats("Timestamp", 0.0) * 1e3
+        yield Rows(times_ms, source=chunk.texts("Model"), size=chunk.floats("Total tokens", 0.0))
+
+
+FORMAT = TraceFormat(
+    "burstgpt", lambda path, line: set(COLUMNS) <= columns_of(line), read, from_start=True, stepped=True
+)

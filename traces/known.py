@@ -1,0 +1,101 @@
+"""The real traces that the project knows by name: where they lie beside it, and whom to cite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+from .formats import load_arrivals
+from .recorded import Arrivals
+from .twin import parameters, twin, twin_names
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class KnownTrace:
+    """A public trace: its file under shared/data, its format and its source."""
+
+    file: str
+    format: str
+    citation: str
+
+
+KNOWN: dict[str, KnownTrace] = {
+    "azure_llm_2023": KnownTrace(
+        "azure_llm_2023/AzureLLMInferenceTrace_conv.csv.gz",
+        "azure_llm",
+        "Azure LLM inference trace 2023, conversation service (one hour): github.com/Azure/AzurePublicDataset "
+        "79092101, data/AzureLLMInferenceTrace_conv.csv, CC-BY-4.0; Patel et al., Splitwise, ISCA 2024",
+    ),
+    "mooncake": KnownTrace(
+        "mooncake/conversation_trace.csv.gz",
+        "mooncake",
+        "Mooncake conversation trace (one hour): github.com/kvcache-ai/Mooncake 3b5a5941, "
+        "FAST25-release/traces/conversation_trace.jsonl, Apache-2.0; Qin et al., Mooncake, FAST 2025",
+    ),
+}
+
+
+def real_or_twin(
+    name: str,
+    duration_ms: float,
+    rng: np.random.Generator,
+    shared: Path | str | None = None,
+    rate_rps: float | None = None,
+) -> Arrivals:
+    """Arrivals of the real trace where its file is there, else of its fitted twin.
+
+    A real trace is first rescaled to `rate_rps` (over its whole length, so that a window keeps its own share of the
+    bursts), then a window of `duration_ms` is cut at a start drawn from `rng`. A twin is generated for the duration
+    that becomes `duration_ms` after the same rescaling.
+
+    Args:
+        name: a known trace ("azure_llm_2023", "mooncake"), or the path of a trace file in any known format.
+        duration_ms: length wanted; a real trace that is shorter is returned whole.
+        rng: source of randomness.
+        shared: folder of the real traces, or one trace file to use for `name`; None is ../shared/data.
+        rate_rps: rate that the whole trace is rescaled to; None keeps its own.
+
+    Returns:
+        Arrivals whose `name` says what they are: the trace's, or that with "-twin".
+
+    Raises:
+        InputError: an unknown name, a duration that is not positive, or a file that is given and cannot be read.
+    """
+    if not (np.isfinite(duration_ms) and duration_ms > 0):
+        raise InputError(f"duration_ms: {duration_ms}; a number above 0 is wanted")
+    path = _find(name, shared)
+    if path is None:
+        stretch = 1.0 if rate_rps is None else rate_rps / parameters(name).rate_rps
+        times = twin(name, duration_ms * stretch, rng) / stretch
+        return Arrivals(np.minimum(times, np.nextafter(duration_ms, 0)), f"{name}-twin")
+    known = KNOWN.get(name)
+    title = name if known else path.name.split(".")[0]
+    whole = load_arrivals(path, name=title, seed=int(rng.integers(2**32)))
+    if rate_rps is not None:
+        whole = whole.rescaled(rate_rps)
+    slack_ms = whole.duration_ms - duration_ms
+    if slack_ms <= 0:
+        return whole
+    start_ms = float(rng.random() * slack_ms)
+    return replace(whole.window(start_ms, start_ms + duration_ms), name=title)
+
+
+def _find(name: str, shared: Path | str | None) -> Path | None:
+    """The file of a trace, or None when only its twin is there."""
+    folder = SHARED if shared is None else Path(shared)
+    if folder.is_file():
+        return folder
+    if name in KNOWN:
+        path = folder / KNOWN[name].file
+        return path if path.is_file() else None
+    if Path(name).is_file():
+        return Path(name)
+    if name in twin_names():
+        return None
+    known = ", ".join(sorted({*KNOWN, *twin_names()}))
+    raise InputError(f"trace: {name!r} is no file and no known trace; known are {known}")

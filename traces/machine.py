@@ -1,0 +1,109 @@
+"""Description of the machine that measurements were made on (machine.json)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from .errors import InputError
+
+SCHEMA = "strait-measurements/1"
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The device: `peak_gflops` and `peak_gbps` (memory copy bandwidth, 1e9 bytes a second) are measured."""
+
+    kind: str
+    name: str
+    cores: int
+    memory_bytes: int
+    peak_gflops: float
+    peak_gbps: float
+    torch: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model: its size, work and shapes; `_per_item` is for one request."""
+
+    name: str
+    kind: str
+    parameters: int
+    weight_bytes: int
+    flops_per_item: float
+    activation_bytes_per_item: float
+    input_bytes_per_item: int
+    output_bytes_per_item: int
+    input_shape: tuple[int, ...]
+    input_dtype: str
+
+
+@dataclass(frozen=True)
+class MachineInfo:
+    """Everything beside the batches: when and how they were measured, on what, and with which models."""
+
+    created: str
+    command: str
+    device: DeviceInfo
+    streams: int
+    batch_sizes: tuple[int, ...]
+    models: tuple[ModelInfo, ...]
+
+    @classmethod
+    def from_json(cls, data: Any) -> MachineInfo:
+        """Builds the description from parsed JSON; InputError names the field that is missing or wrong."""
+        found = data.get("schema") if isinstance(data, dict) else data
+        if not isinstance(data, dict) or found != SCHEMA:
+            raise InputError(f"schema is {found!r}; {SCHEMA!r} is wanted")
+        data = {**data}
+        data["device"] = _build(DeviceInfo, data.get("device"), "device")
+        models = data.get("models")
+        if not isinstance(models, list) or not models:
+            raise InputError("models: a list of at least one model is wanted")
+        data["models"] = tuple(_build(ModelInfo, model, f"models[{number}]") for number, model in enumerate(models))
+        result = _build(cls, data, "")
+        names = [model.name for model in result.models]
+        if len(set(names)) != len(names):
+            raise InputError(f"models: names repeat: {names}")
+        if result.device.kind not in ("cpu", "cuda"):
+            raise InputError(f"device.kind is {result.device.kind!r}; 'cpu' or 'cuda' is wanted")
+        if result.streams < 1:
+            raise InputError(f"streams is {result.streams}; at least 1 is wanted")
+        sizes = result.batch_sizes
+        if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:])):
+            raise InputError(f"batch_sizes: {list(sizes)}; increasing sizes of at least 1 are wanted")
+        return result
+
+
+Record = TypeVar("Record")
+
+
+def _build(record: type[Record], data: Any, place: str) -> Record:
+    """Fills a dataclass from a JSON object, each field checked; unknown fields are left for later versions."""
+    if not isinstance(data, dict):
+        raise InputError(f"{place or 'machine'}: {data!r}; an object is wanted")
+    types = get_type_hints(record)
+    values = {}
+    for field in fields(record):  # type: ignore[arg-type]
+        name = f"{place}.{field.name}" if place else field.name
+        if field.name not in data:
+            raise InputError(f"{name} is missing")
+        values[field.name] = _value(data[field.name], types[field.name], name)
+    return record(**values)
+
+
+def _value(value: Any, kind: Any, name: str) -> Any:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind == tuple[int, ...] and isinstance(value, (list, tuple)):
+        return tuple(_value(item, int, f"{name}[{number}]") for number, item in enumerate(value))
+    if kind is str and isinstance(value, str):
+        return value
+    if kind not in (int, float, str, tuple[int, ...]):
+        return value
+    wanted = {int: "an integer", float: "a finite number", str: "a text"}.get(kind, "a list of integers")
+    raise InputError(f"{name} is {value!r}; {wanted} is wanted")

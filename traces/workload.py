@@ -1,0 +1,294 @@
+"""Workloads: what arrives when, for which model, how urgent, and by when it must be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .errors import InputError
+from .files import atomic_path
+from .tables import Chunk, read_csv
+
+HIGH, LOW = 0, 1
+PRIORITY_NAMES = ("high", "low")
+COLUMNS = ("arrival_ms", "model", "priority", "deadline_ms")
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Requests of one run, sorted by arrival. All arrays have length R, one entry a request.
+
+    Attributes:
+        arrival_ms: float64 (R,), from the start of the run, non-decreasing, not negative.
+        model: int32 (R,), index into `models`.
+        priority: int8 (R,), 0 = high, 1 = low.
+        deadline_ms: float64 (R,), relative to the arrival, positive.
+        models: names of the models; may name some that no request asks for.
+        name: what the workload is called in reports.
+
+    Raises:
+        InputError: an array has another length or shape, or a value breaks the rules above.
+    """
+
+    arrival_ms: np.ndarray
+    model: np.ndarray
+    priority: np.ndarray
+    deadline_ms: np.ndarray
+    models: tuple[str, ...]
+    name: str = "workload"
+
+    def __post_init__(self) -> None:
+        kinds = {"arrival_ms": np.float64, "model": np.int32, "priority": np.int8, "deadline_ms": np.float64}
+        for field, dtype in kinds.items():
+            object.__setattr__(self, field, np.ascontiguousarray(getattr(self, field), dtype=dtype))
+        object.__setattr__(self, "models", tuple(self.models))
+        size = self.arrival_ms.shape
+        for field in kinds:
+            if getattr(self, field).shape != size or len(size) != 1:
+                raise InputError(f"workload {self.name!r}: {field} has shape {getattr(self, field).shape}, not {size}")
+        if len(set(self.models)) != len(self.models):
+            raise InputError(f"workload {self.name!r}: model names repeat: {list(self.models)}")
+        times = self.arrival_ms
+        self._refuse(~np.isfinite(times) | (times < 0), "arrival_ms", "finite and at least 0")
+        self._refuse(np.diff(times, prepend=0.0) < 0, "arrival_ms", "not before the request in front of it")
+        self._refuse((self.model < 0) | (self.model >= len(self.models)), "model", f"from 0 to {len(self.models) - 1}")
+        self._refuse((self.priority < 0) | (self.priority > 1), "priority", "0 (high) or 1 (low)")
+        self._refuse(~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0), "deadline_ms", "finite and above 0")
+
+    def _refuse(self, bad: np.ndarray, field: str, wanted: str) -> None:
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(f"workload {self.name!r}: request {row}: {field} is {getattr(self, field)[row]}; {wanted}")
+
+    def __len__(self) -> int:
+        return len(self.arrival_ms)
+
+    @property
+    def duration_ms(self) -> float:
+        """Time of the last arrival; 0 when there is none."""
+        return float(self.arrival_ms[-1]) if len(self) else 0.0
+
+    @property
+    def rate_rps(self) -> float:
+        """Requests per second over `duration_ms`; 0 when that is 0."""
+        return len(self) / self.duration_ms * 1e3 if self.duration_ms > 0 else 0.0
+
+    def rescaled(self, rate_rps: float) -> Workload:
+        """The same requests with arrivals compressed or stretched in time to `rate_rps`; deadlines stay."""
+        return replace(self, arrival_ms=rescaled_ms(self.arrival_ms, rate_rps))
+
+    def window(self, start_ms: float, end_ms: float) -> Workload:
+        """Requests that arrive in [start_ms, end_ms), counted from start_ms."""
+        cut = window_slice(self.arrival_ms, start_ms, end_ms)
+        return replace(
+            self,
+            arrival_ms=self.arrival_ms[cut] - start_ms,
+            model=self.model[cut],
+            priority=self.priority[cut],
+            deadline_ms=self.deadline_ms[cut],
+        )
+
+    def describe(self) -> str:
+        """A few lines for people: size, rate, shares of models and priorities, deadlines."""
+        lines = [
+            f"{self.name}: {len(self)} requests in {self.duration_ms / 1e3:.3f} s ({self.rate_rps:.2f} requests/s)"
+        ]
+        if len(self):
+            lines.append(f"  high priority {100 * float(np.mean(self.priority == HIGH)):.1f} %")
+            for index, model in enumerate(self.models):
+                mine = self.model == index
+                if mine.any():
+                    low, high = self.deadline_ms[mine].min(), self.deadline_ms[mine].max()
+                    share = 100 * float(np.mean(mine))
+                    lines.append(f"  {model}: {share:.1f} %, deadlines {low:.3g} to {high:.3g} ms")
+        return "\n".join(lines)
+
+    def save(self, path: Path | str) -> None:
+        """Writes .parquet, .csv or .csv.gz, whole or not at all; floats survive exactly."""
+        path = Path(path)
+        frame = pd.DataFrame(
+            {
+                "arrival_ms": self.arrival_ms,
+                "model": pd.Categorical.from_codes(self.model.astype(np.int64), pd.Index(self.models)),
+                "priority": pd.Categorical.from_codes(self.priority.astype(np.int64), pd.Index(PRIORITY_NAMES)),
+                "deadline_ms": self.deadline_ms,
+            }
+        )
+        if path.suffix == ".parquet":
+            with atomic_path(path) as temporary:
+                frame.to_parquet(temporary, compression="zstd", index=False)
+        elif path.name.endswith((".csv", ".csv.gz")):
+            with atomic_path(path) as temporary:
+                frame.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
+        else:
+            raise InputError(f"{path}: a workload is saved as .parquet, .csv or .csv.gz")
+
+    @classmethod
+    def load(cls, path: Path | str, models: Sequence[str] | None = None, name: str | None = None) -> Workload:
+        """Reads a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
+
+        Args:
+            path: the file; rows may be in any order.
+            models: the known models, which fix the indices; a file that names another is refused. None takes the
+                models from the file (in their stored order in Parquet, sorted by name in CSV).
+            name: name of the workload; None takes the file's.
+
+        Raises:
+            InputError: the file is missing, a column is missing, or a value is wrong (with its line or row).
+        """
+        path = Path(path)
+        chunks = [_parquet_chunk(path)] if path.suffix == ".parquet" else list(read_csv(path, COLUMNS))
+        arrival = _joined([chunk.floats("arrival_ms", 0.0) for chunk in chunks])
+        deadline = _joined([chunk.floats("deadline_ms") for chunk in chunks])
+        labels = _joined([_labels(chunk) for chunk in chunks], object)
+        priority = _joined([_priorities(chunk) for chunk in chunks], np.int8)
+        known = tuple(models) if models is not None else _names(chunks)
+        index = {model: number for number, model in enumerate(known)}
+        for chunk in chunks:
+            wanted = f"one of {', '.join(known)} is wanted"
+            chunk.fail(~chunk.rows["model"].isin(known).to_numpy(), "model", wanted)
+            chunk.fail(chunk.floats("deadline_ms") <= 0, "deadline_ms", "a number above 0 is wanted")
+        order = np.argsort(arrival, kind="stable")
+        numbers = np.array([index[label] for label in labels], dtype=np.int32)
+        title = name or path.name.split(".")[0]
+        return cls(arrival[order], numbers[order], priority[order], deadline[order], known, title)
+
+
+@dataclass(frozen=True)
+class WorkloadConfig:
+    """How models, priorities and deadlines are laid over arrivals.
+
+    Attributes:
+        model_share: share of each model in the requests, by name, in any unit (normalised); a model that is left out
+            gets none. None gives all models the same share.
+        high_fraction: probability that a request is of high priority, in [0, 1].
+        deadline_factor_high: deadline of a high-priority request over the model's solo latency at batch size 1.
+        deadline_factor_low: the same for low priority.
+        min_deadline_ms: no deadline is shorter than this.
+    """
+
+    model_share: dict[str, float] | None = None
+    high_fraction: float = 0.3
+    deadline_factor_high: float = 4.0
+    deadline_factor_low: float = 10.0
+    min_deadline_ms: float = 0.0
+
+
+def make_workload(
+    arrival_ms: np.ndarray,
+    models: Sequence[str],
+    solo_ms: np.ndarray,
+    config: WorkloadConfig,
+    rng: np.random.Generator,
+    name: str = "workload",
+) -> Workload:
+    """Gives every arrival a model, a priority and a deadline, each drawn independently.
+
+    Two numbers are drawn for every arrival whatever the configuration, so that workloads that differ in one setting
+    share all other randomness.
+
+    Args:
+        arrival_ms: (R,) sorted, from 0.
+        models: M names.
+        solo_ms: (M,) solo latency at batch size 1 (both copies and execution), ms.
+        config: shares, fractions and deadline factors.
+        rng: source of randomness.
+        name: name of the workload.
+
+    Raises:
+        InputError: a setting is out of range, or `model_share` names an unknown model.
+    """
+    share = _shares(models, config.model_share)
+    solo = np.asarray(solo_ms, dtype=np.float64)
+    if solo.shape != (len(models),) or not np.all(np.isfinite(solo) & (solo > 0)):
+        raise InputError(f"solo_ms: {solo.tolist()}; one positive latency for each of {len(models)} models is wanted")
+    if not 0 <= config.high_fraction <= 1:
+        raise InputError(f"high_fraction: {config.high_fraction}; from 0 to 1 is wanted")
+    for field in ("deadline_factor_high", "deadline_factor_low"):
+        if not (np.isfinite(getattr(config, field)) and getattr(config, field) > 0):
+            raise InputError(f"{field}: {getattr(config, field)}; a number above 0 is wanted")
+    draws = rng.random((len(arrival_ms), 2))
+    # The last edge is 1, above every draw; side="right" never picks a model whose share is 0.
+    edges = np.cumsum(share)
+    edges[-1] = 1.0
+    model = np.searchsorted(edges, draws[:, 0], side="right")
+    model = np.minimum(model, np.flatnonzero(share)[-1]).astype(np.int32)
+    priority = np.where(draws[:, 1] < config.high_fraction, HIGH, LOW).astype(np.int8)
+    factor = np.where(priority == HIGH, config.deadline_factor_high, config.deadline_factor_low)
+    deadline = np.maximum(factor * solo[model], config.min_deadline_ms)
+    return Workload(np.asarray(arrival_ms, dtype=np.float64), model, priority, deadline, tuple(models), name)
+
+
+def rescaled_ms(arrival_ms: np.ndarray, rate_rps: float) -> np.ndarray:
+    """Arrival times multiplied so that arrivals over the time of the last one give `rate_rps`.
+
+    Raises:
+        InputError: the rate is not positive, or there is no arrival after time 0 to scale.
+    """
+    if not (np.isfinite(rate_rps) and rate_rps > 0):
+        raise InputError(f"rate_rps: {rate_rps}; a number above 0 is wanted")
+    if len(arrival_ms) == 0 or arrival_ms[-1] <= 0:
+        raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
+    return arrival_ms * (len(arrival_ms) / rate_rps * 1e3 / arrival_ms[-1])
+
+
+def window_slice(arrival_ms: np.ndarray, start_ms: float, end_ms: float) -> slice:
+    """Slice of the sorted arrivals in [start_ms, end_ms); InputError when the window is empty or backwards."""
+    if not start_ms < end_ms:
+        raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
+    first, last = np.searchsorted(arrival_ms, [start_ms, end_ms], side="left")
+    return slice(int(first), int(last))
+
+
+def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.ndarray:
+    if not models:
+        raise InputError("models: none given; at least one is wanted")
+    if model_share is None:
+        return np.full(len(models), 1.0 / len(models))
+    unknown = [model for model in model_share if model not in models]
+    if unknown:
+        raise InputError(f"model_share: unknown model {unknown[0]!r}; known are {', '.join(models)}")
+    share = np.array([model_share.get(model, 0.0) for model in models], dtype=np.float64)
+    if not np.all(np.isfinite(share) & (share >= 0)) or share.sum() <= 0:
+        raise InputError(f"model_share: {model_share}; shares of at least 0 with a sum above 0 are wanted")
+    return share / share.sum()
+
+
+def _parquet_chunk(path: Path) -> Chunk:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None
+    for column in COLUMNS:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
+    return Chunk(path, frame, np.arange(len(frame)))
+
+
+def _priorities(chunk: Chunk) -> np.ndarray:
+    labels = chunk.rows["priority"].astype(str)
+    chunk.fail(~labels.isin(PRIORITY_NAMES).to_numpy(), "priority", "'high' or 'low' is wanted")
+    return np.where((labels == "high").to_numpy(), HIGH, LOW).astype(np.int8)
+
+
+def _labels(chunk: Chunk) -> np.ndarray:
+    absent = chunk.rows["model"].isna() | (chunk.rows["model"] == "")
+    chunk.fail(absent.to_numpy(), "model", "the name of a model is wanted")
+    return chunk.texts("model")
+
+
+def _names(chunks: list[Chunk]) -> tuple[str, ...]:
+    columns = [chunk.rows["model"] for chunk in chunks]
+    if len(columns) == 1 and isinstance(columns[0].dtype, pd.CategoricalDtype):
+        return tuple(map(str, columns[0].cat.categories))
+    return tuple(sorted({str(label) for column in columns for label in column.unique()}))
+
+
+def _joined(parts: list[np.ndarray], dtype: type = np.float64) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
