@@ -213,8 +213,12 @@ def main(argv: list[str] | None = None) -> int:
         if config.suite not in known:
             raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
         suite = known[config.suite]
-        changes = {k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None}
-        suite = replace(suite, **changes, **({"seeds": config.seeds} if config.seeds else {}))
+        changes: dict[str, Any] = {
+            k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
+        }
+        if config.seeds is not None:
+            changes["seeds"] = config.seeds
+        suite = replace(suite, **changes)
         frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
     except (InputError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -75,11 +75,11 @@ class DualPriorityEnv(gym.Env):
     still waited `end_ms` after the last arrival). There is no truncation.
 
     ## Arguments
-    `config` (an `envs.config.EnvConfig`), or its fields by name, `render_mode`. The id names the module that registers it,
-    which can be left out after `import envs.registration`:
+    `config` (an `envs.config.EnvConfig`), or its fields by name, `render_mode`. `import envs` registers the ids; without it
+    the id names the package, `gym.make("envs:Strait/DualPriority-v0")`:
 
-    >>> import gymnasium as gym
-    >>> env = gym.make("envs.registration:Strait/DualPriority-v0", load=0.9, streams=4)
+    >>> import gymnasium as gym, envs
+    >>> env = gym.make("Strait/DualPriority-v0", load=0.9, streams=4)
     >>> observation, info = env.reset(seed=1)
     >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample(info["action_mask"].astype("int8")))
 
@@ -99,8 +99,8 @@ class DualPriorityEnv(gym.Env):
     | `seed` | of the episode as the worlds count them: the same in a batch of any size |
 
     ## Vectorised Use
-    `gym.make_vec("envs.registration:Strait/DualPriority-v0", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one compiled
-    call, bit for bit the same as this one with seeds seed, seed + 1, ...; `envs.sb3.SB3VecEnv(256)` is that for
+    `gym.make_vec("Strait/DualPriority-v0", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
+    compiled call, bit for bit the same as this one with seeds seed, seed + 1, ...; `envs.sb3.SB3VecEnv(256)` is that for
     stable-baselines3 and sb3-contrib.
 
     ## Variants

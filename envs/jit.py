@@ -1,8 +1,9 @@
 """Compilation settings shared by all hot-path code.
 
 Numba's cache notices a change of the file that holds a function, but not of the functions it calls. The cache therefore
-lies in a folder named after the text of all hot-path sources: whoever edits one of them gets fresh machine code, never
-stale one. ``NUMBA_DISABLE_JIT=1`` turns every function here into plain Python for a debugger.
+lies in a folder named after the text of all hot-path sources (those that compile something, and envs/state.py, whose
+constants they read): whoever edits one of them gets fresh machine code, never stale one. ``NUMBA_DISABLE_JIT=1`` turns
+every function here into plain Python for a debugger.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def _source_digest() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
-    for package in ("envs", "agents"):
+    for package in ("envs", "agents", "serving"):
         for path in sorted((_ROOT / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+            text = path.read_bytes()
+            if b"njit" in text or path.name == "state.py":
+                digest.update(text)
     return digest.hexdigest()[:16]
 
 
@@ -36,7 +39,7 @@ def _cache_folder() -> str:
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:
-    numba.config.CACHE_DIR = _cache_folder()
+    numba.config.CACHE_DIR = _cache_folder()  # type: ignore[attr-defined]
 
 # No fastmath: compiled and plain Python must give the same bits. nogil: two halves of a batch run on two threads.
 # No Numba runtime (_nrt): compiled code cannot allocate at all, so "zero allocation a step" holds by construction, and
@@ -45,7 +48,7 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 njit: Any = functools.partial(numba.njit, cache=True, nogil=True, error_model="numpy", _nrt=False)
 
 
-def bind(function: Callable[..., Any], *example: Any) -> Callable[..., Any]:
+def bind(function: Any, *example: Any) -> Callable[..., Any]:
     """The machine code of a compiled function for arguments of exactly these types.
 
     Calling a compiled function from Python looks up its overload by the types of all arguments, which takes longer than a

@@ -1,8 +1,7 @@
-"""Registers the environments with Gymnasium when it is imported.
+"""Registers the environments with Gymnasium; ``import envs`` does it.
 
-Gymnasium from 1.0 on does not look for entry points of other packages, so somebody has to import this module: the user, or
-Gymnasium itself when the id names it, ``gym.make("envs.registration:Strait/DualPriority-v0")``. It imports nothing but
-Gymnasium, so that registering costs nothing.
+Gymnasium from 1.0 on does not look for entry points of other packages, so somebody has to import this package: the user, or
+Gymnasium itself when the id names it, ``gym.make("envs:Strait/DualPriority-v0")``. It imports nothing but Gymnasium.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class SchedState(NamedTuple):
     stream: np.ndarray
     member: np.ndarray
     ended: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     weight: np.ndarray
     cov: np.ndarray
     bias: np.ndarray

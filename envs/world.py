@@ -87,7 +87,7 @@ class Truth(NamedTuple):
     solo: np.ndarray
     h2d: np.ndarray
     d2h: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     pair: np.ndarray
     residual: np.ndarray
     device: np.ndarray

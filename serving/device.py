@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def resolve_device(device: str) -> str:
     return f"cuda:{int(number or 0)}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def probe_device(device: str) -> DeviceInfo:
     """Describe a device and measure its peaks, once in a process (under a second, on an idle machine).
 

@@ -66,7 +66,11 @@ def table_of(outcomes: list[Outcome], start_ms: float = 0.0) -> pd.DataFrame:
 
 
 async def measure_capacity(
-    engine: Engine, inputs: dict[str, list[np.ndarray]], duration_s: float = 5.0, share: np.ndarray | None = None, seed: int = 0
+    engine: Engine,
+    inputs: dict[str, list[np.ndarray]],
+    duration_s: float = 5.0,
+    share: np.ndarray | None = None,
+    seed: int = 0,
 ) -> float:
     """Requests per second that the live executor completes when its queues are never empty.
 
