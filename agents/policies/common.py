@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.jit import njit
+from envs.predictor import core_of
 
 
 @njit
@@ -95,3 +96,15 @@ def held_by_low(st, e):
     for k in range(st.stream.shape[1]):
         held += st.stream[e, k].busy * st.stream[e, k].priority
     return held
+
+
+@njit
+def turns_on_spare(st, tb, e):
+    """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
+    g = e % tb.solo.shape[0]
+    core = core_of(tb, g, st.env[e].spare)
+    n = 1
+    for k in range(st.stream.shape[1]):
+        if st.stream[e, k].busy == 1 and core_of(tb, g, k) == core:
+            n += 1
+    return n

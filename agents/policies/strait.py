@@ -9,11 +9,12 @@ defers while the streams it may hold are full or a high-priority request waits f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.common import defer_action
+from agents.policies.common import defer_action, turns_on_spare
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
@@ -34,17 +35,26 @@ class StraitParams:
             other low-priority requests late; at most so long can it be held back for their sake.
         gamble: how far past its deadline, as a share of the relative deadline, a high-priority request may be predicted
             to end and still be tried.
+        high_turns: batches, itself counted, that may share the core that a high-priority batch goes to.
+        low_turns: the same for a low-priority batch.
         by_priority: False treats both priorities as one (ablation).
         may_defer: False dispatches low priority whatever it does to others (ablation).
+        patience: slack, in mean solo latencies, at which the worth of serving a queue now has fallen by e; 0: the least
+            slack goes first.
+        thrift: how far a batch size is chosen for requests met per ms (1) rather than for requests met (0).
     """
 
     risk: int = 0
     low_streams: int = 2
-    low_max: float = 6.0
+    low_max: float = 2.5
     starve: float = 0.6
-    gamble: float = 0.3
+    gamble: float = 0.0
+    high_turns: int = 1
+    low_turns: int = 1
     by_priority: bool = True
     may_defer: bool = True
+    patience: float = 6.0
+    thrift: float = 1.0
 
 
 @njit
@@ -57,30 +67,51 @@ def _scale(st, e, p):
 
 
 @njit
-def _next_queue(st, tb, e, pr, g, visited):
-    """Queue of priority pr with the least slack among those not visited (a bit mask); -1 if none."""
+def _next_queue(st, tb, e, pr, g, visited, patience):
+    """Queue of priority pr that is most worth serving among those not visited (a bit mask); -1 if none.
+
+    Worth is requests served per ms, discounted by the slack that is left: work that can wait, waits. After the apparent
+    tardiness cost rule of Vepsalainen and Morton (Management Science 33, 1987); with ``patience`` 0 the least slack goes
+    first.
+    """
+    now = st.env[e].now
+    unit = tb.device[g, UNIT]
+    speed = math.exp(st.env[e].speed)
     best = -1
-    best_slack = np.inf
+    best_worth = -np.inf
     for m in range(st.queue.shape[2]):
         q = st.queue[e, pr, m]
         if q.length == 0 or (visited >> m) & 1:
             continue
-        slack = st.entry[e, pr, m, q.head].deadline - tb.solo[g, m, 0]
-        if slack < best_slack:
-            best_slack = slack
-            best = m
+        slack = st.entry[e, pr, m, q.head].deadline - now
+        if patience <= 0.0:
+            worth = tb.solo[g, m, 0] - slack
+            if worth > best_worth:
+                best_worth = worth
+                best = m
+            continue
+        for b in range(tb.size.shape[0]):
+            if tb.size[b] > q.length:
+                break
+            took = tb.solo[g, m, b] * speed
+            # In logs: the discount of much slack would underflow.
+            worth = math.log(tb.size[b] * unit / took) - max(slack - took, 0.0) / (patience * unit)
+            if worth > best_worth and (b == 0 or took < slack):
+                best_worth = worth
+                best = m
     return best
 
 
 @njit
-def _best_size(st, tb, e, pr, m, scale, low_max, spare_low, tolerance):
-    """Batch-size index with the most requests predicted to meet their deadline that makes nothing else late; -1 if none.
+def _best_size(st, tb, e, pr, m, scale, low_max, spare_low, tolerance, thrift):
+    """Batch-size index that serves the most requests for its time and makes nothing else late; -1 if none.
 
     Args:
         st: state. tb: tables. e: scheduler. pr: priority. m: model. scale: factor on predicted durations.
         low_max: longest execution alone, in ms.
         spare_low: whether low-priority batches in flight must stay on time too.
         tolerance: how late the head may be, as a share of its relative deadline.
+        thrift: power of the predicted duration that requests predicted to be met are divided by.
     """
     g = e % tb.solo.shape[0]
     q = st.queue[e, pr, m]
@@ -88,21 +119,21 @@ def _best_size(st, tb, e, pr, m, scale, low_max, spare_low, tolerance):
     head = st.entry[e, pr, m, q.head]
     slack = head.deadline - now + tolerance * (head.deadline - head.arrival)
     best = -1
-    best_met = 0
+    best_worth = -1.0
     for i in range(tb.size.shape[0]):
         b = tb.size.shape[0] - 1 - i
         n = tb.size[b]
-        if n > q.length or (n <= best_met) or (b > 0 and tb.solo[g, m, b] > low_max):
-            continue
-        # Even alone on the device it would end too late: no need to predict.
-        if tb.solo[g, m, b] > slack:
+        solo = tb.solo[g, m, b]
+        # Even alone on the device it would end too late, or serve too few: no need to predict.
+        if n > q.length or solo > slack or (b > 0 and solo > low_max) or n / solo**thrift <= best_worth:
             continue
         duration, late_high, late_low, _, _ = consider(st, tb, e, m, b, scale)
         if duration * scale > slack or late_high > 0 or (spare_low and late_low > 0):
             continue
-        met = n - late_heads(st, e, pr, m, n, now + duration * scale)
-        if met > best_met or best < 0:
-            best_met = max(met, 1)
+        met = max(n - late_heads(st, e, pr, m, n, now + duration * scale), 1)
+        worth = met / duration**thrift
+        if worth > best_worth:
+            best_worth = worth
             best = b
     return best
 
@@ -116,36 +147,39 @@ def choose(st, tb, mem, e, p):
     g = e % tb.solo.shape[0]
     n_models = st.queue.shape[2]
     look(st, tb, e)
+    turns = turns_on_spare(st, tb, e)
+    if turns > max(p[5], p[6]):
+        return defer_action(st, tb), np.inf
     scale = _scale(st, e, p)
-    by_priority = p[5] > 0.0
+    by_priority = p[7] > 0.0
     waiting_high = 0
     visited = 0
-    while True:
-        m = _next_queue(st, tb, e, 0, g, visited)
+    while turns <= p[5]:
+        m = _next_queue(st, tb, e, 0, g, visited, p[9])
         if m < 0:
             break
         visited |= 1 << m
-        b = _best_size(st, tb, e, 0, m, scale, np.inf, not by_priority, 0.0)
+        b = _best_size(st, tb, e, 0, m, scale, np.inf, not by_priority, 0.0, p[10])
         if b < 0 and p[4] > 0.0:
-            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, not by_priority, p[4])
+            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, not by_priority, p[4], p[10])
         if b >= 0:
             return action_of(tb, n_models, 0, m, b), np.inf
         waiting_high += 1
     held = 0
     for k in range(st.stream.shape[1]):
         held += st.stream[e, k].busy * st.stream[e, k].priority
-    may_defer = p[6] > 0.0
-    if may_defer and by_priority and (held >= p[1] or (waiting_high > 0 and env.n_free == 1)):
+    may_defer = p[8] > 0.0
+    if turns > p[6] or (may_defer and by_priority and (held >= p[1] or (waiting_high > 0 and env.n_free == 1))):
         return defer_action(st, tb), np.inf
     visited = 0
     while True:
-        m = _next_queue(st, tb, e, 1, g, visited)
+        m = _next_queue(st, tb, e, 1, g, visited, p[9])
         if m < 0:
             break
         visited |= 1 << m
         head = st.entry[e, 1, m, st.queue[e, 1, m].head]
         starving = env.now - head.arrival > p[3] * (head.deadline - head.arrival)
-        b = _best_size(st, tb, e, 1, m, scale, p[2] * tb.device[g, UNIT], not starving, 0.0)
+        b = _best_size(st, tb, e, 1, m, scale, p[2] * tb.device[g, UNIT], not starving, 0.0, p[10])
         if b < 0 and not may_defer:
             b = 0
         if b >= 0:
