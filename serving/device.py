@@ -49,8 +49,9 @@ def probe_device(device: str) -> DeviceInfo:
         device: "cpu" or "cuda:N".
 
     Returns:
-        Its description. `peak_gflops` is single-precision matrix multiplication on all cores (one thread each);
-        `peak_gbps` is memory copied on all cores, reads and writes counted, 1e9 bytes a second.
+        Its description. `cores` are the CPU's usable cores, or the GPU's multiprocessors. `peak_gflops` is
+        single-precision matrix multiplication on all of them (on a CPU one thread each; on a GPU without TF32, as torch
+        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, 1e9 bytes a second.
     """
     if device != "cpu":
         return _probe_cuda(torch.device(device))
