@@ -152,7 +152,6 @@ class _CudaStream:
 
     def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
         """Copy in, execute, copy out."""
-        self._clock.keep()
         result.outputs = list(self._run(model, batch.inputs, batch.priority))
         times = self._clock.times(self._events, result.dispatch_ms, now_ms())
         result.h2d_start_ms, result.h2d_end_ms, result.exec_end_ms, result.d2h_end_ms = times
@@ -193,6 +192,7 @@ class _CudaStream:
         """
         stream = self._streams[priority]
         try:
+            self._clock.keep()  # while the stream is idle
             landed = self._launch(model, list(inputs), priority)
             self._events[-1].synchronize()
             return landed.numpy().copy()

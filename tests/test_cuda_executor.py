@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fake_cuda
 import numpy as np
@@ -14,7 +18,7 @@ from cuda_behaviours import GIVEN, Behaviours, Make, run, toy
 from fake_cuda import FakeCuda
 from torch import Tensor, nn
 
-from serving.cuda_api import plain_error
+from serving.cuda_api import TorchCuda, plain_error
 from serving.cuda_executor import CudaExecutor, DeviceClock
 from serving.executor import Batch
 from serving.models import ModelSpec, load_model
@@ -194,6 +198,84 @@ def test_times_of_the_device_are_put_on_the_hosts_clock_and_kept_in_order() -> N
     told = clock.times([Mark(at - 9), Mark(at + 3), Mark(at + 2), Mark(at + 99)], now, now + 10)  # type: ignore[list-item]
     np.testing.assert_allclose(np.array(told) - now, [0, 3, 3, 10], atol=0.5)
     assert told == sorted(told) and told[0] == now and told[-1] == now + 10
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph: notes what is asked of it, in order."""
+
+    calls: list[str]
+
+    def __init__(self) -> None:
+        Graph.calls = []
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        Graph.calls.append(f"begin {capture_error_mode}")
+
+    def capture_end(self) -> None:
+        Graph.calls.append("end")
+        if "broken" in Graph.calls:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self) -> None:
+        Graph.calls.append("replay")
+
+
+def test_torchs_captures_are_ended_whatever_happens_and_tell_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    stream: Any = SimpleNamespace(synchronize=lambda: None)
+    api = TorchCuda("cuda:0")
+    graph = api.capture(stream, lambda: torch.ones(2), "pool")
+    graph.replay()
+    assert Graph.calls == ["begin thread_local", "end", "replay"] and len(graph.output) == 2
+
+    def fault() -> Tensor:
+        Graph.calls.append("broken")
+        raise ValueError("it waits")
+
+    with pytest.raises(ValueError, match="it waits"):
+        api.capture(stream, fault, "pool")
+    assert Graph.calls == ["begin thread_local", "broken", "end"]
+    assert api.capture(stream, lambda: torch.ones(2), "pool").output is not None, "the next one is not held up"
+
+
+class Stream:
+    """Stands in for torch.cuda.Stream."""
+
+    def __init__(self, device: torch.device, priority: int) -> None:
+        self.priority = priority
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        return 0, -5
+
+
+def test_torchs_streams_are_at_the_ends_of_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    api = TorchCuda("cuda:0")
+    assert [api.make_stream(priority).priority for priority in (0, 1)] == [-5, 0]
+
+
+def test_a_pools_bytes_are_those_of_its_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [
+        {"total_size": 5, "segment_pool_id": (0, 1)},
+        {"total_size": 7, "segment_pool_id": (0, 2)},
+        {"total_size": 9},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [*segments, segments[0]])
+    assert TorchCuda("cuda:0").pool_bytes((0, 1)) == 10
+
+
+def test_an_exported_program_is_moved_with_the_tensors_that_it_makes(tmp_path: Path) -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(4, device=x.device)
+
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Counted(), (torch.randn(2, 4),), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "counted.pt2")
+    model = load_model(ModelSpec("counted", str(tmp_path / "counted.pt2"), (4,), compiled=False))
+    assert model.build("meta")(torch.empty(3, 4, device="meta")).shape == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cuda_behaviours import GIVEN, Behaviours, Make, Results, run, toy, toy_profile
+from cuda_behaviours import GIVEN, Behaviours, Make, Results, run, toy
 
 from agents.policy import make_policy
 from envs.fit import fit
@@ -213,9 +213,8 @@ async def test_profile_then_fit_then_serve(tmp_path: Path) -> None:
         await engine.start()
         rng = np.random.default_rng(0)
         arrivals = poisson(200.0, 3000.0, rng)
-        solo_ms = profile.solo_ms[:, 0] + profile.h2d_ms[:, 0] + profile.d2h_ms[:, 0]
         config = WorkloadConfig(min_deadline_ms=50.0)
-        workload = make_workload(arrivals, profile.models, solo_ms, config, rng)
+        workload = make_workload(arrivals, profile.models, profile.solo_latency_ms, config, rng)
         table = await replay(engine, workload, make_inputs(executor))
         await engine.stop(10.0)
     finally:
