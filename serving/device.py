@@ -188,11 +188,17 @@ def _probe_cuda(device: torch.device) -> DeviceInfo:
     source = torch.zeros(4 * _COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
+    copies = 8  # between two waits, each of which takes as long as a tenth of a copy
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
     def wait() -> None:
         torch.cuda.synchronize(device)
 
     gflops = _per_second(lambda: torch.mm(left, right), wait) * 2 * side**3 / 1e9
-    gbps = _per_second(lambda: target.copy_(source), wait) * 2 * source.nbytes / 1e9
+    gbps = _per_second(copy, wait) * copies * 2 * source.nbytes / 1e9
     return DeviceInfo(
         "cuda",
         properties.name,
