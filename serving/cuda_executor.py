@@ -165,7 +165,8 @@ class _CudaStream:
             # Libraries set themselves up in the first runs on a stream, which a capture would not survive.
             expected = self._run(model, other, priority)
             self._run(model, first, priority)
-            if self._graphs and model not in self._unrecordable:
+            known = model in self._unrecordable or (priority, batch_size) in self._kept[model].graphs
+            if self._graphs and not known:
                 self._record(model, priority, other, expected)
 
     def forget(self, model: LoadedModel) -> None:

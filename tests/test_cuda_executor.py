@@ -68,6 +68,7 @@ def test_graphs_are_replayed_for_the_sizes_that_were_warmed_up_only(make: Make, 
     executor = make(2)
     executor.load(toy("double"))
     executor.warm_up("double", [1, 4])
+    executor.warm_up("double", [4, 1])  # records nothing anew
     assert sorted(cuda.captures) == sorted([(p, n) for p in (0, 1) for n in (1, 4)] * 2), "each stream, each priority"
     cuda.ran.clear()
     for size, priority in ((1, 0), (2, 0), (4, 1), (4, 0), (9, 1), (1, 1)):
