@@ -49,8 +49,9 @@ def probe_device(device: str) -> DeviceInfo:
         device: "cpu" or "cuda:N".
 
     Returns:
-        Its description. `peak_gflops` is single-precision matrix multiplication on all cores (one thread each);
-        `peak_gbps` is memory copied on all cores, reads and writes counted, 1e9 bytes a second.
+        Its description. `cores` are the CPU's usable cores, or the GPU's multiprocessors. `peak_gflops` is
+        single-precision matrix multiplication on all of them (on a CPU one thread each; on a GPU without TF32, as torch
+        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, 1e9 bytes a second.
     """
     if device != "cpu":
         return _probe_cuda(torch.device(device))
@@ -187,11 +188,17 @@ def _probe_cuda(device: torch.device) -> DeviceInfo:
     source = torch.zeros(4 * _COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
+    copies = 8  # between two waits, each of which takes as long as a tenth of a copy
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
     def wait() -> None:
         torch.cuda.synchronize(device)
 
     gflops = _per_second(lambda: torch.mm(left, right), wait) * 2 * side**3 / 1e9
-    gbps = _per_second(lambda: target.copy_(source), wait) * 2 * source.nbytes / 1e9
+    gbps = _per_second(copy, wait) * copies * 2 * source.nbytes / 1e9
     return DeviceInfo(
         "cuda",
         properties.name,

@@ -13,7 +13,10 @@ SCHEMA = "strait-measurements/1"
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device: `peak_gflops` and `peak_gbps` (memory copy bandwidth, 1e9 bytes a second) are measured."""
+    """The device: `peak_gflops` and `peak_gbps` (memory copy bandwidth, 1e9 bytes a second) are measured.
+
+    `cores` are a CPU's cores that batches share one by one, or a GPU's multiprocessors, of which one batch takes many.
+    """
 
     kind: str
     name: str

@@ -163,10 +163,11 @@ class Measurements:
         """A few lines for people: device, models, and how many batches of each kind."""
         device = self.machine.device
         kinds = self.batches["kind"].astype(str).value_counts()
+        units = "cores" if device.kind == "cpu" else "multiprocessors"
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kind in kinds)
         names = ", ".join(model.name for model in self.machine.models)
         return (
-            f"{device.name} ({device.kind}, {device.cores} cores), {self.machine.streams} streams, "
+            f"{device.name} ({device.kind}, {device.cores} {units}), {self.machine.streams} streams, "
             f"{self.machine.created}\n  {len(self.batches)} batches in {self.batches['run'].nunique()} runs: {counts}\n"
             f"  models: {names}; batch sizes {', '.join(map(str, self.machine.batch_sizes))}"
         )

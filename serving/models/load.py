@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from serving.models.compile import compile_forward, silent_torchscript
 from serving.models.cost import count_costs, count_weights
@@ -138,7 +139,9 @@ def _load_file(path: Path, where: str, device: str) -> nn.Module:
         with silent_torchscript():
             if path.suffix == ".pt":
                 return torch.jit.load(str(path), map_location=device)
-            return torch.export.load(str(path)).module().to(device)
+            program = torch.export.load(str(path))
+            # A graph names the device of the tensors that it makes, which Module.to leaves as it is.
+            return (program if device == "cpu" else move_to_device_pass(program, device)).module()
     except Exception as error:  # a file from outside may fail in any way inside the two loaders
         kind = "TorchScript (torch.jit.save)" if path.suffix == ".pt" else "torch.export (torch.export.save)"
         reason = str(error).strip().split("\n")[0]

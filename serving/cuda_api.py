@@ -1,0 +1,192 @@
+"""The narrow door to CUDA: all that the executor asks of torch.cuda, so that a test can stand in for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from serving.models.served import Forward, ServedModel
+
+# Beside torch's own words; the libraries allocate their workspaces themselves.
+_OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+class CudaEvent(Protocol):
+    """A mark in a stream's work, with the time at which the device passed it."""
+
+    def record(self, stream: Any) -> None:
+        """Put the mark behind all that the stream has been given; it may be put again when it was passed."""
+
+    def synchronize(self) -> None:
+        """Wait, without Python's lock, until the device has passed the mark."""
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Return the ms from this mark to `end_event`, both passed; single precision, so for short spans."""
+
+
+@dataclass(slots=True, eq=False)
+class CudaGraph:
+    """Recorded work: `replay` launches it on the current stream, and `output` holds its result then."""
+
+    replay: Callable[[], None]
+    output: Tensor
+
+
+class CudaApi(Protocol):
+    """One CUDA device, as the executor uses it; streams, pools and tensors are handed back as they came."""
+
+    def enter_thread(self) -> None:
+        """Make this the device of the calling thread."""
+
+    def build(self, model: ServedModel) -> Forward:
+        """Make a model's inference function on the device and wait until its weights are there."""
+
+    def make_stream(self, priority: int) -> Any:
+        """Return a stream whose kernels go first (priority 0, high) or last (1, low)."""
+
+    def make_event(self, blocking: bool) -> CudaEvent:
+        """Return a timed event; waiting for it sleeps if `blocking`, else spins: a few tens of microseconds sooner."""
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        """Make this the stream of what the calling thread launches."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return page-locked host memory, which copies reach without waiting."""
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return device memory."""
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Launch a copy on the current stream; neither side may be touched until it has ended."""
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until a stream has done all that it was given."""
+
+    def make_pool(self) -> Any:
+        """Return a memory pool, for graphs that never run at the same time."""
+
+    def capture(self, stream: Any, work: Callable[[], Tensor], pool: Any) -> CudaGraph:
+        """Record what `work` launches on an idle stream, without running it.
+
+        Raises:
+            Exception: the work waits for the device, or does something else that cannot be recorded.
+        """
+
+    def pool_bytes(self, pool: Any) -> int:
+        """Return the device memory that a pool holds."""
+
+    def empty_cache(self) -> None:
+        """Give memory that torch keeps for later back to the device; never fails."""
+
+
+class TorchCuda:
+    """The real device.
+
+    Args:
+        device: "cuda:N".
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        # At most one capture at a time, and the cache is not emptied during one: that would break the recording.
+        self._recording = threading.Lock()
+
+    def enter_thread(self) -> None:
+        """See `CudaApi`."""
+        torch.cuda.set_device(self._device)
+
+    def build(self, model: ServedModel) -> Forward:
+        """See `CudaApi`."""
+        # A compiled model is compared with the eager one, more closely than TF32 convolutions agree with each other.
+        with torch.cuda.device(self._device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            forward = model.build(str(self._device))
+            # Weights were copied on the default stream, for which the workers' streams do not wait.
+            torch.cuda.synchronize(self._device)
+        return forward
+
+    def make_stream(self, priority: int) -> torch.cuda.Stream:
+        """See `CudaApi`."""
+        low, high = torch.cuda.Stream.priority_range()  # type: ignore[call-arg] # the lower goes first
+        return torch.cuda.Stream(self._device, priority=low if priority else high)
+
+    def make_event(self, blocking: bool) -> CudaEvent:
+        """See `CudaApi`."""
+        return torch.cuda.Event(enable_timing=True, blocking=blocking)
+
+    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
+        """See `CudaApi`."""
+        return torch.cuda.stream(stream)
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See `CudaApi`."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See `CudaApi`."""
+        return torch.empty(shape, dtype=dtype, device=self._device)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """See `CudaApi`."""
+        target.copy_(source, non_blocking=True)
+
+    def synchronize(self, stream: torch.cuda.Stream) -> None:
+        """See `CudaApi`."""
+        stream.synchronize()
+
+    def make_pool(self) -> Any:
+        """See `CudaApi`."""
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, stream: torch.cuda.Stream, work: Callable[[], Tensor], pool: Any) -> CudaGraph:
+        """See `CudaApi`."""
+        # Not by torch.cuda.graph: it stalls the whole device, and after one failed capture every later one fails in it
+        # (it empties the cache, which torch before 2.14 refuses from then on).
+        graph = torch.cuda.CUDAGraph()
+        with self._recording, torch.cuda.stream(stream):
+            stream.synchronize()
+            # Other threads go on using the device meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                output = work()
+            except BaseException:
+                with contextlib.suppress(Exception):  # that the capture is broken is known; the cause is worth more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return CudaGraph(graph.replay, output)
+
+    def pool_bytes(self, pool: Any) -> int:
+        """See `CudaApi`."""
+        segments = torch.cuda.memory_snapshot()
+        return sum(s["total_size"] for s in segments if tuple(s.get("segment_pool_id", ())) == tuple(pool))
+
+    def empty_cache(self) -> None:
+        """See `CudaApi`."""
+        with self._recording, contextlib.suppress(Exception):
+            torch.cuda.empty_cache()
+
+
+def plain_error(error: Exception) -> Exception:
+    """Return what to report in place of an error that CUDA may have caused.
+
+    Returns:
+        MemoryError where the device or the host ran out of memory, however deep in the text that is said; RuntimeError
+        with the line that names the fault, for a CUDA error with its lines of advice; else the error itself.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if any(sign in line for sign in _OUT_OF_MEMORY):
+            return MemoryError(line if "out of memory" in line else f"out of memory: {line}")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return MemoryError(f"out of memory: {lines[0] if lines else type(error).__name__}")
+    for line in lines[:-1]:
+        if "CUDA error" in line:
+            return RuntimeError(line)
+    return error
