@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from serving.dataplane import Answer, DataPlane, allowed
 from serving.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
@@ -114,26 +115,25 @@ class _Service:
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(name, method),
-                request_deserializer=getattr(pb, f"{name}Request").FromString,
                 response_serializer=getattr(pb, f"{name}Response").SerializeToString,
             )
             for name, method in unary.items()
         }
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self.model_stream_infer,
-            request_deserializer=pb.ModelInferRequest.FromString,
             response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def _guarded(self, name: str, method: Method) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]:
-        is_open = name in OPEN_METHODS
+    def _guarded(self, name: str, method: Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Any]]:
+        # Parsed here and not by gRPC, which would log every message that is none with a traceback.
+        read, is_open = getattr(pb, f"{name}Request").FromString, name in OPEN_METHODS
 
-        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def call(message: bytes, context: grpc.aio.ServicerContext) -> Any:
             try:
                 if not is_open:
                     self._admit(context)
-                return await method(request, _address(context.peer()))
+                return await method(read(message), _address(context.peer()))
             except Exception as error:
                 refusal = _as_refusal(error)
             retry = (("retry-after", "1"),) if refusal.kind.retry else ()
@@ -180,7 +180,7 @@ class _Service:
         answer = await plane.infer(view, values, priority, deadline_ms, client)
         return _write_answer(request.id, view, answer)
 
-    async def model_stream_infer(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+    async def model_stream_infer(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
         """Answers in the order of the requests, which are worked on side by side."""
         client = _address(context.peer())
         try:
@@ -191,8 +191,8 @@ class _Service:
         tasks: set[asyncio.Task[Any]] = set()
 
         async def feed() -> None:
-            async for request in requests:
-                task = asyncio.ensure_future(self._stream_answer(request, client))
+            async for message in messages:
+                task = asyncio.ensure_future(self._stream_answer(message, client))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 await answers.put(task)
@@ -206,8 +206,10 @@ class _Service:
             for one in (feeder, *tasks):
                 one.cancel()
 
-    async def _stream_answer(self, request: Any, client: str) -> Any:
+    async def _stream_answer(self, message: bytes, client: str) -> Any:
+        request = pb.ModelInferRequest()
         try:
+            request.ParseFromString(message)
             return pb.ModelStreamInferResponse(infer_response=await self.model_infer(request, client))
         except Exception as error:
             named = pb.ModelInferResponse(id=request.id)  # so that the client knows which one failed
@@ -291,6 +293,8 @@ def _as_refusal(error: Exception) -> Refusal:
         return error
     if isinstance(error, InputError):
         return Refusal(Kind.BAD_INPUT, str(error))
+    if isinstance(error, DecodeError):
+        return Refusal(Kind.BAD_INPUT, "the message is not what this method takes")
     log.error("a call failed", exc_info=error)
     return Refusal(Kind.FAULT, "internal error; the server's log says more")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ import numpy as np
 
 from serving.dataplane import Answer
 from serving.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
+from serving.refusal import Kind, Refusal
 from serving.tensors import check_datatype, check_shape, from_bytes, from_values, to_bytes, to_values
 from traces.errors import InputError
 
@@ -56,6 +58,24 @@ def read_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"the body is a JSON {type(value).__name__}; an object is wanted")
     return value
+
+
+def decompress(body: bytes, encoding: str, most: int) -> bytes:
+    """A body in gzip or deflate, decompressed to at most `most` bytes.
+
+    Raises:
+        InputError: it is not in that encoding. Refusal: it is larger.
+    """
+    machine = zlib.decompressobj(zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
+    try:
+        made = machine.decompress(body, most + 1)
+    except zlib.error:
+        raise InputError(f"the body is not in {encoding}, which Content-Encoding promises") from None
+    if len(made) > most:
+        raise Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed")
+    if not machine.eof or machine.unused_data:
+        raise InputError(f"the body in {encoding} does not end where its data ends")
+    return made
 
 
 def read_infer(body: bytes, header_length: str | None, view: ModelView, most: int) -> InferCall:

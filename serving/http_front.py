@@ -14,10 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError
 
 from serving.dataplane import DataPlane, allowed
-from serving.http_codec import HEADER_LENGTH, read_infer, read_json, write_infer
+from serving.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.model_view import ModelView
 from serving.openapi import describe_api
 from serving.refusal import Kind, Refusal
@@ -25,8 +24,8 @@ from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-ENCODINGS = ("", "identity", "gzip", "deflate")
-BIG = 256 * 1024  # bytes of JSON that take longer to read than the engine's loop may be kept from its work
+ENCODINGS = ("identity", "gzip", "deflate")
+BIG = 256 * 1024  # bytes whose parsing would keep the engine's loop from its work for too long
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # probes carry no token
 RETRY_AFTER_S = "1"
 
@@ -73,6 +72,7 @@ async def start_http(
         app,
         handler_cancellation=True,  # a client that leaves takes its requests with it
         access_log=None,
+        auto_decompress=False,  # a bomb must not go off before our limit is looked at
         keepalive_timeout=limits.keepalive_s,
         shutdown_timeout=limits.close_timeout_s,
         lingering_time=1.0,
@@ -136,19 +136,22 @@ class _Routes:
         self.api = describe_api(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
+        def post(path: str, handler: Handler) -> None:
+            router.add_post(path, handler, expect_handler=_expect)
+
         router.add_get("/v2", self.server)
         router.add_get("/v2/health/live", self.live)
         router.add_get("/v2/health/ready", self.ready)
         router.add_get("/v2/models/stats", self.all_statistics)
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            router.add_post(f"{model}/infer", self.infer)
+            post(f"{model}/infer", self.infer)
             router.add_get(model, self.metadata)
             router.add_get(f"{model}/ready", self.model_ready)
             router.add_get(f"{model}/config", self.config)
             router.add_get(f"{model}/stats", self.statistics)
-        router.add_post("/v2/repository/index", self.index)
-        router.add_post("/v2/repository/models/{model}/load", self.load)
-        router.add_post("/v2/repository/models/{model}/unload", self.unload)
+        post("/v2/repository/index", self.index)
+        post("/v2/repository/models/{model}/load", self.load)
+        post("/v2/repository/models/{model}/unload", self.unload)
         router.add_get("/metrics", self.metrics)
         router.add_get("/openapi.json", self.openapi)
 
@@ -199,8 +202,8 @@ class _Routes:
         return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
     async def _body(self, request: web.Request) -> bytes:
-        encoding = request.headers.get("Content-Encoding", "")
-        if encoding.lower() not in ENCODINGS:
+        encoding = request.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in ENCODINGS:
             raise Refusal(
                 Kind.UNSUPPORTED, f"Content-Encoding {encoding[:80]!r} is not supported; gzip and deflate are"
             )
@@ -209,13 +212,14 @@ class _Routes:
             raise Refusal(Kind.TOO_LARGE, f"the body has {request.content_length} bytes; {most} are allowed")
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
-                return await request.read()
+                body = await request.read()
         except TimeoutError:
             raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {self.limits.body_timeout_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
             raise Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed") from None
-        except (web.PayloadAccessError, web.RequestPayloadError, ContentEncodingError) as error:
-            raise InputError(f"the body cannot be read: {type(error).__name__}") from None
+        if encoding != "identity":
+            body = await self._apart(len(body), decompress, body, encoding, most)
+        return body
 
     # Statistics and the repository.
 
@@ -254,6 +258,15 @@ class _Routes:
 
     async def openapi(self, request: web.Request) -> web.Response:
         return _json(self.api)
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Answers the header Expect; what the token allows is looked at afterwards, as always."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return _json({"error": "the header Expect may be 100-continue only"}, 417)
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer itself has not begun
+    return None
 
 
 def _header_parameters(request: web.Request) -> dict[str, int]:
