@@ -1,0 +1,138 @@
+"""Tensors of the Open Inference Protocol: names of types, JSON and binary data to NumPy arrays and back.
+
+Everything here is checked before it is used: what a client sends is either an array of the promised shape and type, or an
+InputError that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from traces.errors import InputError
+
+DATATYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype("bool"),
+    "UINT8": np.dtype("uint8"),
+    "UINT16": np.dtype("uint16"),
+    "UINT32": np.dtype("uint32"),
+    "UINT64": np.dtype("uint64"),
+    "INT8": np.dtype("int8"),
+    "INT16": np.dtype("int16"),
+    "INT32": np.dtype("int32"),
+    "INT64": np.dtype("int64"),
+    "FP16": np.dtype("float16"),
+    "FP32": np.dtype("float32"),
+    "FP64": np.dtype("float64"),
+}
+"""The protocol's name of each type that is served. BYTES and BF16 are not: no model here takes them."""
+
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+
+def datatype_of(dtype: np.dtype | str) -> str:
+    """The protocol's name of a NumPy type."""
+    return _NAMES[np.dtype(dtype)]
+
+
+def check_datatype(datatype: object, wanted: str, where: str) -> None:
+    """Refuse a tensor that is not of the type `wanted`; `where` names it in the error."""
+    if datatype == wanted:
+        return
+    if datatype in ("BYTES", "BF16"):
+        raise InputError(f"{where}: datatype {datatype} is not supported; {wanted} is wanted")
+    raise InputError(f"{where}: datatype is {_short(datatype)}; {wanted} is wanted")
+
+
+def check_shape(shape: Sequence[Any] | Any, item: tuple[int, ...], most: int, where: str) -> tuple[int, ...]:
+    """The shape of a batch of items, checked.
+
+    Args:
+        shape: as the client wrote it. item: shape of one item. most: items that one call may bring.
+        where: names the tensor in the error.
+
+    Raises:
+        InputError: it is not (n, *item) with 1 <= n <= most.
+    """
+    if not isinstance(shape, Sequence) or not all(type(d) is int for d in shape):
+        raise InputError(f"{where}: shape is {_short(shape)}; a list of integers is wanted")
+    if len(shape) != len(item) + 1 or tuple(shape[1:]) != item:
+        raise InputError(f"{where}: shape is {_short(list(shape))}; {['n', *item]} is wanted, n the number of items")
+    if not 1 <= shape[0] <= most:
+        raise InputError(f"{where}: shape {_short(list(shape))} has {_short(shape[0])} items; 1 to {most} are wanted")
+    return tuple(shape)
+
+
+def from_values(data: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An array from a list of numbers, flat or nested as `shape` says.
+
+    Raises:
+        InputError: other numbers than promised, or numbers that the type cannot hold.
+    """
+    try:
+        array = np.asarray(data)
+    except (ValueError, OverflowError):
+        raise InputError(f"{where}: data is ragged or not numeric") from None
+    if array.ndim != 1 and array.shape != shape:
+        raise InputError(f"{where}: data has shape {list(array.shape)[:16]}; {list(shape)} or a flat list is wanted")
+    if array.size != math.prod(shape):
+        raise InputError(f"{where}: data has {array.size} elements; shape {list(shape)} has {math.prod(shape)}")
+    return _convert(array, dtype, where).reshape(shape)
+
+
+def _convert(array: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    given = array.dtype.kind
+    if dtype.kind == "f" and given in "iuf":
+        with np.errstate(over="ignore"):
+            made = array.astype(dtype)
+        if np.isfinite(made).all() or given != "f" or not np.isfinite(array).all():
+            return made
+    elif dtype.kind in "iu" and given in "iu":
+        bounds = np.iinfo(dtype)
+        if bounds.min <= int(array.min()) and int(array.max()) <= bounds.max:
+            return array.astype(dtype)
+    else:
+        raise InputError(f"{where}: data holds something else than {_WORDS[dtype.kind]} for {datatype_of(dtype)}")
+    raise InputError(f"{where}: data holds a number that {datatype_of(dtype)} cannot")
+
+
+_WORDS = {"f": "numbers", "i": "integers", "u": "integers", "b": "true and false"}
+
+
+def from_bytes(buffer: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An array over the bytes of a tensor: little-endian, row-major, not copied.
+
+    Raises:
+        InputError: another number of bytes than promised.
+    """
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(buffer) != wanted:
+        raise InputError(f"{where}: {len(buffer)} bytes of data; shape {list(shape)} has {wanted}")
+    if dtype.kind == "b":  # any byte may come, but only 0 and 1 are booleans to NumPy
+        return (np.frombuffer(buffer, np.uint8) != 0).reshape(shape)
+    return np.frombuffer(buffer, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+
+
+def to_bytes(array: np.ndarray) -> bytes:
+    """The bytes of a tensor: little-endian, row-major."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def to_values(array: np.ndarray) -> list[Any]:
+    """A tensor as a flat list. NaN and the infinities, which JSON lacks, become None; binary data keeps them."""
+    flat = array.ravel()
+    if array.dtype.kind == "f" and not np.isfinite(flat).all():
+        return [value if math.isfinite(value) else None for value in flat.tolist()]
+    values: list[Any] = flat.tolist()
+    return values
+
+
+def _short(value: object) -> str:
+    """A client's value, cut to fit in a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
