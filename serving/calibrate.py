@@ -54,16 +54,15 @@ def measure_solo(
     return runs
 
 
-def machine_of(executor: Executor, models: Sequence[str], sizes: Sequence[int]) -> MachineInfo:
-    """The description of this machine with some of the loaded models."""
-    loaded = executor.models
+def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int]) -> MachineInfo:
+    """The description of this machine with these models."""
     return MachineInfo(
         created=date.today().isoformat(),
         command=shlex.join(["python", *sys.argv]),
         device=executor.device,
         streams=executor.streams,
         batch_sizes=tuple(sizes),
-        models=tuple(ModelInfo(**loaded[name].describe()) for name in models),
+        models=tuple(models),
     )
 
 

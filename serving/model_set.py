@@ -61,8 +61,12 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
     n, m = len(profile.pair), len(more.pair)
     pair = np.zeros((n + m, n + m))
     pair[:n, :n], pair[n:, n:] = profile.pair, more.pair
-    stacked = {
-        key: np.concatenate([getattr(profile, key), getattr(more, key)])
-        for key in ("solo_ms", "h2d_ms", "d2h_ms", "demand")
-    }
-    return replace(profile, models=profile.models + more.models, pair=pair, **stacked)
+    return replace(
+        profile,
+        models=profile.models + more.models,
+        solo_ms=np.concatenate([profile.solo_ms, more.solo_ms]),
+        h2d_ms=np.concatenate([profile.h2d_ms, more.h2d_ms]),
+        d2h_ms=np.concatenate([profile.d2h_ms, more.d2h_ms]),
+        demand=np.concatenate([profile.demand, more.demand]),
+        pair=pair,
+    )

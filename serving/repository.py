@@ -14,8 +14,9 @@ A list of models is a YAML file (a list of entries), or a folder with one such f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -173,15 +174,15 @@ class Repository:
     Args:
         sources: as in ``read_entries``; folders and files are read again at each load and index.
         loaded: names of the models that are served now.
-        load: makes a model be served. unload: ends that. Both run on the engine's loop.
+        load: makes a model be served, in place of one of its name. unload: ends that.
     """
 
     def __init__(
         self,
         sources: Sequence[str],
         loaded: Callable[[], Sequence[str]],
-        load: Callable[[Entry], Any],
-        unload: Callable[[str], Any],
+        load: Callable[[Entry], Awaitable[None]],
+        unload: Callable[[str], Awaitable[None]],
     ) -> None:
         self._sources = list(sources)
         self._loaded = loaded
@@ -193,11 +194,8 @@ class Repository:
 
     def entries(self) -> dict[str, Entry]:
         """All models that may be served; what the sources say now, or said last if they are broken now."""
-        try:
+        with contextlib.suppress(InputError):
             self._entries = read_entries(self._sources)
-        except InputError as error:
-            self._entries = dict(self._entries)
-            self._broken = str(error)
         return self._entries
 
     def defaults(self, name: str) -> tuple[int | None, float | None]:
@@ -220,32 +218,34 @@ class Repository:
         """Load a model, or load it again.
 
         Raises:
-            InputError: no such model, it cannot be loaded, or it does not fit the memory limit.
+            KeyError: no such model.
+            InputError: it cannot be loaded, does not fit the memory limit, or the listing is malformed.
         """
         async with self._turn:
             entry = read_entries(self._sources).get(name)
             if entry is None:
-                raise InputError(f"model {name!r} is not in the repository; it has {', '.join(self._entries)}")
+                raise KeyError(name)
             self._state[name] = ("LOADING", "")
             try:
-                if name in self._loaded():
-                    await self._unload(name)
                 await self._load(entry)
             except InputError as error:
-                self._state[name] = ("UNAVAILABLE", str(error))
+                if name in self._loaded():
+                    del self._state[name]  # the one that is served stays
+                else:
+                    self._state[name] = ("UNAVAILABLE", str(error))
                 raise
-            else:
-                del self._state[name]
+            del self._state[name]
             self._entries[name] = entry
 
     async def unload(self, name: str) -> None:
         """End a model: what is queued is dropped, what is in flight ends.
 
         Raises:
-            InputError: it is not loaded.
+            KeyError: it is not loaded.
+            InputError: it is the only one.
         """
         async with self._turn:
             if name not in self._loaded():
-                raise InputError(f"model {name!r} is not loaded; loaded are {', '.join(self._loaded()) or 'none'}")
+                raise KeyError(name)
             self._state.pop(name, None)
             await self._unload(name)

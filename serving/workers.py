@@ -154,7 +154,7 @@ class ThreadedExecutor(Executor):
             model = self._model(name)
         batch = Batch(-1, name, 1, [model.served.example(np.random.default_rng(0))] * batch_size)
         worker = self._workers[-1]
-        results = []
+        results: list[BatchResult] = []
 
         def task(runner: StreamRunner) -> None:
             result = _blank_result(batch, worker.stream, dispatch_ms)
