@@ -406,7 +406,7 @@ async def run(config: ServeConfig) -> int:
         profile = opening.result()
         if server.source is not None:
             result = await server.replay(profile, stopping)
-            print_table(result, Console(file=sys.stdout))
+            print_table(result, Console(file=sys.stdout, width=110))
             print(json.dumps(result), flush=True)
         else:
             await server.start(profile)
