@@ -11,20 +11,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from agents.policy import Policy
 from envs.profile import Profile
-from envs.scheduler import clear
+from envs.scheduler import clear, forget_outlook
 from envs.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES, SchedState, Tables, make_state, n_actions
 from serving.core import compile_core
 from serving.executor import BatchResult, Executor
 from serving.flight import Flight
 from serving.guard import GuardedPolicy
-from serving.request import FAULT, FULL, LEFT, STOPPING, UNREACHABLE, BatchRecord, Observer, Outcome, Request
+from serving.model_set import join_profiles, move_state
+from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, BatchRecord, Observer, Outcome, Request
 from serving.warmup import warm_up
 from traces.errors import InputError
 
@@ -54,6 +55,7 @@ class Engine:
         profile: what the scheduler is told; exactly the models to serve, in the order of their indices.
         policy: who decides.
         config: settings.
+        tell: changes what the scheduler is told, as the policy wants it (see `agents.variants.resolve`).
 
     Attributes:
         offered: (2,) requests offered by priority. ended: (2, 6) requests ended, by priority and outcome.
@@ -61,7 +63,12 @@ class Engine:
     """
 
     def __init__(
-        self, executor: Executor, profile: Profile, policy: Policy, config: EngineConfig | None = None
+        self,
+        executor: Executor,
+        profile: Profile,
+        policy: Policy,
+        config: EngineConfig | None = None,
+        tell: Callable[[Tables], Tables] = lambda tables: tables,
     ) -> None:
         self.executor = executor
         self.profile = profile
@@ -71,7 +78,8 @@ class Engine:
             if name not in executor.models:
                 raise InputError(f"model {name!r} is in the profile, but not loaded")
         self._index = {name: m for m, name in enumerate(self.models)}
-        self.tables: Tables = profile.tables()
+        self._tell = tell
+        self.tables: Tables = tell(profile.tables())
         self.state: SchedState = make_state(
             1, len(self.models), self.tables.size, executor.streams, self.config.queue_places
         )
@@ -92,6 +100,8 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving: set[str] = set()
+        self._left: dict[str, asyncio.Event] = {}
 
     def _bind(self) -> None:
         """Views of single fields: reading one through a record array costs twenty times as much."""
@@ -172,6 +182,8 @@ class Engine:
         """
         assert self._loop is not None, "start the engine first"
         m = self._index[model]
+        if model in self._leaving:
+            raise KeyError(model)
         now = self.now_ms()
         arrival = now if arrival_ms is None else min(arrival_ms, now)
         requests = []
@@ -220,6 +232,68 @@ class Engine:
             self._resolve(request, FAILED, STOPPING, "the server is stopping", now)
         if self._timer is not None:
             self._timer.cancel()
+
+    # Changes while serving. Requests of other models, queued or in flight, notice nothing.
+
+    async def reload_policy(self, policy: Policy, tell: Callable[[Tables], Tables] = lambda tables: tables) -> None:
+        """Let another policy decide from now on; the predictor keeps what it learned. Arguments as for the engine."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, warm_up, tell(self.profile.tables()), self.executor.streams, (policy,))
+        self._tell = tell
+        self.tables = tell(self.profile.tables())
+        self.guard.install(policy)
+        self.guard.bind(self.state, self.tables)
+        forget_outlook(self.state, 0)
+        self._pump()
+
+    def add_models(self, more: Profile) -> None:
+        """Serve further models, which the executor has loaded and warmed up. Call on the engine's loop.
+
+        Raises:
+            InputError: a model is not loaded or is served already, or the batch sizes differ.
+        """
+        for name in more.models:
+            if name not in self.executor.models:
+                raise InputError(f"model {name!r} is not loaded")
+        self._change_models(join_profiles(self.profile, more))
+
+    async def remove_model(self, name: str) -> None:
+        """Serve a model no more: what is queued is dropped, what is in flight ends first.
+
+        Raises:
+            InputError: it is not served, or it is the only one.
+        """
+        if name not in self._index or name in self._leaving:
+            raise InputError(f"model {name!r} is not served; served are {', '.join(self.models)}")
+        if len(self.models) - len(self._leaving) == 1:
+            raise InputError(f"model {name!r} is the only one left; load another before it is unloaded")
+        self._leaving.add(name)
+        try:
+            m = self._index[name]
+            for request in [r for r in self._requests.values() if r.model == m and r.batch_id < 0]:
+                self._core.cancel(self.state, 0, request.priority, m, request.id)
+            self._collect(self.now_ms(), UNLOADED, f"model {name!r} was unloaded")
+            if any(flight is not None and flight.model == name for flight in self._flights):
+                left = self._left[name] = asyncio.Event()
+                await left.wait()
+            self._change_models(self.profile.select([other for other in self.models if other != name]))
+        finally:
+            self._leaving.discard(name)
+            self._left.pop(name, None)
+
+    def _change_models(self, profile: Profile) -> None:
+        tables = self._tell(profile.tables())
+        self.state = move_state(self.state, tables, [self._index.get(name, -1) for name in profile.models])
+        self.tables, self.profile, self.models = tables, profile, profile.models
+        self._index = {name: m for m, name in enumerate(self.models)}
+        for request in self._requests.values():
+            request.model = self._index[request.name]
+        self._bind()
+        # A policy's memory may be about models by their old indices.
+        self.guard.policy.reset(1)
+        self.guard.fallback.reset(1)
+        self.guard.bind(self.state, self.tables)
+        self._pump()
 
     # Events.
 
@@ -292,6 +366,9 @@ class Engine:
         now = self.now_ms()
         self._core.finish(self.state, self.tables, 0, now, k, flight.exec_ms if flight.teaches else -1.0)
         self._collect(now, FAULT, "")
+        left = self._left.get(flight.model)
+        if left is not None and not any(other is not None and other.model == flight.model for other in self._flights):
+            left.set()
         return False
 
     # Ends.
@@ -307,7 +384,9 @@ class Engine:
             request = self._requests.get(id_)
             if request is None:
                 continue  # it ended as the server stopped
-            if request.discarded:
+            if reason == UNLOADED:  # taken out of the queue as if it were cancelled, but not by its client
+                self._resolve(request, DROPPED, reason, message, now)
+            elif request.discarded:
                 self._resolve(request, CANCELLED, LEFT, "cancelled in flight", now)
             elif request.output is not None:
                 # The state calls a batch failed that was halved; its requests that have an output are none the worse.

@@ -121,6 +121,17 @@ class Executor(ABC):
         """
 
     @abstractmethod
+    def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
+        """Run one batch size `repeats` times on the last stream and wait for it; nothing is given to `on_result`.
+
+        It runs between that stream's batches, so the times are those of the model alone only while nothing else runs.
+
+        Raises:
+            ValueError: no such model.
+            RuntimeError: the model fails.
+        """
+
+    @abstractmethod
     def submit(self, stream: int, batch: Batch) -> None:
         """Start a batch on an idle stream, without waiting.
 

@@ -59,6 +59,13 @@ class GuardedPolicy:
         self._free = state.env["n_free"]
         self._sizes = [int(size) for size in tables.size]
 
+    def install(self, policy: Policy) -> None:
+        """Ask another policy from now on, with a clean record."""
+        self.policy = policy
+        self.replaced = None
+        self._faults = 0
+        self._pressure = 0.0
+
     @property
     def name(self) -> str:
         """Name of the policy in force."""

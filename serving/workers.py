@@ -148,6 +148,27 @@ class ThreadedExecutor(Executor):
                 except Exception as error:
                     raise RuntimeError(f"model {name!r} fails on a batch of {size}: {_one_line(error)}") from error
 
+    def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
+        """Run one batch size on the last stream; see `Executor.time_alone`."""
+        with self._lock:
+            model = self._model(name)
+        batch = Batch(-1, name, 1, [model.served.example(np.random.default_rng(0))] * batch_size)
+        worker = self._workers[-1]
+        results: list[BatchResult] = []
+
+        def task(runner: StreamRunner) -> None:
+            result = _blank_result(batch, worker.stream, dispatch_ms)
+            runner.run(model, batch, result)
+            results.append(result)
+
+        for _ in range(repeats):  # one task a run, so that a batch of the engine waits for one at most
+            dispatch_ms = now_ms()
+            try:
+                self._post(worker, task).result()
+            except Exception as error:
+                raise RuntimeError(f"model {name!r} fails on a batch of {batch_size}: {_one_line(error)}") from error
+        return results
+
     def submit(self, stream: int, batch: Batch) -> None:
         """Start a batch on an idle stream; see `Executor.submit`."""
         dispatch_ms = now_ms()

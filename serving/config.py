@@ -1,0 +1,121 @@
+"""Settings of the server, one typed dataclass: the same names in Python, YAML and flags."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from traces.errors import InputError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass
+class ServeConfig:
+    """What to serve, by which policy, and where to answer.
+
+    Attributes:
+        models: names with commas between, or a list: built-in models, NAME=SOURCE (builtin:NAME, module:factory), or
+            folders and YAML files that list models (serving.repository). None: the default set of built-in models.
+        policy: a policy by name (fifo, edf, strait, ...), "ppo" for the trained one that ships, or a policy.safetensors.
+        streams: batches that may be in flight side by side.
+        device: auto, cpu, cuda or cuda:N.
+        profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.
+        batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
+        host: address to listen on.
+        port: of HTTP (Open Inference Protocol v2); 0 takes a free one.
+        grpc: answer gRPC, too.
+        grpc_port: of gRPC; 0 takes a free one.
+        token: bearer token that callers must show; none by default.
+        tls_cert: certificate chain (PEM); TLS is on when it is given. tls_key: its private key (PEM).
+        logdir: folder for TensorBoard.
+        record: folder to record arrivals and batches in; envs.fit and --replay read it.
+        trace: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
+        replay: serve a recorded or made workload in place of a network, print what became of it, and exit: a workload
+            file, a trace file, poisson, bursty, diurnal, gamma, azure_llm_2023, mooncake or twin:NAME.
+        load: of --replay, as a share of the capacity, which is measured first; none keeps a file's own arrivals.
+        duration: seconds of --replay.
+        seed: of --replay and of inputs.
+        high_fraction: share of high priority in made workloads.
+        drain_timeout: seconds that a stopping server gives the requests inside.
+        memory_limit: of the weights of all models and of one largest batch each, e.g. 2G; none by default.
+        queue_places: requests that each queue (one a priority and model) holds.
+        decision_budget_ms: time that a decision may take before the fallback steps in.
+        explain: log what a trained policy thought of each candidate.
+        log_level: debug, info, warning or error; debug logs every request.
+        log_json: log one JSON object a line.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    models: list[str] | str = field(default_factory=list)
+    policy: str = "strait"
+    streams: int = 4
+    device: str = "auto"
+    profile: str = "auto"
+    batch_sizes: list[int] = field(default_factory=list)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc: bool = False
+    grpc_port: int = 8001
+    token: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    logdir: str | None = None
+    record: str | None = None
+    trace: str | None = None
+    replay: str | None = None
+    load: float | None = None
+    duration: float = 60.0
+    seed: int = 0
+    high_fraction: float = 0.3
+    drain_timeout: float = 10.0
+    memory_limit: str | None = None
+    queue_places: int = 128
+    decision_budget_ms: float = 10.0
+    explain: bool = False
+    log_level: str = "info"
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        self.log_level = self.log_level.lower()
+        sizes = self.batch_sizes
+        rules = (
+            ("streams", self.streams >= 1, "at least 1"),
+            ("batch_sizes", sizes == sorted(set(sizes)) and min(sizes, default=1) >= 1, "ascending, from at least 1,"),
+            ("port", 0 <= self.port <= 65535, "from 0 to 65535"),
+            ("grpc_port", 0 <= self.grpc_port <= 65535, "from 0 to 65535"),
+            ("load", self.load is None or 0 < self.load < math.inf, "a number above 0"),
+            ("duration", 0 < self.duration < math.inf, "seconds above 0"),
+            ("high_fraction", 0 <= self.high_fraction <= 1, "from 0 to 1"),
+            ("drain_timeout", 0 <= self.drain_timeout < math.inf, "seconds of at least 0"),
+            ("queue_places", self.queue_places >= 1, "at least 1"),
+            ("decision_budget_ms", self.decision_budget_ms > 0, "ms above 0"),
+            ("log_level", self.log_level in ("debug", "info", "warning", "error"), "debug, info, warning or error"),
+        )
+        for name, good, wanted in rules:
+            if not good:
+                raise InputError(f"--{name}: {getattr(self, name)!r}; {wanted} is wanted")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("--tls_cert and --tls_key go together: give both or neither")
+        self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
+
+    @property
+    def model_sources(self) -> list[str]:
+        """The words of `models`, one by one, or the names of the default set."""
+        from serving.models.registry import DEFAULT_MODELS  # imports torch, which reading flags need not wait for
+
+        words = self.models.split(",") if isinstance(self.models, str) else self.models
+        return [word.strip() for word in words if word.strip()] or list(DEFAULT_MODELS)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory limit in bytes; None for none."""
+        if self.memory_limit is None:
+            return None
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", str(self.memory_limit))
+        if match is None:
+            raise InputError(f"--memory_limit: {self.memory_limit!r}; a number of bytes such as 512M or 2G is wanted")
+        return int(float(match[1]) * _UNITS[match[2]])

@@ -1,0 +1,118 @@
+"""Records a live run as files that the rest of the project reads: arrivals to replay, batches to learn from.
+
+The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
+(traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
+it is. The latest part is written anew every few seconds, each file whole or not at all: a crash loses those seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from serving.calibrate import SoloRun, solo_rows
+from serving.logs import OnceLog
+from serving.request import BatchRecord, Observer, Outcome
+from traces.errors import InputError
+from traces.machine import MachineInfo
+from traces.measurements import PHASES, Measurements
+from traces.workload import Workload
+
+PART_ROWS = 20_000  # of requests or batches: what one write costs is bounded
+
+
+class Recorder(Observer):
+    """Observes an engine.
+
+    Args:
+        folder: where to write; parts of an earlier run there are kept.
+        machine: describes the machine with all models that are, or were, served.
+        solo: the solo runs so far.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(
+        self, folder: Path | str, machine: Callable[[], MachineInfo], solo: Callable[[], list[SoloRun]]
+    ) -> None:
+        self.folder = Path(folder)
+        self._machine = machine
+        self._solo = solo
+        self._arrivals: list[tuple[float, str, int, float]] = []
+        self._batches: list[tuple] = []
+        self._changed = False
+        self._once = OnceLog(f"recording {self.folder}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--record {self.folder}: {error.strerror}; a folder is wanted") from None
+        self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
+
+    def request_ended(self, outcome: Outcome) -> None:
+        """Keep its arrival."""
+        deadline = outcome.deadline_ms - outcome.arrival_ms
+        if outcome.arrival_ms >= 0 and deadline > 0:
+            self._arrivals.append((outcome.arrival_ms, outcome.model, outcome.priority, deadline))
+            self._changed = True
+
+    def batch_ended(self, batch: BatchRecord) -> None:
+        """Keep its phases, if it ended well."""
+        if batch.error is None and batch.dispatch_ms >= 0:
+            phases = tuple(getattr(batch, phase) for phase in PHASES)
+            self._batches.append((batch.stream, batch.priority, batch.model, batch.batch_size, *phases))
+            self._changed = True
+
+    def flush(self) -> None:
+        """Write the present part, and begin the next one when it is full. Blocks; call it on any one thread at a time."""
+        if not self._changed:
+            return
+        self._changed = False
+        # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
+        arrivals, batches = self._arrivals[:], self._batches[:]
+        try:
+            folder = self.folder / f"{self._part:04d}"
+            _workload(arrivals, folder.parent.name).save(folder / "arrivals.parquet")
+            if batches:
+                _campaign(self._machine(), self._solo(), batches).save(folder)
+        except OSError as error:
+            self._once.failure(error)
+        else:
+            self._once.success()
+        if max(len(arrivals), len(batches)) >= PART_ROWS:
+            # Begun even when the write failed: a disk that stays full must not fill the memory.
+            del self._arrivals[: len(arrivals)], self._batches[: len(batches)]
+            self._part += 1
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+
+
+def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
+    frame = pd.DataFrame(rows, columns=["arrival", "model", "priority", "deadline"]).sort_values("arrival")
+    models, names = pd.factorize(frame["model"], sort=True)
+    return Workload(
+        frame["arrival"].to_numpy(float),
+        models,
+        frame["priority"].to_numpy(),
+        frame["deadline"].to_numpy(float),
+        tuple(map(str, names)),
+        name,
+    )
+
+
+def _campaign(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
+    sizes = set(machine.batch_sizes)
+    known = {model.name for model in machine.models}
+    frame = solo_rows([run for run in solo if run.model in known and run.batch_size in sizes])
+    # Halves of a batch that ran out of memory may have a size that the profile does not know.
+    live = pd.DataFrame(batches, columns=["stream", "priority", "model", "batch_size", *PHASES])
+    live = live[live["batch_size"].isin(sizes) & live["model"].isin(known)]
+    live.insert(0, "batch_id", np.arange(len(live)) + len(frame))
+    live.insert(0, "kind", "live")
+    live.insert(0, "run", len(frame))
+    return Measurements(machine, pd.concat([frame, live], ignore_index=True) if len(frame) else live)

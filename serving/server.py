@@ -1,0 +1,417 @@
+"""Wires models, profile, policy, engine, doors and observers together, and sees them through a server's life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agents.policy import Policy, make_policy
+from agents.variants import resolve
+from envs.profile import Profile
+from envs.state import Tables
+from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
+from serving.config import ServeConfig
+from serving.engine import Engine, EngineConfig
+from serving.executor import Executor, make_executor
+from serving.explain import explained, require_learned
+from serving.logs import RequestLog
+from serving.metrics import Metrics
+from serving.models.load import load_model
+from serving.models.served import ServedModel
+from serving.offered import DEFAULT_LOAD, lay_out, needs_load, read_source
+from serving.record import Recorder
+from serving.replay import make_inputs, measure_capacity, replay, table_of
+from serving.report import Collector, print_table, result_of
+from serving.repository import Entry, Repository, check_memory, read_entries
+from serving.telemetry import Telemetry
+from serving.tracing import Tracer
+from traces.errors import InputError
+from traces.machine import MachineInfo, ModelInfo
+from traces.workload import WorkloadConfig
+
+log = logging.getLogger("serving")
+
+CAPACITY_S = 3.0
+WRITE_S = 5.0
+
+
+class Server:
+    """One engine with everything around it.
+
+    What a user may have got wrong is looked at first, before a model is loaded or a file is written.
+
+    Args:
+        config: settings.
+
+    Raises:
+        InputError: an unknown policy, model or workload, a malformed file, ...
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.entries = read_entries(config.model_sources)
+        self.policy, self.tell = resolve_policy(config)
+        self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
+        self.base = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
+        if config.profile != "auto":
+            self.base = self.base.select(list(self.entries))
+        self.tls = tls_context(config)
+        self.executor: Executor | None = None
+        self.engine: Engine | None = None
+        self.repository: Repository | None = None
+        self.solo: list[SoloRun] = []
+        self.described: dict[str, ModelInfo] = {}
+        self.doors: list[Any] = []
+        self.metrics: Metrics | None = None
+        self.telemetry: Telemetry | None = None
+        self.recorder: Recorder | None = None
+        self.tracer: Tracer | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        """Refuse now what could not be written later."""
+        if self.config.explain:
+            explained(require_learned(self.policy), lambda: self.engine.models if self.engine else ())
+        for flag in ("logdir", "record"):
+            path = getattr(self.config, flag)
+            if path is not None and Path(path).exists() and not Path(path).is_dir():
+                raise InputError(f"--{flag} {path}: it is a file; a folder is wanted")
+        if self.config.trace is not None and not (parent := Path(self.config.trace).resolve().parent).is_dir():
+            raise InputError(f"--trace {self.config.trace}: there is no folder {parent}")
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Sizes that batches may have."""
+        return tuple(self.config.batch_sizes) or self.base.batch_sizes
+
+    # Coming up.
+
+    def open(self) -> Profile:
+        """Load the models and learn their latencies; takes seconds, so call it off the loop.
+
+        Raises:
+            InputError: a model cannot be loaded, does not fit the memory limit, or fails.
+        """
+        config = self.config
+        self.executor = make_executor(config.device, config.streams)
+        log.info("device %s, %d streams", self.executor.device.name, config.streams)
+        for name, entry in self.entries.items():
+            self._load(load_model(entry.spec))
+            log.info("model %s is loaded from %s", name, entry.spec.source)
+        return self._profile(tuple(self.entries)) if config.profile == "auto" else self.base
+
+    def _load(self, model: ServedModel) -> None:
+        assert self.executor is not None
+        self._check_memory(model)
+        self.executor.load(model)
+        self.described[model.name] = ModelInfo(**model.describe())
+
+    def _check_memory(self, model: ServedModel) -> None:
+        assert self.executor is not None
+        others = [other for other in self.executor.models.values() if other.name != model.name]
+        check_memory(others, model, self.batch_sizes[-1], self.config.memory_bytes)
+
+    def _profile(self, names: tuple[str, ...]) -> Profile:
+        """Measure loaded models alone and fit the shipped profile to that."""
+        assert self.executor is not None
+        runs = measure_solo(self.executor, names, self.batch_sizes)
+        self.solo = [run for run in self.solo if run.model not in names] + runs
+        profile = calibrated(self.base, self._machine(names), runs)
+        for name, solo in zip(names, profile.solo_latency_ms):
+            log.info("model %s takes %.2f ms alone", name, solo)
+        return profile
+
+    def _machine(self, names: Iterable[str]) -> MachineInfo:
+        assert self.executor is not None
+        return machine_of(self.executor, [self.described[name] for name in names], self.batch_sizes)
+
+    async def start(self, profile: Profile) -> None:
+        """Start the engine and, without --replay, the doors.
+
+        Raises:
+            InputError: an address is taken, or a file or folder to write cannot be made.
+        """
+        assert self.executor is not None
+        config = self.config
+        settings = EngineConfig(config.queue_places, decision_budget_ms=config.decision_budget_ms)
+        self.engine = Engine(self.executor, profile, self.policy, settings, self.tell)
+        self.engine.observers.append(RequestLog())
+        self.repository = Repository(
+            config.model_sources, lambda: self.engine.models if self.engine else (), self.add_model, self.remove_model
+        )
+        await self.engine.start()
+        self._observe(self.engine)
+        log.info("policy %s serves %s", self.engine.guard.name, ", ".join(self.engine.models))
+        if self.source is None:
+            await self._open_doors()
+
+    def _observe(self, engine: Engine) -> None:
+        config = self.config
+        self.metrics = Metrics(engine)
+        if config.record is not None:
+            self.recorder = Recorder(config.record, lambda: self._machine(list(self.described)), lambda: self.solo)
+            engine.observers.append(self.recorder)
+        if config.trace is not None:
+            self.tracer = Tracer(config.trace)
+            engine.observers.append(self.tracer)
+        if config.logdir is not None:
+            self.telemetry = Telemetry(config.logdir, engine, asdict(config) | {"token": bool(config.token)})
+            engine.observers.append(self.telemetry)
+        self._ticking = asyncio.ensure_future(self._tick())
+
+    async def _tick(self) -> None:
+        """Write what is kept up to date on the disk."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WRITE_S)
+            try:
+                if self.telemetry is not None:
+                    self.telemetry.write()
+                if self.recorder is not None:
+                    await loop.run_in_executor(None, self.recorder.flush)
+            except Exception:  # serving must go on, and so must the other outputs
+                log.exception("telemetry failed")
+
+    async def _open_doors(self) -> None:
+        assert self.engine is not None and self.repository is not None and self.metrics is not None
+        # Imported here: a replay needs no door, and gRPC is an optional dependency.
+        from serving.dataplane import DataPlane, FrontLimits
+        from serving.http_front import start_http
+
+        config = self.config
+        deadlines = {name: timeout for name in self.entries if (timeout := self.entries[name].timeout_ms) is not None}
+        plane = DataPlane(
+            self.engine, self.repository, self.metrics.render, limits=FrontLimits(), deadlines_ms=deadlines
+        )
+        try:
+            door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=self.tls)
+        except OSError as error:
+            raise InputError(f"--host {config.host} --port {config.port}: cannot listen: {error.strerror}") from None
+        self.doors.append(door)
+        log.info("HTTP on %s://%s:%d", "https" if self.tls else "http", config.host, door.port)
+        if config.grpc:
+            await self._open_grpc(plane)
+
+    async def _open_grpc(self, plane: Any) -> None:
+        config = self.config
+        try:
+            import grpc
+
+            from serving.grpc_front import start_grpc
+        except ImportError:
+            raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]") from None
+        credentials = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            pair = (Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes())
+            credentials = grpc.ssl_server_credentials([pair])
+        try:
+            door = await start_grpc(plane, config.host, config.grpc_port, token=config.token, credentials=credentials)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"--host {config.host} --grpc_port {config.grpc_port}: cannot listen: {error}") from None
+        self.doors.append(door)
+        log.info("gRPC on %s:%d", config.host, door.port)
+
+    # Changes while serving.
+
+    async def add_model(self, entry: Entry) -> None:
+        """Load a model, warm it up, measure it, and serve it, while others are served; one of its name ends first.
+
+        Raises:
+            InputError: it cannot be loaded, does not fit, or the profile lacks it; one of its name is then still served.
+        """
+        assert self.engine is not None and self.executor is not None
+        loop = asyncio.get_running_loop()
+        name = entry.spec.name
+        told = None if self.config.profile == "auto" else Profile.load(self.config.profile).select([name])
+        model = await loop.run_in_executor(None, load_model, entry.spec)
+        self._check_memory(model)
+        if name in self.engine.models:
+            await self.remove_model(name)
+        await loop.run_in_executor(None, self._load, model)
+        try:
+            if told is None:
+                told = await loop.run_in_executor(None, self._profile, (name,))
+            else:
+                await loop.run_in_executor(None, self.executor.warm_up, name, self.batch_sizes)
+            self.engine.add_models(told)
+        except Exception:
+            self.executor.unload(name)
+            raise
+        log.info("model %s is served", name)
+
+    async def remove_model(self, name: str) -> None:
+        """Serve a model no more; see `Engine.remove_model`."""
+        assert self.engine is not None and self.executor is not None
+        await self.engine.remove_model(name)
+        self.executor.unload(name)
+        log.info("model %s is unloaded", name)
+
+    async def reload_policy(self) -> bool:
+        """Read the policy again and let it decide; one that cannot be read is refused, and the present one stays."""
+        assert self.engine is not None
+        try:
+            policy, tell = await asyncio.get_running_loop().run_in_executor(None, resolve_policy, self.config)
+        except InputError as error:
+            log.error("policy is not reloaded, %s stays in force: %s", self.engine.guard.name, error)
+            return False
+        if self.config.explain:
+            explained(require_learned(policy), lambda: self.engine.models if self.engine else ())
+        await self.engine.reload_policy(policy, tell)
+        log.info("policy %s was reloaded", policy.name)
+        return True
+
+    # What it does.
+
+    async def replay(self, profile: Profile, stopping: asyncio.Event) -> dict[str, Any]:
+        """Offer the workload of --replay, and return what became of it."""
+        assert self.executor is not None and self.source is not None
+        config = self.config
+        inputs = make_inputs(self.executor, config.seed)
+        load = config.load if config.load is not None or not needs_load(self.source) else DEFAULT_LOAD
+        capacity = None
+        if load is not None:
+            capacity = await self._capacity(profile, inputs)
+        mix = WorkloadConfig(high_fraction=config.high_fraction)
+        rate = None if load is None or capacity is None else load * capacity
+        workload = lay_out(self.source, profile, rate, config.duration, mix, config.seed)
+        await self.start(profile)
+        assert self.engine is not None
+        log.info("offering %s", workload.describe().splitlines()[0])
+        collector = Collector()
+        self.engine.observers.append(collector)
+        start_ms = self.engine.now_ms()
+        running = asyncio.ensure_future(replay(self.engine, workload, inputs))
+        stop = asyncio.ensure_future(stopping.wait())
+        waited: set[asyncio.Future[Any]] = {running, stop}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if running.done():
+            running.result()  # raises what it raised
+        running.cancel()
+        await self.engine.stop(config.drain_timeout)
+        facts = {
+            "trace": workload.name,
+            "policy": self.engine.guard.name,
+            "device": self.executor.device.name,
+            "streams": config.streams,
+            "load": load,
+            "capacity_rps": capacity,
+            "duration_s": config.duration,
+            "seed": config.seed,
+            "fallbacks": self.engine.guard.fallbacks,
+        }
+        return result_of(table_of(collector.outcomes, start_ms), facts, self.engine.guard.decision_us)
+
+    async def _capacity(self, profile: Profile, inputs: dict[str, Any]) -> float:
+        """Measured on an engine of its own, so that the one that is judged starts without having learned."""
+        assert self.executor is not None
+        engine = Engine(self.executor, profile, make_policy("fifo"), EngineConfig(self.config.queue_places))
+        await engine.start()
+        capacity = await measure_capacity(engine, inputs, CAPACITY_S, seed=self.config.seed)
+        await engine.stop(self.config.drain_timeout)
+        log.info("capacity is %.1f requests/s", capacity)
+        return capacity
+
+    async def close(self) -> None:
+        """Stop taking requests, drain, and close everything."""
+        limit = self.config.drain_timeout
+        if self.engine is not None and self.engine.accepting:
+            log.info("draining for at most %g s", limit)
+            await self.engine.stop(limit)
+        for door in self.doors:
+            with contextlib.suppress(Exception):
+                await door.close()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
+        for output in (self.telemetry, self.recorder, self.tracer):
+            if output is not None:
+                output.close()
+        if self.executor is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.executor.close, 1.0)
+
+
+def resolve_policy(config: ServeConfig) -> tuple[Policy, Callable[[Tables], Tables]]:
+    """The policy that the settings name, and what it changes in what the scheduler is told."""
+    return resolve(config.policy)
+
+
+def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
+    """TLS as the settings say; None without.
+
+    Raises:
+        InputError: a file cannot be read, or key and certificate do not fit.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"--tls_cert {config.tls_cert} --tls_key {config.tls_key}: {error}") from None
+    return context
+
+
+async def run(config: ServeConfig) -> int:
+    """Serve until told to stop, or replay and print; returns the exit status.
+
+    SIGINT and SIGTERM drain, a second one ends at once; SIGHUP reloads the policy.
+
+    Raises:
+        InputError: see ``Server``.
+    """
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def on_stop(number: int) -> None:
+        if stopping.is_set():
+            log.warning("%s again: ending at once", signal.Signals(number).name)
+            os._exit(128 + number)
+        log.info("%s: stopping", signal.Signals(number).name)
+        stopping.set()
+
+    reloads: set[asyncio.Task[bool]] = set()
+
+    def on_hup() -> None:
+        if server.engine is not None and server.engine.accepting:
+            task = asyncio.ensure_future(server.reload_policy())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_stop, number)
+    loop.add_signal_handler(signal.SIGHUP, on_hup)
+    try:
+        opening = loop.run_in_executor(None, server.open)
+        stop = asyncio.ensure_future(stopping.wait())
+        waited: set[asyncio.Future[Any]] = {opening, stop}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            log.info("stopped while it was starting; nothing was served")
+            os._exit(0)  # a thread is inside a model's compilation, which cannot be interrupted
+        profile = opening.result()
+        if server.source is not None:
+            result = await server.replay(profile, stopping)
+            print_table(result, Console(file=sys.stdout, width=110))
+            print(json.dumps(result), flush=True)
+        else:
+            await server.start(profile)
+            await stop
+        stop.cancel()
+    finally:
+        await server.close()
+    return 0
