@@ -168,13 +168,21 @@ def load_config(name: str | Path = "default", flags: Sequence[str] = ()) -> Trai
         InputError: no such configuration, or a field that is unknown or malformed.
     """
     path = config_path(str(name))
+    try:
+        config = _parse(["--config", str(path)])
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from None
+    return _parse(["--config", str(path), *flags]) if flags else config
+
+
+def _parse(args: Sequence[str]) -> TrainConfig:
     parser = make_parser()
     try:
-        given = parser.instantiate_classes(parser.parse_args(["--config", str(path), *flags])).as_dict()
+        given = parser.instantiate_classes(parser.parse_args(list(args))).as_dict()
         given.pop("config")
         return TrainConfig(**given)
     except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(f"{path.name}: {one_line(error)}") from None
+        raise InputError(one_line(error)) from None
 
 
 def one_line(error: Exception) -> str:
