@@ -1,0 +1,300 @@
+"""Training of the learned policy: warm start by imitation, then MaskablePPO; the best by the duel with Strait is kept.
+
+``train(config)`` is the whole of it; ``train.py`` at the root is its command line.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import CallbackList
+
+from agents.buffer import SemiMarkovBuffer
+from agents.callbacks import (
+    CheckpointCallback,
+    DuelCallback,
+    ProgressCallback,
+    RolloutCallback,
+    UpdateCallback,
+    layout,
+    weights_of,
+)
+from agents.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    find_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    random_arrays,
+    read_checkpoint,
+    set_random,
+    write_checkpoint,
+)
+from agents.duel import FIRST_SEED, Duel
+from agents.imitate import ImitateResult, imitate
+from agents.learned import load_policy
+from agents.learner import Clock, make_model
+from agents.policy_file import write_policy
+from agents.run_folder import LAST, POLICY, command_line, git_commit, make_logger, make_run_folder, note_run
+from agents.train_config import TrainConfig, one_line
+from agents.variants import resolve
+from envs.sb3 import SB3VecEnv
+from traces.errors import InputError
+
+CONFIRM_SEED = FIRST_SEED + (1 << 20)  # workloads that no choice between policies was made by
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        run: its folder. policy: file of the best policy by the duel.
+        difference: share of violated weight of that policy minus the reference's, on workloads that no choice was made by
+            (those of the duel where ``duel.confirm`` is 0); below 0 is better. error: its standard error.
+        n_timesteps: decisions in all worlds. seconds: time it took, all parts of a resumed run together.
+        interrupted: whether it was stopped by SIGINT and waits to be resumed.
+    """
+
+    run: Path
+    policy: Path
+    difference: float
+    error: float
+    n_timesteps: int
+    seconds: float
+    interrupted: bool
+
+
+class Trainer:
+    """One run: its worlds, its learner, its files.
+
+    Args:
+        config: settings.
+        resume: run or checkpoint to go on from; None: begin a new run.
+    """
+
+    def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
+        self.config = config
+        resolve(config.teacher), resolve(config.reference)  # an unknown name is told before anything runs
+        found = find_checkpoint(resume) if resume is not None else None
+        start = read_checkpoint(found[1]) if found else None
+        self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
+        self.interrupted = False
+        torch.set_num_threads(config.torch_threads)
+        self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
+        self.batch = self.env.env.batch
+        self.model = make_model(config.ppo, self.env, config.seed)
+        if start is None:
+            self.run = make_run_folder(config)
+        else:
+            assert found is not None
+            self._restore(found[1], start)
+            self.run = found[0]
+        note_run(self.run, config)
+        self._add_callbacks(start)
+
+    @property
+    def buffer(self) -> SemiMarkovBuffer:
+        """The learner's buffer."""
+        assert isinstance(self.model.rollout_buffer, SemiMarkovBuffer)
+        return self.model.rollout_buffer
+
+    def _add_callbacks(self, start: Checkpoint | None) -> None:
+        c = self.config
+        duel = self._make_duel(c.duel.workloads, FIRST_SEED)
+        self.duel = DuelCallback(duel, c.eval_freq, self._save_policy, self.batch)
+        self.saver = CheckpointCallback(c.save_freq, self.write_checkpoint)
+        # The duel is recorded before the point is written, the checkpoint taken after it.
+        self.callbacks: list[UpdateCallback] = [self.duel, RolloutCallback(self.batch), self.saver]
+        if c.progress:
+            self.callbacks.append(ProgressCallback(self._done, self.duel))
+        if start is not None:
+            self.duel.best, self.duel.last = float(start.state["best"]), int(start.state["compared"])
+            self.saver.last = self.model.num_timesteps
+        self.model.updated = self._updated
+        self.model.stopping = self._stopping
+        self.model.share = self.clock.share
+
+    def _done(self) -> float:
+        return max(self.model.num_timesteps / max(self.config.n_timesteps, 1), self.clock.share())
+
+    def _stopping(self) -> bool:
+        return self.interrupted or self._done() >= 1.0
+
+    def _updated(self) -> None:
+        self.clock.tick()
+        for callback in self.callbacks:
+            callback.on_update()
+
+    def _notes(self) -> dict[str, str]:
+        return {
+            "command": command_line(),
+            "seed": str(self.config.seed),
+            "n_timesteps": str(self.model.num_timesteps),
+            "profile": self.config.env.profile,
+            "git_commit": git_commit(),
+        }
+
+    def _save_policy(self, best: bool) -> None:
+        env = self.config.env
+        notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
+        for name in (LAST, POLICY) if best else (LAST,):
+            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes)  # type: ignore[arg-type]
+
+    def warm_start(self) -> ImitateResult:
+        """Imitate the teacher; the worlds go on from where that leaves them."""
+        c = self.config
+        self.env.reset()
+        policy: Any = self.model.policy
+        teacher = resolve(c.teacher, c.ppo.n_envs)[0]
+        result = imitate(policy, self.env, teacher, c.imitate, c.ppo.tau_ms)
+        self.buffer.reward_scale = result.reward_scale
+        self._stand()
+        return result
+
+    def _stand(self) -> None:
+        """Let the learner go on from where the worlds stand."""
+        self.model._last_obs = self.batch.obs
+        self.model._last_episode_starts = self.batch.out.done.copy()
+
+    def write_checkpoint(self) -> Path:
+        """Write a checkpoint; the oldest beyond ``keep`` are removed."""
+        model, env = self.model, self.config.env
+        arrays = {f"batch.{k}": v for k, v in self.batch.state_dict().items()} | random_arrays()
+        arrays["drawn"] = self.batch.generator.drawn
+        state = {
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "reward_scale": self.buffer.reward_scale,
+            "episodes": list(model.ep_info_buffer or ()),
+            "best": self.duel.best,
+            "compared": self.duel.last,
+            "seconds": self.clock.seconds,
+        }
+        policy: Any = model.policy
+        checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state)
+        folder = self.run / "checkpoints" / f"{model.num_timesteps:012d}"
+        write_checkpoint(folder, checkpoint, env.drop, env.defer_ms, self._notes())
+        for old in checkpoints(self.run)[: -self.config.keep]:
+            shutil.rmtree(old)
+        return folder
+
+    def _restore(self, folder: Path, start: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        model, state = self.model, start.state
+        policy: Any = model.policy
+        try:
+            self.batch.load_state_dict({k[6:]: v for k, v in start.arrays.items() if k.startswith("batch.")})
+            self.batch.generator.drawn[...] = start.arrays["drawn"]
+            policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
+            load_optimizer(policy.optimizer, start.optimizer)
+            set_random(start.arrays)
+            model.num_timesteps = int(state["num_timesteps"])
+            model._n_updates = int(state["n_updates"])
+            model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+            model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+            self.buffer.reward_scale = float(state["reward_scale"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{folder}: does not fit these settings ({one_line(error)})") from None
+        self._stand()
+
+    def _make_duel(self, workloads: int, seed: int) -> Duel:
+        c = self.config.duel
+        reference = resolve(self.config.reference, workloads)[0]
+        weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
+        profile = self.batch.profile
+        return Duel(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
+
+    def learn(self) -> None:
+        """Train to the end of decisions or time, or until interrupted."""
+        model, c = self.model, self.config
+        self.logger = make_logger(self.run, c, layout(c.duel.loads, c.reference), model.num_timesteps)
+        model.set_logger(self.logger)
+        callbacks = CallbackList(list(self.callbacks))
+        callbacks.init_callback(model)
+        if model.num_timesteps == 0:
+            self.duel.compare()
+            self.logger.dump(0)
+        # The last comparison, and the reference and the policy on the workloads that confirm.
+        self.clock.begin_learning(self.duel.seconds * (1.0 + 2.0 * c.duel.confirm / c.duel.workloads) + 1.0)
+        left = c.n_timesteps - model.num_timesteps
+        if left > 0:
+            model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        if not self.interrupted and self.duel.last != model.num_timesteps:
+            self.duel.compare()
+            self.logger.dump(model.num_timesteps)
+        self.write_checkpoint()
+
+    def confirm(self) -> tuple[float, float]:
+        """Difference of the best policy from the reference, and its standard error, on workloads not used before."""
+        n = self.config.duel.confirm
+        duel = self._make_duel(n, CONFIRM_SEED) if n else self.duel.duel
+        mean, error = duel.difference(duel.score(load_policy(self.run / POLICY)))
+        result = float(mean.mean()), float(np.sqrt((error**2).mean() / len(error)))
+        for name, value in zip(("difference", "standard_error"), result, strict=True):
+            self.logger.record(f"duel_confirmed/{name}", 100 * value)
+        self.logger.dump(self.model.num_timesteps)
+        return result
+
+    def close(self) -> None:
+        """Close files and stop threads."""
+        self.logger.close()
+        self.env.close()
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """SIGINT stops ``trainer`` after the update under way; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.interrupted = True
+        signal.signal(signal.SIGINT, before)
+        print("\nstopping after this update; once more stops at once, without a checkpoint", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(config: TrainConfig, resume: str | Path | None = None) -> TrainResult:
+    """Train a policy.
+
+    Args:
+        config: settings.
+        resume: run, or checkpoint of one, to go on from, with the settings of that run (agents.run_folder.run_config).
+
+    Raises:
+        InputError: a setting or the checkpoint is malformed.
+    """
+    trainer = Trainer(config, resume)
+    if resume is None:
+        trainer.warm_start()
+    with interruptible(trainer):
+        trainer.learn()
+    difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()
+    trainer.close()
+    return TrainResult(
+        trainer.run,
+        trainer.run / POLICY,
+        difference,
+        error,
+        trainer.model.num_timesteps,
+        trainer.clock.seconds,
+        trainer.interrupted,
+    )

@@ -1,0 +1,31 @@
+"""A training run that takes moments: two models, few worlds, a small network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agents.imitate import ImitateConfig
+from agents.train_config import DuelConfig, PPOConfig, TrainConfig
+from envs.config import EnvConfig
+
+ENV = EnvConfig(
+    profile="synthetic:0", models=("model0", "model1"), streams=2, load=(0.9, 0.9), duration_ms=(300.0, 300.0)
+)
+TINY = TrainConfig(
+    n_timesteps=4 * 256,
+    eval_freq=512,
+    save_freq=256,
+    threads=1,
+    torch_threads=1,
+    env=ENV,
+    imitate=ImitateConfig(rounds=1, steps=16, epochs=1),
+    ppo=PPOConfig(n_envs=16, n_steps=16, batch_size=128, n_epochs=2, hidden=8),
+    duel=DuelConfig(loads=(1.0,), workloads=4, duration_ms=300.0, confirm=4),
+)
+
+
+def tiny(logdir: Path, **changes: Any) -> TrainConfig:
+    """The tiny run in ``logdir``, with some settings changed."""
+    return replace(TINY, logdir=str(logdir), **changes)
