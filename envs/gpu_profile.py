@@ -98,7 +98,9 @@ def pair_rows(pairs: pd.DataFrame, models: tuple[str, ...]) -> tuple[np.ndarray,
     return np.concatenate([first, second]), np.concatenate([second, first]), latency, spread
 
 
-def fit_pairs(own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_pairs(
+    own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Log slowdown (M*B, M*B) of a batch by its neighbour, and the residual of each measured one.
 
     Linear in the demands of both and their products, with a small ridge.
@@ -117,7 +119,9 @@ def fit_pairs(own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.n
     return pair.reshape(n, n), np.log(slow) - x @ theta
 
 
-def fit_prior(own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_prior(
+    own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (F,) and covariance (F, F) of the online predictor's start, on the measured pairs."""
     flat = demand.reshape(-1, N_DEMAND)
     x = np.zeros((len(own), N_FEATURES))
@@ -167,9 +171,9 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
         pair=pair,
         residual=np.sort(both - np.median(both)),
         dispatch_ms=DISPATCH_MS,
-        source="built by envs.gpu_profile from public numbers, not measured by us: igniter_v100 (V100, TensorRT, MPS partitions; "
-        "solo latency extrapolated to the whole device, pairs on equal halves) and glet (SM utilisation from L2 and DRAM); "
-        f"copies from sizes at {GBPS} GB/s; dispatch {DISPATCH_MS} ms and copy set-up {COPY_MS} ms are assumed",
+        source="built by envs.gpu_profile from public numbers, not measured by us: igniter_v100 (V100, TensorRT, MPS "
+        "partitions; solo latency extrapolated to the whole device, pairs on equal halves) and glet (SM utilisation from "
+        f"L2 and DRAM); copies from sizes at {GBPS} GB/s; dispatch {DISPATCH_MS} ms and copy set-up {COPY_MS} ms assumed",
     )
 
 
