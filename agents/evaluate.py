@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,8 +21,9 @@ import pandas as pd
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from agents import tags
-from agents.policy import kinds
+from agents import clairvoyant, tags
+from agents.compare import digest, weighted_rate
+from agents.policy import kinds, make_policy
 from agents.rollout import request_table, run
 from agents.suites import WORKLOADS, Suite, workload_for
 from agents.summary import summarise
@@ -31,9 +33,9 @@ from envs.config import EnvConfig, load_profile
 from envs.profile import Profile
 from envs.simulator import Simulator
 from traces.errors import InputError
+from traces.files import atomic_write_text
 from traces.workload import Workload
 
-HIGH_WEIGHT = 5.0
 QUICK_LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 HELDOUT_LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 REAL = ("azure_llm_2023", "mooncake")
@@ -42,26 +44,19 @@ REAL = ("azure_llm_2023", "mooncake")
 def suites() -> dict[str, Suite]:
     """The suites by name."""
     learned = ("ppo",) if CHECKPOINT.is_file() else ()
-    everyone = tuple(sorted(kinds())) + learned
-    return {
-        "quick": Suite("quick", everyone, ("bursty",), QUICK_LOADS, 10, 5_000.0),
-        "full": Suite("full", everyone + ABLATIONS, ("poisson", "bursty", "diurnal", *REAL), QUICK_LOADS, 20, 20_000.0),
-        "ablation": Suite("ablation", ("strait", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
-        "heldout": Suite("heldout", ("strait", *learned), (*REAL, "gamma", "diurnal"), HELDOUT_LOADS, 10, 20_000.0),
-    }
-
-
-def weighted_rate(high: np.ndarray, low: np.ndarray, n_high: np.ndarray, n_low: np.ndarray) -> np.ndarray:
-    """Share of violated weight: a high-priority request counts ``HIGH_WEIGHT``, a low-priority one 1."""
-    return (HIGH_WEIGHT * high * n_high + low * n_low) / np.maximum(HIGH_WEIGHT * n_high + n_low, 1e-9)
-
-
-def bootstrap(values: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of paired differences with a 95 % percentile interval (Efron, 1979): (low, mean, high)."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (rounds, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(values.mean()), float(high)
+    everyone = (*sorted(kinds()), *learned)
+    rivals = ("strait", "strait-risk", *learned)
+    held_out = Suite("heldout", rivals, (*REAL, "gamma", "diurnal"), HELDOUT_LOADS, 10, 20_000.0)
+    known = (
+        Suite("quick", everyone, ("bursty",), QUICK_LOADS, 10, 5_000.0),
+        Suite("full", everyone + ABLATIONS, ("poisson", "bursty", "diurnal", *REAL), QUICK_LOADS, 20, 20_000.0),
+        Suite("ablation", ("strait", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
+        held_out,
+        replace(held_out, name="unseen", workloads=("bursty", *REAL), models=("unet", "mixer", "lstm", "bert")),
+        Suite("large", (*everyone, clairvoyant.NAME), ("bursty",), (0.8, 0.9, 1.0, 1.1, 1.2), 5, 2_000.0),
+        Suite("small", everyone, (), (), clairvoyant.SmallConfig().instances),
+    )
+    return {suite.name: suite for suite in known}
 
 
 @dataclass(frozen=True)
@@ -85,18 +80,34 @@ def make_workloads(group: Group, profile: Profile) -> list[Workload]:
     ]
 
 
+def episodes(
+    group: Group, profile: Profile, workloads: list[Workload]
+) -> Iterator[tuple[tuple[float, int], Simulator, int]]:
+    """Run all episodes of a group: (load, seed), the simulator that holds the episode, and its world there."""
+    suite = group.suite
+    cells = list(product(suite.loads, range(suite.seeds)))
+    room = max(1, *(len(w) for w in workloads))
+    if group.policy == clairvoyant.NAME:
+        base, _ = resolve("strait", 2)
+        sim = Simulator(profile, 2, group.streams, room)
+        for (load, seed), workload in zip(cells, workloads, strict=True):
+            clairvoyant.search(sim, base, workload, seed)
+            yield (load, seed), sim, 0
+        return
+    policy, change = resolve(group.policy, len(workloads))
+    sim = Simulator(profile, len(workloads), group.streams, room, tables=change(profile.tables()))
+    run(sim, policy, workloads, [seed for _, seed in cells])
+    for e, cell in enumerate(cells):
+        yield cell, sim, e
+
+
 def run_group(group: Group) -> pd.DataFrame:
     """Results of a group, one row for each load and seed."""
     suite = group.suite
-    profile = named_profile(group.profile)
+    profile = suite.select(named_profile(group.profile))
     workloads = make_workloads(group, profile)
-    policy, change = resolve(group.policy, len(workloads))
-    room = max(1, *(len(w) for w in workloads))
-    sim = Simulator(profile, len(workloads), group.streams, room, tables=change(profile.tables()))
-    seeds = [seed for _ in suite.loads for seed in range(suite.seeds)]
-    run(sim, policy, workloads, seeds)
     rows = []
-    for e, (load, seed) in enumerate(product(suite.loads, range(suite.seeds))):
+    for (load, seed), sim, e in episodes(group, profile, workloads):
         table = request_table(sim, e)
         row: dict[str, Any] = {"policy": group.policy, "workload": group.workload, "load": load, "seed": seed}
         row |= summarise(table, suite.duration_ms)
@@ -127,50 +138,34 @@ def evaluate(
     Raises:
         InputError: an unknown profile, policy or workload.
     """
-    loaded = named_profile(profile)
+    loaded = suite.select(named_profile(profile))
     for policy in suite.policies:
-        resolve(policy)  # an unknown name is told before anything runs
+        if policy != clairvoyant.NAME:
+            resolve(policy)  # an unknown name is told before anything runs
     for workload in suite.workloads:
         if workload not in WORKLOADS:
             raise InputError(f"unknown workload {workload!r}; known: {', '.join(WORKLOADS)}")
-    capacity = measure_capacity(loaded, streams)
-    groups = [
-        Group(profile, policy, workload, capacity, streams, suite)
-        for policy, workload in product(suite.policies, suite.workloads)
-    ]
-    # The slowest policies begin first, so that no core waits for one of them at the end.
-    groups.sort(key=lambda group: not group.policy.startswith(("ppo", "strait", "/")))
-    workers = min(workers or os.cpu_count() or 1, len(groups))
-    bar = {"total": len(groups), "unit": "run", "desc": f"suite {suite.name}", "disable": not progress}
-    if workers == 1:
-        frames = list(tqdm(map(run_group, groups), **bar))
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            frames = list(tqdm(pool.map(run_group, groups), **bar))
-    result = pd.concat(frames, ignore_index=True)
+    with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        # A worker measures the capacity while this process compiles what all policies share, where that is not cached yet.
+        measured = pool.submit(measure_capacity, loaded, streams)
+        none = np.empty(0)
+        run(Simulator(loaded, 1, streams), make_policy("fifo"), [Workload(none, none, none, none, loaded.models)], [0])
+        capacity = measured.result()
+        groups = [
+            Group(profile, policy, workload, capacity, streams, suite)
+            for policy, workload in product(suite.policies, suite.workloads)
+        ]
+        # The slowest policies begin first, so that no core waits for one of them at the end.
+        groups.sort(key=lambda group: not group.policy.startswith((clairvoyant.NAME, "ppo", "strait", "/")))
+        waiting = [pool.submit(run_group, group) for group in groups]
+        ended = tqdm(
+            as_completed(waiting), total=len(waiting), unit="run", desc=f"suite {suite.name}", disable=not progress
+        )
+        for future in ended:
+            future.result()  # a failure is told at once
+    result = pd.concat([future.result() for future in waiting], ignore_index=True)
     result.attrs["capacity_rps"] = capacity
     return result
-
-
-def digest(frame: pd.DataFrame, reference: str = "strait") -> dict[str, dict[str, dict[str, Any]]]:
-    """Per policy and load, over all workloads and seeds: rates in percent and the paired difference from ``reference``."""
-    key = ["workload", "load", "seed"]
-    base = frame[frame["policy"] == reference].set_index(key)["weighted"] if reference in set(frame["policy"]) else None
-    out: dict[str, dict[str, dict[str, Any]]] = {}
-    for (policy, load), rows in frame.groupby(["policy", "load"], sort=True):
-        cell: dict[str, Any] = {
-            "high": round(100 * float(rows[tags.VIOLATION_HIGH].mean()), 3),
-            "low": round(100 * float(rows[tags.VIOLATION_LOW].mean()), 3),
-            "goodput": round(float(rows[tags.GOODPUT_RPS].mean()), 2),
-            "jain": round(float(rows[tags.FAIRNESS_MODELS].mean()), 4),
-            "weighted": round(100 * float(rows["weighted"].mean()), 3),
-        }
-        if base is not None:
-            mine = rows.set_index(key)["weighted"]
-            difference = 100 * (mine - base.loc[mine.index]).to_numpy()
-            cell["weighted_minus_strait"] = [round(v, 3) for v in bootstrap(difference)]
-        out.setdefault(str(policy), {})[f"{load:g}"] = cell
-    return out
 
 
 @dataclass
@@ -178,7 +173,8 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        suite: quick, heldout or full.
+        suite: quick, full, ablation, heldout, unseen (models), large (beside the clairvoyant search) or small (beside the
+            exact optimum).
         policies: names or checkpoint paths to run instead of the suite's.
         workloads: workloads to run instead of the suite's.
         loads: loads (over measured capacity) to run instead of the suite's.
@@ -200,6 +196,23 @@ class EvaluateConfig:
     out: str = "runs/evaluate"
 
 
+def _print_small(suite: Suite, config: EvaluateConfig, only_json: bool) -> int:
+    """Distances to the exact optimum on small instances: the JSON line, and unless told otherwise a file of it."""
+    profile = suite.select(named_profile(config.profile))
+    small = clairvoyant.SmallConfig(instances=suite.seeds)
+    frame = clairvoyant.distances(profile, suite.policies, small, progress=sys.stderr.isatty())
+    result = {
+        "suite": suite.name,
+        "instances": suite.seeds,
+        "unproven": frame.attrs["unproven"],
+        "policies": clairvoyant.distance_digest(frame),
+    }
+    if not only_json:
+        atomic_write_text(Path(config.out) / "small.json", json.dumps(result) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
     parser = ArgumentParser(prog="python -m agents.evaluate", description=__doc__.split("\n\n")[0], exit_on_error=False)
@@ -219,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         if config.seeds is not None:
             changes["seeds"] = config.seeds
         suite = replace(suite, **changes)
+        if suite.name == "small":
+            return _print_small(suite, config, only_json)
         frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
     except (InputError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -227,7 +242,9 @@ def main(argv: list[str] | None = None) -> int:
     if not only_json:
         from agents.report import write_report
 
-        print(f"report: {write_report(frame, suite, asdict(config), Path(config.out))}")
+        out = Path(config.out)
+        atomic_write_text(out / "result.json", json.dumps(result) + "\n")
+        print(f"report: {write_report(frame, suite, asdict(config), out)}")
     print(json.dumps(result))
     return 0
 

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numba
 import numpy as np
+from numba import types
 
-from envs.jit import njit
+from envs.jit import bind, njit
 from envs.state import SchedState, Tables
 from traces.errors import InputError
 
@@ -64,11 +66,31 @@ def kinds() -> dict[str, PolicyKind]:
 
 
 @njit
-def choose_range(choose, st, tb, mem, lo, hi, p, skip, actions, wakes):
+def _choose_range(choose, mem, p, st, tb, lo, hi, skip, actions, wakes):
     """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
     for e in range(lo, hi):
         if not skip[e]:
             actions[e], wakes[e] = choose(st, tb, mem, e, p)
+
+
+def call_compiled(
+    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+) -> Any:
+    """Call ``loop(choose, mem, p, st, tb, *rest)`` with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
+
+    Numba would compile a loop anew for every function that it is given, in every process, since such an overload is never
+    found in the cache. All policies have one signature, so one compiled loop serves them all; a call through the pointer
+    costs a few nanoseconds.
+    """
+    if not hasattr(loop, "overloads"):
+        return loop(choose, mem, p, *args)  # NUMBA_DISABLE_JIT=1
+    own = (*map(numba.typeof, (*args[:2], mem)), types.int64, numba.typeof(p))
+    pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
+    signature = (pointer, *map(numba.typeof, (mem, p, *args)))
+    if signature not in loop.overloads:
+        loop.compile(signature)
+    choose.compile(own)  # type: ignore[attr-defined]
+    return loop.overloads[signature].entry_point(choose, mem, p, *args)
 
 
 class Policy:
@@ -95,6 +117,7 @@ class Policy:
         self.drop = (1.0 if kind.drop else 0.0) if drop is None else drop
         self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
         self.memory = np.zeros((n, M_MEM))
+        self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
@@ -102,11 +125,17 @@ class Policy:
 
     def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none) for scheduler e."""
-        return self.kind.choose(st, tb, self.memory, e, self.vector)
+        bound_st, bound_tb, choose = self._bound
+        if bound_st is not st or bound_tb is not tb:
+            choose = bind(self.kind.choose, st, tb, self.memory, e, self.vector)
+            self._bound = (st, tb, choose)
+        return choose(st, tb, self.memory, e, self.vector)
 
     def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
         """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        choose_range(self.kind.choose, st, tb, self.memory, 0, len(actions), self.vector, skip, actions, wakes)
+        call_compiled(
+            _choose_range, self.kind.choose, self.memory, self.vector, st, tb, 0, len(actions), skip, actions, wakes
+        )
 
 
 def make_policy(name: str, n: int = 1, drop: float | None = None, **params: Any) -> Policy:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from agents.policy import Policy
+from agents.policy import Policy, call_compiled
 from envs.jit import njit
 from envs.simulator import Simulator
-from envs.state import OUTCOMES
-from envs.world import step
+from envs.state import OUTCOMES, SchedState, Tables
+from envs.world import Truth, World, step
 from traces.workload import Workload
 
 
-@njit
-def finish_range(choose, st, w, tb, tr, mem, lo, hi, p):
+def finish_range(
+    choose: Callable[..., tuple[int, float]],
+    st: SchedState,
+    w: World,
+    tb: Tables,
+    tr: Truth,
+    mem: np.ndarray,
+    lo: int,
+    hi: int,
+    p: np.ndarray,
+) -> None:
     """Run worlds lo..hi-1 to their end under ``choose``, one after the other."""
+    call_compiled(_finish_range, choose, mem, p, st, tb, w, tr, lo, hi)
+
+
+@njit
+def _finish_range(choose, mem, p, st, tb, w, tr, lo, hi):
     for e in range(lo, hi):
         while w.env[e].done == 0:
             action, wake = choose(st, tb, mem, e, p)

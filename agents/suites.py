@@ -15,6 +15,7 @@ from traces.workload import Workload, WorkloadConfig, make_workload
 
 SYNTHETIC = ("poisson", "bursty", "diurnal", "gamma")
 WORKLOADS = (*SYNTHETIC, *KNOWN)
+UNSEEN = ("unet", "mixer")  # models of the shipped profile that no suite but "unseen" uses, nor any training
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Suite:
         seeds: number of seeds, paired over policies.
         duration_ms: length of each run.
         workload: how models, priorities and deadlines are laid over the arrivals.
+        models: models served, by name; empty: all of the profile but those of ``UNSEEN``.
     """
 
     name: str
@@ -38,6 +40,16 @@ class Suite:
     seeds: int = 10
     duration_ms: float = 20_000.0
     workload: WorkloadConfig = WorkloadConfig()
+    models: tuple[str, ...] = ()
+
+    def select(self, profile: Profile) -> Profile:
+        """The profile with the models that this suite serves. Raises InputError when it lacks one."""
+        return profile.select(self.models or seen_models(profile))
+
+
+def seen_models(profile: Profile) -> tuple[str, ...]:
+    """The models of a profile that training and most suites use; all where it has none but unseen ones."""
+    return tuple(m for m in profile.models if m not in UNSEEN) or profile.models
 
 
 def arrival_times(kind: str, rate_rps: float, duration_ms: float, rng: np.random.Generator) -> np.ndarray:
