@@ -42,4 +42,6 @@ def timed(work: Callable[[], Any]) -> float:
 
 def report(result: Mapping[str, Any]) -> None:
     """Print the result as one JSON line, with the machine it was measured on."""
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()} | {"machine": machine()}))
+    print(
+        json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()} | {"machine": machine()})
+    )
