@@ -13,7 +13,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import envs  # noqa: F401
 from envs.config import EnvConfig
@@ -57,6 +56,9 @@ def test_gymnasium_finds_no_fault(name: str) -> None:
 
 
 def test_stable_baselines3_finds_no_fault(env: DualPriorityEnv) -> None:
+    # Imported here: another test imports this module in a second process, which needs no torch.
+    from stable_baselines3.common.env_checker import check_env as check_sb3
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_sb3(env)
