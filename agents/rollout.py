@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 
 from agents.policy import Policy, call_compiled
+from envs.generate import generate
 from envs.jit import njit
+from envs.rng import mix
 from envs.simulator import Simulator
 from envs.state import OUTCOMES, SchedState, Tables
-from envs.world import Truth, World, step
+from envs.world import Truth, World, begin, run_to_decision, step
 from traces.workload import Workload
 
 
@@ -36,6 +38,22 @@ def _finish_range(choose, mem, p, st, tb, w, tr, lo, hi):
         while w.env[e].done == 0:
             action, wake = choose(st, tb, mem, e, p)
             step(st, w, tb, tr, e, action, wake)
+
+
+@njit
+def play_range(choose, st, w, tb, tr, gen, mem, lo, hi, p, decisions):
+    """Run ``decisions`` decisions in each world lo..hi-1 in lockstep; a world that ends generates its next episode."""
+    for _ in range(decisions):
+        for e in range(lo, hi):
+            action, wake = choose(st, tb, mem, e, p)
+            step(st, w, tb, tr, e, action, wake)
+            if w.env[e].done == 1:
+                seed = mix(w.env[e].seed, 7)
+                generate(w, tb, gen, e, seed)
+                begin(st, w, tb, e, seed)
+                for i in range(mem.shape[1]):
+                    mem[e, i] = 0.0
+                run_to_decision(st, w, tb, tr, e)
 
 
 def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:

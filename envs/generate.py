@@ -7,6 +7,7 @@ share and deadline factors from ranges (domain randomisation; a range of zero wi
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def generate(w, tb, gen, e, seed):
     for m in range(n_models):
         weight = gen.share[g, m]
         if gen.spread[g] > 0.0:
-            weight *= np.exp(gen.spread[g] * rng.normal(seed, 100 + m))
+            weight *= math.exp(gen.spread[g] * rng.normal(seed, 100 + m))
         total += weight
         cumulative[m] = total
     share = value[BURST_SHARE]

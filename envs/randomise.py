@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,9 @@ def draw_device(tr, rnd, e, seed):
     """Draw world e's device for the episode of ``seed``: execution times and pair slowdowns."""
     own = rng.mix(seed, 11)
     speed = rnd.spread[1] * rng.normal(own, 0)
-    stretch = np.exp(rnd.spread[2] * rng.normal(own, 1))
+    stretch = math.exp(rnd.spread[2] * rng.normal(own, 1))
     for m in range(rnd.solo.shape[0]):
-        factor = np.exp(speed + rnd.spread[0] * rng.normal(own, 2 + m))
+        factor = math.exp(speed + rnd.spread[0] * rng.normal(own, 2 + m))
         for b in range(rnd.solo.shape[1]):
             tr.solo[e, m, b] = rnd.solo[m, b] * factor
     if rnd.spread[2] > 0.0:
