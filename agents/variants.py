@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from agents.policy import Policy, kinds, make_policy
-from envs.state import Tables
+from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -33,14 +33,14 @@ def _no_interference(tables: Tables) -> Tables:
 def _static(tables: Tables) -> Tables:
     """The predictor stays at its offline prior: no adaptation of slowdowns."""
     device = tables.device.copy()
-    device[:, 2] = 0.0
+    device[:, FORGETTING] = 0.0
     return tables._replace(device=device)
 
 
 def _no_transfer(tables: Tables) -> Tables:
     """Copies and dispatch are expected to cost nothing."""
     device = tables.device.copy()
-    device[:, 1] = 0.0
+    device[:, DISPATCH] = 0.0
     return tables._replace(device=device, h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
 
 

@@ -59,7 +59,7 @@ class DualPriorityEnv(gym.Env):
     | 12 | log(1 + requests left in the queue) | 12 | least slack queued, high |
     | 13 | predicted slowdown - 1 | 13 | least slack queued, low |
     | 14 | execution time per request over that of a batch of 1 | 14 | calibrated 90 % quantile |
-    | 15 | a larger batch is valid | 15 | cores over streams |
+    | 15 | a larger batch is valid | 15 | idle cores, share |
 
     ## Rewards
     At each decision minus the weights of the requests that ended badly since the last one: 5 for high and 1 for low priority

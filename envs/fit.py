@@ -1,9 +1,10 @@
-"""From measurements to a profile: ``python -m envs.fit MEASUREMENTS --out PROFILE.json``.
+"""From measurements to a profile: ``python -m envs.fit --measurements FOLDER --out PROFILE.json``.
 
-Fits two things apart. The truth of the simulator: log slowdown by number of executing batches and by pair of (model, batch
-size), with a ridge that pulls pairs to what their demands explain, so that the work done over a batch's pieces,
-``sum dt / slowdown``, equals its solo time; its residuals are kept as the noise. The prior of the scheduler's online
-predictor: the linear form of envs.predictor on the same pieces.
+Fits two things apart. The truth of the simulator: log slowdown by number of batches on a core and by pair of (model, batch
+size) on different cores, with a ridge that pulls pairs to what their demands explain, so that the work done over a batch's
+pieces, ``sum dt / slowdown``, equals its solo time; what its residuals have in common with their neighbours in time is the
+drift, the rest the noise. The prior of the scheduler's online predictor: the linear form of envs.predictor on the same
+pieces.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from scipy.sparse import csr_matrix
 
 from envs.predictor import MAX_SLOWDOWN, features
 from envs.profile import Profile
-from envs.segments import Segments, cut
+from envs.segments import Segments, cores_of, cut
 from envs.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
 from traces.measurements import Measurements
 
 MEMORY = 500  # batches that the online predictor's prior is worth
 RESIDUALS = 512
+DRIFT_BATCHES = 25  # batches on each side whose median residual is taken for the drift of the device
 
 
 def demands(measurements: Measurements, solo_ms: np.ndarray) -> np.ndarray:
@@ -70,24 +72,26 @@ def solo_arrays(measurements: Measurements) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def fit_truth(
-    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, streams: int, ridge: float = 0.02
+    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, ridge: float = 0.02
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slowdown by number of executing batches and by pair.
+    """Slowdown by number of batches on a core and by pair.
 
     Args:
-        segments: measured pieces. solo_ms: (M, B). demand: (M, B, 3). streams: K.
+        segments: measured pieces. solo_ms: (M, B). demand: (M, B, 3).
         ridge: weight of the penalty that pulls pair terms to zero beyond what demands explain.
 
     Returns:
-        count (K + 1,), pair (M*B, M*B) in logs, residual (N,): log of measured over fitted execution time.
+        count (n + 1,) up to the most batches seen on a core, pair (M*B, M*B) in logs, residual (N,): log of measured over
+        fitted execution time.
     """
     mbs = solo_ms.size
     n_sizes = solo_ms.shape[1]
     n_models = mbs // n_sizes
     flat = demand.reshape(mbs, -1)
-    # Columns: count terms for n = 2..K, products of demands, pairs of models, batch-size corrections on both sides.
+    # Columns: count terms for n = 2.., products of demands, pairs of models, batch-size corrections on both sides.
     n_demand = flat.shape[1] ** 2
-    at_demand = streams - 1
+    most = int(segments.n.max())
+    at_demand = most - 1
     at_pair = at_demand + n_demand
     at_row = at_pair + n_models * n_models
     at_col = at_row + mbs
@@ -95,20 +99,22 @@ def fit_truth(
     rows, cols, vals = [], [], []
     s = len(segments.dt_ms)
     own = segments.mb[segments.batch]
-    for n in range(2, streams + 1):
-        at = np.flatnonzero(np.minimum(segments.n, streams) == n)
+    for n in range(2, most + 1):
+        at = np.flatnonzero(segments.n == n)
         rows.append(at)
         cols.append(np.full(len(at), n - 2))
         vals.append(np.ones(len(at)))
     for slot in range(segments.others.shape[1]):
         at = np.flatnonzero(segments.others[:, slot] >= 0)
+        if len(at) == 0:
+            continue
         them = segments.mb[segments.others[at, slot]]
         mine = own[at]
         products = (flat[mine][:, :, None] * flat[them][:, None, :]).reshape(len(at), -1)
         for d in range(n_demand):
             rows.append(at)
             cols.append(np.full(len(at), at_demand + d))
-            vals.append(products[:, d])
+            vals.append(products[:, d] * segments.share[at, slot])
         for offset, index in (
             (at_pair, (mine // n_sizes) * n_models + them // n_sizes),
             (at_row, mine),
@@ -116,7 +122,7 @@ def fit_truth(
         ):
             rows.append(at)
             cols.append(offset + index)
-            vals.append(np.ones(len(at)))
+            vals.append(segments.share[at, slot])
     x = csr_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(s, columns))
     n_batches = len(segments.mb)
     gather = csr_matrix((np.ones(s), (segments.batch, np.arange(s))), shape=(n_batches, s))
@@ -137,10 +143,11 @@ def fit_truth(
         return value + scale * float(penalty @ theta**2) / 2, slope + scale * penalty * theta
 
     start = np.zeros(columns)
+    start[:at_demand] = np.log(np.arange(2, most + 1))
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
     work = gather @ (segments.dt_ms * np.exp(-(x @ theta)))
     residual = np.log(work) - log_solo
-    count = np.ones(streams + 1)
+    count = np.ones(most + 1)
     count[2:] = np.exp(theta[:at_demand])
     m = np.arange(mbs)
     pair = (flat[:, None, :, None] * flat[None, :, None, :]).reshape(mbs, mbs, -1) @ theta[at_demand:at_pair]
@@ -149,39 +156,64 @@ def fit_truth(
     return count, pair, residual
 
 
-def piece_features(segments: Segments, demand: np.ndarray, cores: float) -> np.ndarray:
+def drift_of(segments: Segments, residual: np.ndarray, half: int = DRIFT_BATCHES) -> np.ndarray:
+    """What the residuals (N,) of batches near in time have in common: the median over ``half`` on each side, (N,)."""
+    order = np.argsort(segments.start_ms, kind="stable")
+    padded = np.pad(residual[order], half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    drift = np.empty(len(residual))
+    drift[order] = np.median(windows, axis=1)
+    return drift
+
+
+def drift_period_ms(segments: Segments, drift: np.ndarray) -> float:
+    """Time after which the drift has lost half of its correlation, in ms: the time between knots that behave alike."""
+    order = np.argsort(segments.start_ms, kind="stable")
+    time = segments.start_ms[order]
+    step_ms = max(float(np.median(np.diff(time))) * DRIFT_BATCHES, 1.0)
+    grid = np.arange(time[0], time[-1], step_ms)
+    value = np.interp(grid, time, drift[order])
+    value = value - value.mean()
+    power = float(value @ value)
+    for lag in range(1, len(grid) // 2):
+        if power <= 0 or float(value[lag:] @ value[:-lag]) / power < 0.5:
+            return lag * step_ms
+    return float(time[-1] - time[0]) / 2
+
+
+def piece_features(segments: Segments, demand: np.ndarray) -> np.ndarray:
     """Features of envs.predictor for each piece: (S, F)."""
     flat = demand.reshape(-1, demand.shape[-1])
     own = flat[segments.mb[segments.batch]]
-    others = np.where((segments.others >= 0)[:, :, None], flat[segments.mb[np.maximum(segments.others, 0)]], 0.0).sum(
-        axis=1
-    )
+    others = (flat[segments.mb[np.maximum(segments.others, 0)]] * segments.share[:, :, None]).sum(axis=1)
     out = np.empty((len(own), N_FEATURES))
     for i in range(len(own)):
-        features(float(segments.n[i]), cores, *own[i], *others[i], out[i])
+        features(float(segments.n[i]), float(segments.n_other[i]), *own[i], *others[i], out[i])
     return out
 
 
 def fit_prior(
-    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, cores: float, ridge: float = 1e-3, rounds: int = 5
+    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, drift: np.ndarray, ridge: float = 1e-3, rounds: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the linear slowdown and the covariance of the online predictor's start: (F,), (F, F).
 
-    The total slowdown of a batch is linear in the mean of its pieces' features weighted by the work done in each, which
-    itself depends on the slowdown; a few rounds of reweighting settle that.
+    The bracket of a batch's slowdown (see envs.predictor) is linear in the mean of its pieces' features weighted by the work
+    done in each, which itself depends on the slowdown; a few rounds of reweighting settle that. ``drift`` (N,) is taken out.
     """
-    x = piece_features(segments, demand, cores)
+    x = piece_features(segments, demand)
     n = len(segments.mb)
     solo = solo_ms.ravel()[segments.mb]
-    y = np.minimum(segments.exec_ms / solo, MAX_SLOWDOWN) - 1.0
+    took = segments.exec_ms / np.exp(drift)
     weights = np.zeros(N_FEATURES)
     mean = np.zeros((n, N_FEATURES))
     for _ in range(rounds):
-        slow = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
-        work = segments.dt_ms / slow
-        total = np.bincount(segments.batch, work, n)
+        bracket = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
+        sliced = segments.dt_ms / bracket
+        total = np.bincount(segments.batch, sliced, n)
+        done = np.bincount(segments.batch, sliced / segments.n, n)
+        y = np.minimum(took / (solo * total / np.maximum(done, 1e-9)), MAX_SLOWDOWN) - 1.0
         for f in range(N_FEATURES):
-            mean[:, f] = np.bincount(segments.batch, work * x[:, f], n) / np.maximum(total, 1e-9)
+            mean[:, f] = np.bincount(segments.batch, sliced * x[:, f], n) / np.maximum(total, 1e-9)
         gram = mean.T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01
         weights = np.linalg.solve(gram, mean.T @ y)
         for _ in range(3):  # Huber reweighting
@@ -202,18 +234,19 @@ def fit(measurements: Measurements, name: str) -> Profile:
     machine = measurements.machine
     h2d, solo, d2h = solo_arrays(measurements)
     demand = demands(measurements, solo)
-    cores = float(machine.device.cores) if machine.device.kind == "cpu" else 0.0
     segments = cut(measurements)
-    count, pair, residual = fit_truth(segments, solo, demand, machine.streams)
-    prior, prior_cov = fit_prior(segments, solo, demand, cores)
+    count, pair, residual = fit_truth(segments, solo, demand)
+    drift = drift_of(segments, residual)
+    prior, prior_cov = fit_prior(segments, solo, demand, drift)
     frame = measurements.batches
-    centred = residual - np.median(residual)
+    noise = residual - drift
+    centred = noise - np.median(noise)
     grid = (np.arange(RESIDUALS) + 0.5) / RESIDUALS
     return Profile(
         name=name,
         models=tuple(m.name for m in machine.models),
         batch_sizes=machine.batch_sizes,
-        cores=cores,
+        cores=float(cores_of(machine)),
         solo_ms=solo,
         h2d_ms=h2d,
         d2h_ms=d2h,
@@ -223,6 +256,10 @@ def fit(measurements: Measurements, name: str) -> Profile:
         count=count,
         pair=pair,
         residual=np.quantile(np.clip(centred, -1.0, 2.0), grid),
+        drift=(float(drift.std()), drift_period_ms(segments, drift)),
+        weight_bytes=np.array([m.weight_bytes for m in machine.models], float),
+        # Weights come over the same link as inputs; read and written once.
+        load_ms=np.array([m.weight_bytes / (machine.device.peak_gbps * 1e6) for m in machine.models]),
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{machine.device.name}, {machine.device.cores} cores, {machine.created}; "
         f"{len(frame)} batches: {machine.command}",
@@ -257,8 +294,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{config.out}: {len(profile.models)} models, slowdown by count {np.round(profile.count[1:], 2).tolist()}")
+    print(
+        f"{config.out}: {len(profile.models)} models, slowdown by batches on a core {np.round(profile.count[1:], 2).tolist()}"
+    )
     print(f"  residual p5/p50/p95 {np.round(np.quantile(profile.residual, [0.05, 0.5, 0.95]), 3).tolist()}")
+    print(f"  drift {profile.drift[0]:.3f} over {profile.drift[1]:.0f} ms")
     print(f"  prior {np.round(profile.prior, 3).tolist()}, dispatch {profile.dispatch_ms:.3f} ms")
     return 0
 

@@ -12,9 +12,9 @@ import math
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
 from envs.scheduler import RATE_WINDOW_MS, head_deadline
-from envs.state import HIGH
+from envs.state import CORES, HIGH, UNIT
 
-SCHEMA = "strait-observation/1"
+SCHEMA = "strait-observation/2"
 LIMIT = 4.0
 
 CANDIDATE_FEATURES = (
@@ -51,7 +51,7 @@ SUMMARY_FEATURES = (
     "slack_queued_high",
     "slack_queued_low",
     "scale_p90",
-    "cores",
+    "idle_cores",  # share of the cores that no batch in flight runs on
 )
 N_CANDIDATE = len(CANDIDATE_FEATURES)
 N_SUMMARY = len(SUMMARY_FEATURES)
@@ -71,7 +71,7 @@ def _clip(x):
 def _summary(st, tb, e, first, out, at):
     g = e % tb.solo.shape[0]
     env = st.env[e]
-    unit = tb.device[g, 4]
+    unit = tb.device[g, UNIT]
     n_streams = st.stream.shape[1]
     fly_high = 0
     fly_low = 0
@@ -104,8 +104,8 @@ def _summary(st, tb, e, first, out, at):
         out[i + 3 + p] = _clip(math.log1p(queued))
         out[i + 5 + p] = _clip(math.log1p(work / unit))
         out[i + 12 + p] = _clip(slack / unit)
-    cores = tb.device[g, 0]
-    slots = cores if cores > 0.0 else float(n_streams)
+    cores = min(int(tb.device[g, CORES]), n_streams)
+    slots = cores if cores > 0 else n_streams
     decay = math.exp(-(env.now - env.rate_time) / RATE_WINDOW_MS)
     out[i + 7] = _clip(env.rate_high * decay / slots)
     out[i + 8] = _clip(env.rate_low * decay / slots)
@@ -113,7 +113,14 @@ def _summary(st, tb, e, first, out, at):
     out[i + 10] = _clip(slack_high / unit)
     out[i + 11] = _clip(slack_low / unit)
     out[i + 14] = _clip(st.scale[e, fly_high + fly_low, 1])
-    out[i + 15] = slots / n_streams
+    idle = 0
+    for c in range(slots):
+        alone = 1
+        for k in range(c, n_streams, slots):
+            if st.stream[e, k].busy == 1:
+                alone = 0
+        idle += alone
+    out[i + 15] = idle / slots
 
 
 @njit
@@ -122,7 +129,7 @@ def observe(st, tb, e, out):
     g = e % tb.solo.shape[0]
     env = st.env[e]
     now = env.now
-    unit = tb.device[g, 4]
+    unit = tb.device[g, UNIT]
     n_models = st.queue.shape[2]
     n_sizes = tb.size.shape[0]
     n_streams = st.stream.shape[1]

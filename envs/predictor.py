@@ -1,54 +1,77 @@
 """The scheduler's interference predictor: slowdown from co-runners, finish times, and what is learned online.
 
-The slowdown of batch i among the set S that executes now is linear in features of the demands,
-``s_i(S) = 1 + bias[model_i] + w . x(i, S)``, held within [1, MAX_SLOWDOWN]. Progress is integrated through the predicted
-changes of S: who begins and who ends first, then the next. After a batch ends, its measured slowdown and the
-work-weighted mean of its features update ``w`` by recursive least squares with forgetting (Haykin, Adaptive Filter
-Theory, ch. 10) and the bias of its model; the ratio of its actual to its predicted time moves the calibrated quantiles
+The slowdown of batch i among the set S that executes now is
+``s_i(S) = n_i (1 + bias[model_i] + w . x(i, S)) exp(speed)``: n_i batches share its core in turns (1 where every stream is a
+core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost that are shared with the
+other cores, linear in features of the demands; ``speed`` says how the device fares at present, whoever runs on it. Progress
+is integrated through the predicted changes of S: who begins and who ends first, then the next.
+
+After a batch ends, its measured slowdown and the mean of its features update ``w`` by recursive least squares with forgetting
+(Haykin, Adaptive Filter Theory, ch. 10), the bias of its model, and the speed (an exponential average, fast enough to follow
+a machine whose neighbours come and go); the ratio of its actual to its predicted time moves the calibrated quantiles
 (adaptive conformal inference, Gibbs and Candes 2021, as an online quantile step).
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.jit import njit
-from envs.state import N_FEATURES, N_WORK, QUANTILES
+from envs.state import (
+    CORES,
+    DISPATCH,
+    FORGETTING,
+    MEMORY,
+    N_FEATURES,
+    N_WORK,
+    QUANTILE_RATE,
+    QUANTILES,
+    SPEED_RATE,
+)
 
 MAX_SLOWDOWN = 20.0
 EPS = 1e-9
 # A batch that should have ended by now but has not is taken to have this share of its solo time left.
 OVERDUE_SHARE = 0.05
 BIAS_RATE = 0.05
+BIAS_FIRST_RATE = 0.4  # of a model that was never seen; falls to BIAS_RATE with the batches seen
+MAX_SPEED = 1.0  # bound on the log of the device's speed
 N_QUANTILES = len(QUANTILES)
 LEVELS = np.array(QUANTILES)
 
-# Rows of SchedState.work, one column for each batch that is followed through time.
-WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE = range(N_WORK)
+# Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
+WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE = range(14)
+CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(14, N_WORK)
 
 
 @njit
-def features(n, cores, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
-    """Features of one batch among n that execute, itself counted.
+def core_of(tb, g, k):
+    """Core that stream k is pinned to."""
+    cores = int(tb.device[g, CORES])
+    return k % cores if cores > 0 else k
+
+
+@njit
+def features(n_core, n_other, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
+    """Features of one batch among those that execute.
 
     Args:
-        n: number of executing batches.
-        cores: how many run side by side without time slicing; 0 means no limit.
+        n_core: batches on its core, itself counted.
+        n_other: other cores that execute something.
         cpu_i: its demand for compute. mem_i: for memory bandwidth. cache_i: for cache. Fractions of the device.
-        cpu_o: summed compute demand of the others. mem_o: memory. cache_o: cache.
+        cpu_o: compute demand of the other cores, each the mean over the batches that it runs in turns, summed over them.
+        mem_o: memory. cache_o: cache.
         x: (F,) output.
     """
-    others = n - 1.0
-    over = 0.0
-    if cores > 0.0 and n > cores:
-        over = n / cores - 1.0
-    x[0] = over
-    x[1] = others
+    x[0] = n_core - 1.0
+    x[1] = n_other
     x[2] = mem_o
     x[3] = mem_i * mem_o
     x[4] = cpu_i * cpu_o
     x[5] = cache_i * cache_o
-    x[6] = over * mem_o
+    x[6] = cpu_i * mem_o
     x[7] = cache_i * mem_o
 
 
@@ -59,12 +82,12 @@ def feature_column(st):
 
 
 @njit
-def follow(st, tb, e, j, m, b, wait, left, post, stream):
+def follow(st, tb, e, j, m, b, wait, left, post, stream, core):
     """Put a batch into scratch column j.
 
-    The slowdown is linear in the summed demands of the others, so its coefficients are worked out once here:
-    ``s = BASE + c(n) + mem_o * (BY_MEM + w6 * over) + cpu_o * BY_CPU + cache_o * BY_CACHE``, the same as 1 + bias + w . x
-    with x from ``features``.
+    The bracket of the slowdown is linear in the summed demands of the other cores, so its coefficients are worked out once
+    here: ``BASE + w0 (n_core - 1) + w1 n_other + mem_o BY_MEM + cpu_o BY_CPU + cache_o BY_CACHE``, the same as
+    1 + bias + w . x with x from ``features``.
     """
     g = e % tb.solo.shape[0]
     work = st.work[e]
@@ -76,13 +99,32 @@ def follow(st, tb, e, j, m, b, wait, left, post, stream):
     work[LEFT, j] = left
     work[POST, j] = post
     work[STREAM, j] = stream
+    work[CORE, j] = core
     work[CPU, j] = cpu
     work[MEM, j] = mem
     work[CACHE, j] = cache
     work[BASE, j] = 1.0 + st.bias[e, m]
-    work[BY_MEM, j] = w[2] + w[3] * mem + w[7] * cache
+    work[BY_MEM, j] = w[2] + w[3] * mem + w[6] * cpu + w[7] * cache
     work[BY_CPU, j] = w[4] * cpu
     work[BY_CACHE, j] = w[5] * cache
+
+
+@njit
+def _enter(work, j):
+    c = int(work[CORE, j])
+    work[CORE_N, c] += 1.0
+    work[CORE_CPU, c] += work[CPU, j]
+    work[CORE_MEM, c] += work[MEM, j]
+    work[CORE_CACHE, c] += work[CACHE, j]
+
+
+@njit
+def _leave(work, j):
+    c = int(work[CORE, j])
+    work[CORE_N, c] -= 1.0
+    work[CORE_CPU, c] -= work[CPU, j]
+    work[CORE_MEM, c] -= work[MEM, j]
+    work[CORE_CACHE, c] -= work[CACHE, j]
 
 
 @njit
@@ -90,19 +132,22 @@ def integrate(st, tb, e, n, horizon, learn):
     """Follow the n batches in the scratch columns of scheduler e until all end, or for ``horizon`` ms.
 
     Counts WAIT and LEFT down and writes FINISH (ms from now, copy back included; inf if not reached). With ``learn``, adds
-    the work-weighted features of each to ``moment`` of its stream.
+    the features of each to ``moment`` of its stream.
     """
     g = e % tb.solo.shape[0]
     work = st.work[e]
-    cores = tb.device[g, 0]
+    cores = int(tb.device[g, CORES])
+    n_cores = min(cores, st.stream.shape[1]) if cores > 0 else st.stream.shape[1]
     w0 = st.weight[e, 0]
     w1 = st.weight[e, 1]
-    w6 = st.weight[e, 6]
+    speed = math.exp(st.env[e].speed)
     n_run = 0
     n_wait = 0
-    cpu = 0.0
-    mem = 0.0
-    cache = 0.0
+    for c in range(n_cores):
+        work[CORE_N, c] = 0.0
+        work[CORE_CPU, c] = 0.0
+        work[CORE_MEM, c] = 0.0
+        work[CORE_CACHE, c] = 0.0
     for j in range(n):
         work[FINISH, j] = np.inf
         if work[LEFT, j] <= 0.0:
@@ -111,16 +156,21 @@ def integrate(st, tb, e, n, horizon, learn):
             n_wait += 1
         else:
             n_run += 1
-            cpu += work[CPU, j]
-            mem += work[MEM, j]
-            cache += work[CACHE, j]
+            _enter(work, j)
     t = 0.0
     while n_run + n_wait > 0:
-        over = 0.0
-        if cores > 0.0 and n_run > cores:
-            over = n_run / cores - 1.0
-        common = w0 * over + w1 * (n_run - 1.0)
-        by_over = w6 * over
+        n_busy = 0
+        cpu = 0.0
+        mem = 0.0
+        cache = 0.0
+        if n_run > 1:
+            for c in range(n_cores):
+                on = work[CORE_N, c]
+                if on > 0.0:
+                    n_busy += 1
+                    cpu += work[CORE_CPU, c] / on
+                    mem += work[CORE_MEM, c] / on
+                    cache += work[CORE_CACHE, c] / on
         step = horizon - t
         for j in range(n):
             if work[LEFT, j] <= 0.0:
@@ -128,18 +178,24 @@ def integrate(st, tb, e, n, horizon, learn):
             if work[WAIT, j] > 0.0:
                 step = min(step, work[WAIT, j])
                 continue
-            s = work[BASE, j] + common
+            s = work[BASE, j]
+            on = 1.0
             if n_run > 1:
-                s += (mem - work[MEM, j]) * (work[BY_MEM, j] + by_over)
-                s += (cpu - work[CPU, j]) * work[BY_CPU, j] + (cache - work[CACHE, j]) * work[BY_CACHE, j]
-            s = min(max(s, 1.0), MAX_SLOWDOWN)
+                c = int(work[CORE, j])
+                on = work[CORE_N, c]
+                s += w0 * (on - 1.0)
+                if n_busy > 1:
+                    s += w1 * (n_busy - 1.0) + (mem - work[CORE_MEM, c] / on) * work[BY_MEM, j]
+                    s += (cpu - work[CORE_CPU, c] / on) * work[BY_CPU, j]
+                    s += (cache - work[CORE_CACHE, c] / on) * work[BY_CACHE, j]
+            s = min(max(s, 1.0), MAX_SLOWDOWN) * on * speed
             work[SLOWDOWN, j] = s
             step = min(step, work[LEFT, j] * s)
         t += step
-        n_now = n_run
-        cpu_now = cpu
-        mem_now = mem
-        cache_now = cache
+        if learn:
+            for j in range(n):
+                if work[LEFT, j] > 0.0 and work[WAIT, j] <= 0.0:
+                    _note_features(st, e, j, n_busy, cpu, mem, cache, step / work[SLOWDOWN, j])
         for j in range(n):
             if work[LEFT, j] <= 0.0:
                 continue
@@ -149,60 +205,90 @@ def integrate(st, tb, e, n, horizon, learn):
                     work[WAIT, j] = 0.0
                     n_wait -= 1
                     n_run += 1
-                    cpu += work[CPU, j]
-                    mem += work[MEM, j]
-                    cache += work[CACHE, j]
+                    _enter(work, j)
                 continue
-            done = step / work[SLOWDOWN, j]
-            if learn:
-                _note_features(st, e, j, n_now, cores, cpu_now, mem_now, cache_now, done)
-            work[LEFT, j] -= done
+            work[LEFT, j] -= step / work[SLOWDOWN, j]
             if work[LEFT, j] < EPS:
                 work[LEFT, j] = 0.0
                 work[FINISH, j] = t + work[POST, j]
                 n_run -= 1
-                cpu -= work[CPU, j]
-                mem -= work[MEM, j]
-                cache -= work[CACHE, j]
+                _leave(work, j)
         if t >= horizon:
             break
 
 
 @njit
-def _note_features(st, e, j, n_run, cores, cpu, mem, cache, done):
+def _note_features(st, e, j, n_busy, cpu, mem, cache, done):
     """Add the features of the batch in scratch column j, weighted by the work done, to the moment of its stream."""
     work = st.work[e]
     k = int(work[STREAM, j])
-    c = work[CPU, j]
-    b = work[MEM, j]
-    h = work[CACHE, j]
+    c = int(work[CORE, j])
+    on = work[CORE_N, c]
     x = work[:, feature_column(st)]
-    features(n_run, cores, c, b, h, cpu - c, mem - b, cache - h, x)
+    own = work[:, j]
+    if n_busy > 1:
+        features(
+            on, n_busy - 1.0, own[CPU], own[MEM], own[CACHE], cpu - work[CORE_CPU, c] / on,
+            mem - work[CORE_MEM, c] / on, cache - work[CORE_CACHE, c] / on, x,
+        )  # fmt: skip
+    else:
+        features(on, 0.0, own[CPU], own[MEM], own[CACHE], 0.0, 0.0, 0.0, x)
+    sliced = done * on
     for f in range(N_FEATURES):
-        st.moment[e, k, f] += done * x[f]
+        st.moment[e, k, f] += sliced * x[f]
     st.stream[e, k].work += done
+    st.stream[e, k].sliced += sliced
 
 
 @njit
 def load_in_flight(st, tb, e):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
+    g = e % tb.solo.shape[0]
     n = 0
     backlog = 0.0
     for k in range(st.stream.shape[1]):
         s = st.stream[e, k]
         if s.busy == 1:
-            follow(st, tb, e, n, s.model, s.b, s.wait, s.left, s.post, k)
+            follow(st, tb, e, n, s.model, s.b, s.wait, s.left, s.post, k, core_of(tb, g, k))
             backlog = max(backlog, s.wait)
             n += 1
     return n, backlog
 
 
 @njit
+def choose_spare(st, tb, e):
+    """Note which free stream the next dispatch takes: the first on the core with the fewest batches; -1 when none is free."""
+    g = e % tb.solo.shape[0]
+    n_streams = st.stream.shape[1]
+    best = -1
+    least = n_streams
+    for k in range(n_streams):
+        if st.stream[e, k].busy == 1:
+            continue
+        core = core_of(tb, g, k)
+        on = 0
+        for other in range(n_streams):
+            on += st.stream[e, other].busy * (core_of(tb, g, other) == core)
+        if on < least:
+            least = on
+            best = k
+    st.env[e].spare = best
+
+
+@njit
+def cold_ms(st, tb, e, m):
+    """Time to load the weights of model m, in ms; 0 when they are in the device's memory."""
+    g = e % tb.solo.shape[0]
+    return tb.load[g, m] if tb.device[g, MEMORY] > 0.0 and st.used[e, m] < 0.0 else 0.0
+
+
+@njit
 def add_candidate(st, tb, e, n, backlog, m, b):
     """Put a batch that might be dispatched now into scratch column n, behind the copy backlog. Returns its wait in ms."""
     g = e % tb.solo.shape[0]
-    wait = backlog + tb.device[g, 1] + tb.h2d[g, m, b]
-    follow(st, tb, e, n, m, b, wait, tb.solo[g, m, b], tb.d2h[g, m, b], -1)
+    wait = backlog + tb.device[g, DISPATCH] + tb.h2d[g, m, b] + cold_ms(st, tb, e, m)
+    core = core_of(tb, g, max(st.env[e].spare, 0))
+    follow(st, tb, e, n, m, b, wait, tb.solo[g, m, b], tb.d2h[g, m, b], -1, core)
     return wait
 
 
@@ -236,37 +322,9 @@ def learn(st, tb, e, k, exec_ms, total_ms):
     """
     g = e % tb.solo.shape[0]
     s = st.stream[e, k]
-    forget = tb.device[g, 2]
-    w = st.weight
-    cov = st.cov
-    if s.work > 0.0 and s.solo > 0.0 and forget > 0.0:
-        y = min(exec_ms / s.solo, MAX_SLOWDOWN) - 1.0
-        x = st.moment[e, k]
-        gain = st.work[e, :, feature_column(st)]
-        guess = st.bias[e, s.model]
-        power = forget
-        for f in range(N_FEATURES):
-            x[f] /= s.work
-        for f in range(N_FEATURES):
-            acc = 0.0
-            for h in range(N_FEATURES):
-                acc += cov[e, f, h] * x[h]
-            gain[f] = acc
-            guess += w[e, f] * x[f]
-            power += x[f] * acc
-        # A straggler must not throw the weights: the innovation is bounded (Huber).
-        error = min(max(y - guess, -1.0), 1.0)
-        trace = 0.0
-        for f in range(N_FEATURES):
-            w[e, f] += gain[f] / power * error
-            trace += cov[e, f, f]
-        # Without excitation forgetting alone would blow the covariance up; it stops at a bound.
-        keep = 1.0 / forget if trace < 1e3 else 1.0
-        for f in range(N_FEATURES):
-            for h in range(N_FEATURES):
-                cov[e, f, h] = (cov[e, f, h] - gain[f] * gain[h] / power) * keep
-        st.bias[e, s.model] += BIAS_RATE * error
-    rate = tb.device[g, 3]
+    if s.work > 0.0 and s.solo > 0.0 and tb.device[g, FORGETTING] > 0.0:
+        _learn_slowdown(st, tb, e, k, exec_ms)
+    rate = tb.device[g, QUANTILE_RATE]
     if s.predicted > 0.0 and rate > 0.0:
         ratio = total_ms / s.predicted
         for q in range(N_QUANTILES):
@@ -274,3 +332,46 @@ def learn(st, tb, e, k, exec_ms, total_ms):
             value = st.scale[e, s.n_co, q]
             value += rate * (level if ratio > value else level - 1.0)
             st.scale[e, s.n_co, q] = max(value, 0.2)
+
+
+@njit
+def _learn_slowdown(st, tb, e, k, exec_ms):
+    g = e % tb.solo.shape[0]
+    s = st.stream[e, k]
+    env = st.env[e]
+    m = s.model
+    forget = tb.device[g, FORGETTING]
+    w = st.weight
+    cov = st.cov
+    x = st.moment[e, k]
+    gain = st.work[e, :, feature_column(st)]
+    # What the bracket of the slowdown was on average, if the speed is right.
+    y = min(exec_ms / (s.solo * s.sliced / s.work * math.exp(env.speed)), MAX_SLOWDOWN)
+    guess = 1.0 + st.bias[e, m]
+    power = forget
+    for f in range(N_FEATURES):
+        x[f] /= s.sliced
+    for f in range(N_FEATURES):
+        acc = 0.0
+        for h in range(N_FEATURES):
+            acc += cov[e, f, h] * x[h]
+        gain[f] = acc
+        guess += w[e, f] * x[f]
+        power += x[f] * acc
+    guess = min(max(guess, 1.0), MAX_SLOWDOWN)
+    # A straggler must not throw the weights: the innovation is bounded (Huber).
+    surprise = min(max(math.log(max(y, 1e-6) / guess), -0.5), 0.5)
+    rate = tb.device[g, SPEED_RATE]
+    env.speed = min(max(env.speed + rate * surprise, -MAX_SPEED), MAX_SPEED)
+    error = (1.0 - rate) * surprise * guess
+    trace = 0.0
+    for f in range(N_FEATURES):
+        w[e, f] += gain[f] / power * error
+        trace += cov[e, f, f]
+    # Without excitation forgetting alone would blow the covariance up; it stops at a bound.
+    keep = 1.0 / forget if trace < 1e3 else 1.0
+    for f in range(N_FEATURES):
+        for h in range(N_FEATURES):
+            cov[e, f, h] = (cov[e, f, h] - gain[f] * gain[h] / power) * keep
+    st.seen[e, m] += 1.0
+    st.bias[e, m] += max(BIAS_RATE, BIAS_FIRST_RATE / st.seen[e, m]) * error

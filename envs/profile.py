@@ -12,14 +12,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtri
 
-from envs.state import N_DEMAND, N_FEATURES, Tables
+from envs.state import (
+    CORES,
+    DISPATCH,
+    FORGETTING,
+    MEMORY,
+    N_DEMAND,
+    N_FEATURES,
+    QUANTILE_RATE,
+    QUANTILES,
+    SPEED_RATE,
+    UNIT,
+    Tables,
+)
 from envs.world import Truth
 from traces.errors import InputError
 
-SCHEMA = "strait-profile/1"
+SCHEMA = "strait-profile/2"
 DATA = Path(__file__).resolve().parent / "data"
-_ARRAYS = ("solo_ms", "h2d_ms", "d2h_ms", "demand", "prior", "prior_cov", "count", "pair", "residual")
+_ARRAYS = (
+    "solo_ms", "h2d_ms", "d2h_ms", "demand", "prior", "prior_cov", "count", "pair", "residual", "weight_bytes", "load_ms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,12 +44,17 @@ class Profile:
     Attributes:
         name: what it was measured on.
         models: names. batch_sizes: ascending.
-        cores: batches that run side by side without time slicing; 0 where the device has no such number (a GPU).
+        cores: stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0 where every stream is
+            a core of its own (a GPU).
         solo_ms: (M, B) execution alone. h2d_ms: (M, B) copy in. d2h_ms: (M, B) copy back.
         demand: (M, B, 3) compute, memory bandwidth and cache as fractions of the device.
         prior: (F,) predictor weights fitted offline. prior_cov: (F, F) their covariance.
-        count: (K_max + 1,) slowdown by number of executing batches. pair: (M*B, M*B) log slowdown by co-runner.
+        count: (n + 1,) slowdown by number of batches that execute on one core, index 0 unused; beyond n it is linear.
+        pair: (M*B, M*B) log slowdown by co-runner on another core.
         residual: (R,) measured log residuals.
+        drift: standard deviation of the drift of log execution times, and the time between its knots in ms.
+        weight_bytes: (M,) bytes of weights. load_ms: (M,) time to bring them into the device's memory.
+        memory_bytes: memory for weights; 0: all models fit.
         dispatch_ms: cost of a dispatch before its copy begins.
         straggler: probability and factor of a straggler.
         source: where the numbers come from.
@@ -55,13 +75,21 @@ class Profile:
     residual: np.ndarray
     dispatch_ms: float = 0.1
     straggler: tuple[float, float] = (0.0, 1.0)
+    drift: tuple[float, float] = (0.0, 1000.0)
+    weight_bytes: np.ndarray = None  # type: ignore[assignment]  # zeros when not given
+    load_ms: np.ndarray = None  # type: ignore[assignment]
+    memory_bytes: float = 0.0
     source: str = ""
     forgetting: float = 0.998
     quantile_rate: float = 0.02
+    speed_rate: float = 0.1
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         m, b = len(self.models), len(self.batch_sizes)
+        for key in ("weight_bytes", "load_ms"):
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, np.zeros(m))
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise InputError(
                 f"profile {self.name!r}: batch sizes {list(self.batch_sizes)} must be ascending, without repeats"
@@ -74,6 +102,8 @@ class Profile:
             "prior": (N_FEATURES,),
             "prior_cov": (N_FEATURES, N_FEATURES),
             "pair": (m * b, m * b),
+            "weight_bytes": (m,),
+            "load_ms": (m,),
         }
         for key, shape in shapes.items():
             got = np.shape(getattr(self, key))
@@ -114,18 +144,32 @@ class Profile:
             d2h_ms=self.d2h_ms[at],
             demand=self.demand[at],
             pair=self.pair[np.ix_(flat, flat)],
+            weight_bytes=self.weight_bytes[at],
+            load_ms=self.load_ms[at],
         )
 
     def tables(self) -> Tables:
         """What the scheduler is told."""
-        device = np.array([[self.cores, self.dispatch_ms, self.forgetting, self.quantile_rate, self.unit_ms]])
+        device = np.zeros((1, 7))
+        device[0, CORES] = self.cores
+        device[0, DISPATCH] = self.dispatch_ms
+        device[0, FORGETTING] = self.forgetting
+        device[0, QUANTILE_RATE] = self.quantile_rate
+        device[0, UNIT] = self.unit_ms
+        device[0, SPEED_RATE] = self.speed_rate
+        device[0, MEMORY] = self.memory_bytes
+        spread = np.sqrt(np.var(self.residual) + self.drift[0] ** 2)
+        quantile = np.exp(np.median(self.residual) + spread * ndtri(np.array(QUANTILES)))
         return Tables(
             size=np.array(self.batch_sizes, np.int32),
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
             demand=self.demand[None].copy(),
+            weights=self.weight_bytes[None].copy(),
+            load=self.load_ms[None].copy(),
             device=device,
+            quantile=quantile[None],
             prior=self.prior[None].copy(),
             prior_cov=self.prior_cov[None].copy(),
         )
@@ -148,10 +192,13 @@ class Profile:
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
+            load=self.load_ms[None].copy(),
             count=count[None],
-            pair=np.exp(self.pair)[None],
+            pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array([[self.dispatch_ms, p, x, 0.0, 1.0, weights[0], weights[1]]]),
+            device=np.array(
+                [[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1], self.cores]]
+            ),
         )
 
     def save(self, path: str | Path) -> None:
@@ -191,6 +238,7 @@ class Profile:
             data["models"] = tuple(data["models"])
             data["batch_sizes"] = tuple(data["batch_sizes"])
             data["straggler"] = tuple(data["straggler"])
+            data["drift"] = tuple(data["drift"])
             return Profile(**data)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
@@ -216,9 +264,8 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
     flat = demand.reshape(-1, N_DEMAND)
     pair = 0.15 * flat[:, 1:2] * flat[:, 1][None] + 0.1 * flat[:, 2:3] * flat[:, 2][None]
     pair *= np.exp(0.3 * r.standard_normal(pair.shape))
-    count = np.maximum(np.arange(9) / cores, 1.0) if cores else np.ones(9)
+    count = np.maximum(np.arange(9.0), 1.0)
     prior = np.zeros(N_FEATURES)
-    prior[0] = 1.0
     prior[3], prior[5] = 0.15, 0.1
     return Profile(
         name=f"synthetic-{seed}",

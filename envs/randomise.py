@@ -17,7 +17,7 @@ class Randomiser(NamedTuple):
 
     Attributes:
         solo: (M, B) execution time as profiled; (0, 0) when the device does not change.
-        pair: (M * B, M * B) slowdown factors as profiled.
+        pair: (M * B, M * B) logs of slowdown factors as profiled.
         spread: (4,) solo_error, speed_error, slowdown_error of RandomiseConfig, and the least number of streams.
     """
 
@@ -51,7 +51,7 @@ def draw_device(tr, rnd, e, seed):
     if rnd.spread[2] > 0.0:
         for i in range(rnd.pair.shape[0]):
             for j in range(rnd.pair.shape[1]):
-                tr.pair[e, i, j] = rnd.pair[i, j] ** stretch
+                tr.pair[e, i, j] = rnd.pair[i, j] * stretch
 
 
 @njit

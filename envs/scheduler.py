@@ -12,10 +12,11 @@ import numpy as np
 
 from envs.jit import njit
 from envs.outlook import foresee, forget_outlook, place
-from envs.predictor import FINISH, STREAM, advance, learn
-from envs.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES
+from envs.predictor import FINISH, N_QUANTILES, STREAM, advance, choose_spare, cold_ms, learn
+from envs.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
+KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
 
 
 @njit
@@ -33,6 +34,7 @@ def clear(st, tb, e):
     env.n_queued = 0
     env.n_ended = 0
     env.deferred = 0
+    env.speed = 0.0
     forget_outlook(st, e)
     for p in range(2):
         for m in range(st.queue.shape[2]):
@@ -40,13 +42,18 @@ def clear(st, tb, e):
             st.queue[e, p, m].length = 0
     for k in range(st.stream.shape[1]):
         st.stream[e, k].busy = 0
+    choose_spare(st, tb, e)
     st.count[e] = 0
     for f in range(N_FEATURES):
         st.weight[e, f] = tb.prior[g, f]
         for h in range(N_FEATURES):
             st.cov[e, f, h] = tb.prior_cov[g, f, h]
     st.bias[e] = 0.0
-    st.scale[e] = 1.0
+    st.seen[e] = KNOWN_BATCHES
+    st.used[e] = -1.0
+    for n in range(st.scale.shape[1]):
+        for q in range(N_QUANTILES):
+            st.scale[e, n, q] = tb.quantile[g, q]
 
 
 @njit
@@ -168,15 +175,41 @@ def defer(st, e, wake):
 
 
 @njit
+def _make_room(st, tb, e, m):
+    """Have the weights of model m in the device's memory: the models used least recently give way, unless they run."""
+    g = e % tb.solo.shape[0]
+    n_models = st.queue.shape[2]
+    if st.used[e, m] < 0.0:
+        free = tb.device[g, MEMORY] - tb.weights[g, m]
+        for other in range(n_models):
+            if st.used[e, other] >= 0.0:
+                free -= tb.weights[g, other]
+        while free < 0.0:
+            oldest = -1
+            for other in range(n_models):
+                if st.used[e, other] < 0.0 or (oldest >= 0 and st.used[e, other] >= st.used[e, oldest]):
+                    continue
+                runs = False
+                for k in range(st.stream.shape[1]):
+                    if st.stream[e, k].busy == 1 and st.stream[e, k].model == other:
+                        runs = True
+                if not runs:
+                    oldest = other
+            if oldest < 0:
+                break
+            st.used[e, oldest] = -1.0
+            free += tb.weights[g, oldest]
+    st.used[e, m] = st.env[e].now
+
+
+@njit
 def dispatch(st, tb, e, action):
-    """Start the candidate on a free stream, at the time the state stands at. Returns the stream."""
+    """Start the candidate on the spare stream, at the time the state stands at. Returns the stream."""
     g = e % tb.solo.shape[0]
     env = st.env[e]
     p, m, b = candidate_of(tb, st.queue.shape[2], action)
     n = foresee(st, tb, e, m, b)
-    k = 0
-    while st.stream[e, k].busy == 1:
-        k += 1
+    k = env.spare
     s = st.stream[e, k]
     s.batch = env.next_batch
     s.start = env.now
@@ -192,6 +225,10 @@ def dispatch(st, tb, e, action):
     env.looked = 1
     env.seen_model = -1
     s.work = 0.0
+    s.sliced = 0.0
+    s.cold = 1 if cold_ms(st, tb, e, m) > 0.0 else 0
+    if tb.device[g, MEMORY] > 0.0:
+        _make_room(st, tb, e, m)
     s.busy = 1
     s.model = m
     s.priority = p
@@ -211,7 +248,17 @@ def dispatch(st, tb, e, action):
         _pop(st, e, p, m)
     env.next_batch += 1
     env.n_free -= 1
+    choose_spare(st, tb, e)
     return k
+
+
+@njit
+def _release(st, tb, e, k):
+    """Stream k is free again."""
+    st.stream[e, k].busy = 0
+    forget_outlook(st, e)
+    choose_spare(st, tb, e)
+    st.env[e].n_free += 1
 
 
 @njit
@@ -223,9 +270,7 @@ def complete(st, tb, e, t, k, exec_ms):
         r = st.member[e, k, i]
         _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
     learn(st, tb, e, k, exec_ms, t - s.start)
-    s.busy = 0
-    forget_outlook(st, e)
-    st.env[e].n_free += 1
+    _release(st, tb, e, k)
 
 
 @njit
@@ -236,9 +281,7 @@ def fail(st, tb, e, t, k):
     for i in range(s.n):
         r = st.member[e, k, i]
         _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
-    s.busy = 0
-    forget_outlook(st, e)
-    st.env[e].n_free += 1
+    _release(st, tb, e, k)
 
 
 @njit

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from traces.errors import InputError
+from traces.machine import MachineInfo
 from traces.measurements import Measurements
 
 
@@ -16,8 +17,9 @@ class Segments:
 
     Attributes:
         batch: (S,) row of the batch that the piece belongs to. dt_ms: (S,) its length.
-        n: (S,) executing batches, the batch itself counted.
-        others: (S, K - 1) rows of the co-running batches, -1 where there is none.
+        n: (S,) batches that execute on its core, the batch itself counted. n_other: (S,) other cores that execute something.
+        others: (S, K - 1) rows of the batches that execute on other cores, -1 where there is none.
+        share: (S, K - 1) the share of its core that each of them has.
         mb: (N,) model index * B + batch-size index of each batch. exec_ms: (N,) its execution time.
         run: (N,) scenario. solo: (N,) whether it ran alone by design. start_ms: (N,) start of its execution.
         set_id: (N,) number of the co-location set (models and sizes of its run that overlap it): the unit of splits.
@@ -26,13 +28,20 @@ class Segments:
     batch: np.ndarray
     dt_ms: np.ndarray
     n: np.ndarray
+    n_other: np.ndarray
     others: np.ndarray
+    share: np.ndarray
     mb: np.ndarray
     exec_ms: np.ndarray
     run: np.ndarray
     solo: np.ndarray
     start_ms: np.ndarray
     set_id: np.ndarray
+
+
+def cores_of(machine: MachineInfo) -> int:
+    """Cores that streams are pinned to in turns (serving.cpu_executor); 0 where every stream is a core of its own."""
+    return machine.device.cores if machine.device.kind == "cpu" else 0
 
 
 def cut(measurements: Measurements) -> Segments:
@@ -57,7 +66,8 @@ def cut(measurements: Measurements) -> Segments:
     start = frame["exec_start_ms"].to_numpy()
     end = frame["exec_end_ms"].to_numpy()
     k = machine.streams
-    batch, dt, count, others = [], [], [], []
+    core = frame["stream"].to_numpy() % (cores_of(machine) or k)
+    batch, dt, count, count_other, others, shares = [], [], [], [], [], []
     sets: dict[tuple[int, ...], int] = {}
     set_id = np.zeros(len(frame), np.int64)
     order = np.lexsort((start, run))
@@ -70,17 +80,24 @@ def cut(measurements: Measurements) -> Segments:
             edges = np.unique(np.clip(np.concatenate(([s[i], f[i]], s[near], f[near])), s[i], f[i]))
             for a, b in zip(edges[:-1], edges[1:], strict=True):
                 beside = near[(s[near] <= a) & (f[near] >= b)]
-                row_others = np.full(k - 1, -1)
-                row_others[: min(len(beside), k - 1)] = rows[beside[: k - 1]]
+                away = rows[beside[core[rows[beside]] != core[row]]][: k - 1]
+                on_core = core[away]
+                row_others, row_share = np.full(k - 1, -1), np.zeros(k - 1)
+                row_others[: len(away)] = away
+                row_share[: len(away)] = [1.0 / np.count_nonzero(on_core == c) for c in on_core]
                 batch.append(row)
                 dt.append(b - a)
-                count.append(1 + len(beside))
+                count.append(1 + len(beside) - np.count_nonzero(core[rows[beside]] != core[row]))
+                count_other.append(len(set(on_core.tolist())))
                 others.append(row_others)
+                shares.append(row_share)
     return Segments(
         batch=np.array(batch),
         dt_ms=np.array(dt),
         n=np.array(count),
+        n_other=np.array(count_other),
         others=np.array(others),
+        share=np.array(shares),
         mb=mb,
         exec_ms=end - start,
         run=run,

@@ -22,7 +22,7 @@ PRIORITIES = ("high", "low")
 
 N_DEMAND = 3  # demand of a batch on the device: compute, memory bandwidth, cache; each as a fraction of the whole
 N_FEATURES = 8  # features of the online interference predictor, see envs.predictor.features
-N_WORK = 13  # rows of the finish-time integration's scratch, see envs.predictor
+N_WORK = 18  # rows of the finish-time integration's scratch, see envs.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
 
 env_t = np.dtype(
@@ -38,6 +38,8 @@ env_t = np.dtype(
         ("n_ended", "i4"),  # requests in `ended`, waiting to be read by the simulator or the engine
         ("deferred", "i4"),  # 1 after a deferral until the next event
         ("looked", "i4"),  # 1 while stream.finish holds the present outlook
+        ("spare", "i4"),  # free stream that the next dispatch takes, on the least busy core; -1 when none is free
+        ("speed", "f8"),  # log of how much longer executions take at present than profiled, whatever runs beside them
         ("seen_model", "i4"),  # candidate whose finish times the scratch holds; -1 for none
         ("seen_b", "i4"),
         ("seen_at", "f8"),  # when they were worked out
@@ -59,12 +61,14 @@ stream_t = np.dtype(
         ("deadline", "f8"),  # earliest deadline in the batch
         ("finish", "f8"),  # predicted finish time if nothing more is dispatched, as of the last look (envs.outlook)
         ("work", "f8"),  # execution done so far as the predictor sees it, ms of solo execution
+        ("sliced", "f8"),  # the same, each ms counted as often as there were batches on the core
         ("busy", "i4"),
         ("model", "i4"),
         ("priority", "i4"),
         ("b", "i4"),  # index of the batch size
         ("n", "i4"),  # requests in the batch
         ("n_co", "i4"),  # batches in flight when it was dispatched, itself not counted
+        ("cold", "i4"),  # 1 when the weights of its model had to be loaded first
     ],
     align=True,
 )
@@ -87,10 +91,12 @@ class SchedState(NamedTuple):
         count: (N, 2, 6) int64, requests by priority and outcome.
         weight: (N, F) weights of the slowdown predictor.
         cov: (N, F, F) inverse-covariance state of its recursive least squares.
-        bias: (N, M) per-model slowdown bias.
-        moment: (N, K, F) work-weighted sum of features of the batch in flight.
+        bias: (N, M) per-model slowdown bias. seen: (N, M) batches that it was learned from.
+        used: (N, M) when the model was last dispatched; -1 while its weights are not in the device's memory.
+        moment: (N, K, F) sum of features of the batch in flight, weighted as ``sliced`` is.
         scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time by number of co-runners.
-        work: (N, N_WORK, K + 2) scratch of the finish-time integration: columns for batches, the last for a feature vector.
+        work: (N, N_WORK, K + 2) scratch of the finish-time integration: columns for batches, the last for a feature vector;
+            its last rows have a column for each core.
     """
 
     env: np.ndarray
@@ -103,6 +109,8 @@ class SchedState(NamedTuple):
     weight: np.ndarray
     cov: np.ndarray
     bias: np.ndarray
+    seen: np.ndarray
+    used: np.ndarray
     moment: np.ndarray
     scale: np.ndarray
     work: np.ndarray
@@ -118,9 +126,12 @@ class Tables(NamedTuple):
         solo: (G, M, B) execution time alone on the device.
         h2d: (G, M, B) copy to the device. d2h: (G, M, B) copy back.
         demand: (G, M, B, N_DEMAND) fractions of the device.
-        device: (G, 5): batches that run side by side without time slicing (cores; 0 = no limit), cost of a dispatch
-            in ms, forgetting factor of the online predictor, learning rate of the calibrated quantiles, and a time
-            scale in ms (the mean solo latency) that makes observations free of units.
+        weights: (G, M) bytes of each model's weights. load: (G, M) time to bring them into the device's memory.
+        device: (G, 7): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
+            stream is a core of its own), cost of a dispatch in ms, forgetting factor of the online predictor, learning
+            rate of the calibrated quantiles, a time scale in ms (the mean solo latency) that makes observations free of
+            units, learning rate of the device's speed, and the device's memory in bytes (0: all models fit).
+        quantile: (G, len(QUANTILES)) calibrated quantiles to start from.
         prior: (G, F) weights the predictor starts from. prior_cov: (G, F, F) and its covariance.
     """
 
@@ -129,9 +140,16 @@ class Tables(NamedTuple):
     h2d: np.ndarray
     d2h: np.ndarray
     demand: np.ndarray
+    weights: np.ndarray
+    load: np.ndarray
     device: np.ndarray
+    quantile: np.ndarray
     prior: np.ndarray
     prior_cov: np.ndarray
+
+
+# Columns of Tables.device.
+CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY = range(7)
 
 
 def records(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -162,6 +180,8 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         weight=np.zeros((n, N_FEATURES)),
         cov=np.zeros((n, N_FEATURES, N_FEATURES)),
         bias=np.zeros((n, n_models)),
+        seen=np.zeros((n, n_models)),
+        used=np.full((n, n_models), -1.0),
         moment=np.zeros((n, k, N_FEATURES)),
         scale=np.ones((n, k + 1, len(QUANTILES))),
         work=np.zeros((n, N_WORK, k + 2)),

@@ -1,8 +1,9 @@
 """The simulated truth: what the device really does with the batches that the scheduler dispatches.
 
 Copies go through one FIFO engine a direction. Executing batches progress at rate ``1 / (slowdown * noise)``; the slowdown
-of a batch depends on how many execute and on who they are (``count`` and ``pair``, fitted offline to measurements), and
-changes whenever the set of executing batches changes. The scheduler's predictor (envs.predictor) never reads any of this.
+of a batch depends on how many share its core and on who executes on the others (``count`` and ``pair``, fitted offline to
+measurements), and changes whenever the set of executing batches changes; the device as a whole drifts. The scheduler's
+predictor (envs.predictor) never reads any of this.
 
 One call moves one world on by one event; ``run_to_decision`` repeats that until the scheduler has something to decide.
 """
@@ -21,7 +22,7 @@ from envs.scheduler import can_dispatch, clear, complete, defer, dispatch, drop_
 from envs.state import HIGH, MET, WAITING, records
 
 IDLE, COPY_IN, EXECUTE, COPY_OUT, SUSPENDED = range(5)
-NOISE = 1  # counter of the derived seed that noise is drawn from
+NOISE, DRIFT = 1, 2  # counters of the derived seeds that noise and drift are drawn from
 
 world_t = np.dtype(
     [
@@ -38,6 +39,9 @@ world_t = np.dtype(
         ("ret", "f8"),  # undiscounted return of the episode
         ("steps", "i8"),  # decisions in this episode
         ("suspend", "f8"),  # when low priority will be suspended; inf when nothing is under way
+        ("knot", "i8"),  # knots of the drift between which the present lies, -1 for none yet; and its values there
+        ("drift_a", "f8"),
+        ("drift_b", "f8"),
         ("suspending", "i4"),  # 1 while low priority may not execute
     ],
     align=True,
@@ -54,6 +58,8 @@ run_t = np.dtype(
         ("phase", "i4"),
         ("mb", "i4"),  # model * B + size index
         ("priority", "i4"),
+        ("core", "i4"),
+        ("sharing", "i4"),  # batches that execute on this core
     ],
     align=True,
 )
@@ -77,16 +83,20 @@ class Truth(NamedTuple):
 
     Attributes:
         solo: (G, M, B) mean execution time alone. h2d: (G, M, B) copy in. d2h: (G, M, B) copy back. In ms.
-        count: (G, K + 1) slowdown by number of executing batches (index 0 unused, index 1 is 1).
-        pair: (G, M * B, M * B) factor by which a co-runner (column) slows a batch (row).
+        load: (G, M) time to load a model's weights, ms.
+        count: (G, K + 1) slowdown by number of batches that execute on one core (index 0 unused, index 1 is 1).
+        pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
+            co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
-        device: (G, 7): dispatch cost ms, straggler probability, straggler factor, drift amplitude (log), drift period
-            ms, weight of high priority in the reward, weight of low priority.
+        device: (G, 8): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
+            log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
+            priority, cores (0: every stream is one).
     """
 
     solo: np.ndarray
     h2d: np.ndarray
     d2h: np.ndarray
+    load: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     pair: np.ndarray
     residual: np.ndarray
@@ -138,6 +148,7 @@ def begin(st, w, tb, e, seed):
     x.steps = 0
     x.suspend = np.inf
     x.suspending = 0
+    x.knot = -1
     x.end = w.options[e, 2]
     if x.n > 0:
         x.end += w.request[e, x.n - 1].arrival
@@ -152,26 +163,49 @@ def begin(st, w, tb, e, seed):
 
 
 @njit
+def _drift(w, tr, e, g):
+    """Factor on execution times now: a random walk's shape between knots that are hashed from the episode's seed."""
+    spread = tr.device[g, 3]
+    if spread == 0.0:
+        return 1.0
+    x = w.env[e]
+    at = x.time / tr.device[g, 4]
+    knot = int(at)
+    if knot != x.knot:
+        seed = rng.mix(x.seed, DRIFT)
+        x.drift_a = rng.normal(seed, knot)
+        x.drift_b = rng.normal(seed, knot + 1)
+        x.knot = knot
+    share = at - knot
+    return math.exp(spread * ((1.0 - share) * x.drift_a + share * x.drift_b))
+
+
+@njit
 def _set_slowdowns(w, tr, e, g):
-    """Slowdown of each executing batch, from how many execute and who they are."""
+    """Slowdown of each executing batch, from how many share its core and who executes on the others."""
+    n_streams = w.run.shape[1]
     n = 0
-    for k in range(w.run.shape[1]):
-        if w.run[e, k].phase == EXECUTE:
-            n += 1
-    factor = tr.count[g, n]
-    drift = tr.device[g, 3]
-    if drift != 0.0:
-        factor *= math.exp(drift * math.sin(2.0 * math.pi * w.env[e].time / tr.device[g, 4]))
-    for k in range(w.run.shape[1]):
+    for k in range(n_streams):
         r = w.run[e, k]
         if r.phase != EXECUTE:
             continue
-        slow = factor
-        if n > 1:
-            for j in range(w.run.shape[1]):
-                if j != k and w.run[e, j].phase == EXECUTE:
-                    slow *= tr.pair[g, r.mb, w.run[e, j].mb]
-        r.slow = max(slow, 1.0 if drift == 0.0 else 0.0) * r.noise
+        n += 1
+        r.sharing = 0
+        for j in range(n_streams):
+            if w.run[e, j].phase == EXECUTE and w.run[e, j].core == r.core:
+                r.sharing += 1
+    drift = _drift(w, tr, e, g)
+    for k in range(n_streams):
+        r = w.run[e, k]
+        if r.phase != EXECUTE:
+            continue
+        log_slow = 0.0
+        if n > r.sharing:
+            for j in range(n_streams):
+                other = w.run[e, j]
+                if other.phase == EXECUTE and other.core != r.core:
+                    log_slow += tr.pair[g, r.mb, other.mb] / other.sharing
+        r.slow = max(math.exp(log_slow), 1.0) * tr.count[g, r.sharing] * r.noise * drift
 
 
 @njit
@@ -232,10 +266,14 @@ def launch(st, w, tr, e, k):
     r.work = tr.solo[g, s.model, s.b]
     r.h2d_start = max(st.env[e].now + tr.device[g, 0], x.h2d_free)
     r.h2d_end = r.h2d_start + tr.h2d[g, s.model, s.b]
+    if s.cold == 1:
+        r.h2d_end += tr.load[g, s.model]
     x.h2d_free = r.h2d_end
     r.until = r.h2d_end
     r.phase = COPY_IN
     r.priority = s.priority
+    cores = int(tr.device[g, 7])
+    r.core = k % cores if cores > 0 else k
     if w.preempt[e, 0] > 0.0:
         r.work *= 1.0 + w.preempt[e, 2]
     for i in range(s.n):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
+import struct
+import sys
 import threading
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from serving.device import probe_device
+from serving.device import probe_device, usable_cores
 from serving.executor import Batch, BatchResult, OnResult
 from serving.models.served import DTYPES, Forward, ServedModel
 from serving.workers import LoadedModel, ThreadedExecutor, now_ms
@@ -18,10 +22,16 @@ from traces.machine import DeviceInfo
 
 # Streams outnumber cores; behind them, the engine's own thread must still wake at once.
 WORKER_NICENESS = 5
+# Batches on one core take turns this long (Linux from 6.12 on; longer elsewhere), so that each progresses evenly.
+SLICE_MS = 0.5
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 class CpuExecutor(ThreadedExecutor):
-    """One worker thread a stream, one intra-op thread each.
+    """One worker thread a stream, one intra-op thread each; stream k is pinned to the k-th core, counted around.
+
+    Pinned, the batches on a core share it evenly and those on other cores leave it alone. Left to the system, three threads
+    on two cores are spread by chance, and which of them runs at half speed cannot be foreseen.
 
     The copies of a GPU have their like here: inputs are gathered in a staging buffer that was allocated before (h2d),
     outputs are copied out of the model's (d2h).
@@ -36,15 +46,29 @@ class CpuExecutor(ThreadedExecutor):
         return probe_device("cpu")
 
     def _open_stream(self, stream: int) -> _CpuStream:
-        # Both are the calling thread's own. Not lowering the priority (another system, no right) costs latency only.
+        # All are the calling thread's own. What is not to be had (another system, no right) costs predictability only.
         torch.set_num_threads(1)
+        thread = threading.get_native_id()
         with contextlib.suppress(AttributeError, OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS)
+            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
+            os.sched_setaffinity(thread, {cores[stream % len(cores)]})
+        with contextlib.suppress(AttributeError, OSError):
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
+            _take_short_turns(thread, nice)
         return _CpuStream()
 
     def _build(self, model: ServedModel) -> Forward:
         return model.build("cpu")
+
+
+def _take_short_turns(thread: int, nice: int) -> None:
+    """Ask the kernel for turns of `SLICE_MS` (sched_setattr(2), struct sched_attr of 48 bytes)."""
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, int(SLICE_MS * 1e6), 0, 0)
+    ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0)
 
 
 class _CpuStream:

@@ -39,7 +39,7 @@ class GpuletParams:
 def _slowdown(st, tb, e, m, b, skip, extra_m, extra_b):
     """Static slowdown of (m, b) beside all in flight except stream skip, and beside (extra_m, extra_b) if any."""
     g = e % tb.solo.shape[0]
-    n = 1
+    n = 0
     cpu = 0.0
     mem = 0.0
     cache = 0.0
@@ -57,7 +57,8 @@ def _slowdown(st, tb, e, m, b, skip, extra_m, extra_b):
         cache += tb.demand[g, extra_m, extra_b, 2]
     mine = tb.demand[g, m, b]
     x = st.work[e, :, feature_column(st)]
-    features(n, tb.device[g, 0], mine[0], mine[1], mine[2], cpu, mem, cache, x)
+    # Partitions do not share cores: each co-runner counts as one beside it.
+    features(1.0, n, mine[0], mine[1], mine[2], cpu, mem, cache, x)
     s = 1.0
     for f in range(N_FEATURES):
         s += tb.prior[g, f] * x[f]

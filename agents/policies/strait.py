@@ -18,6 +18,7 @@ from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
 from envs.scheduler import action_of
+from envs.state import UNIT
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def choose(st, tb, mem, e, p):
         visited |= 1 << m
         head = st.entry[e, 1, m, st.queue[e, 1, m].head]
         starving = env.now - head.arrival > p[3] * (head.deadline - head.arrival)
-        b = _best_size(st, tb, e, 1, m, scale, p[2] * tb.device[g, 4], not starving, 0.0)
+        b = _best_size(st, tb, e, 1, m, scale, p[2] * tb.device[g, UNIT], not starving, 0.0)
         if b < 0 and not may_defer:
             b = 0
         if b >= 0:
