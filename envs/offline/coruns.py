@@ -20,6 +20,7 @@ class CoRuns:
 
     Attributes:
         variant: (N,) variant of each batch. exec_ms: (N,) its measured execution time. lane: (N,) what it is pinned to.
+        away: (N,) 1 where it ran on a stream on which nothing ran solo: its thread may keep memory that the solo runs' did not.
         group: (N,) the unit of splits: a number for each co-location set, pair or workload.
         start_ms: (N,) start, on one clock. end_ms: (N,) when its time was known. alone: (N,) whether it ran solo by design.
         batch: (S,) batch of each piece. dt_ms: (S,) its length.
@@ -33,6 +34,7 @@ class CoRuns:
     variant: np.ndarray
     exec_ms: np.ndarray
     lane: np.ndarray
+    away: np.ndarray
     group: np.ndarray
     start_ms: np.ndarray
     end_ms: np.ndarray
@@ -91,7 +93,7 @@ class CoRuns:
 
 
 def from_measurements(measurements: Measurements, solo_ms: np.ndarray, demand: np.ndarray) -> CoRuns:
-    """A campaign as co-runs. On a CPU stream k is taken to be pinned to core k % cores; on a GPU every stream is a lane.
+    """A campaign as co-runs. On a CPU stream k is pinned to core k % cores; on a GPU every stream is a lane of its own.
 
     Args:
         measurements: the campaign. solo_ms: (M, B) execution alone. demand: (M, B, 3), see envs.fit.demands.
@@ -107,13 +109,14 @@ def from_measurements(measurements: Measurements, solo_ms: np.ndarray, demand: n
         variant=pieces.mb,
         exec_ms=pieces.exec_ms,
         lane=stream % cores if cores else stream,
+        away=(~np.isin(stream, stream[pieces.solo])).astype(float),
         group=pieces.set_id,
         start_ms=pieces.start_ms,
         end_ms=pieces.start_ms + pieces.exec_ms,
         alone=pieces.solo,
         batch=pieces.batch,
         dt_ms=pieces.dt_ms,
-        others=pieces.others,
+        others=_beside(measurements, pieces.batch, pieces.dt_ms),
         solo_ms=solo_ms.ravel(),
         demand=demand.reshape(v, -1),
         model=np.repeat(np.arange(n_models), len(sizes)),
@@ -125,6 +128,30 @@ def from_measurements(measurements: Measurements, solo_ms: np.ndarray, demand: n
         cores=float(cores),
         models=tuple(m.name for m in machine.models),
     )
+
+
+def _beside(measurements: Measurements, batch: np.ndarray, dt_ms: np.ndarray) -> np.ndarray:
+    """Batches (S, K - 1) that execute beside each piece, on whatever lane; the pieces of a batch lie together, in order."""
+    frame = measurements.batches
+    start, end = frame["exec_start_ms"].to_numpy(), frame["exec_end_ms"].to_numpy()
+    row = np.empty(int(frame["batch_id"].max()) + 1, np.int64)
+    row[frame["batch_id"].to_numpy()] = np.arange(len(frame))
+    pairs = measurements.overlaps()
+    mine, them = row[pairs["batch_id"].to_numpy()], row[pairs["other_batch_id"].to_numpy()]
+    order = np.argsort(mine, kind="stable")
+    mine, them = mine[order], them[order]
+    count = np.bincount(mine, minlength=len(frame))
+    partner = np.full((len(frame), max(int(count.max()), 1)), -1)
+    partner[mine, np.arange(len(mine)) - (np.cumsum(count) - count)[mine]] = them
+    passed = np.cumsum(dt_ms)
+    first = np.concatenate(([0], np.flatnonzero(np.diff(batch)) + 1))
+    before = np.repeat((passed - dt_ms)[first], np.diff(np.concatenate((first, [len(batch)]))))
+    middle = start[batch] + passed - before - dt_ms / 2
+    near = partner[batch]
+    there = (near >= 0) & (start[near] <= middle[:, None]) & (end[near] >= middle[:, None])
+    # Those that are there come first, in the columns that a device of K streams needs.
+    rank = np.argsort(~there, axis=1, kind="stable")[:, : max(measurements.machine.streams - 1, 1)]
+    return np.where(np.take_along_axis(there, rank, 1), np.take_along_axis(near, rank, 1), -1)
 
 
 def finish(data: CoRuns, slowdown: np.ndarray, speed: np.ndarray | None = None) -> np.ndarray:

@@ -113,7 +113,8 @@ def lanes_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
     """Batches pinned to lanes: those on one lane are time-sliced, those on other lanes share memory and caches.
 
     Columns: the number on the lane and in all; products of demands of both sides, beside (weighted by how
-    much of the time the other executes) and on the lane; pairs of models, and each variant as victim and aggressor.
+    much of the time the other executes) and on the lane; pairs of models, and each variant as victim and aggressor; and
+    each variant on streams where it was never measured solo.
     """
     own = data.variant[data.batch]
     other, there = data.other_variant()
@@ -141,7 +142,11 @@ def lanes_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
             rows.append(at)
             cols.append(index)
             vals.append(w)
-    effects = csr_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(s, m * m + 2 * v))
+    rows.append(np.arange(s))
+    cols.append(m * m + 2 * v + own)
+    vals.append(data.away[data.batch])
+    n_effects = m * m + 3 * v
+    effects = csr_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(s, n_effects))
     x = hstack([csr_matrix(base), csr_matrix(np.concatenate(products, axis=1)), effects], format="csr")
-    penalty = np.concatenate([base_penalty, np.full(2 * d * d, 1e-4), np.full(m * m + 2 * v, 2e-4)])
+    penalty = np.concatenate([base_penalty, np.full(2 * d * d, 1e-4), np.full(n_effects, 2e-4)])
     return x, penalty

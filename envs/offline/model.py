@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.offline.coruns import CoRuns
 
-LARGEST = 50.0  # slowdowns are held within [1, LARGEST]
+LARGEST = 50.0  # slowdowns are held within [least, LARGEST]
 
 
 class OfflineModel(Protocol):
@@ -25,13 +25,13 @@ class OfflineModel(Protocol):
         ...
 
     def slowdown(self, data: CoRuns) -> np.ndarray:
-        """Slowdown (S,) in each piece, within [1, LARGEST]."""
+        """Slowdown (S,) in each piece, at most LARGEST."""
         ...
 
 
-def bounded(slowdown: np.ndarray) -> np.ndarray:
-    """Slowdowns held within [1, LARGEST]."""
-    return np.clip(slowdown, 1.0, LARGEST)
+def bounded(slowdown: np.ndarray, least: float = 1.0) -> np.ndarray:
+    """Slowdowns held within [least, LARGEST]."""
+    return np.clip(slowdown, least, LARGEST)
 
 
 def solve_ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
