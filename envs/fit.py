@@ -22,6 +22,7 @@ from envs.profile import Profile
 from envs.segments import Segments, cores_of, cut
 from envs.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
+from traces.machine import MachineInfo
 from traces.measurements import Measurements
 
 MEMORY = 500  # batches that the online predictor's prior is worth
@@ -69,6 +70,11 @@ def solo_arrays(measurements: Measurements) -> tuple[np.ndarray, np.ndarray, np.
             for column, array in arrays.items():
                 array[i, j] = float(table[column][(model.name, size)])
     return arrays["h2d_ms"], arrays["exec_ms"], arrays["d2h_ms"]
+
+
+def load_times(machine: MachineInfo) -> np.ndarray:
+    """(M,) time to bring each model's weights into the device's memory at its copy bandwidth, ms."""
+    return np.array([model.weight_bytes / (machine.device.peak_gbps * 1e6) for model in machine.models])
 
 
 def fit_truth(
@@ -258,8 +264,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
         residual=np.quantile(np.clip(centred, -1.0, 2.0), grid),
         drift=(float(drift.std()), drift_period_ms(segments, drift)),
         weight_bytes=np.array([m.weight_bytes for m in machine.models], float),
-        # Weights come over the same link as inputs; read and written once.
-        load_ms=np.array([m.weight_bytes / (machine.device.peak_gbps * 1e6) for m in machine.models]),
+        load_ms=load_times(machine),
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{machine.device.name}, {machine.device.cores} cores, {machine.created}; "
         f"{len(frame)} batches: {machine.command}",

@@ -15,7 +15,7 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from envs.fit import demands, solo_arrays
+from envs.fit import demands, load_times, solo_arrays
 from envs.profile import Profile
 from serving.executor import BatchResult, Executor
 from traces.errors import InputError
@@ -103,6 +103,8 @@ def calibrated(base: Profile, machine: MachineInfo, runs: Sequence[SoloRun]) -> 
         d2h_ms=d2h,
         demand=demands(measurements, solo),
         pair=_pairs(base, models, machine.batch_sizes),
+        weight_bytes=np.array([model.weight_bytes for model in machine.models], float),
+        load_ms=load_times(machine),
         dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
         source=f"{machine.device.name}: solo latencies of {len(runs)} batches; interference from {base.name}",
     )

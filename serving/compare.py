@@ -1,0 +1,132 @@
+"""Policies live on one machine: the same models, the same requests, one engine after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agents.policy import make_policy
+from agents.variants import resolve
+from envs.profile import Profile
+from serving.calibrate import SHIPPED, calibrated, machine_of, measure_solo
+from serving.engine import Engine, EngineConfig
+from serving.executor import Executor, make_executor
+from serving.models.load import load_model, spec_of
+from serving.replay import make_inputs, measure_capacity, replay
+from serving.report import result_of
+from serving.request import Observer
+from traces.machine import ModelInfo
+from traces.workload import Workload
+
+
+@dataclass
+class Machine:
+    """A device with models loaded, and what was measured of it.
+
+    Attributes:
+        executor: with the models loaded. profile: as fitted to this machine. inputs: pool of inputs by model.
+    """
+
+    executor: Executor
+    profile: Profile
+    inputs: dict[str, list[np.ndarray]]
+
+    def close(self) -> None:
+        """Stop the device's threads."""
+        self.executor.close()
+
+
+def open_machine(
+    models: Sequence[str], streams: int = 4, device: str = "auto", base: Profile | None = None, seed: int = 0
+) -> Machine:
+    """Load models, and measure their solo latencies; interference is that of the base profile.
+
+    Args:
+        models: built-in names, or NAME=SOURCE.
+        streams: batches in flight.
+        device: see ``serving.executor.make_executor``.
+        base: profile to fit to this machine; None: the one that ships.
+        seed: of inputs.
+
+    Raises:
+        InputError: an unknown model or device.
+    """
+    served = [load_model(spec_of(name)) for name in models]
+    executor = make_executor(device, streams)
+    try:
+        base = base if base is not None else Profile.load(SHIPPED)
+        for model in served:
+            executor.load(model)
+        runs = measure_solo(executor, [model.name for model in served], base.batch_sizes)
+        described = [ModelInfo(**model.describe()) for model in served]
+        profile = calibrated(base, machine_of(executor, described, base.batch_sizes), runs)
+        return Machine(executor, profile, make_inputs(executor, seed))
+    except BaseException:
+        executor.close()
+        raise
+
+
+def capacity_rps(machine: Machine, duration_s: float = 5.0, seed: int = 0) -> float:
+    """Requests per second that this machine completes when its queues are never empty."""
+
+    async def measure() -> float:
+        engine = Engine(machine.executor, machine.profile, make_policy("fifo"), EngineConfig())
+        await engine.start()
+        capacity = await measure_capacity(engine, machine.inputs, duration_s, seed=seed)
+        await engine.stop()
+        return capacity
+
+    return asyncio.run(measure())
+
+
+def run_live(
+    machine: Machine,
+    policy: str,
+    workload: Workload,
+    logdir: Path | None = None,
+    observers: Sequence[Observer] = (),
+    facts: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Serve a workload live under one policy, on an engine that starts without having learned.
+
+    Args:
+        machine: to run on. policy: a name that ``agents.variants.resolve`` knows. workload: what is offered, in real time.
+        logdir: folder for TensorBoard. observers: told of each end. facts: put in front of the result.
+
+    Returns:
+        The record of ``serving.report.result_of``, and one row a request.
+    """
+
+    async def serve() -> tuple[dict[str, Any], pd.DataFrame]:
+        chosen, tell = resolve(policy)
+        engine = Engine(machine.executor, machine.profile, chosen, EngineConfig(), tell)
+        await engine.start()
+        engine.observers.extend(observers)
+        telemetry = None
+        if logdir is not None:
+            from serving.telemetry import Telemetry
+
+            telemetry = Telemetry(logdir, engine, {"policy": policy, "workload": workload.name})
+            engine.observers.append(telemetry)
+            ticking = asyncio.ensure_future(_every(2.0, telemetry.write))
+        table = await replay(engine, workload, machine.inputs)
+        await engine.stop()
+        if telemetry is not None:
+            ticking.cancel()
+            telemetry.close()
+        told = {"policy": policy, "fallbacks": engine.guard.fallbacks, "batches": engine.batches}
+        return result_of(table, (facts or {}) | told, engine.guard.decision_us), table
+
+    return asyncio.run(serve())
+
+
+async def _every(seconds: float, what: Any) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        what()

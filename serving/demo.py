@@ -1,0 +1,250 @@
+"""The whole idea in ten minutes: fit, learn, serve, compare, on real models (``make demo``).
+
+Fits the interference predictor to the shipped measurements (or measures this machine first, with --profile_first=true),
+measures the models' latencies and this machine's capacity, trains PPO for two minutes in simulation, then replays one
+minute of arrivals against the real models under each policy, and prints one table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from agents import tags
+from agents.ppo import train
+from agents.train_config import load_config
+from agents.variants import resolve
+from envs.fit import fit
+from envs.profile import Profile
+from serving.compare import Machine, capacity_rps, open_machine, run_live
+from serving.models.registry import DEFAULT_MODELS
+from serving.offered import lay_out, read_source
+from serving.profiler import ProfilerConfig, profile_device
+from serving.tracing import Tracer
+from traces.errors import InputError
+from traces.files import atomic_write_text
+from traces.measurements import Measurements
+from traces.workload import Workload, WorkloadConfig
+
+CAMPAIGN = Path(__file__).resolve().parent.parent / "traces" / "data" / "cpu2"
+LEARNED = "ppo"
+
+
+@dataclass
+class DemoConfig:
+    """What the demo runs.
+
+    Attributes:
+        out: folder to write: profile, policy, TensorBoard, timelines, table, picture.
+        policies: who serves; "ppo" is the policy that the demo trains.
+        models: built-in names, or NAME=SOURCE.
+        trace: arrivals: azure_llm_2023 (the real trace where it lies beside the project, else its fitted twin), or what
+            serve.py --replay takes.
+        load: offered load over the measured capacity.
+        duration: seconds of arrivals that each policy serves.
+        train_s: seconds of training; 0 uses the policy that ships.
+        high_fraction: share of high-priority requests.
+        streams: batches in flight.
+        device: auto, cpu, cuda or cuda:N.
+        profile_first: measure interference on this machine (a minute) rather than take the shipped measurements.
+        seed: of training and workload.
+    """
+
+    out: str = "runs/demo"
+    policies: list[str] = field(default_factory=lambda: ["fifo", "edf", "strait", LEARNED])
+    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
+    trace: str = "azure_llm_2023"
+    load: float = 0.9
+    duration: float = 60.0
+    train_s: float = 120.0
+    high_fraction: float = 0.3
+    streams: int = 4
+    device: str = "auto"
+    profile_first: bool = False
+    seed: int = 0
+
+
+def base_profile(config: DemoConfig, say: Any) -> Profile:
+    """The predictor and the device model, fitted to measurements."""
+    if config.profile_first:
+        say("measuring solo and side-by-side latencies on this machine")
+        settings = ProfilerConfig(config.out, config.device, config.streams, list(config.models), quick=True)
+        measurements = profile_device(settings, "python -m serving.demo", sys.stderr.isatty())
+    else:
+        measurements = Measurements.load(CAMPAIGN)
+    profile = fit(measurements, "demo")
+    say(f"predictor fitted to {len(measurements.batches)} measured batches of {measurements.machine.device.name}")
+    return profile
+
+
+def train_policy(config: DemoConfig, profile: Profile, out: Path, say: Any) -> str:
+    """Train PPO on this machine's profile; returns the policy's file."""
+    path = out / "profile.json"
+    profile.save(path)
+    say(f"training PPO for {config.train_s:g} s in simulation (TensorBoard: {out})")
+    base = load_config("quick")
+    settings = replace(
+        base,
+        budget_s=config.train_s,
+        seed=config.seed,
+        logdir=str(out),
+        name=f"train-{time.strftime('%Y%m%d-%H%M%S')}",
+        progress=sys.stderr.isatty(),
+        env=replace(base.env, profile=str(path), models=(), streams=config.streams),
+    )
+    result = train(settings)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    say(
+        f"trained on {result.n_timesteps:,} decisions; in simulation its weighted violations are "
+        f"{100 * result.difference:+.2f} points from Strait's (standard error {100 * result.error:.2f})"
+    )
+    return str(result.policy)
+
+
+def serve_all(
+    config: DemoConfig, machine: Machine, workload: Workload, learned: str, out: Path, say: Any
+) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+    """Serve the workload under each policy in turn."""
+    results, tables = [], {}
+    for policy in config.policies:
+        say(f"serving {len(workload)} requests in {config.duration:g} s under {policy}")
+        tracer = Tracer(out / f"timeline-{policy}.json")
+        result, table = run_live(
+            machine, learned if policy == LEARNED else policy, workload, out / f"serve-{policy}", [tracer]
+        )
+        tracer.close()
+        results.append(result | {"policy": policy})
+        tables[policy] = table
+    return results, tables
+
+
+def print_results(results: list[dict[str, Any]], console: Console) -> None:
+    """The table."""
+    table = Table(title="live, on this machine", title_justify="left")
+    heads = ("policy", "violations high", "low", "p50", "p99", "in time", "decision p50", "p99", "offered", "ended as")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i in (0, len(heads) - 1) else "right")
+    for r in results:
+        ended = ", ".join(f"{count} {name}" for name, count in r["outcomes"].items() if count)
+        table.add_row(
+            r["policy"],
+            f"{100 * r[tags.VIOLATION_HIGH]:.2f} %",
+            f"{100 * r[tags.VIOLATION_LOW]:.2f} %",
+            f"{r[tags.LATENCY_P50_MS] or 0:.1f} ms",
+            f"{r[tags.LATENCY_P99_MS] or 0:.1f} ms",
+            f"{r[tags.GOODPUT_RPS]:.1f}/s",
+            f"{r.get(tags.DECISION_P50_US) or 0:.0f} us",
+            f"{r.get(tags.DECISION_P99_US) or 0:.0f} us",
+            str(r["offered"]),
+            ended,
+        )
+    console.print(table)
+
+
+def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """One picture: violations by policy and priority, and how long high-priority requests took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    names = [r["policy"] for r in results]
+    places = range(len(names))
+    for offset, tag, label, colour in (
+        (-0.2, tags.VIOLATION_HIGH, "high priority", "#d6603a"),
+        (0.2, tags.VIOLATION_LOW, "low priority", "#467ab2"),
+    ):
+        left.bar([p + offset for p in places], [100 * r[tag] for r in results], 0.38, label=label, color=colour)
+    left.set_xticks(list(places), names)
+    left.set_ylabel("deadline violations (%)")
+    left.legend(frameon=False)
+    for name, table in tables.items():
+        high = table[(table["priority"] == 0) & table["outcome"].isin(("met", "late"))]["latency_ms"].sort_values()
+        if len(high):
+            right.plot(high, [(i + 1) / len(high) for i in range(len(high))], label=name, linewidth=1.5)
+    right.set_xlabel("latency of high-priority requests that were answered (ms)")
+    right.set_ylabel("share")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Run the demo; returns what it prints as its last line.
+
+    Raises:
+        InputError: an unknown policy, model or trace.
+    """
+    console = Console(width=150)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/dim]  {text}")
+
+    out = Path(config.out)
+    for policy in config.policies:
+        if policy != LEARNED or config.train_s <= 0:
+            resolve(policy)  # an unknown name is told before anything runs
+    source = read_source(config.trace, config.models, config.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    base = base_profile(config, say)
+    say("loading models and measuring their latencies on this machine")
+    machine = open_machine(config.models, config.streams, config.device, base, config.seed)
+    try:
+        learned = LEARNED
+        if LEARNED in config.policies and config.train_s > 0:
+            learned = train_policy(config, machine.profile, out, say)
+        capacity = capacity_rps(machine, seed=config.seed)
+        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+        mix = WorkloadConfig(high_fraction=config.high_fraction)
+        workload = lay_out(source, machine.profile, config.load * capacity, config.duration, mix, config.seed)
+        say(f"offering {workload.describe().splitlines()[0]}, {config.load:g} of the capacity")
+        results, tables = serve_all(config, machine, workload, learned, out, say)
+    finally:
+        machine.close()
+    print_results(results, console)
+    record = {
+        "device": machine.executor.device.name,
+        "capacity_rps": capacity,
+        "load": config.load,
+        "trace": workload.name,
+        "seconds": time.monotonic() - began,
+        "results": results,
+    }
+    atomic_write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
+    draw(results, tables, out / "demo.png")
+    console.print(f"picture: {out / 'demo.png'}; timelines (open in ui.perfetto.dev): {out / 'timeline-*.json'}")
+    console.print(f"curves: {Path(sys.executable).parent / 'tensorboard'} --logdir {out}", soft_wrap=True)
+    return record
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(prog="python -m serving.demo", description=__doc__, exit_on_error=False)
+    parser.add_class_arguments(DemoConfig, as_group=False)
+    try:
+        run(DemoConfig(**parser.parse_args(argv).as_dict()))
+    except (InputError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
