@@ -69,8 +69,20 @@ def arrival_times(kind: str, rate_rps: float, duration_ms: float, rng: np.random
     if kind == "diurnal":
         return arrivals.diurnal(rate_rps, duration_ms, rng, amplitude=0.6, period_ms=duration_ms)
     if kind in KNOWN:
-        return real_or_twin(kind, duration_ms, rng, rate_rps=rate_rps).arrival_ms
+        return known_times(kind, rate_rps, duration_ms, rng)
     raise InputError(f"unknown workload {kind!r}; known: {', '.join(WORKLOADS)}")
+
+
+def known_times(name: str, rate_rps: float, duration_ms: float, rng: np.random.Generator) -> np.ndarray:
+    """A window of a real trace (or of its twin) as it is, but stretched so that its own mean rate is the one asked for.
+
+    A window at random has more or fewer arrivals than the trace's mean; compared at a load, it should have that load.
+    """
+    times = real_or_twin(name, 2.0 * duration_ms, rng, rate_rps=rate_rps, repeat=True).arrival_ms
+    times = times[: max(round(rate_rps * duration_ms / 1e3), 1)]
+    first, last = (times[0], times[-1]) if len(times) else (0.0, 0.0)
+    span = max(last - first, 1e-9) * (len(times) + 1) / max(len(times), 1)
+    return (times - first) * (duration_ms / span)
 
 
 def workload_for(

@@ -87,7 +87,7 @@ def _times(source: Arrivals | str, rate_rps: float | None, end_ms: float, rng: n
     if kind == "twin":
         stretch = 1.0 if rate_rps is None else rate_rps / parameters(name).rate_rps
         return twin(name, end_ms * stretch, rng) / stretch
-    if source in KNOWN:
-        return real_or_twin(source, end_ms, rng, rate_rps=rate_rps).arrival_ms
+    if source in KNOWN and rate_rps is None:
+        return real_or_twin(source, end_ms, rng).arrival_ms
     assert rate_rps is not None, "a made workload has the rate that it is asked for"
     return arrival_times(source, rate_rps, end_ms, rng)

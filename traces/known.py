@@ -46,6 +46,7 @@ def real_or_twin(
     rng: np.random.Generator,
     shared: Path | str | None = None,
     rate_rps: float | None = None,
+    repeat: bool = False,
 ) -> Arrivals:
     """Arrivals of the real trace where its file is there, else of its fitted twin.
 
@@ -59,6 +60,7 @@ def real_or_twin(
         rng: source of randomness.
         shared: folder of the real traces, or one trace file to use for `name`; None is ../shared/data.
         rate_rps: rate that the whole trace is rescaled to; None keeps its own.
+        repeat: whether a real trace that is shorter than the duration begins again at its end, rather than end there.
 
     Returns:
         Arrivals whose `name` says what they are: the trace's, or that with "-twin".
@@ -79,7 +81,12 @@ def real_or_twin(
     if rate_rps is not None:
         whole = whole.rescaled(rate_rps)
     slack_ms = whole.duration_ms - duration_ms
-    if slack_ms <= 0:
+    if slack_ms <= 0 and repeat:
+        copies = int(np.ceil(duration_ms / whole.duration_ms)) + 1
+        times = np.concatenate([whole.arrival_ms + n * whole.duration_ms for n in range(copies)])
+        whole = Arrivals(times, title, resolution_ms=whole.resolution_ms)
+        slack_ms = whole.duration_ms - duration_ms
+    elif slack_ms <= 0:
         return whole
     start_ms = float(rng.random() * slack_ms)
     return replace(whole.window(start_ms, start_ms + duration_ms), name=title)
