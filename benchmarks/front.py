@@ -106,9 +106,9 @@ def serve_ours(http_port: int, grpc_port: int) -> None:
             engine = Engine(executor, profile, make_policy("edf"))
             await engine.start()
             plane = DataPlane(engine, deadline_floor_ms=10_000.0)
-            await start_http(plane, port=http_port)
-            await start_grpc(plane, port=grpc_port)
+            doors = await start_http(plane, port=http_port), await start_grpc(plane, port=grpc_port)
             await asyncio.Event().wait()
+            assert doors  # they close when nobody holds them
 
     try:
         import uvloop

@@ -59,7 +59,7 @@ async def start_grpc(
     token: str | None = None,
     credentials: grpc.ServerCredentials | None = None,
 ) -> GrpcFront:
-    """Open the gRPC door.
+    """Open the gRPC door. Keep what is returned: a gRPC server closes when nobody holds it.
 
     Args:
         plane: answers. host, port: where to listen; port 0 takes a free one.
