@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import serve as main_module
 from agents.summary import ENDED
 from traces.measurements import Measurements
 from traces.workload import Workload
@@ -148,13 +149,24 @@ def test_hup_reloads_the_policy_and_serving_goes_on(replaying: subprocess.Popen[
         (["--explain"], "only a trained policy"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(flags: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_status_2(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main_module, "set_up_logging", lambda *_: None)  # pytest's own handlers stay
     (tmp_path / "bad.csv").write_text("arrival_ms,model,priority,deadline_ms\n0,bert,high,5\nx,bert,high,5\n")
-    ended = serve(*flags, "--record", "run", "--trace", "timeline.json", "--logdir", "tb", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert message in ended.stderr and len(ended.stderr.strip().splitlines()) == 1
-    assert ended.stdout == ""
+    assert main_module.main([*flags, "--record", "run", "--trace", "timeline.json", "--logdir", "tb"]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and len(err.strip().splitlines()) == 1
+    assert out == ""
     assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"], "nothing is half written"
+
+
+def test_bad_input_of_the_real_process(tmp_path: Path) -> None:
+    ended = serve("--policy", "missing.safetensors", "--record", "run", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: missing.safetensors: no such checkpoint")
+    assert len(ended.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 def test_help_teaches() -> None:
