@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         config = parse(argv)
         set_up_logging(config.log_level, config.log_json)
         # Imported after the flags are read, so that --help does not wait for torch.
-        from serving.server import run
+        from serving.lifecycle import run
 
         with asyncio.Runner(loop_factory=_loop) as runner:
             return runner.run(run(config))

@@ -50,6 +50,13 @@ def needs_load(source: Source) -> bool:
     return isinstance(source, str) and source in SYNTHETIC
 
 
+def mix_of(source: Source) -> np.ndarray | None:
+    """(M,) share of each served model in a workload file; None where the mix is laid out equal."""
+    if not isinstance(source, Workload) or not len(source):
+        return None
+    return np.bincount(source.model, minlength=len(source.models)) / len(source)
+
+
 def lay_out(
     source: Source, profile: Profile, rate_rps: float | None, duration_s: float, config: WorkloadConfig, seed: int
 ) -> Workload:

@@ -7,6 +7,7 @@ it is. The latest part is written anew every few seconds, each file whole or not
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Recorder(Observer):
         self._arrivals: list[tuple[float, str, int, float]] = []
         self._batches: list[tuple] = []
         self._changed = False
+        self._lock = threading.Lock()
         self._once = OnceLog(f"recording {self.folder}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,15 +63,19 @@ class Recorder(Observer):
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Keep its phases, if it ended well."""
-        if batch.error is None and batch.dispatch_ms >= 0:
-            phases = tuple(getattr(batch, phase) for phase in PHASES)
+        phases = tuple(getattr(batch, phase) for phase in PHASES)
+        # Clocks of a device may be a hair apart from ours; a batch with phases out of order teaches nothing.
+        if batch.error is None and phases[0] >= 0 and all(a <= b for a, b in zip(phases, phases[1:])):
             self._batches.append((batch.stream, batch.priority, batch.model, batch.batch_size, *phases))
             self._changed = True
 
     def flush(self) -> None:
-        """Write the present part, and begin the next one when it is full. Blocks; call it on any one thread at a time."""
-        if not self._changed:
-            return
+        """Write the present part, and begin the next one when it is full. Blocks; may be called on any thread."""
+        with self._lock:
+            if self._changed:
+                self._write()
+
+    def _write(self) -> None:
         self._changed = False
         # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
         arrivals, batches = self._arrivals[:], self._batches[:]
@@ -80,6 +86,7 @@ class Recorder(Observer):
                 _campaign(self._machine(), self._solo(), batches).save(folder)
         except OSError as error:
             self._once.failure(error)
+            self._changed = True
         else:
             self._once.success()
         if max(len(arrivals), len(batches)) >= PART_ROWS:

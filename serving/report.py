@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,7 @@ class Collector(Observer):
 
     def request_ended(self, outcome: Outcome) -> None:
         """Keep it."""
-        self.outcomes.append(outcome)
+        self.outcomes.append(replace(outcome, output=None))
 
 
 def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[float]) -> dict[str, Any]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
-import signal
-import ssl
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import numpy as np
 
 from agents.policy import Policy, make_policy
 from agents.variants import resolve
@@ -23,6 +18,7 @@ from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.config import ServeConfig
+from serving.doors import Door, open_doors, tls_context
 from serving.engine import Engine, EngineConfig
 from serving.executor import Executor, make_executor
 from serving.explain import explained, require_learned
@@ -30,10 +26,10 @@ from serving.logs import RequestLog
 from serving.metrics import Metrics
 from serving.models.load import load_model
 from serving.models.served import ServedModel
-from serving.offered import DEFAULT_LOAD, lay_out, needs_load, read_source
+from serving.offered import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
 from serving.record import Recorder
 from serving.replay import make_inputs, measure_capacity, replay, table_of
-from serving.report import Collector, print_table, result_of
+from serving.report import Collector, result_of
 from serving.repository import Entry, Repository, check_memory, read_entries
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
@@ -73,7 +69,7 @@ class Server:
         self.repository: Repository | None = None
         self.solo: list[SoloRun] = []
         self.described: dict[str, ModelInfo] = {}
-        self.doors: list[Any] = []
+        self.doors: list[Door] = []
         self.metrics: Metrics | None = None
         self.telemetry: Telemetry | None = None
         self.recorder: Recorder | None = None
@@ -153,14 +149,14 @@ class Server:
             config.model_sources, lambda: self.engine.models if self.engine else (), self.add_model, self.remove_model
         )
         await self.engine.start()
-        self._observe(self.engine)
+        self.metrics = Metrics(self.engine)
         log.info("policy %s serves %s", self.engine.guard.name, ", ".join(self.engine.models))
         if self.source is None:
-            await self._open_doors()
+            self.doors = await open_doors(config, self.engine, self.repository, self.metrics.render, self.tls)
+        self._observe(self.engine)  # last: when the address is taken, nothing has been written
 
     def _observe(self, engine: Engine) -> None:
         config = self.config
-        self.metrics = Metrics(engine)
         if config.record is not None:
             self.recorder = Recorder(config.record, lambda: self._machine(list(self.described)), lambda: self.solo)
             engine.observers.append(self.recorder)
@@ -184,45 +180,6 @@ class Server:
                     await loop.run_in_executor(None, self.recorder.flush)
             except Exception:  # serving must go on, and so must the other outputs
                 log.exception("telemetry failed")
-
-    async def _open_doors(self) -> None:
-        assert self.engine is not None and self.repository is not None and self.metrics is not None
-        # Imported here: a replay needs no door, and gRPC is an optional dependency.
-        from serving.dataplane import DataPlane, FrontLimits
-        from serving.http_front import start_http
-
-        config = self.config
-        deadlines = {name: timeout for name in self.entries if (timeout := self.entries[name].timeout_ms) is not None}
-        plane = DataPlane(
-            self.engine, self.repository, self.metrics.render, limits=FrontLimits(), deadlines_ms=deadlines
-        )
-        try:
-            door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=self.tls)
-        except OSError as error:
-            raise InputError(f"--host {config.host} --port {config.port}: cannot listen: {error.strerror}") from None
-        self.doors.append(door)
-        log.info("HTTP on %s://%s:%d", "https" if self.tls else "http", config.host, door.port)
-        if config.grpc:
-            await self._open_grpc(plane)
-
-    async def _open_grpc(self, plane: Any) -> None:
-        config = self.config
-        try:
-            import grpc
-
-            from serving.grpc_front import start_grpc
-        except ImportError:
-            raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]") from None
-        credentials = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes())
-            credentials = grpc.ssl_server_credentials([pair])
-        try:
-            door = await start_grpc(plane, config.host, config.grpc_port, token=config.token, credentials=credentials)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"--host {config.host} --grpc_port {config.grpc_port}: cannot listen: {error}") from None
-        self.doors.append(door)
-        log.info("gRPC on %s:%d", config.host, door.port)
 
     # Changes while serving.
 
@@ -283,7 +240,7 @@ class Server:
         load = config.load if config.load is not None or not needs_load(self.source) else DEFAULT_LOAD
         capacity = None
         if load is not None:
-            capacity = await self._capacity(profile, inputs)
+            capacity = await self._capacity(profile, inputs, mix_of(self.source))
         mix = WorkloadConfig(high_fraction=config.high_fraction)
         rate = None if load is None or capacity is None else load * capacity
         workload = lay_out(self.source, profile, rate, config.duration, mix, config.seed)
@@ -311,16 +268,17 @@ class Server:
             "capacity_rps": capacity,
             "duration_s": config.duration,
             "seed": config.seed,
+            "replaced": self.engine.guard.replaced,
             "fallbacks": self.engine.guard.fallbacks,
         }
         return result_of(table_of(collector.outcomes, start_ms), facts, self.engine.guard.decision_us)
 
-    async def _capacity(self, profile: Profile, inputs: dict[str, Any]) -> float:
+    async def _capacity(self, profile: Profile, inputs: dict[str, Any], share: np.ndarray | None) -> float:
         """Measured on an engine of its own, so that the one that is judged starts without having learned."""
         assert self.executor is not None
         engine = Engine(self.executor, profile, make_policy("fifo"), EngineConfig(self.config.queue_places))
         await engine.start()
-        capacity = await measure_capacity(engine, inputs, CAPACITY_S, seed=self.config.seed)
+        capacity = await measure_capacity(engine, inputs, CAPACITY_S, share, self.config.seed)
         await engine.stop(self.config.drain_timeout)
         log.info("capacity is %.1f requests/s", capacity)
         return capacity
@@ -338,8 +296,11 @@ class Server:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
         for output in (self.telemetry, self.recorder, self.tracer):
-            if output is not None:
-                output.close()
+            try:
+                if output is not None:
+                    output.close()
+            except Exception:  # the other outputs, and the end of the server, must not depend on it
+                log.exception("an output cannot be closed")
         if self.executor is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.executor.close, 1.0)
 
@@ -347,71 +308,3 @@ class Server:
 def resolve_policy(config: ServeConfig) -> tuple[Policy, Callable[[Tables], Tables]]:
     """The policy that the settings name, and what it changes in what the scheduler is told."""
     return resolve(config.policy)
-
-
-def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
-    """TLS as the settings say; None without.
-
-    Raises:
-        InputError: a file cannot be read, or key and certificate do not fit.
-    """
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls_cert {config.tls_cert} --tls_key {config.tls_key}: {error}") from None
-    return context
-
-
-async def run(config: ServeConfig) -> int:
-    """Serve until told to stop, or replay and print; returns the exit status.
-
-    SIGINT and SIGTERM drain, a second one ends at once; SIGHUP reloads the policy.
-
-    Raises:
-        InputError: see ``Server``.
-    """
-    server = Server(config)
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-
-    def on_stop(number: int) -> None:
-        if stopping.is_set():
-            log.warning("%s again: ending at once", signal.Signals(number).name)
-            os._exit(128 + number)
-        log.info("%s: stopping", signal.Signals(number).name)
-        stopping.set()
-
-    reloads: set[asyncio.Task[bool]] = set()
-
-    def on_hup() -> None:
-        if server.engine is not None and server.engine.accepting:
-            task = asyncio.ensure_future(server.reload_policy())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_stop, number)
-    loop.add_signal_handler(signal.SIGHUP, on_hup)
-    try:
-        opening = loop.run_in_executor(None, server.open)
-        stop = asyncio.ensure_future(stopping.wait())
-        waited: set[asyncio.Future[Any]] = {opening, stop}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():
-            log.info("stopped while it was starting; nothing was served")
-            os._exit(0)  # a thread is inside a model's compilation, which cannot be interrupted
-        profile = opening.result()
-        if server.source is not None:
-            result = await server.replay(profile, stopping)
-            print_table(result, Console(file=sys.stdout, width=110))
-            print(json.dumps(result), flush=True)
-        else:
-            await server.start(profile)
-            await stop
-        stop.cancel()
-    finally:
-        await server.close()
-    return 0

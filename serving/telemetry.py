@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class Telemetry(Observer):
 
     def request_ended(self, outcome: Outcome) -> None:
         """Keep it until the next write, without its output."""
-        self._outcomes.append(outcome)
+        self._outcomes.append(replace(outcome, output=None))
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Keep how far its prediction was off."""
