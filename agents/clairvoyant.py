@@ -97,7 +97,7 @@ def search(
     if sim.n != 2:
         raise ValueError(f"search needs a simulator of 2 worlds, not {sim.n}")
     run(sim, base, [workload], [seed, seed])
-    base_cost = -float(sim.world.env[0].ret)
+    base_cost = 0.0 - float(sim.world.env[0].ret)
     base.reset(2)
     rows = (*world_rows(sim), base.memory.view(np.uint8))
     sim.begin([seed, seed])
@@ -109,7 +109,7 @@ def search(
                 horizon_ms, CHUNK,
             )  # fmt: skip
             bar.update(int(sim.world.env[0].next) - bar.n)
-    cost = -float(sim.world.env[0].ret)
+    cost = 0.0 - float(sim.world.env[0].ret)
     if cost > base_cost:
         run(sim, base, [workload], [seed, seed])
     return min(cost, base_cost)
@@ -173,7 +173,7 @@ def solve(sim: Simulator, workload: Workload, bound: float = np.inf, limit: int 
     sim.load([workload])
     sim.begin([0] * sim.n)
     if sim.world.env[0].done:
-        return -float(sim.world.env[0].ret), True
+        return 0.0 - float(sim.world.env[0].ret), True
     upcoming = np.zeros(sim.n, np.int64)
     cost, _, proven = _solve(
         sim.state, sim.world, sim.tables, sim.truth, world_rows(sim), upcoming, float(bound), limit
@@ -188,13 +188,15 @@ class SmallConfig:
     Attributes:
         instances: number. requests: of each. models: of each, drawn from the profile. streams: of the device.
         window_share: time in which the requests arrive, over the time that they take one after the other.
+        factors: deadline of high and of low priority over the solo latency; short, so that not everything can be met.
     """
 
     instances: int = 40
     requests: int = 9
     models: int = 3
     streams: int = 2
-    window_share: float = 0.5
+    window_share: float = 0.35
+    factors: tuple[float, float] = (2.5, 5.0)
 
 
 def small_instance(profile: Profile, config: SmallConfig, seed: int) -> tuple[Profile, Workload]:
@@ -203,9 +205,10 @@ def small_instance(profile: Profile, config: SmallConfig, seed: int) -> tuple[Pr
     few = profile.select(tuple(rng.permutation(profile.models)[: config.models]))
     window = config.window_share * config.requests * few.unit_ms
     arrivals = np.sort(rng.uniform(0.0, window, config.requests))
-    workload = make_workload(
-        arrivals, few.models, few.solo_latency_ms, WorkloadConfig(high_fraction=0.4), rng, f"small-{seed}"
+    laid = WorkloadConfig(
+        high_fraction=0.4, deadline_factor_high=config.factors[0], deadline_factor_low=config.factors[1]
     )
+    workload = make_workload(arrivals, few.models, few.solo_latency_ms, laid, rng, f"small-{seed}")
     return few, workload
 
 
@@ -228,7 +231,7 @@ def distances(
             policy, change = resolve(name)
             sim = Simulator(few, 1, tables=change(few.tables()), **settings)
             run(sim, policy, [workload], [0])
-            costs[name] = -float(sim.world.env[0].ret)
+            costs[name] = 0.0 - float(sim.world.env[0].ret)
         exact = Simulator(few, 6 * config.requests, **settings)
         # Just above the best policy, so that a tie is found as well; a preempting device may do better than the bound.
         optimum, proven = solve(exact, workload, min(c for n, c in costs.items() if "preempt" not in n) + 0.5)

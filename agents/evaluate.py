@@ -71,6 +71,16 @@ class Group:
     suite: Suite
 
 
+def make_groups(suite: Suite, profile: str, capacity_rps: float, streams: int) -> list[Group]:
+    """The groups of a suite. The slowest begin first, so that no core waits for one of them at the end."""
+    groups = []
+    for policy, workload in product(suite.policies, suite.workloads):
+        # The search takes seconds an episode: one group for each load, for more cores and a bar that moves.
+        parts = [replace(suite, loads=(load,)) for load in suite.loads] if policy == clairvoyant.NAME else [suite]
+        groups += [Group(profile, policy, workload, capacity_rps, streams, part) for part in parts]
+    return sorted(groups, key=lambda g: not g.policy.startswith((clairvoyant.NAME, "ppo", "strait", "/")))
+
+
 def make_workloads(group: Group, profile: Profile) -> list[Workload]:
     """The workloads of a group, one for each load and seed; the same whatever the policy."""
     suite = group.suite
@@ -151,13 +161,7 @@ def evaluate(
         none = np.empty(0)
         run(Simulator(loaded, 1, streams), make_policy("fifo"), [Workload(none, none, none, none, loaded.models)], [0])
         capacity = measured.result()
-        groups = [
-            Group(profile, policy, workload, capacity, streams, suite)
-            for policy, workload in product(suite.policies, suite.workloads)
-        ]
-        # The slowest policies begin first, so that no core waits for one of them at the end.
-        groups.sort(key=lambda group: not group.policy.startswith((clairvoyant.NAME, "ppo", "strait", "/")))
-        waiting = [pool.submit(run_group, group) for group in groups]
+        waiting = [pool.submit(run_group, group) for group in make_groups(suite, profile, capacity, streams)]
         ended = tqdm(
             as_completed(waiting), total=len(waiting), unit="run", desc=f"suite {suite.name}", disable=not progress
         )

@@ -1,0 +1,252 @@
+"""Every policy's own parameters, tuned alike: ``python -m agents.tune`` writes agents/data/tuned.json.
+
+One tuner (Optuna's TPE) with one budget for all, on training workloads: synthetic arrivals with seeds that no evaluation
+uses. The objective is the share of violated weight, high priority counting five times. The first trial is the defaults, so
+that what is kept is never worse than they are on these workloads. A file that is there already is resumed: policies that
+were tuned with the same settings are not tuned again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
+from tqdm import tqdm
+
+from agents.compare import HIGH_WEIGHT
+from agents.policy import Policy, kinds, make_policy
+from agents.rollout import run
+from agents.suites import seen_models, workload_for
+from agents.variants import TUNED
+from envs.capacity import measure_capacity
+from envs.config import EnvConfig, load_profile
+from envs.profile import Profile
+from envs.simulator import Simulator
+from traces.errors import InputError
+from traces.files import atomic_write_text
+from traces.workload import Workload, WorkloadConfig
+
+# What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
+# What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
+Range = tuple[int, int] | tuple[float, float] | tuple[bool, bool]
+STRAIT: dict[str, Range] = {
+    "low_streams": (1, 4),
+    "low_max": (1.0, 12.0),
+    "starve": (0.1, 1.0),
+    "gamble": (0.0, 1.0),
+}
+RANGES: dict[str, dict[str, Range]] = {
+    "fifo": {"max_batch": (1, 8)},
+    "edf": {"max_batch": (1, 8)},
+    "priority-edf": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "triton": {
+        "max_batch": (1, 8),
+        "preferred": (1, 8),
+        "max_delay": (0.0, 20.0),
+        "instances": (1, 4),
+        "levels": (False, True),
+    },
+    "clipper": {"objective": (1.0, 16.0), "increase": (0.05, 2.0), "decrease": (0.5, 0.98), "instances": (1, 4)},
+    "cork": {"max_batch": (1, 8), "budget": (0.0, 2.0), "rate": (0.001, 0.3), "by_priority": (False, True)},
+    "nexus": {"worst_case": (1.0, 4.0), "in_flight": (1, 4), "margin": (0.8, 3.0), "drop_scale": (1.0, 4.0)},
+    "symphony": {"margin": (0.8, 3.0), "in_flight": (1, 4), "defer": (0.0, 1.0), "by_priority": (False, True)},
+    "clockwork": {"margin": (0.8, 3.0), "in_flight": (1, 4), "by_priority": (False, True)},
+    "gpulet": {"in_flight": (1, 4), "margin": (0.8, 2.0), "low_streams": (1, 4)},
+    "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "strait": STRAIT,
+    "strait-risk": STRAIT | {"risk": (1, 3)},
+}
+
+FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How to tune.
+
+    Attributes:
+        policies: which; all by default.
+        budget: trials for each policy.
+        seed: of the tuner, and of the training workloads.
+        loads: offered loads over measured capacity.
+        workloads: kinds of synthetic arrivals.
+        seeds: workloads of each kind and load.
+        duration_ms: length of each.
+        profile: shipped profile by name, or a JSON file written by envs.fit.
+        streams: streams of the device.
+        workers: processes; all cores by default.
+        out: file to write; results in it that were made with the same settings are kept.
+    """
+
+    policies: list[str] | None = None
+    budget: int = 60
+    seed: int = 0
+    loads: tuple[float, ...] = (0.7, 0.85, 1.0, 1.1, 1.2)
+    workloads: tuple[str, ...] = ("poisson", "bursty", "diurnal")
+    seeds: int = 2
+    duration_ms: float = 4_000.0
+    profile: str = "cpu2"
+    streams: int = 4
+    workers: int | None = None
+    out: str = str(TUNED)
+
+
+class Trainer:
+    """The training workloads in one simulator, and the objective on them.
+
+    Args:
+        config: which workloads. profile: models and device. capacity_rps: what loads are shares of.
+    """
+
+    def __init__(self, config: TuneConfig, profile: Profile, capacity_rps: float) -> None:
+        first = FIRST_SEED + config.seed * 1000
+        self.seeds = [first + i for _ in product(config.workloads, config.loads) for i in range(config.seeds)]
+        cells = product(config.workloads, config.loads, range(first, first + config.seeds))
+        self.workloads: list[Workload] = [
+            workload_for(kind, load * capacity_rps, config.duration_ms, profile, WorkloadConfig(), seed)
+            for kind, load, seed in cells
+        ]
+        room = max(1, *(len(w) for w in self.workloads))
+        self.sim = Simulator(profile, len(self.workloads), config.streams, room)
+
+    def score(self, policy: Policy) -> float:
+        """Share of violated weight, mean over the workloads."""
+        run(self.sim, policy, self.workloads, self.seeds)
+        count = self.sim.state.count  # (N, 2, outcomes)
+        total = count.sum(axis=2)
+        bad = total - count[:, :, 1]
+        weight = np.array([HIGH_WEIGHT, 1.0])
+        return float(np.mean((bad @ weight) / np.maximum(total @ weight, 1e-9)))
+
+
+def suggest(trial: Any, name: str) -> dict[str, Any]:
+    """Parameters of policy ``name`` for one trial of Optuna's."""
+    out: dict[str, Any] = {}
+    for key, (low, high) in RANGES[name].items():
+        if isinstance(low, bool):
+            out[key] = trial.suggest_categorical(key, [low, high])
+        elif isinstance(low, int) and isinstance(high, int):
+            out[key] = trial.suggest_int(key, low, high)
+        else:
+            out[key] = trial.suggest_float(key, low, high)
+    return out
+
+
+def inside(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are tuned, each moved into its range."""
+    return {
+        k: params[k] if isinstance(low, bool) else min(max(params[k], low), high)
+        for k, (low, high) in RANGES[name].items()
+    }
+
+
+def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str, Any]:
+    """Tune one policy.
+
+    Returns:
+        Entry of the file: "params", the objective "reached" and that of the defaults, "default".
+    """
+    optuna = _optuna()
+    profile = training_profile(config.profile)
+    trainer = Trainer(config, profile, capacity_rps)
+    defaults = asdict(make_policy(name).params)
+    default = trainer.score(make_policy(name, trainer.sim.n))
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
+    )
+    study.enqueue_trial(inside(name, defaults))
+    study.optimize(
+        lambda trial: trainer.score(make_policy(name, trainer.sim.n, **suggest(trial, name))), n_trials=config.budget
+    )
+    if study.best_value < default:
+        return {"params": study.best_params, "reached": study.best_value, "default": default}
+    return {"params": {k: defaults[k] for k in RANGES[name]}, "reached": default, "default": default}
+
+
+def training_profile(name: str) -> Profile:
+    """A profile by name, with the models that training may see."""
+    profile = load_profile(EnvConfig(profile=name))
+    return profile.select(seen_models(profile))
+
+
+def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
+    """Tune all policies asked for, on all cores, and write the file after each one.
+
+    Raises:
+        InputError: optuna is missing, or a policy is unknown or has nothing to tune.
+    """
+    _optuna()
+    names = config.policies or list(RANGES)
+    for name in names:
+        if name not in RANGES:
+            raise InputError(f"--policies: nothing to tune for {name!r}; there is for {', '.join(RANGES)}")
+        known = {f.name for f in fields(kinds()[name].params)}
+        if gone := sorted(set(RANGES[name]) - known):
+            raise InputError(f"agents.tune: policy {name!r} has no parameter {gone[0]!r}; correct RANGES")
+    out = Path(config.out)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("policies", "workers", "out")}
+    # As it reads back from JSON, so that settings compare.
+    settings = json.loads(json.dumps(settings))
+    old = json.loads(out.read_text()) if out.is_file() else {}
+    result: dict[str, Any] = {
+        "command": " ".join(["python -m agents.tune", *_arguments(config)]),
+        "objective": "share of violated weight, high priority counting 5",
+        "settings": settings,
+        "policies": dict(old.get("policies", {})) if old.get("settings") == settings else {},
+    }
+    missing = [name for name in names if name not in result["policies"]]
+    capacity = measure_capacity(training_profile(config.profile), config.streams)
+    workers = min(config.workers or os.cpu_count() or 1, max(len(missing), 1))
+    with ProcessPoolExecutor(workers) as pool:
+        waiting = {pool.submit(tune_policy, name, config, capacity): name for name in missing}
+        for future in tqdm(as_completed(waiting), total=len(waiting), unit="policy", desc="tune", disable=not progress):
+            result["policies"][waiting[future]] = future.result()
+            result["policies"] = dict(sorted(result["policies"].items()))
+            atomic_write_text(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _arguments(config: TuneConfig) -> Sequence[str]:
+    """Flags that make this configuration, but for where it is written and with how many processes."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return [f"--{k} {v}" for k, v in changed.items() if k not in ("workers", "out")]
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("tuning needs optuna, which is not installed: pip install 'strait-rl[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(prog="python -m agents.tune", description=__doc__.split("\n\n")[0], exit_on_error=False)
+    parser.add_class_arguments(TuneConfig, as_group=False)
+    try:
+        given = TuneConfig(**parser.parse_args(argv).as_dict())
+        config = replace(given, loads=tuple(given.loads), workloads=tuple(given.workloads))
+        result = tune(config, progress=sys.stderr.isatty())
+    except (InputError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for name, entry in result["policies"].items():
+        print(f"{name}: {100 * entry['default']:.2f} % -> {100 * entry['reached']:.2f} %  {entry['params']}")
+    print(config.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

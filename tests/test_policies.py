@@ -1,0 +1,164 @@
+"""Each policy on small hand-made states, and that none ever names an action that is not valid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st_
+
+from agents.policy import Policy, kinds, make_policy
+from agents.rollout import run
+from agents.variants import ABLATIONS, resolve
+from envs.profile import synthetic_profile
+from envs.scheduler import action_of, candidate_of, clear, dispatch, enqueue, mask
+from envs.simulator import Simulator
+from traces.errors import InputError
+from traces.workload import Workload
+
+PROFILE = synthetic_profile(3, seed=1)
+NAMES = sorted(kinds())
+MET = 1
+FAR = 1e4
+
+
+class Scene:
+    """One scheduler to fill by hand."""
+
+    def __init__(self, streams: int = 4) -> None:
+        self.sim = Simulator(PROFILE, 1, streams)
+        self.st, self.tb = self.sim.state, self.sim.tables
+        clear(self.st, self.tb, 0)
+        self.next = 0
+
+    def queue(self, priority: int, model: int, deadline: float = FAR, n: int = 1, at: float = 0.0) -> Scene:
+        for _ in range(n):
+            enqueue(self.st, self.tb, 0, at, priority, model, self.next, deadline)
+            self.next += 1
+        return self
+
+    def run(self, priority: int, model: int, b: int = 0, deadline: float = FAR) -> Scene:
+        self.queue(priority, model, deadline, int(self.tb.size[b]))
+        dispatch(self.st, self.tb, 0, action_of(self.tb, 3, priority, model, b))
+        return self
+
+    def ask(self, policy: Policy | str) -> tuple[int, int, int] | None:
+        """(priority, model, requests) of what the policy dispatches, None when it defers."""
+        policy = make_policy(policy) if isinstance(policy, str) else policy
+        action, wake = policy.decide(self.st, self.tb)
+        valid = np.zeros(self.sim.n_actions, bool)
+        mask(self.st, self.tb, 0, valid)
+        assert valid[action]
+        assert not np.isnan(wake)
+        if action == self.sim.n_actions - 1:
+            return None
+        p, m, b = candidate_of(self.tb, 3, action)
+        return int(p), int(m), int(self.tb.size[b])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_defers_with_nothing_to_do(name: str) -> None:
+    assert Scene().ask(name) is None
+    busy = Scene(streams=1).run(1, 0).queue(0, 1)
+    assert busy.ask(name) is None
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ABLATIONS])
+def test_every_policy_serves_a_light_load_well(name: str) -> None:
+    n = 40
+    solo = PROFILE.solo_latency_ms
+    workload = Workload(
+        np.arange(n) * 40.0, np.arange(n) % 3, np.arange(n) % 2, np.full(n, 12 * solo.max()), PROFILE.models
+    )
+    policy, change = resolve(name, 1, use_tuned=False)
+    sim = Simulator(PROFILE, 1, 4, n, tables=change(PROFILE.tables()))
+    run(sim, policy, [workload], [3])
+    assert sim.state.count.sum() == n
+    assert sim.state.count[0, :, MET].sum() >= 0.9 * n
+
+
+def test_fifo_takes_who_came_first_whatever_the_priority_and_deadline() -> None:
+    scene = Scene().queue(1, 2, FAR, at=0.0).queue(0, 0, 30.0, at=1.0)
+    assert scene.ask("fifo") == (1, 2, 1)
+
+
+def test_edf_takes_the_earliest_deadline_whatever_the_priority() -> None:
+    scene = Scene().queue(0, 0, 500.0).queue(1, 2, 300.0)
+    assert scene.ask("edf") == (1, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["priority-edf", "preempt", "preempt-instant", "strait", "strait-risk", "gpulet"])
+def test_policies_with_priority_take_high_first(name: str) -> None:
+    scene = Scene().queue(1, 2, 300.0).queue(0, 0, 500.0).queue(0, 1, 400.0)
+    answer = scene.ask(name)
+    assert answer is not None and answer[0] == 0
+
+
+@pytest.mark.parametrize("name", ["fifo", "edf", "priority-edf", "preempt"])
+def test_a_batch_is_as_large_as_the_queue_allows(name: str) -> None:
+    scene = Scene().queue(0, 1, n=5)
+    assert scene.ask(name) == (0, 1, 4)
+    assert scene.ask(make_policy(name, max_batch=2)) == (0, 1, 2)
+
+
+def test_triton_waits_for_its_preferred_batch_and_no_longer_than_its_delay() -> None:
+    policy = make_policy("triton", preferred=4, max_delay=5.0)
+    scene = Scene().queue(0, 1, n=2)
+    action, wake = policy.decide(scene.st, scene.tb)
+    assert action == scene.sim.n_actions - 1
+    assert wake == 5.0
+    assert scene.queue(0, 1, n=2).ask(policy) == (0, 1, 4)
+
+
+def test_clockwork_runs_one_batch_at_a_time() -> None:
+    assert Scene().run(0, 0).queue(0, 1).ask("clockwork") is None
+    assert Scene().queue(0, 1).ask("clockwork") == (0, 1, 1)
+
+
+def test_symphony_waits_while_a_larger_batch_could_still_be_in_time() -> None:
+    scene = Scene().queue(0, 0, FAR)
+    action, wake = make_policy("symphony").decide(scene.st, scene.tb)
+    assert action == scene.sim.n_actions - 1
+    assert 0 < wake < FAR
+    assert scene.ask(make_policy("symphony", defer=0.0)) == (0, 0, 1)
+
+
+def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> None:
+    solo = float(PROFILE.solo_latency_ms[0])
+    alone = Scene(streams=2).queue(1, 1, n=8)
+    assert alone.ask("strait") is not None
+    # One batch of high priority runs and would end just in time if nothing joined it.
+    tight = Scene(streams=2).run(0, 0, 0, 1.3 * solo).run(1, 2).queue(1, 1, n=8)
+    assert tight.ask("strait") is None
+
+
+def test_no_priority_ablation_treats_both_alike() -> None:
+    scene = Scene().queue(0, 0, 900.0).queue(1, 0, 100.0)
+    policy, _ = resolve("strait:no-priority", use_tuned=False)
+    assert scene.ask("strait") == (0, 0, 1)
+    assert scene.ask(policy) is not None
+
+
+def test_an_unknown_parameter_and_an_unknown_switch_are_named() -> None:
+    with pytest.raises(InputError, match="no parameter 'speed'"):
+        make_policy("fifo", speed=2)
+    with pytest.raises(InputError, match="unknown switch 'no-luck'"):
+        resolve("strait:no-luck")
+
+
+request = st_.tuples(st_.integers(0, 1), st_.integers(0, 2), st_.floats(0.0, 300.0), st_.integers(1, 9))
+batch = st_.tuples(st_.integers(0, 1), st_.integers(0, 2), st_.integers(0, 3), st_.floats(1.0, 200.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st_.lists(request, max_size=8), st_.lists(batch, max_size=4), st_.integers(1, 6))
+def test_no_policy_ever_names_an_invalid_action(
+    queued: list[tuple[int, int, float, int]], running: list[tuple[int, int, int, float]], streams: int
+) -> None:
+    scene = Scene(streams)
+    for p, m, b, deadline in running[:streams]:
+        scene.run(p, m, b, deadline)
+    for p, m, deadline, n in queued:
+        scene.queue(p, m, deadline, n)
+    for name in NAMES:
+        scene.ask(name)
