@@ -73,24 +73,31 @@ def _choose_range(choose, mem, p, st, tb, lo, hi, skip, actions, wakes):
             actions[e], wakes[e] = choose(st, tb, mem, e, p)
 
 
-def call_compiled(
+def bind_loop(
     loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
-) -> Any:
-    """Call ``loop(choose, mem, p, st, tb, *rest)`` with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
+) -> Callable[..., Any]:
+    """``loop(choose, mem, p, st, tb, *rest)`` compiled with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
 
     Numba would compile a loop anew for every function that it is given, in every process, since such an overload is never
     found in the cache. All policies have one signature, so one compiled loop serves them all; a call through the pointer
     costs a few nanoseconds.
     """
     if not hasattr(loop, "overloads"):
-        return loop(choose, mem, p, *args)  # NUMBA_DISABLE_JIT=1
+        return loop  # NUMBA_DISABLE_JIT=1
     own = (*map(numba.typeof, (*args[:2], mem)), types.int64, numba.typeof(p))
     pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
     signature = (pointer, *map(numba.typeof, (mem, p, *args)))
     if signature not in loop.overloads:
         loop.compile(signature)
     choose.compile(own)  # type: ignore[attr-defined]
-    return loop.overloads[signature].entry_point(choose, mem, p, *args)
+    return loop.overloads[signature].entry_point
+
+
+def call_compiled(
+    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+) -> Any:
+    """Call ``loop`` as ``bind_loop`` compiles it. Looking the types up takes a millisecond: bind it where that counts."""
+    return bind_loop(loop, choose, mem, p, *args)(choose, mem, p, *args)
 
 
 class Policy:
@@ -118,6 +125,7 @@ class Policy:
         self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
         self.memory = np.zeros((n, M_MEM))
         self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)
+        self._bound_all: tuple[Any, Any, Callable[..., None]] = (None, None, _choose_range)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
@@ -133,9 +141,12 @@ class Policy:
 
     def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
         """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        call_compiled(
-            _choose_range, self.kind.choose, self.memory, self.vector, st, tb, 0, len(actions), skip, actions, wakes
-        )
+        choose, args = self.kind.choose, (st, tb, 0, len(actions), skip, actions, wakes)
+        bound_st, bound_tb, loop = self._bound_all
+        if bound_st is not st or bound_tb is not tb:
+            loop = bind_loop(_choose_range, choose, self.memory, self.vector, *args)
+            self._bound_all = (st, tb, loop)
+        loop(choose, self.memory, self.vector, *args)
 
 
 def make_policy(name: str, n: int = 1, drop: float | None = None, **params: Any) -> Policy:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agents.policy import Policy, call_compiled
-from envs.generate import generate
+from envs.generate import Generator, generate
 from envs.jit import njit
 from envs.rng import mix
 from envs.simulator import Simulator
@@ -40,9 +40,17 @@ def _finish_range(choose, mem, p, st, tb, w, tr, lo, hi):
             step(st, w, tb, tr, e, action, wake)
 
 
-@njit
-def play_range(choose, st, w, tb, tr, gen, mem, lo, hi, p, decisions):
+def play_range(
+    policy: Policy, st: SchedState, w: World, tb: Tables, tr: Truth, gen: Generator, lo: int, hi: int, decisions: int
+) -> None:
     """Run ``decisions`` decisions in each world lo..hi-1 in lockstep; a world that ends generates its next episode."""
+    call_compiled(
+        _play_range, policy.kind.choose, policy.memory, policy.vector, st, tb, w, tr, gen, lo, hi, decisions
+    )
+
+
+@njit
+def _play_range(choose, mem, p, st, tb, w, tr, gen, lo, hi, decisions):
     for _ in range(decisions):
         for e in range(lo, hi):
             action, wake = choose(st, tb, mem, e, p)

@@ -37,10 +37,10 @@ def batched(config: EnvConfig, n: int, decisions: int, threads: int) -> Callable
     batch, policy = make(config, n)
     sim = batch.sim
     parts = [(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
-    world = (sim.state, sim.world, sim.tables, sim.truth, batch.generator, policy.memory)
+    world = (sim.state, sim.world, sim.tables, sim.truth, batch.generator)
 
     def part(bounds: tuple[int, int]) -> None:
-        play_range(policy.kind.choose, *world, *bounds, policy.vector, decisions // n)
+        play_range(policy, *world, *bounds, decisions // n)
 
     pool = ThreadPoolExecutor(threads)
     list(pool.map(part, parts))

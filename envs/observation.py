@@ -141,17 +141,21 @@ def observe(st, tb, e, out):
         return
     n_co = n_streams - env.n_free
     scale = st.scale[e, n_co, 1]
-    for p in range(2):
-        for m in range(n_models):
-            length = st.queue[e, p, m].length
-            if length == 0:
-                continue
-            head = st.entry[e, p, m, st.queue[e, p, m].head]
-            span = max(head.deadline - head.arrival, 1e-3)
-            for b in range(n_sizes):
-                n = tb.size[b]
+    # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
+    for m in range(n_models):
+        longest = max(st.queue[e, 0, m].length, st.queue[e, 1, m].length)
+        for b in range(n_sizes):
+            n = tb.size[b]
+            if n > longest:
+                break
+            solo = tb.solo[g, m, b]
+            larger = tb.size[min(b + 1, n_sizes - 1)]
+            for p in range(2):
+                length = st.queue[e, p, m].length
                 if n > length:
-                    break
+                    continue
+                head = st.entry[e, p, m, st.queue[e, p, m].head]
+                span = max(head.deadline - head.arrival, 1e-3)
                 duration, late_high, late_low, delay_high, delay_low = consider(st, tb, e, m, b, 1.0)
                 i = ((p * n_models + m) * n_sizes + b) * N_CANDIDATE
                 out[i] = 1.0
@@ -167,7 +171,6 @@ def observe(st, tb, e, out):
                 out[i + 10] = _clip(delay_low / unit)
                 out[i + 11] = _clip((now - head.arrival) / span)
                 out[i + 12] = _clip(math.log1p(length - n))
-                out[i + 13] = _clip((duration - tb.h2d[g, m, b] - tb.d2h[g, m, b]) / tb.solo[g, m, b] - 1.0)
-                out[i + 14] = tb.solo[g, m, b] / (n * tb.solo[g, m, 0])
-                larger = b + 1 < n_sizes and tb.size[min(b + 1, n_sizes - 1)] <= length
-                out[i + 15] = 1.0 if larger else 0.0
+                out[i + 13] = _clip((duration - tb.h2d[g, m, b] - tb.d2h[g, m, b]) / solo - 1.0)
+                out[i + 14] = solo / (n * tb.solo[g, m, 0])
+                out[i + 15] = 1.0 if b + 1 < n_sizes and larger <= length else 0.0

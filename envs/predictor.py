@@ -47,13 +47,6 @@ CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(14, N_WORK)
 
 
 @njit
-def core_of(tb, g, k):
-    """Core that stream k is pinned to."""
-    cores = int(tb.device[g, CORES])
-    return k % cores if cores > 0 else k
-
-
-@njit
 def features(n_core, n_other, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
     """Features of one batch among those that execute.
 
@@ -243,32 +236,30 @@ def _note_features(st, e, j, n_busy, cpu, mem, cache, done):
 @njit
 def load_in_flight(st, tb, e):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
-    g = e % tb.solo.shape[0]
     n = 0
     backlog = 0.0
     for k in range(st.stream.shape[1]):
         s = st.stream[e, k]
         if s.busy == 1:
-            follow(st, tb, e, n, s.model, s.b, s.wait, s.left, s.post, k, core_of(tb, g, k))
+            follow(st, tb, e, n, s.model, s.b, s.wait, s.left, s.post, k, s.core)
             backlog = max(backlog, s.wait)
             n += 1
     return n, backlog
 
 
 @njit
-def choose_spare(st, tb, e):
+def choose_spare(st, e):
     """Note which free stream the next dispatch takes: the first on the core with the fewest batches; -1 when none is free."""
-    g = e % tb.solo.shape[0]
     n_streams = st.stream.shape[1]
     best = -1
     least = n_streams
     for k in range(n_streams):
         if st.stream[e, k].busy == 1:
             continue
-        core = core_of(tb, g, k)
+        core = st.stream[e, k].core
         on = 0
         for other in range(n_streams):
-            on += st.stream[e, other].busy * (core_of(tb, g, other) == core)
+            on += st.stream[e, other].busy * (st.stream[e, other].core == core)
         if on < least:
             least = on
             best = k
@@ -287,7 +278,7 @@ def add_candidate(st, tb, e, n, backlog, m, b):
     """Put a batch that might be dispatched now into scratch column n, behind the copy backlog. Returns its wait in ms."""
     g = e % tb.solo.shape[0]
     wait = backlog + tb.device[g, DISPATCH] + tb.h2d[g, m, b] + cold_ms(st, tb, e, m)
-    core = core_of(tb, g, max(st.env[e].spare, 0))
+    core = st.stream[e, max(st.env[e].spare, 0)].core
     follow(st, tb, e, n, m, b, wait, tb.solo[g, m, b], tb.d2h[g, m, b], -1, core)
     return wait
 

@@ -165,6 +165,7 @@ class Profile:
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
+            log_rate=np.log(np.array(self.batch_sizes) * self.unit_ms / self.solo_ms)[None],
             demand=self.demand[None].copy(),
             weights=self.weight_bytes[None].copy(),
             load=self.load_ms[None].copy(),
@@ -197,7 +198,7 @@ class Profile:
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=np.array(
-                [[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1], self.cores]]
+                [[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1]]]
             ),
         )
 

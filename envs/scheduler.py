@@ -13,7 +13,7 @@ import numpy as np
 from envs.jit import njit
 from envs.outlook import foresee, forget_outlook, place
 from envs.predictor import FINISH, N_QUANTILES, STREAM, advance, choose_spare, cold_ms, learn
-from envs.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES
+from envs.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
@@ -40,9 +40,11 @@ def clear(st, tb, e):
         for m in range(st.queue.shape[2]):
             st.queue[e, p, m].head = 0
             st.queue[e, p, m].length = 0
+    cores = int(tb.device[g, CORES])
     for k in range(st.stream.shape[1]):
         st.stream[e, k].busy = 0
-    choose_spare(st, tb, e)
+        st.stream[e, k].core = k % cores if cores > 0 else k
+    choose_spare(st, e)
     st.count[e] = 0
     for f in range(N_FEATURES):
         st.weight[e, f] = tb.prior[g, f]
@@ -248,16 +250,16 @@ def dispatch(st, tb, e, action):
         _pop(st, e, p, m)
     env.next_batch += 1
     env.n_free -= 1
-    choose_spare(st, tb, e)
+    choose_spare(st, e)
     return k
 
 
 @njit
-def _release(st, tb, e, k):
+def _release(st, e, k):
     """Stream k is free again."""
     st.stream[e, k].busy = 0
     forget_outlook(st, e)
-    choose_spare(st, tb, e)
+    choose_spare(st, e)
     st.env[e].n_free += 1
 
 
@@ -270,7 +272,7 @@ def complete(st, tb, e, t, k, exec_ms):
         r = st.member[e, k, i]
         _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
     learn(st, tb, e, k, exec_ms, t - s.start)
-    _release(st, tb, e, k)
+    _release(st, e, k)
 
 
 @njit
@@ -281,7 +283,7 @@ def fail(st, tb, e, t, k):
     for i in range(s.n):
         r = st.member[e, k, i]
         _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
-    _release(st, tb, e, k)
+    _release(st, e, k)
 
 
 @njit

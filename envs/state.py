@@ -68,6 +68,7 @@ stream_t = np.dtype(
         ("b", "i4"),  # index of the batch size
         ("n", "i4"),  # requests in the batch
         ("n_co", "i4"),  # batches in flight when it was dispatched, itself not counted
+        ("core", "i4"),  # that the stream is pinned to
         ("cold", "i4"),  # 1 when the weights of its model had to be loaded first
     ],
     align=True,
@@ -125,6 +126,7 @@ class Tables(NamedTuple):
         size: (B,) int32, batch sizes, ascending.
         solo: (G, M, B) execution time alone on the device.
         h2d: (G, M, B) copy to the device. d2h: (G, M, B) copy back.
+        log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
         weights: (G, M) bytes of each model's weights. load: (G, M) time to bring them into the device's memory.
         device: (G, 7): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
@@ -139,6 +141,7 @@ class Tables(NamedTuple):
     solo: np.ndarray
     h2d: np.ndarray
     d2h: np.ndarray
+    log_rate: np.ndarray
     demand: np.ndarray
     weights: np.ndarray
     load: np.ndarray

@@ -88,9 +88,9 @@ class Truth(NamedTuple):
         pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
             co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
-        device: (G, 8): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
+        device: (G, 7): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
             log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
-            priority, cores (0: every stream is one).
+            priority.
     """
 
     solo: np.ndarray
@@ -272,8 +272,7 @@ def launch(st, w, tr, e, k):
     r.until = r.h2d_end
     r.phase = COPY_IN
     r.priority = s.priority
-    cores = int(tr.device[g, 7])
-    r.core = k % cores if cores > 0 else k
+    r.core = s.core
     if w.preempt[e, 0] > 0.0:
         r.work *= 1.0 + w.preempt[e, 2]
     for i in range(s.n):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from envs.jit import njit
-from envs.predictor import core_of
 
 
 @njit
@@ -99,12 +98,11 @@ def held_by_low(st, e):
 
 
 @njit
-def turns_on_spare(st, tb, e):
+def turns_on_spare(st, e):
     """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
-    g = e % tb.solo.shape[0]
-    core = core_of(tb, g, st.env[e].spare)
+    core = st.stream[e, st.env[e].spare].core
     n = 1
     for k in range(st.stream.shape[1]):
-        if st.stream[e, k].busy == 1 and core_of(tb, g, k) == core:
+        if st.stream[e, k].busy == 1 and st.stream[e, k].core == core:
             n += 1
     return n

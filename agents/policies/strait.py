@@ -95,7 +95,7 @@ def _next_queue(st, tb, e, pr, g, visited, patience):
                 break
             took = tb.solo[g, m, b] * speed
             # In logs: the discount of much slack would underflow.
-            worth = math.log(tb.size[b] * unit / took) - max(slack - took, 0.0) / (patience * unit)
+            worth = tb.log_rate[g, m, b] - max(slack - took, 0.0) / (patience * unit)
             if worth > best_worth and (b == 0 or took < slack):
                 best_worth = worth
                 best = m
@@ -147,7 +147,7 @@ def choose(st, tb, mem, e, p):
     g = e % tb.solo.shape[0]
     n_models = st.queue.shape[2]
     look(st, tb, e)
-    turns = turns_on_spare(st, tb, e)
+    turns = turns_on_spare(st, e)
     if turns > max(p[5], p[6]):
         return defer_action(st, tb), np.inf
     scale = _scale(st, e, p)
