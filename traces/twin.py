@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import lfilter
 
 from .arrivals import piecewise
 from .errors import InputError
@@ -49,6 +48,9 @@ def generate(parameters: TwinParameters, duration_ms: float, rng: np.random.Gene
     """
     if not (np.isfinite(duration_ms) and duration_ms > 0):
         raise InputError(f"duration_ms: {duration_ms}; a number above 0 is wanted")
+    # Imported here: it takes longer than all else that an environment without a twin needs.
+    from scipy.signal import lfilter
+
     step_ms = min([duration_ms, *(tau / 10 for tau in parameters.tau_ms)])
     steps = int(np.ceil(duration_ms / step_ms))
     log_rate = np.zeros(steps)
