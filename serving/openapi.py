@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.dataplane import LONGEST_TIMEOUT_US
+from serving.model_view import INPUT, OUTPUT
 from serving.tensors import DATATYPES
 
 Json = dict[str, Any]
@@ -215,7 +216,7 @@ _SCHEMAS: dict[str, Json] = {
         inputs=_array(
             _object(
                 ["name", "datatype", "shape"],
-                name=_STRING,
+                name={"type": "string", "enum": [INPUT]},
                 datatype=_DATATYPE,
                 shape=_SHAPE,
                 parameters={"type": "object", "properties": {"binary_data_size": _COUNT}},
@@ -227,7 +228,7 @@ _SCHEMAS: dict[str, Json] = {
         outputs=_array(
             _object(
                 ["name"],
-                name=_STRING,
+                name={"type": "string", "enum": [OUTPUT]},
                 parameters={"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
             ),
             maxItems=1,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import shutil
+import ssl
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -494,3 +498,21 @@ def test_the_binary_layout_is_little_endian() -> None:
     array = from_bytes(data, np.dtype("int32"), (3,), "x")
     assert array.tolist() == [1, -2, 3] and to_bytes(array) == data
     assert from_bytes(b"\x00\x02\x01", np.dtype("bool"), (3,), "x").tolist() == [False, True, True]
+
+
+async def test_https(executor: CpuExecutor, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = f"req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {key} -out {certificate}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=certificate)
+    trusting.check_hostname = False
+    async with serving_plane(executor) as plane, aiohttp.ClientSession() as session:
+        front = await start_http(plane, port=0, ssl_context=context)
+        url = f"https://127.0.0.1:{front.port}/v2/models/double/infer"
+        async with session.post(url, json=body(), ssl=trusting) as response:
+            assert response.status == 200
+        await front.close()
