@@ -240,7 +240,9 @@ def distances(
             costs[name] = 0.0 - float(sim.world.env[0].ret)
         exact = Simulator(few, 6 * config.requests, **settings)
         # Just above the best policy, so that a tie is found as well; a preempting device may do better than the bound.
-        optimum, proven = solve(exact, workload, min(c for n, c in costs.items() if "preempt" not in n) + 0.5)
+        optimum, proven = solve(
+            exact, workload, min((c for n, c in costs.items() if "preempt" not in n), default=np.inf) + 0.5
+        )
         if not proven:
             unproven += 1
             continue
