@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -225,7 +226,12 @@ def distances(
     unproven = 0
     for seed in tqdm(range(config.instances), unit="instance", desc="exact optimum", disable=not progress):
         few, workload = small_instance(profile, config, seed)
-        settings = {"n_streams": config.streams, "n_requests": config.requests, "queue_places": 16, "noise": False}
+        settings: dict[str, Any] = {
+            "n_streams": config.streams,
+            "n_requests": config.requests,
+            "queue_places": 16,
+            "noise": False,
+        }
         costs = {}
         for name in policies:
             policy, change = resolve(name)
@@ -234,7 +240,9 @@ def distances(
             costs[name] = 0.0 - float(sim.world.env[0].ret)
         exact = Simulator(few, 6 * config.requests, **settings)
         # Just above the best policy, so that a tie is found as well; a preempting device may do better than the bound.
-        optimum, proven = solve(exact, workload, min(c for n, c in costs.items() if "preempt" not in n) + 0.5)
+        optimum, proven = solve(
+            exact, workload, min((c for n, c in costs.items() if "preempt" not in n), default=np.inf) + 0.5
+        )
         if not proven:
             unproven += 1
             continue

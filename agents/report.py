@@ -210,7 +210,8 @@ def _pareto(frame: pd.DataFrame, names: list[str]) -> Figure:
         over_loads = 100 * mine.groupby("load")[list(tags.VIOLATION)].mean()
         style = _style(names, policy)
         axes[0].plot(*over_loads.to_numpy().T, color=style["color"], linewidth=0.6, alpha=0.5)
-        high, low = over_loads.loc[load] if load in over_loads.index else over_loads.iloc[-1]
+        at = load if load in over_loads.index else over_loads.index[-1]
+        high, low = over_loads.loc[at].to_numpy(float)
         axes[0].plot([high], [low], **(style | {"linestyle": "", "marker": "o", "markersize": 7}))
     axes[0].set(
         title=f"high against low priority (dot: load {load:g}, line: all loads)",

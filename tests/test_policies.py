@@ -124,12 +124,12 @@ def test_symphony_waits_while_a_larger_batch_could_still_be_in_time() -> None:
 
 
 def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> None:
-    solo = float(PROFILE.solo_latency_ms[0])
-    alone = Scene(streams=2).queue(1, 1, n=8)
-    assert alone.ask("strait") is not None
-    # One batch of high priority runs and would end just in time if nothing joined it.
-    tight = Scene(streams=2).run(0, 0, 0, 1.3 * solo).run(1, 2).queue(1, 1, n=8)
-    assert tight.ask("strait") is None
+    # Two batches run on two cores; the high-priority one would end just in time if no third joined them.
+    scene = Scene(3).run(0, 0).run(1, 2).queue(1, 1)
+    assert scene.ask("strait") == (1, 1, 1)
+    high = scene.st.stream[0, 0]
+    high.deadline = scene.st.member[0, 0, 0].deadline = high.finish + 0.01
+    assert scene.ask("strait") is None
 
 
 def test_no_priority_ablation_treats_both_alike() -> None:
