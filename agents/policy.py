@@ -63,7 +63,7 @@ def kinds() -> dict[str, PolicyKind]:
     return dict(_KINDS)
 
 
-@njit
+@njit(cache=False)  # a cached function that takes a function is never found again, and its index breaks
 def choose_range(choose, st, tb, mem, lo, hi, p, skip, actions, wakes):
     """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
     for e in range(lo, hi):

@@ -15,7 +15,7 @@ from envs.world import step
 from traces.workload import Workload
 
 
-@njit
+@njit(cache=False)  # a cached function that takes a function is never found again, and its index breaks
 def finish_range(choose, st, w, tb, tr, mem, lo, hi, p):
     """Run worlds lo..hi-1 to their end under ``choose``, one after the other."""
     for e in range(lo, hi):

@@ -38,7 +38,9 @@ def settings_flags(rest: Sequence[str]) -> list[str]:
     flags = []
     for flag in rest:
         name, equals, value = flag.partition("=")
-        flags.append((name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name) + equals + value)
+        flags.append(
+            (name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name) + equals + value
+        )
     return flags
 
 

@@ -62,7 +62,9 @@ def test_weights_that_are_not_numbers_defer() -> None:
         net.embed.weight.fill_(float("nan"))
     memory = np.zeros(memory_size(4, candidates))
     memory[-observation_size(candidates) :] = random_obs(1, candidates)[0]
-    assert forward_score(pack({k: v.numpy() for k, v in net.state_dict().items()}, 2.0), memory, candidates) == candidates
+    assert (
+        forward_score(pack({k: v.numpy() for k, v in net.state_dict().items()}, 2.0), memory, candidates) == candidates
+    )
 
 
 def test_candidates_that_are_not_valid_change_nothing() -> None:
