@@ -280,7 +280,7 @@ def train(config: TrainConfig, resume: str | Path | None = None) -> TrainResult:
 
     Args:
         config: settings.
-        resume: run, or checkpoint of one, to go on from, with the settings of that run (agents.run_folder.run_config).
+        resume: run, or checkpoint of one, to go on from; ``config`` is then what its config.yaml holds.
 
     Raises:
         InputError: a setting or the checkpoint is malformed.
