@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from tiny_training import ENV
 
 from agents.imitate import ImitateConfig, discounted, imitate
 from agents.learner import make_model
 from agents.policy import make_policy
 from agents.train_config import PPOConfig
 from envs.sb3 import SB3VecEnv
-from tests.training import ENV
 
 
 def test_returns_are_discounted_by_time_and_known_only_with_enough_after() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_training import TINY, tiny
 
 from agents import ppo, tags, train_cli
 from agents.checkpoint import checkpoints, find_checkpoint, random_arrays, read_checkpoint, set_random
@@ -19,7 +20,6 @@ from agents.learner import Clock
 from agents.policy_file import read_policy
 from agents.run_folder import make_run_folder
 from agents.train_config import TrainConfig, load_config, to_yaml
-from tests.training import TINY, tiny
 from traces.errors import InputError
 
 TIMES = ("time/",)  # scalars that differ between runs that are equal
