@@ -117,7 +117,7 @@ class DuelCallback(UpdateCallback):
 
     Attributes:
         best: least mean difference so far, share of violated weight. last: number of decisions at the last comparison.
-        seconds: time that the last one took.
+        latest: the last mean difference.
     """
 
     def __init__(self, duel: Duel, every: int, save: Callable[[bool], None], batch: Batch) -> None:
@@ -129,7 +129,6 @@ class DuelCallback(UpdateCallback):
         self.best = np.inf
         self.last = -1
         self.latest = np.nan
-        self.seconds = 0.0
 
     def on_update(self) -> None:
         """Compare, if it is time."""
@@ -141,11 +140,7 @@ class DuelCallback(UpdateCallback):
         steps = self.model.num_timesteps
         if steps == self.last:
             return
-        began = time.monotonic()
-        config = self.batch.config
-        score = self.duel.score(
-            LearnedPolicy(weights_of(self.model.policy), drop=config.drop, defer_ms=config.defer_ms)  # type: ignore[arg-type]
-        )
+        score = self._score()
         self.last = steps
         self.latest = float(self.duel.difference(score)[0].mean())
         self._record(score)
@@ -153,7 +148,17 @@ class DuelCallback(UpdateCallback):
         self.best = min(self.best, self.latest)
         self.logger.record("duel/best_difference", 100 * self.best)
         self.save(better)
-        self.seconds = time.monotonic() - began
+
+    def _score(self) -> Score:
+        config = self.batch.config
+        weights = weights_of(self.model.policy)  # type: ignore[arg-type]
+        return self.duel.score(LearnedPolicy(weights, drop=config.drop, defer_ms=config.defer_ms))
+
+    def seconds(self) -> float:
+        """Time that a comparison takes now that all is compiled."""
+        began = time.monotonic()
+        self._score()
+        return time.monotonic() - began
 
     def _record(self, score: Score) -> None:
         """Differences and rates in percentage points, see ``layout``."""

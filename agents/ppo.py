@@ -226,8 +226,11 @@ class Trainer:
         if model.num_timesteps == 0:
             self.duel.compare()
             self.logger.dump(0)
-        # The last comparison, and the reference and the policy on the workloads that confirm.
-        self.clock.begin_learning(self.duel.seconds * (1.0 + 2.0 * c.duel.confirm / c.duel.workloads) + 1.0)
+        if c.budget_s is None:
+            self.clock.begin_learning(0.0)
+        else:
+            # The last comparison, and the reference and the policy on the workloads that confirm.
+            self.clock.begin_learning(self.duel.seconds() * (1.0 + 2.0 * c.duel.confirm / c.duel.workloads) + 1.0)
         left = c.n_timesteps - model.num_timesteps
         if left > 0:
             model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
@@ -277,7 +280,7 @@ def train(config: TrainConfig, resume: str | Path | None = None) -> TrainResult:
 
     Args:
         config: settings.
-        resume: run, or checkpoint of one, to go on from, with the settings of that run (agents.run_folder.run_config).
+        resume: run, or checkpoint of one, to go on from; ``config`` is then what its config.yaml holds.
 
     Raises:
         InputError: a setting or the checkpoint is malformed.

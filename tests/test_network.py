@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tiny_training import ENV
 
 from agents.callbacks import weights_of
 from agents.forward import memory_size, pack
@@ -13,7 +14,6 @@ from agents.network import MASKED, CandidateNet, CandidatePolicy
 from envs.config import EnvConfig
 from envs.observation import N_CANDIDATE, N_SUMMARY, observation_size
 from envs.sb3 import SB3VecEnv
-from tests.training import ENV
 from traces.errors import InputError
 
 
