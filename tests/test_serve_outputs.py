@@ -107,6 +107,8 @@ async def served(measured: Any, *observers: Any, requests: int = 40) -> Engine:
 async def test_a_recording_is_read_by_the_rest_of_the_project(measured: Any, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "run", lambda: measured.machine, lambda: measured.runs)
     await served(measured, recorder)
+    for stream in (0, 1):  # side by side for certain, which real batches are by chance
+        recorder.batch_ended(batch(100_000, stream=stream))
     recorder.flush()
     part = tmp_path / "run" / "0000"
     measurements = Measurements.load(part)
