@@ -103,7 +103,7 @@ class RolloutCallback(UpdateCallback):
     def on_update(self) -> None:
         """Write what was recorded, as one point."""
         model = self.model
-        model.dump_logs(model.num_timesteps // (model.n_steps * model.n_envs))  # type: ignore[attr-defined]
+        model.dump_logs(model.num_timesteps // (model.n_steps * model.n_envs))  # type: ignore[attr-defined,call-arg]
 
 
 class DuelCallback(UpdateCallback):

@@ -44,9 +44,7 @@ def play_range(
     policy: Policy, st: SchedState, w: World, tb: Tables, tr: Truth, gen: Generator, lo: int, hi: int, decisions: int
 ) -> None:
     """Run ``decisions`` decisions in each world lo..hi-1 in lockstep; a world that ends generates its next episode."""
-    call_compiled(
-        _play_range, policy.kind.choose, policy.memory, policy.vector, st, tb, w, tr, gen, lo, hi, decisions
-    )
+    call_compiled(_play_range, policy.kind.choose, policy.memory, policy.vector, st, tb, w, tr, gen, lo, hi, decisions)
 
 
 @njit

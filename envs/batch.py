@@ -31,6 +31,8 @@ from envs.world import begin, run_to_decision, step
 from traces.errors import InputError
 from traces.workload import Workload
 
+NO_ACTIONS, NO_SEEDS, NOT_FRESH = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
+
 
 class Outcome(NamedTuple):
     """What a step gives beside observation and mask. One row for each of N worlds.
@@ -71,41 +73,42 @@ def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
 
 
 @njit
-def reset_range(st, w, tb, tr, gen, rec, rnd, lo, hi, seeds, which, obs, masks):
-    """Begin an episode in each world lo..hi-1 where ``which`` is set; observe all."""
-    for e in range(lo, hi):
-        if which[e]:
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seeds[e])
-        observe(st, tb, e, obs[e])
-        write_mask(st, tb, e, masks[e])
-
-
-@njit
-def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset, obs, masks):
+def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset, seeds, which, obs, masks):
     """One decision in each world lo..hi-1; with ``autoreset``, worlds that end begin their next episode at once.
 
     The seed of the next episode follows from the last. Without ``autoreset`` a world that ended shows its last
-    observation.
+    observation. With ``which`` (one a world; empty otherwise) no decision is made: the worlds where it is set begin an
+    episode, and all are observed. One function does both, since each would compile the whole world for itself.
     """
     for e in range(lo, hi):
-        before = st.env[e].now
-        action = actions[e]
-        out.invalid[e] = action != masks.shape[1] - 1 and not valid(st, tb, e, action)
-        step(st, w, tb, tr, e, action, before + w.options[e, 1])
-        out.reward[e] = w.env[e].reward
-        out.dt[e] = st.env[e].now - before
-        done = w.env[e].done == 1
-        out.done[e] = done
-        if done:
-            out.final_ret[e] = w.env[e].ret
-            out.final_steps[e] = w.env[e].steps
-            out.final_ms[e] = st.env[e].now
-            for p in range(2):
-                for o in range(out.final_count.shape[2]):
-                    out.final_count[e, p, o] = st.count[e, p, o]
-            if autoreset:
+        begins = False
+        seed = np.uint64(0)
+        if which.shape[0] > 0:
+            begins = which[e]
+            if begins:
+                seed = seeds[e]
+        else:
+            before = st.env[e].now
+            action = actions[e]
+            out.invalid[e] = action != masks.shape[1] - 1 and not valid(st, tb, e, action)
+            step(st, w, tb, tr, e, action, before + w.options[e, 1])
+            out.reward[e] = w.env[e].reward
+            out.dt[e] = st.env[e].now - before
+            done = w.env[e].done == 1
+            out.done[e] = done
+            if done:
+                out.final_ret[e] = w.env[e].ret
+                out.final_steps[e] = w.env[e].steps
+                out.final_ms[e] = st.env[e].now
+                for p in range(2):
+                    for o in range(out.final_count.shape[2]):
+                        out.final_count[e, p, o] = st.count[e, p, o]
+            if done and autoreset:
+                begins = True
+                seed = mix(w.env[e].seed, 7)
                 observe(st, tb, e, out.final_obs[e])
-                begin_episode(st, w, tb, tr, gen, rec, rnd, e, mix(w.env[e].seed, 7))
+        if begins:
+            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed)
         observe(st, tb, e, obs[e])
         write_mask(st, tb, e, masks[e])
 
@@ -212,17 +215,19 @@ class Batch:
         room = math.ceil(2.0 * mean + 8.0 * math.sqrt(mean)) + 16
         return min(room, len(self.recording.arrival)) if len(self.recording.arrival) else room
 
-    def _advance_arguments(self, lo: int, hi: int, actions: np.ndarray) -> tuple:
+    def _advance_arguments(
+        self, lo: int, hi: int, actions: np.ndarray, seeds: np.ndarray = NO_SEEDS, which: np.ndarray = NOT_FRESH
+    ) -> tuple:
         obs, masks = self._pairs[self._turn]
         source = (self.generator, self.recording, self.randomiser)
-        return (*self._world, *source, self.out, lo, hi, actions, self.autoreset, obs, masks)
+        return (*self._world, *source, self.out, lo, hi, actions, self.autoreset, seeds, which, obs, masks)
 
     def reset(self, seeds: np.ndarray, which: np.ndarray | None = None) -> None:
         """Begin an episode in each world where ``which`` (N,) is set (all if None), with ``seeds`` (N,) uint64."""
         which = np.ones(self.n, bool) if which is None else np.ascontiguousarray(which, bool)
         self._flip()
-        source = (self.generator, self.recording, self.randomiser)
-        reset_range(*self._world, *source, 0, self.n, np.asarray(seeds, np.uint64), which, self.obs, self.masks)
+        seeds = np.ascontiguousarray(seeds, np.uint64)
+        self._advance(*self._advance_arguments(0, self.n, NO_ACTIONS, seeds, which))
 
     def step(self, actions: np.ndarray) -> None:
         """One decision in every world: ``actions`` (N,), any integer dtype. Results are in ``obs``, ``masks``, ``out``."""

@@ -6,18 +6,22 @@ counted. Loads of environments and evaluations are shares of this number.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+
 import numpy as np
 
 from envs import rng
 from envs.config import EnvConfig
 from envs.generate import COLUMNS, Generator
 from envs.generate import make_generator as make_arrivals
-from envs.jit import njit
+from envs.jit import CACHE, njit
 from envs.profile import Profile
 from envs.scheduler import action_of, dispatch, enqueue
 from envs.simulator import Simulator
 from envs.world import begin, collect, launch, run_event
 from traces.errors import InputError
+from traces.files import atomic_write_text
 
 BATCHES = 3000
 WARM_BATCHES = 300
@@ -89,6 +93,25 @@ def measure_capacity(
         noise: whether batches draw measured residuals and stragglers.
         seed: of the mix and the noise; the same seed gives the same number.
     """
+    path = CACHE / "capacity" / _key(profile, streams, share, noise, seed)
+    # A second in every start is worth a file: the number depends on nothing else.
+    with contextlib.suppress(OSError, ValueError):
+        return float(path.read_text())
+    capacity = _measure(profile, streams, share, noise, seed)
+    with contextlib.suppress(OSError):
+        atomic_write_text(path, repr(capacity))
+    return capacity
+
+
+def _key(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool, seed: int) -> str:
+    """Digest of everything that the capacity depends on, beside the sources."""
+    digest = hashlib.sha256(repr((profile.batch_sizes, streams, sorted((share or {}).items()), noise, seed)).encode())
+    for field in (*profile.tables(), *profile.truth(streams, noise=noise)):
+        digest.update(np.ascontiguousarray(field).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool, seed: int) -> float:
     sizes = np.array(profile.batch_sizes)
     best = np.argmin(profile.solo_ms / sizes, axis=1)
     # Batches, not requests, are drawn: a model with large batches is drawn less often.

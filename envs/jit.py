@@ -31,16 +31,19 @@ def _source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_folder() -> str:
-    """Folder of the compiled code: beside the sources when that is writable, else in the user's cache."""
+def _cache_folder() -> Path:
+    """Folder of what was worked out: beside the sources when that is writable, else in the user's cache."""
     base = _ROOT / ".cache"
     if not os.access(_ROOT, os.W_OK):
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "strait-rl"
-    return str(base / "numba" / _source_digest())
+    return base / _source_digest()
 
+
+CACHE = _cache_folder()
+"""Folder of results that hold as long as no hot-path source changes: compiled code, measured capacities."""
 
 if "NUMBA_CACHE_DIR" not in os.environ:
-    numba.config.CACHE_DIR = _cache_folder()  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(CACHE / "numba")  # type: ignore[attr-defined]
 
 # No fastmath: compiled and plain Python must give the same bits. nogil: two halves of a batch run on two threads.
 # No Numba runtime (_nrt): compiled code cannot allocate at all, so "zero allocation a step" holds by construction, and

@@ -197,9 +197,7 @@ class Profile:
             count=count[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array(
-                [[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1]]]
-            ),
+            device=np.array([[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1]]]),
         )
 
     def save(self, path: str | Path) -> None:
