@@ -90,12 +90,14 @@ def log_of(measurements: Measurements) -> Log:
     strange = sorted(set(frame["batch_size"].tolist()) - set(sizes))
     if strange:
         raise InputError(f"batches.parquet: batch_size {strange[0]} is not among {sizes} of machine.json")
-    order = np.argsort(frame["dispatch_ms"].to_numpy(), kind="stable")
+    run = frame["run"].to_numpy()
+    late = _laid_out(run, frame["dispatch_ms"].to_numpy(), frame["d2h_end_ms"].to_numpy())
+    order = np.argsort(frame["dispatch_ms"].to_numpy() + late, kind="stable")
     place = {m.name: i for i, m in enumerate(machine.models)}
-    phases = {name: frame[name].to_numpy()[order] for name in PHASES}
+    phases = {name: (frame[name].to_numpy() + late)[order] for name in PHASES}
     return Log(
         row=order,
-        run=frame["run"].to_numpy()[order],
+        run=run[order],
         stream=frame["stream"].to_numpy()[order].astype(np.int64),
         model=frame["model"].astype(str).map(place).to_numpy()[order].astype(np.int64),
         size=np.searchsorted(sizes, frame["batch_size"].to_numpy()[order]),
@@ -104,6 +106,20 @@ def log_of(measurements: Measurements) -> Log:
         end=phases["exec_end_ms"],
         finish=phases["d2h_end_ms"],
     )
+
+
+def _laid_out(run: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Delay (N,) that puts each run after the one before: runs share the device, but not always a clock."""
+    names, which = np.unique(run, return_inverse=True)
+    first, last = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    np.minimum.at(first, which, start)
+    np.maximum.at(last, which, end)
+    delay = np.zeros(len(names))
+    free = -np.inf
+    for i in np.lexsort((names, first)):
+        delay[i] = max(free + 1e-3 - first[i], 0.0)
+        free = last[i] + delay[i]
+    return delay[which]
 
 
 class MeasuredReplay:
