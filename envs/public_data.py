@@ -61,7 +61,7 @@ def load_glet(folder: str | Path, device: str = "3080") -> pd.DataFrame:
     """
     columns = ("model", "batch", "duration_ms", "sm_pct", "l2_pct", "dram_pct")
     frame = _table(Path(folder) / f"util_{device}.csv", columns)
-    percent = [c for c in columns if c.endswith("_pct")]
+    percent = [c for c in map(str, frame.columns) if c.endswith("_pct")]
     return frame.assign(**{c[:-4]: frame[c] / 100.0 for c in percent}).drop(columns=percent)
 
 

@@ -26,7 +26,7 @@ class Boosting:
         except ImportError:
             raise InputError("model 'boosting' needs scikit-learn; pip install strait-rl[bench]") from None
         self.tree: Any = HistGradientBoostingRegressor(
-            max_iter=150, learning_rate=0.08, max_leaf_nodes=15, min_samples_leaf=10, random_state=0
+            max_iter=80, learning_rate=0.12, max_leaf_nodes=15, min_samples_leaf=10, random_state=0
         )
 
     @staticmethod
