@@ -150,7 +150,7 @@ class Trainer:
         env = self.config.env
         notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
         for name in (LAST, POLICY) if best else (LAST,):
-            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes)  # type: ignore[arg-type]
+            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
 
     def warm_start(self) -> ImitateResult:
         """Imitate the teacher; the worlds go on from where that leaves them."""
@@ -185,7 +185,7 @@ class Trainer:
         policy: Any = model.policy
         checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state)
         folder = self.run / "checkpoints" / f"{model.num_timesteps:012d}"
-        write_checkpoint(folder, checkpoint, env.drop, env.defer_ms, self._notes())
+        write_checkpoint(folder, checkpoint, env, self._notes())
         for old in checkpoints(self.run)[: -self.config.keep]:
             shutil.rmtree(old)
         return folder

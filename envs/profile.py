@@ -150,7 +150,7 @@ class Profile:
 
     def tables(self) -> Tables:
         """What the scheduler is told."""
-        device = np.zeros((1, 7))
+        device = np.zeros((1, 8))
         device[0, CORES] = self.cores
         device[0, DISPATCH] = self.dispatch_ms
         device[0, FORGETTING] = self.forgetting
