@@ -81,7 +81,7 @@ class Profile:
     memory_bytes: float = 0.0
     source: str = ""
     forgetting: float = 0.998
-    quantile_rate: float = 0.02
+    quantile_rate: float = 0.05
     speed_rate: float = 0.1
     extra: dict = field(default_factory=dict)
 

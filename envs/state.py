@@ -92,7 +92,7 @@ class SchedState(NamedTuple):
         count: (N, 2, 6) int64, requests by priority and outcome.
         weight: (N, F) weights of the slowdown predictor.
         cov: (N, F, F) inverse-covariance state of its recursive least squares.
-        bias: (N, M) per-model slowdown bias. seen: (N, M) batches that it was learned from.
+        bias: (N, M, B) slowdown bias of each model and batch size. seen: (N, M, B) batches that it was learned from.
         used: (N, M) when the model was last dispatched; -1 while its weights are not in the device's memory.
         moment: (N, K, F) sum of features of the batch in flight, weighted as ``sliced`` is.
         scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time by number of co-runners.
@@ -183,8 +183,8 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         count=np.zeros((n, 2, len(OUTCOMES)), np.int64),
         weight=np.zeros((n, N_FEATURES)),
         cov=np.zeros((n, N_FEATURES, N_FEATURES)),
-        bias=np.zeros((n, n_models)),
-        seen=np.zeros((n, n_models)),
+        bias=np.zeros((n, n_models, len(sizes))),
+        seen=np.zeros((n, n_models, len(sizes))),
         used=np.full((n, n_models), -1.0),
         moment=np.zeros((n, k, N_FEATURES)),
         scale=np.ones((n, k + 1, len(QUANTILES))),
