@@ -151,7 +151,7 @@ def test_command_line_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -
         (["--policies", '["magic"]'], "unknown policy 'magic'"),
         (["--workloads", '["rain"]'], "unknown workload 'rain'"),
         (["--profile", "abacus"], "no such profile"),
-        (["--seed", "x"], "--seed"),
+        (["--seeds", "x"], "seeds"),
     ],
 )
 def test_bad_input_is_one_clear_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
