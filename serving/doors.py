@@ -63,10 +63,7 @@ async def open_doors(
     from serving.dataplane import DataPlane, FrontLimits
     from serving.http_front import start_http
 
-    deadlines = {
-        name: timeout for name, entry in repository.entries().items() if (timeout := entry.timeout_ms) is not None
-    }
-    plane = DataPlane(engine, repository, metrics, limits=FrontLimits(), deadlines_ms=deadlines)
+    plane = DataPlane(engine, repository, metrics, limits=FrontLimits(), defaults=repository.defaults)
     try:
         http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
     except OSError as error:
