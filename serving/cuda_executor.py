@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serving.cpu_executor import copy_inputs
 from serving.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
-from serving.device import probe_device
+from serving.device import gpu_state, probe_device
 from serving.executor import Batch, BatchResult, OnResult
 from serving.models.served import DTYPES, Forward, ServedModel
 from serving.workers import LoadedModel, ThreadedExecutor, now_ms
@@ -81,6 +81,10 @@ class CudaExecutor(ThreadedExecutor):
     def device(self) -> DeviceInfo:
         """The device; see `Executor.device`."""
         return probe_device(self._device)
+
+    def gauges(self) -> dict[str, float]:
+        """NVML's, of this GPU; see `Executor.gauges`."""
+        return gpu_state(self._device)
 
     def memory(self, name: str) -> ModelMemory:
         """Return the memory that a loaded model holds now.

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from envs.state import LOW
 from serving.engine import Engine
 from serving.model_view import VERSION, ModelView, view_model
 from serving.refusal import Kind, Refusal
@@ -29,7 +30,8 @@ EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
 )  # fmt: skip
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day
-HIGH, LOW = 0, 1
+
+Defaults = Callable[[str], tuple[int | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class DataPlane:
         limits: what one client may ask.
         deadline_factor: a request without a deadline gets this multiple of its model's solo latency for each item,
         deadline_floor_ms: and not less than this.
-        deadlines_ms: default deadlines by model that replace the multiple.
+        defaults: priority and deadline in ms of a model's requests that name none; None where it leaves them to the above.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class DataPlane:
         limits: FrontLimits = FrontLimits(),
         deadline_factor: float = 10.0,
         deadline_floor_ms: float = 100.0,
-        deadlines_ms: Mapping[str, float] | None = None,
+        defaults: Defaults = lambda name: (None, None),
     ) -> None:
         self.engine = engine
         self.repository = repository
@@ -106,7 +108,8 @@ class DataPlane:
         self.limits = limits
         self.statistics = Statistics()
         engine.observers.append(self.statistics)
-        self._deadline = deadline_factor, deadline_floor_ms, dict(deadlines_ms or {})
+        self._deadline = deadline_factor, deadline_floor_ms
+        self._defaults = defaults
         self._names: tuple[str, ...] = ()
         self._views: dict[str, ModelView] = {}
         self._clients: dict[str, int] = {}
@@ -148,11 +151,15 @@ class DataPlane:
         self._names = self.engine.models
         loaded, tables = self.engine.executor.models, self.engine.tables
         solo_ms = (tables.h2d + tables.solo + tables.d2h)[0, :, 0]
-        factor, floor_ms, by_model = self._deadline
-        self._views = {
-            name: view_model(loaded[name], by_model.get(name, max(floor_ms, factor * float(solo_ms[m]))))
-            for m, name in enumerate(self._names)
-        }
+        factor, floor_ms = self._deadline
+        self._views = {}
+        for m, name in enumerate(self._names):
+            priority, deadline_ms = self._defaults(name)
+            self._views[name] = view_model(
+                loaded[name],
+                max(floor_ms, factor * float(solo_ms[m])) if deadline_ms is None else deadline_ms,
+                LOW if priority is None else priority,
+            )
 
     # Inference.
 
@@ -164,19 +171,21 @@ class DataPlane:
     def schedule(self, view: ModelView, parameters: Mapping[str, Any], n: int) -> tuple[int, float]:
         """The engine's priority, and the deadline in ms, of a request of n items.
 
-        `priority` is 1 (high), 2 (low) or 0 (the default: low); `timeout` is in microseconds, 0 is the model's default.
+        `priority` is 1 (high), 2 (low) or 0 (the model's default); `timeout` is in microseconds, 0 is the model's default.
 
         Raises:
             InputError: anything else.
         """
         priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
         if type(priority) is not int or not 0 <= priority <= 2:
-            raise InputError(f"priority is {str(priority)[:80]!r}; 1 (high), 2 (low) or 0 (default: low) is wanted")
+            raise InputError(
+                f"priority is {str(priority)[:80]!r}; 1 (high), 2 (low) or 0 (the model's default) is wanted"
+            )
         if type(timeout) is not int or not 0 <= timeout <= LONGEST_TIMEOUT_US:
             raise InputError(
                 f"timeout is {str(timeout)[:80]!r}; microseconds from 1 to {LONGEST_TIMEOUT_US}, or 0 (default), are wanted"
             )
-        return HIGH if priority == 1 else LOW, timeout / 1e3 if timeout else view.deadline_ms * n
+        return priority - 1 if priority else view.priority, timeout / 1e3 if timeout else view.deadline_ms * n
 
     async def infer(
         self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, client: str = ""

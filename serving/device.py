@@ -99,21 +99,22 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-def gpu_state(index: int = 0) -> dict[str, float] | None:
-    """Read a GPU's gauges by NVML.
+def gpu_state(device: str) -> dict[str, float]:
+    """Read the gauges of a GPU ("cuda:N") by NVML.
 
     Returns:
         `utilisation` and `memory_utilisation` (0 to 1), `memory_used_bytes`, `memory_total_bytes`, `power_w`,
-        `temperature_c`, `sm_clock_mhz`; None where there is no NVIDIA driver or no such GPU.
+        `temperature_c`, `sm_clock_mhz`; empty where there is no NVIDIA driver or no such GPU.
     """
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no library, no driver, or no right to ask: the server does without
-        return None
+        return {}
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        # By its name: NVML counts all GPUs of the machine, CUDA those that CUDA_VISIBLE_DEVICES shows.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         rates, memory = pynvml.nvmlDeviceGetUtilizationRates(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
         return {
             "utilisation": rates.gpu / 100,
@@ -125,7 +126,7 @@ def gpu_state(index: int = 0) -> dict[str, float] | None:
             "sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
         }
     except pynvml.NVMLError:
-        return None
+        return {}
     finally:
         pynvml.nvmlShutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,22 @@ def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
     return context
 
 
+def check_addresses(config: ServeConfig) -> None:
+    """Refuse addresses that cannot be listened on now, before models are loaded and measured.
+
+    Raises:
+        InputError: with the address.
+    """
+    for flag, port in (("port", config.port), *([("grpc_port", config.grpc_port)] if config.grpc else [])):
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an ended server may linger
+                one.bind(address)
+        except OSError as error:
+            raise InputError(f"--host {config.host} --{flag} {port}: cannot listen: {error.strerror}") from None
+
+
 async def open_doors(
     config: ServeConfig,
     engine: Engine,
@@ -63,10 +80,7 @@ async def open_doors(
     from serving.dataplane import DataPlane, FrontLimits
     from serving.http_front import start_http
 
-    deadlines = {
-        name: timeout for name, entry in repository.entries().items() if (timeout := entry.timeout_ms) is not None
-    }
-    plane = DataPlane(engine, repository, metrics, limits=FrontLimits(), deadlines_ms=deadlines)
+    plane = DataPlane(engine, repository, metrics, limits=FrontLimits(), defaults=repository.defaults)
     try:
         http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
     except OSError as error:

@@ -19,13 +19,15 @@ import numpy as np
 from agents.policy import Policy
 from envs.profile import Profile
 from envs.scheduler import clear, forget_outlook
-from envs.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES, SchedState, Tables, make_state, n_actions
+from envs.state import DROPPED, FAILED, SchedState, Tables, make_state, n_actions
+from serving.alarm import Alarm
 from serving.core import compile_core
 from serving.executor import BatchResult, Executor
 from serving.flight import Flight
 from serving.guard import GuardedPolicy
+from serving.ledger import Ledger, unreachable
 from serving.model_set import join_profiles, move_state
-from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, BatchRecord, Observer, Outcome, Request
+from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Outcome, Request
 from serving.warmup import warm_up
 from traces.errors import InputError
 
@@ -87,18 +89,15 @@ class Engine:
         self._core = compile_core(self.state, self.tables)
         self.guard = GuardedPolicy(policy, self.state, self.tables, self.config.decision_budget_ms)
         self.observers: list[Observer] = []
-        self.offered = np.zeros(2, np.int64)
-        self.ended = np.zeros((2, len(OUTCOMES)), np.int64)
+        self.ledger = Ledger(self.observers)
+        self.offered, self.ended = self.ledger.offered, self.ledger.ended
         self.batches = 0
         self.start_ms = time.perf_counter() * 1e3
         self._bind()
-        self._requests: dict[int, Request] = {}
+        self._requests = self.ledger.inside
         self._flights: list[Flight | None] = [None] * executor.streams
-        self._next_id = 0
         self._accepting = False
-        self._idle: asyncio.Event | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        self._alarm = Alarm(self.now_ms, self._pump)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: set[str] = set()
         self._left: dict[str, asyncio.Event] = {}
@@ -188,16 +187,13 @@ class Engine:
         arrival = now if arrival_ms is None else min(arrival_ms, now)
         requests = []
         for one in values:
-            request = Request(
-                self._next_id, m, model, priority, arrival, arrival + deadline_ms, one, self._loop.create_future()
+            request = self.ledger.open(
+                m, model, priority, arrival, arrival + deadline_ms, one, self._loop.create_future()
             )
-            self._next_id += 1
-            self.offered[priority] += 1
             requests.append(request)
             if not self._accepting:
-                self._resolve(request, DROPPED, STOPPING, "the server is stopping", now)
+                self.ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
                 continue
-            self._requests[request.id] = request
             if not self._core.arrive(
                 self.state, self.tables, 0, now, arrival, priority, m, request.id, request.deadline_ms
             ):
@@ -220,18 +216,16 @@ class Engine:
         """Take no more requests, finish those inside for at most `timeout_s`, then end the rest as dropped or failed."""
         self._accepting = False
         if self._requests:
-            self._idle = asyncio.Event()
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+                await asyncio.wait_for(self.ledger.empty(), timeout_s)
             except TimeoutError:
                 log.warning("stopping with %d requests queued and %d batches in flight", self.queued, self.in_flight)
         now = self.now_ms()
         self._core.drop_all(self.state, 0)
         self._collect(now, STOPPING, "the server is stopping")
         for request in list(self._requests.values()):
-            self._resolve(request, FAILED, STOPPING, "the server is stopping", now)
-        if self._timer is not None:
-            self._timer.cancel()
+            self.ledger.close(request, FAILED, STOPPING, "the server is stopping", now)
+        self._alarm.set(math.inf)
 
     # Changes while serving. Requests of other models, queued or in flight, notice nothing.
 
@@ -314,11 +308,6 @@ class Engine:
         if not self._run(result.stream, flight):
             self._pump()
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_at = math.inf
-        self._pump()
-
     # The decision loop.
 
     def _pump(self) -> None:
@@ -385,61 +374,19 @@ class Engine:
             if request is None:
                 continue  # it ended as the server stopped
             if reason == UNLOADED:  # taken out of the queue as if it were cancelled, but not by its client
-                self._resolve(request, DROPPED, reason, message, now)
-            elif request.discarded:
-                self._resolve(request, CANCELLED, LEFT, "cancelled in flight", now)
-            elif request.output is not None:
-                # The state calls a batch failed that was halved; its requests that have an output are none the worse.
-                met = outcome == MET or (outcome == FAILED and now <= request.deadline_ms)
-                self._resolve(request, MET if met else LATE, "", "", now)
+                outcome = DROPPED
             elif reason == UNREACHABLE:
-                self._resolve(request, outcome, reason, self._unreachable(request, now), now)
-            else:
-                self._resolve(request, outcome, reason, message or request.message, now)
-
-    def _unreachable(self, request: Request, now: float) -> str:
-        tb, m = self.tables, request.model
-        solo = float(tb.h2d[0, m, 0] + tb.solo[0, m, 0] + tb.d2h[0, m, 0])
-        waited = now - request.arrival_ms
-        return (
-            f"deadline of {request.deadline_ms - request.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
-            f"predicted finish at {waited + solo:.1f} ms at the earliest"
-        )
-
-    def _resolve(self, request: Request, outcome: int, reason: str, message: str, now: float) -> None:
-        self._requests.pop(request.id, None)
-        self.ended[request.priority, outcome] += 1
-        result = request.end(outcome, reason, message, now)
-        if not request.future.done():
-            request.future.set_result(result)
-        for observer in self.observers:
-            observer.request_ended(result)
-        if self._idle is not None and not self._requests:
-            self._idle.set()
+                message = unreachable(request, self.tables, now)
+            self.ledger.end(request, outcome, reason, message, now)
 
     def _report(self, flight: Flight, result: BatchResult) -> None:
         self.batches += 1
         if not self.observers:
             return
-        o = self.start_ms
-        record = BatchRecord(
-            flight.batch_id, result.stream, flight.priority, flight.model, len(flight.running), result.error,
-            result.dispatch_ms - o, result.h2d_start_ms - o, result.h2d_end_ms - o, result.exec_start_ms - o,
-            result.exec_end_ms - o, result.d2h_end_ms - o, flight.predicted_ms, flight.co_runners,
-        )  # fmt: skip
+        record = flight.record(result, self.start_ms)
         for observer in self.observers:
             observer.batch_ended(record)
 
     def _arm(self) -> None:
-        """Set the timer to when something is to be done even if nothing happens before."""
-        at = self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms)
-        if at == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = at
-        if at < math.inf:
-            assert self._loop is not None
-            # Whole milliseconds, rounded up: loops count so, and one that rings early would only be set again.
-            self._timer = self._loop.call_later(math.ceil(max(at - self.now_ms(), 0.0) + 0.01) / 1e3, self._on_timer)
+        """Ring when something is to be done even if nothing happens before."""
+        self._alarm.set(self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms))

@@ -90,6 +90,10 @@ class Executor(ABC):
     def device(self) -> DeviceInfo:
         """The device; its peaks are measured on first use (under a second), so ask before there is load."""
 
+    def gauges(self) -> dict[str, float]:
+        """What the device tells about itself, by name; nothing unless it has such gauges. See `serving.device.gpu_state`."""
+        return {}
+
     @property
     @abstractmethod
     def models(self) -> dict[str, ServedModel]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.executor import Batch, BatchResult
-from serving.request import Request
+from serving.request import BatchRecord, Request
 
 # What torch says on CUDA, what its CPU allocator says, and what Python and NumPy say.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "MemoryError", "Unable to allocate")
@@ -62,6 +62,15 @@ class Flight:
         """The part that was to run did not, or failed."""
         for request in self.running:
             request.message = error
+
+    def record(self, result: BatchResult, start_ms: float) -> BatchRecord:
+        """What observers are told of the part that ran, on a clock that began at `start_ms`."""
+        o = start_ms
+        return BatchRecord(
+            self.batch_id, result.stream, self.priority, self.model, len(self.running), result.error,
+            result.dispatch_ms - o, result.h2d_start_ms - o, result.h2d_end_ms - o, result.exec_start_ms - o,
+            result.exec_end_ms - o, result.d2h_end_ms - o, self.predicted_ms, self.co_runners,
+        )  # fmt: skip
 
     @property
     def teaches(self) -> bool:

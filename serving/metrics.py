@@ -6,7 +6,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from envs.state import PRIORITIES
-from serving.device import gpu_state
 from serving.engine import Engine
 from serving.request import BatchRecord, Observer, Outcome
 
@@ -99,9 +98,8 @@ class Metrics(Observer):
         self._overruns.set(engine.guard.overruns)
         self._replaced.set(engine.guard.replaced is not None)
         self._accepting.set(engine.accepting)
-        if engine.executor.device.kind == "cuda":
-            for name, value in (gpu_state() or {}).items():
-                if name not in self._gpu:
-                    self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
-                self._gpu[name].set(value)
+        for name, value in engine.executor.gauges().items():
+            if name not in self._gpu:
+                self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
+            self._gpu[name].set(value)
         return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -12,8 +12,19 @@ from envs.scheduler import clear, forget_outlook
 from envs.state import SchedState, Tables, make_state
 from traces.errors import InputError
 
-# The axis of the models in those arrays of the state that have one.
-_MODEL_AXIS = {"queue": 2, "entry": 2, "bias": 1, "seen": 1, "used": 1}
+
+def model_axes() -> dict[str, int]:
+    """The axis of the models in those arrays of the state that have one.
+
+    Found by comparing states of one and of two models, so that an array which the state gets later is not forgotten.
+    """
+    sizes = np.ones(1, np.int32)
+    one, two = make_state(1, 1, sizes, 1, 1), make_state(1, 2, sizes, 1, 1)
+    axes = {}
+    for field, a, b in zip(SchedState._fields, one, two):
+        if field != "ended" and a.shape != b.shape:  # nothing waits in `ended`, which is as long as all may need
+            axes[field] = next(axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis])
+    return axes
 
 
 def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> SchedState:
@@ -31,8 +42,9 @@ def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> Sch
     clear(new, tables, 0)
     source = np.asarray(came_from)
     kept = np.flatnonzero(source >= 0)
+    axes = model_axes()
     for field, before, after in zip(SchedState._fields, old, new):
-        axis = _MODEL_AXIS.get(field)
+        axis = axes.get(field)
         if axis is not None:
             np.moveaxis(after, axis, 0)[kept] = np.moveaxis(before, axis, 0)[source[kept]]
         elif field != "ended":
@@ -69,4 +81,6 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
         d2h_ms=np.concatenate([profile.d2h_ms, more.d2h_ms]),
         demand=np.concatenate([profile.demand, more.demand]),
         pair=pair,
+        weight_bytes=np.concatenate([profile.weight_bytes, more.weight_bytes]),
+        load_ms=np.concatenate([profile.load_ms, more.load_ms]),
     )

@@ -24,7 +24,7 @@ class ModelView:
         name: its name. dtype, datatype: of its input, for NumPy and in the protocol's words. item: shape of one input.
         output_datatype: of its output. output_item: shape of one output.
         below: integer inputs must be in [0, below); None when any will do.
-        deadline_ms: of one item, for requests that name none.
+        deadline_ms: of one item, for requests that name none. priority: 0 (high) or 1 (low), for requests that name none.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ModelView:
     output_item: tuple[int, ...]
     below: int | None
     deadline_ms: float
+    priority: int
 
     def metadata(self) -> dict[str, Any]:
         """The model's metadata."""
@@ -62,7 +63,7 @@ class ModelView:
             raise InputError(f"{INPUT}: model {self.name!r} takes integers from 0 to {self.below - 1}")
 
 
-def view_model(model: ServedModel, deadline_ms: float) -> ModelView:
+def view_model(model: ServedModel, deadline_ms: float, priority: int) -> ModelView:
     """Work a loaded model's view out."""
     dtype = np.dtype(model.input_dtype)
     # Only of our own models do we know that input_high is a bound and not just an example.
@@ -76,6 +77,7 @@ def view_model(model: ServedModel, deadline_ms: float) -> ModelView:
         output_item=tuple(model.output_shape),
         below=model.input_high if bounded else None,
         deadline_ms=deadline_ms,
+        priority=priority,
     )
 
 

@@ -146,7 +146,7 @@ _ERRORS = {
 _MODEL: Json = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _VERSION: Json = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": ["1"]}}
 _PRIORITY: Json = {
-    "type": "integer", "enum": [0, 1, 2], "description": "1 high, 2 low, 0 the default: low",
+    "type": "integer", "enum": [0, 1, 2], "description": "1 high, 2 low, 0 the model's default, low unless it says otherwise",
 }  # fmt: skip
 _TIMEOUT: Json = {
     "type": "integer",

@@ -189,6 +189,7 @@ class Repository:
         self._load = load
         self._unload = unload
         self._entries = read_entries(sources)
+        self._served = dict(self._entries)  # as they were when they were loaded
         self._state: dict[str, tuple[str, str]] = {}
         self._turn = asyncio.Lock()
 
@@ -200,7 +201,7 @@ class Repository:
 
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         """Priority and relative deadline (ms) of requests of a model that name none; None where it does not say."""
-        entry = self._entries.get(name)
+        entry = self._served.get(name)
         return (entry.priority, entry.timeout_ms) if entry else (None, None)
 
     def index(self) -> list[dict[str, str]]:
@@ -226,9 +227,11 @@ class Repository:
             if entry is None:
                 raise KeyError(name)
             self._state[name] = ("LOADING", "")
+            before, self._served[name] = self._served.get(name, entry), entry
             try:
                 await self._load(entry)
-            except InputError as error:
+            except Exception as error:  # a model's own code runs here
+                self._served[name] = before
                 if name in self._loaded():
                     del self._state[name]  # the one that is served stays
                 else:

@@ -18,7 +18,7 @@ from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.config import ServeConfig
-from serving.doors import Door, open_doors, tls_context
+from serving.doors import Door, check_addresses, open_doors, tls_context
 from serving.engine import Engine, EngineConfig
 from serving.executor import Executor, make_executor
 from serving.explain import explained, require_learned
@@ -64,6 +64,8 @@ class Server:
         if config.profile != "auto":
             self.base = self.base.select(list(self.entries))
         self.tls = tls_context(config)
+        if self.source is None:
+            check_addresses(config)
         self.executor: Executor | None = None
         self.engine: Engine | None = None
         self.repository: Repository | None = None

@@ -10,7 +10,6 @@ import numpy as np
 
 from agents import tags
 from agents.summary import summarise
-from serving.device import gpu_state
 from serving.engine import Engine
 from serving.logs import OnceLog
 from serving.replay import table_of
@@ -96,8 +95,7 @@ class Telemetry(Observer):
         values[tags.FALLBACKS] = guard.fallbacks
         if ratios:
             values[tags.PREDICTION_RATIO] = float(np.median(ratios))
-        if self.engine.executor.device.kind == "cuda":
-            values |= {GPU.format(gauge=name): value for name, value in (gpu_state() or {}).items()}
+        values |= {GPU.format(gauge=name): value for name, value in self.engine.executor.gauges().items()}
         self._step += 1
         try:
             for tag, value in values.items():

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from agents.policy import make_policy
+from envs.state import HIGH, LOW
 from serving.config import ServeConfig
+from serving.dataplane import DataPlane
 from serving.engine import Engine
 from serving.server import Server
 from traces.errors import InputError
@@ -148,3 +150,35 @@ async def test_a_corrupt_checkpoint_is_refused_and_the_old_policy_stays(
         assert engine.guard.name == "strait:no-transfer"
         assert not engine.tables.h2d.any(), "what the scheduler is told changes with the policy"
         assert {(await job).outcome for job in jobs} == {"met"}
+
+
+async def test_priority_and_timeout_of_a_model_are_its_requests_defaults(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "slow")
+    async with serving(listing) as server:
+        repository = server.repository
+        assert repository is not None
+        plane = DataPlane(engine_of(server), repository, defaults=repository.defaults)
+        assert plane.schedule(plane.model("double"), {}, 1)[0] == LOW
+        listing.write_text(listing.read_text().replace("false}", "false, priority: high, timeout_ms: 70}"))
+        repository.index()  # reads the listing again
+        assert plane.schedule(plane.model("double"), {}, 1)[0] == LOW, "what is loaded stays as it is"
+        await repository.load("double")
+        view = plane.model("double")
+        assert plane.schedule(view, {}, 1) == (HIGH, 70.0)
+        assert plane.schedule(view, {}, 3) == (HIGH, 210.0)
+        assert plane.schedule(view, {"priority": 2, "timeout": 5000}, 1) == (LOW, 5.0)
+        assert plane.schedule(plane.model("slow"), {}, 1)[0] == LOW
+
+
+async def test_a_model_whose_own_code_fails_while_it_is_loaded_is_unavailable_and_says_why(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double")
+    async with serving(listing) as server:
+        repository = server.repository
+        assert repository is not None
+        listing.write_text(listing.read_text() + ENTRY.format("unbuilt"))
+        with pytest.raises(Exception, match="cannot be built"):
+            await repository.load("unbuilt")
+        assert {row["name"]: row["state"] for row in repository.index()} == {
+            "double": "READY",
+            "unbuilt": "UNAVAILABLE",
+        }

@@ -51,3 +51,7 @@ def wide() -> nn.Module:
     """A model that really computes for a few ms."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 4))
+
+
+def unbuilt() -> nn.Module:
+    raise RuntimeError("this model cannot be built")
