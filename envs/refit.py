@@ -12,10 +12,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from envs.fit import drift_of, drift_period_ms, fit_truth, log_slowdown, quantiles
+from envs.fit import (
+    demands,
+    drift_of,
+    drift_period_ms,
+    fit_truth,
+    load_times,
+    log_slowdown,
+    quantiles,
+    solo_arrays,
+)
 from envs.profile import Profile
 from envs.replay_measurements import MeasuredReplay, log_of
-from envs.segments import Segments, cut
+from envs.segments import Segments, cores_of, cut
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
@@ -47,6 +56,55 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         end_ms = float(frame["d2h_end_ms"].max()) + 1.0 if len(frame) else end_ms
         frames.append(frame)
     return Measurements(machine, pd.concat(frames, ignore_index=True))
+
+
+def on_machine(base: Profile, measurements: Measurements) -> Profile:
+    """The base profile with the measured models in place of its own: solo latencies are theirs, interference the base's.
+
+    Interference of pairs is kept for models that the base knows by name; others interfere by their demands alone.
+
+    Args:
+        base: a shipped profile. measurements: solo runs of every model at every batch size.
+
+    Raises:
+        InputError: a model was never run alone at some size.
+    """
+    machine, frame = measurements.machine, measurements.batches
+    h2d, solo, d2h = solo_arrays(measurements)
+    solo = np.maximum(solo, np.finfo(float).eps)
+    models = tuple(model.name for model in machine.models)
+    dispatch = float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"]))
+    return replace(
+        base,
+        models=models,
+        batch_sizes=machine.batch_sizes,
+        cores=float(cores_of(machine)),
+        solo_ms=solo,
+        h2d_ms=h2d,
+        d2h_ms=d2h,
+        demand=demands(measurements, solo),
+        pair=_pairs(base, models, machine.batch_sizes),
+        weight_bytes=np.array([model.weight_bytes for model in machine.models], float),
+        load_ms=load_times(machine),
+        dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
+        source=f"{machine.device.name}: solo latencies of {len(frame)} batches; interference from {base.name}",
+    )
+
+
+def _pairs(base: Profile, models: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """(M*B, M*B) log slowdowns of the base where it knows both models and sizes, else 0."""
+    b = len(base.batch_sizes)
+    at = np.array(
+        [
+            base.models.index(m) * b + base.batch_sizes.index(s) if m in base.models and s in base.batch_sizes else -1
+            for m in models
+            for s in sizes
+        ]
+    )
+    pair = base.pair[np.ix_(at, at)].copy()
+    pair[at < 0] = 0.0
+    pair[:, at < 0] = 0.0
+    return pair
 
 
 def of_kind(measurements: Measurements, *kinds: str) -> Measurements:
