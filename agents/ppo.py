@@ -46,7 +46,7 @@ from agents.duel import FIRST_SEED, Duel
 from agents.imitate import ImitateResult, imitate, return_scale
 from agents.learned import load_policy
 from agents.learner import Clock, make_model
-from agents.policy_file import write_policy
+from agents.policy_file import read_policy, write_policy
 from agents.run_folder import LAST, POLICY, command_line, git_commit, make_logger, make_run_folder, note_run
 from agents.train_config import TrainConfig, one_line
 from agents.variants import resolve
@@ -173,6 +173,19 @@ class Trainer:
         self._stand()
         return result
 
+    def go_on_from(self, path: str | Path) -> None:
+        """Take the weights of a policy file; call after the warm start, which set the scale of rewards.
+
+        Raises:
+            InputError: it is not one, or its layers have another width.
+        """
+        policy: Any = self.model.policy
+        weights = read_policy(path).weights
+        try:
+            policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
+        except RuntimeError as error:
+            raise InputError(f"{path}: does not fit these settings ({one_line(error)})") from None
+
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""
         self.model._last_obs = self.batch.obs
@@ -285,12 +298,13 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def train(config: TrainConfig, resume: str | Path | None = None) -> TrainResult:
+def train(config: TrainConfig, resume: str | Path | None = None, start: str | Path | None = None) -> TrainResult:
     """Train a policy.
 
     Args:
         config: settings.
         resume: run, or checkpoint of one, to go on from; ``config`` is then what its config.yaml holds.
+        start: policy file whose weights a new run begins with.
 
     Raises:
         InputError: a setting or the checkpoint is malformed.
@@ -298,6 +312,8 @@ def train(config: TrainConfig, resume: str | Path | None = None) -> TrainResult:
     trainer = Trainer(config, resume)
     if resume is None:
         trainer.warm_start()
+        if start is not None:
+            trainer.go_on_from(start)
     with interruptible(trainer):
         trainer.learn()
     difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()

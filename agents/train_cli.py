@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents.from_log import Loop, close_loop
 from agents.train_config import TrainConfig, load_config, make_parser
 from traces.errors import InputError
 
@@ -16,6 +18,9 @@ USAGE = """Train the learned scheduling policy.
   python train.py --config default -n 50000000 --ppo.learning_rate 1e-4
   python train.py -i runs/ppo-1              go on where an interrupted run stopped
   python train.py --config quick --tune 20   search hyperparameters with Optuna
+  python train.py --from-log LOG --running policy.safetensors --pid PID
+                                             refit and fine-tune to what serve.py --record wrote; the file is replaced, and
+                                             the server told, if the new policy is better (--adopt FILE: replace another)
 
 short flags: -n (--n_timesteps), -i (--resume), -f (--logdir), --progress; dashes and underscores mean the same"""
 
@@ -29,6 +34,10 @@ def plain_parser() -> ArgumentParser:
     parser.add_argument("-f", "--log-folder", dest="folder", default=None)
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--tune", type=int, default=0)
+    parser.add_argument("--from-log", "--from_log", default=None)
+    parser.add_argument("--running", default=None)
+    parser.add_argument("--adopt", default=None)
+    parser.add_argument("--pid", type=int, default=None)
     parser.add_argument("-h", "--help", action="store_true")
     return parser
 
@@ -79,6 +88,23 @@ def settings(args: list[str]) -> tuple[TrainConfig, str | None, int]:
     return load_config(run / CONFIG, flags), known.resume, known.tune
 
 
+def loop_of(args: list[str]) -> Loop | None:
+    """The round of the loop that the flags ask for; None: an ordinary run.
+
+    Raises:
+        InputError: flags that do not go together.
+    """
+    known, _ = plain_parser().parse_known_args(args)
+    if known.from_log is None:
+        for name in ("running", "adopt", "pid"):
+            if getattr(known, name) is not None:
+                raise InputError(f"--{name} goes with --from-log")
+        return None
+    if known.resume is not None or known.tune:
+        raise InputError("--from-log goes with neither --resume nor --tune")
+    return Loop(known.from_log, known.running, known.adopt, known.pid)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 after an interrupt."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -86,7 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_parser(prog="train.py", description=USAGE).print_help()
         return 0
     try:
-        config, resume, trials = settings(args)
+        loop = loop_of(args)
+        config, resume, trials = settings(args if loop is None else ["--config", "quick", *args])
+        if loop is not None:
+            print(json.dumps(close_loop(config, loop)))
+            return 0
         if trials:
             from agents.tune_ppo import tune
 

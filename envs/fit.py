@@ -78,13 +78,18 @@ def load_times(machine: MachineInfo) -> np.ndarray:
 
 
 def fit_truth(
-    segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, ridge: float = 0.02
+    segments: Segments,
+    solo_ms: np.ndarray,
+    demand: np.ndarray,
+    ridge: float = 0.02,
+    base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slowdown by number of batches on a core and by pair.
 
     Args:
         segments: measured pieces. solo_ms: (M, B). demand: (M, B, 3).
         ridge: weight of the penalty that pulls pair terms to zero beyond what demands explain.
+        base: count and pair of a profile to start from, and to stay at where little was measured; None: start anew.
 
     Returns:
         count (n + 1,) up to the most batches seen on a core, pair (M*B, M*B) in logs, residual (N,): log of measured over
@@ -96,7 +101,7 @@ def fit_truth(
     flat = demand.reshape(mbs, -1)
     # Columns: count terms for n = 2.., products of demands, pairs of models, batch-size corrections on both sides.
     n_demand = flat.shape[1] ** 2
-    most = int(segments.n.max())
+    most = max(int(segments.n.max()), 1 if base is None else len(base[0]) - 1)
     at_demand = most - 1
     at_pair = at_demand + n_demand
     at_row = at_pair + n_models * n_models
@@ -134,11 +139,12 @@ def fit_truth(
     gather = csr_matrix((np.ones(s), (segments.batch, np.arange(s))), shape=(n_batches, s))
     log_solo = np.log(solo_ms.ravel()[segments.mb])
     penalty = np.full(columns, ridge)
-    penalty[:at_demand] = 1e-6
+    penalty[:at_demand] = 1e-6 if base is None else ridge
     penalty[at_demand:at_pair] = ridge / 10
+    known = np.zeros(s) if base is None else log_slowdown(segments, *base)
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        piece = segments.dt_ms * np.exp(-(x @ theta))
+        piece = segments.dt_ms * np.exp(-(known + x @ theta))
         work = np.maximum(gather @ piece, 1e-9)
         error = np.log(work) - log_solo
         # Huber: stragglers are noise, not interference.
@@ -149,9 +155,10 @@ def fit_truth(
         return value + scale * float(penalty @ theta**2) / 2, slope + scale * penalty * theta
 
     start = np.zeros(columns)
-    start[:at_demand] = np.log(np.arange(2, most + 1))
+    if base is None:
+        start[:at_demand] = np.log(np.arange(2, most + 1))
     theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    work = gather @ (segments.dt_ms * np.exp(-(x @ theta)))
+    work = gather @ (segments.dt_ms * np.exp(-(known + x @ theta)))
     residual = np.log(work) - log_solo
     count = np.ones(most + 1)
     count[2:] = np.exp(theta[:at_demand])
@@ -159,7 +166,35 @@ def fit_truth(
     pair = (flat[:, None, :, None] * flat[None, :, None, :]).reshape(mbs, mbs, -1) @ theta[at_demand:at_pair]
     pair += theta[at_pair:at_row].reshape(n_models, n_models)[np.ix_(m // n_sizes, m // n_sizes)]
     pair += theta[at_row:at_col][:, None] + theta[at_col:][None, :]
+    if base is not None:
+        count *= counts_to(base[0], most)
+        pair += base[1]
     return count, pair, residual
+
+
+def counts_to(count: np.ndarray, most: int) -> np.ndarray:
+    """Slowdowns by batches on a core up to ``most`` of them: (most + 1,); beyond what was measured the last step goes on."""
+    out = np.ones(max(most + 1, len(count)))
+    out[: len(count)] = count
+    for n in range(len(count), len(out)):
+        out[n] = out[n - 1] + (count[-1] - count[-2])
+    return out[: most + 1]
+
+
+def log_slowdown(segments: Segments, count: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """Log of the slowdown of each piece (S,) by a profile's count and pair."""
+    out = np.log(counts_to(count, int(segments.n.max(initial=1))))[segments.n]
+    beside = np.zeros(len(out))
+    own = segments.mb[segments.batch]
+    for slot in range(segments.others.shape[1]):
+        at = np.flatnonzero(segments.others[:, slot] >= 0)
+        beside[at] += pair[own[at], segments.mb[segments.others[at, slot]]] * segments.share[at, slot]
+    return out + np.maximum(beside, 0.0)
+
+
+def quantiles(noise: np.ndarray) -> np.ndarray:
+    """Log residuals as a profile keeps them: (RESIDUALS,) quantiles, within reason."""
+    return np.quantile(np.clip(noise, -1.0, 2.0), (np.arange(RESIDUALS) + 0.5) / RESIDUALS)
 
 
 def drift_of(segments: Segments, residual: np.ndarray, half: int = DRIFT_BATCHES) -> np.ndarray:
@@ -246,8 +281,6 @@ def fit(measurements: Measurements, name: str) -> Profile:
     prior, prior_cov = fit_prior(segments, solo, demand, drift)
     frame = measurements.batches
     noise = residual - drift
-    centred = noise - np.median(noise)
-    grid = (np.arange(RESIDUALS) + 0.5) / RESIDUALS
     return Profile(
         name=name,
         models=tuple(m.name for m in machine.models),
@@ -261,7 +294,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
         prior_cov=prior_cov,
         count=count,
         pair=pair,
-        residual=np.quantile(np.clip(centred, -1.0, 2.0), grid),
+        residual=quantiles(noise - np.median(noise)),
         drift=(float(drift.std()), drift_period_ms(segments, drift)),
         weight_bytes=np.array([m.weight_bytes for m in machine.models], float),
         load_ms=load_times(machine),

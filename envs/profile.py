@@ -56,6 +56,8 @@ class Profile:
         weight_bytes: (M,) bytes of weights. load_ms: (M,) time to bring them into the device's memory.
         memory_bytes: memory for weights; 0: all models fit.
         dispatch_ms: cost of a dispatch before its copy begins.
+        completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late. Both
+            are of the truth alone; a live engine measures them (serving.overhead).
         straggler: probability and factor of a straggler.
         source: where the numbers come from.
     """
@@ -74,6 +76,8 @@ class Profile:
     pair: np.ndarray
     residual: np.ndarray
     dispatch_ms: float = 0.1
+    completion_ms: float = 0.0
+    timer_ms: float = 0.0
     straggler: tuple[float, float] = (0.0, 1.0)
     drift: tuple[float, float] = (0.0, 1000.0)
     weight_bytes: np.ndarray = None  # type: ignore[assignment]  # zeros when not given
@@ -189,6 +193,7 @@ class Profile:
             # Beyond what was measured the last step of the slowdown goes on.
             count[n] = self.count[n] if n < have else count[n - 1] + (self.count[-1] - self.count[-2])
         p, x = self.straggler if noise else (0.0, 1.0)
+        drift = (self.drift[0] * noise, self.drift[1])
         return Truth(
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
@@ -197,7 +202,7 @@ class Profile:
             count=count[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array([[self.dispatch_ms, p, x, self.drift[0] * noise, self.drift[1], weights[0], weights[1]]]),
+            device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms]]),
         )
 
     def save(self, path: str | Path) -> None:

@@ -89,9 +89,9 @@ class Truth(NamedTuple):
         pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
             co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
-        device: (G, 7): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
+        device: (G, 9): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
             log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
-            priority.
+            priority, time from a batch's end until the scheduler sees it in ms, and by how much a timer rings late in ms.
     """
 
     solo: np.ndarray
@@ -378,6 +378,7 @@ def run_event(st, w, tb, tr, e):
         r.phase = COPY_OUT
         r.until = max(t, x.d2h_free) + tr.d2h[g, r.mb // tr.solo.shape[2], r.mb % tr.solo.shape[2]]
         x.d2h_free = r.until
+        r.until += tr.device[g, 7]
         if w.preempt[e, 0] > 0.0:
             _suspend(w, e, t)
         _set_slowdowns(w, tr, e, g)
@@ -414,6 +415,7 @@ def step(st, w, tb, tr, e, action, wake):
         action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
         wake: absolute time (ms) to wake at when deferring; inf for no timer.
     """
+    g = e % tr.solo.shape[0]
     x = w.env[e]
     x.reward = 0.0
     x.steps += 1
@@ -421,6 +423,6 @@ def step(st, w, tb, tr, e, action, wake):
         k = dispatch(st, tb, e, action)
         launch(st, w, tr, e, k)
     else:
-        defer(st, e, wake)
+        defer(st, e, wake + tr.device[g, 8])
     run_to_decision(st, w, tb, tr, e)
     x.ret += x.reward

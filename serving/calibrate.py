@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-import numpy as np
 import pandas as pd
 
-from envs.fit import demands, load_times, solo_arrays
 from envs.profile import Profile
+from envs.refit import on_machine
 from serving.executor import BatchResult, Executor
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
@@ -85,42 +84,5 @@ def calibrated(base: Profile, machine: MachineInfo, runs: Sequence[SoloRun]) -> 
     Args:
         base: a shipped profile. machine: models and batch sizes, in order. runs: of every model at every size.
     """
-    measurements = Measurements(machine, solo_rows(runs))
-    h2d, solo, d2h = solo_arrays(measurements)
-    floor = np.finfo(float).eps
-    solo = np.maximum(solo, floor)
-    models = tuple(model.name for model in machine.models)
-    frame = measurements.batches
-    dispatch = float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"]))
-    return replace(
-        base,
-        name="auto",
-        models=models,
-        batch_sizes=machine.batch_sizes,
-        cores=float(machine.device.cores) if machine.device.kind == "cpu" else 0.0,
-        solo_ms=solo,
-        h2d_ms=h2d,
-        d2h_ms=d2h,
-        demand=demands(measurements, solo),
-        pair=_pairs(base, models, machine.batch_sizes),
-        weight_bytes=np.array([model.weight_bytes for model in machine.models], float),
-        load_ms=load_times(machine),
-        dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
-        source=f"{machine.device.name}: solo latencies of {len(runs)} batches; interference from {base.name}",
-    )
-
-
-def _pairs(base: Profile, models: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
-    """(M*B, M*B) log slowdowns of the base where it knows both models and sizes, else 0."""
-    b = len(base.batch_sizes)
-    at = np.array(
-        [
-            base.models.index(m) * b + base.batch_sizes.index(s) if m in base.models and s in base.batch_sizes else -1
-            for m in models
-            for s in sizes
-        ]
-    )
-    pair = base.pair[np.ix_(at, at)].copy()
-    pair[at < 0] = 0.0
-    pair[:, at < 0] = 0.0
-    return pair
+    profile = on_machine(base, Measurements(machine, solo_rows(runs)))
+    return replace(profile, name="auto")

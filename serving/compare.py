@@ -106,7 +106,7 @@ def run_live(
     async def serve() -> tuple[dict[str, Any], pd.DataFrame]:
         chosen, tell = resolve(policy)
         engine = Engine(machine.executor, machine.profile, chosen, EngineConfig(), tell)
-        await engine.start()
+        await engine.start(warm_executor=False)  # ``open_machine`` did
         engine.observers.extend(observers)
         telemetry = None
         if logdir is not None:

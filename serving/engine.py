@@ -130,13 +130,17 @@ class Engine:
         """Whether requests are taken: started, and not stopping."""
         return self._accepting
 
-    async def start(self) -> None:
-        """Compile and warm up everything that a request will meet, then take requests."""
+    async def start(self, warm_executor: bool = True) -> None:
+        """Compile and warm up everything that a request will meet, then take requests.
+
+        Args:
+            warm_executor: False where every model has run at every batch size on every stream.
+        """
         self._loop = asyncio.get_running_loop()
         policies = (self.guard.policy, self.guard.fallback)
         await self._loop.run_in_executor(None, warm_up, self.tables, self.executor.streams, policies)
         sizes = self.profile.batch_sizes
-        for name in self.models:
+        for name in self.models if warm_executor else ():
             await self._loop.run_in_executor(None, self.executor.warm_up, name, sizes)
         self.executor.on_result = self._from_worker
         self._accepting = True

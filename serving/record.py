@@ -83,7 +83,7 @@ class Recorder(Observer):
             folder = self.folder / f"{self._part:04d}"
             _workload(arrivals, folder.parent.name).save(folder / "arrivals.parquet")
             if batches:
-                _campaign(self._machine(), self._solo(), batches).save(folder)
+                campaign_of(self._machine(), self._solo(), batches).save(folder)
         except OSError as error:
             self._once.failure(error)
             self._changed = True
@@ -112,7 +112,8 @@ def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
     )
 
 
-def _campaign(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
+def campaign_of(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
+    """Live batches, rows of stream, priority, model, batch size and phases, as a campaign with the solo runs."""
     sizes = set(machine.batch_sizes)
     known = {model.name for model in machine.models}
     frame = solo_rows([run for run in solo if run.model in known and run.batch_size in sizes])

@@ -1,0 +1,244 @@
+"""Policies live on real traces: the headline table (``python -m benchmarks.live``).
+
+Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine:
+arrivals of real traces (their fitted twins where the traces are absent), loads around the measured capacity, several
+repetitions with other requests; means with bootstrap intervals over repetitions, and paired differences.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from agents import tags
+from agents.compare import bootstrap, difference, weighted_rate
+from benchmarks.common import machine as machine_name
+from benchmarks.live_runs import LEARNED, LiveRun, check_policies, make_cells, run_all
+from envs.profile import Profile
+from serving.compare import capacity_rps, open_machine
+from serving.models.registry import DEFAULT_MODELS
+from traces.errors import InputError
+from traces.files import atomic_write_text
+
+RATES = ("high", "low", "weighted")  # violations in percent
+
+
+@dataclass
+class LiveConfig:
+    """What to serve.
+
+    Attributes:
+        out: folder of results.
+        policies: who serves; ppo is left out where no trained policy ships, a policy.safetensors stands for itself.
+        traces: arrivals, as for serve.py --replay.
+        loads: offered loads over the measured capacity.
+        duration: seconds of arrivals of each run.
+        repetitions: runs of each policy, trace and load, policies in turn.
+        models: built-in names, or NAME=SOURCE.
+        high_fraction: share of high-priority requests.
+        profile: what the schedulers are told of interference: a profile by name, or a JSON file.
+        streams: batches in flight.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of the first repetition's requests.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    out: str = "runs/live"
+    policies: list[str] = field(default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", LEARNED])
+    traces: list[str] = field(default_factory=lambda: ["azure_llm_2023", "mooncake"])
+    loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    duration: float = 10.0
+    repetitions: int = 3
+    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
+    high_fraction: float = 0.3
+    profile: str = "cpu2"
+    streams: int = 4
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("duration", "repetitions"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}: {getattr(self, name)}; a number above 0 is wanted")
+        if not self.loads or min(self.loads) <= 0:
+            raise InputError(f"--loads: {self.loads}; one or more numbers above 0 are wanted")
+
+
+def frame_of(runs: Sequence[LiveRun]) -> pd.DataFrame:
+    """One row a run, in the columns of ``agents.compare``: workload, load, seed, policy, violations in percent."""
+    rows = []
+    for one in runs:
+        high, low = (100 * one.result[tag] for tag in tags.VIOLATION)
+        n_high = int((one.table["priority"] == 0).sum())
+        rows.append(
+            {
+                "workload": one.offered.trace,
+                "load": one.offered.load,
+                "seed": one.offered.repetition,
+                "policy": one.policy,
+                "high": high,
+                "low": low,
+                "n_high": n_high,
+                "n_low": len(one.table) - n_high,
+                "p99_high_ms": one.result[tags.LATENCY_HIGH_P99_MS],
+                "goodput": one.result[tags.GOODPUT_RPS],
+                "decision_p99_us": one.result[tags.DECISION_P99_US],
+            }
+        )
+    frame = pd.DataFrame(rows)
+    columns = (frame[name].to_numpy() for name in ("high", "low", "n_high", "n_low"))
+    return frame.assign(weighted=weighted_rate(*columns))
+
+
+def table_of(frame: pd.DataFrame, references: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each policy over traces, loads and repetitions: rates and paired differences as [low, mean, high]."""
+    rows = []
+    for policy, mine in frame.groupby("policy", sort=False):
+        row: dict[str, Any] = {"policy": policy, "runs": len(mine)}
+        row |= {rate: _rounded(bootstrap(mine[rate].to_numpy())) for rate in RATES}
+        row |= {name: float(mine[name].fillna(0.0).mean()) for name in ("p99_high_ms", "goodput", "decision_p99_us")}
+        for reference in references:
+            if reference != policy:
+                row[f"minus_{reference}"] = {
+                    rate: _rounded(bootstrap(difference(frame, str(policy), reference, rate))) for rate in RATES
+                }
+        rows.append(row)
+    return rows
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 3) for value in values]
+
+
+def claims(frame: pd.DataFrame) -> dict[str, Any]:
+    """What the headline says, as far as those it is about were run: each with the interval of the difference in points."""
+    names = list(dict.fromkeys(frame["policy"]))
+    learned = [name for name in names if name == LEARNED or name.endswith(".safetensors")]
+    pairs = [("strait", rival, "high") for rival in names if rival != "strait" and rival not in learned]
+    pairs += [(name, "strait", "weighted") for name in learned]
+    out = {}
+    for policy, rival, rate in pairs if "strait" in names else ():
+        low, mean, high = _rounded(bootstrap(difference(frame, policy, rival, rate)))
+        out[f"{policy} below {rival} in {rate}"] = {"points": [low, mean, high], "clear": high < 0}
+    return out
+
+
+def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """The table for people, with intervals."""
+    table = Table(title="live, deadline violations, mean and 95 % interval over runs", title_justify="left")
+    for i, head in enumerate(("policy", "high", "low", "weighted", "p99 high", "in time", "decision p99")):
+        table.add_column(head, justify="left" if i == 0 else "right")
+    for row in rows:
+        shown = [f"{mean:.2f} % [{low:.2f}, {high:.2f}]" for low, mean, high in (row[rate] for rate in RATES)]
+        times = (f"{row['p99_high_ms']:.1f} ms", f"{row['goodput']:.1f}/s", f"{row['decision_p99_us']:.0f} us")
+        table.add_row(row["policy"], *shown, *times)
+    console.print(table)
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Weighted violations against load, one panel a trace, with intervals over repetitions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    traces = list(dict.fromkeys(frame["workload"]))
+    figure, row = pyplot.subplots(1, len(traces), figsize=(4.4 * len(traces), 3.4), squeeze=False, layout="tight")
+    for axes, trace in zip(row[0], traces, strict=True):
+        here = frame[frame["workload"] == trace]
+        for policy, mine in here.groupby("policy", sort=False):
+            loads = sorted(set(mine["load"]))
+            ends = np.array([bootstrap(mine.loc[mine["load"] == load, "weighted"].to_numpy()) for load in loads])
+            bars = np.abs(ends[:, [0, 2]] - ends[:, [1]]).T
+            axes.errorbar(loads, ends[:, 1], bars, marker="o", markersize=3, capsize=2, label=Path(str(policy)).stem)
+        axes.set_title(trace, fontsize=9)
+        axes.set_xlabel("offered load over capacity")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0][0].set_ylabel("weighted violations (%)")
+    row[0][0].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def run_benchmark(config: LiveConfig) -> dict[str, Any]:
+    """Run it; returns what is printed as the last line.
+
+    Raises:
+        InputError: an unknown policy, model or trace.
+    """
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr)
+
+    policies = check_policies(config.policies)
+    machine = open_machine(config.models, config.streams, config.device, Profile.load(config.profile), config.seed)
+    try:
+        capacity = capacity_rps(machine, seed=config.seed)
+        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+        cells = make_cells(
+            machine.profile,
+            config.traces,
+            config.loads,
+            config.repetitions,
+            capacity,
+            config.duration,
+            config.high_fraction,
+            config.seed,
+        )
+        runs = list(run_all(machine, policies, cells, say))
+    finally:
+        machine.close()
+    frame = frame_of(runs)
+    rows = table_of(frame, [name for name in ("strait", LEARNED) if name in policies])
+    print_table(rows, Console(width=130, stderr=True))
+    summary = {
+        "device": machine.executor.device.name,
+        "machine": machine_name(),
+        "capacity_rps": capacity,
+        "loads": config.loads,
+        "traces": config.traces,
+        "seconds": time.monotonic() - began,
+        "policies": rows,
+        "claims": claims(frame),
+    }
+    out = Path(config.out)
+    whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}
+    atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
+    draw(frame, out / "live.png")
+    return summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(prog="python -m benchmarks.live", description=__doc__.split("\n\n")[0], exit_on_error=False)
+    parser.add_class_arguments(LiveConfig, as_group=False)
+    try:
+        result = run_benchmark(LiveConfig(**parser.parse_args(argv).as_dict()))
+    except (InputError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

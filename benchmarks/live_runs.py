@@ -1,0 +1,109 @@
+"""Live runs of several policies on the same requests: what benchmarks.sim_to_live and benchmarks.live stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from agents.variants import CHECKPOINT, resolve
+from envs.profile import Profile
+from serving.calibrate import machine_of
+from serving.compare import Machine, run_live
+from serving.offered import lay_out, read_source
+from serving.overhead import OverheadMeter
+from traces.machine import MachineInfo, ModelInfo
+from traces.workload import Workload, WorkloadConfig
+
+LEARNED = "ppo"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Requests of one cell: the same for all policies.
+
+    Attributes:
+        trace: name of the arrivals. load: over the measured capacity. repetition: number of it, which seeds the workload.
+    """
+
+    trace: str
+    load: float
+    repetition: int
+    workload: Workload
+
+
+@dataclass
+class LiveRun:
+    """One policy live on a cell: the flat record of ``serving.report.result_of``, one row a request, and the overheads."""
+
+    policy: str
+    offered: Offered
+    result: dict[str, Any]
+    table: pd.DataFrame
+    meter: OverheadMeter
+
+
+def check_policies(names: Sequence[str]) -> tuple[str, ...]:
+    """The policies to run: an unknown name is told before anything runs, and "ppo" is left out where none ships.
+
+    Raises:
+        InputError: there is no such policy.
+    """
+    found = [name for name in dict.fromkeys(names) if name != LEARNED or CHECKPOINT.is_file()]
+    for name in found:
+        resolve(name)
+    return tuple(found)
+
+
+def machine_info(machine: Machine) -> MachineInfo:
+    """The description of the machine, models in the order of its profile."""
+    loaded, profile = machine.executor.models, machine.profile
+    return machine_of(
+        machine.executor, [ModelInfo(**loaded[name].describe()) for name in profile.models], profile.batch_sizes
+    )
+
+
+def make_cells(
+    profile: Profile,
+    traces: Sequence[str],
+    loads: Sequence[float],
+    repetitions: int,
+    capacity_rps: float,
+    duration_s: float,
+    high_fraction: float = 0.3,
+    seed: int = 0,
+) -> list[Offered]:
+    """The cells, one repetition after the other; each repetition draws other requests.
+
+    Raises:
+        InputError: an unknown trace, or nothing arrives in the time.
+    """
+    mix = WorkloadConfig(high_fraction=high_fraction)
+    cells = []
+    for repetition, trace, load in product(range(repetitions), traces, loads):
+        drawn = seed + repetition
+        source = read_source(trace, profile.models, drawn)
+        workload = lay_out(source, profile, load * capacity_rps, duration_s, mix, drawn)
+        cells.append(Offered(trace, load, repetition, workload))
+    return cells
+
+
+def run_all(
+    machine: Machine,
+    policies: Sequence[str],
+    cells: Sequence[Offered],
+    say: Say = lambda text: None,
+) -> Iterator[LiveRun]:
+    """Serve every cell under every policy, policies in turn; who goes first changes, so that none has the warmest device."""
+    for number, offered in enumerate(cells):
+        first = number % len(policies)
+        for policy in (*policies[first:], *policies[:first]):
+            facts = {"trace": offered.trace, "load": offered.load, "repetition": offered.repetition}
+            meter = OverheadMeter()
+            result, table = run_live(machine, policy, offered.workload, observers=[meter], facts=facts)
+            say(f"{offered.trace} at {offered.load:g}, repetition {offered.repetition + 1}: {policy}")
+            yield LiveRun(policy, offered, result | {"policy": policy}, table, meter)

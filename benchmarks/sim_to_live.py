@@ -1,0 +1,324 @@
+"""Simulated against live: ``python -m benchmarks.sim_to_live``.
+
+The same requests under the same policies, live on this machine and in the simulator with its profile, and the differences.
+The simulator's truth is given the engine's overheads, which runs that are not compared measure (serving.overhead); what each
+of them explains is in the report, as is what remains. ``--quick`` takes under a minute, ``--full`` a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jsonargparse import ArgumentError, ArgumentParser
+
+from agents import tags
+from agents.compare import HIGH_WEIGHT
+from agents.rollout import request_table, run
+from agents.summary import summarise
+from agents.variants import resolve
+from benchmarks.common import machine as machine_name
+from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_policies, machine_info, make_cells, run_all
+from envs.fit import fit
+from envs.profile import Profile
+from envs.simulator import Simulator
+from serving.compare import Machine, capacity_rps, open_machine
+from serving.engine import EngineConfig
+from serving.models.registry import DEFAULT_MODELS
+from serving.overhead import Overhead, OverheadMeter, measure_overhead
+from serving.profiler import ProfilerConfig, profile_device
+from traces.errors import InputError
+from traces.files import atomic_write_text
+
+TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
+CALIBRATE_S = 4.0
+CALIBRATE_SEED = 1000  # far from the seeds of what is compared
+SWITCHES = {
+    "quick": "one short repetition, under a minute",
+    "full": "long repetitions, for figures to be quoted",
+    "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
+}
+TRUTHS = ("profile", "+ delays", "+ noise")
+
+
+@dataclass
+class SimToLiveConfig:
+    """What to compare.
+
+    Attributes:
+        out: folder of report and pictures.
+        policies: who serves; ppo is left out where no trained policy ships.
+        loads: offered loads over the measured capacity.
+        trace: arrivals, as for serve.py --replay.
+        duration: seconds of arrivals of each live run.
+        repetitions: live runs of each policy and load, policies in turn.
+        worlds: simulated runs for each live one, which differ in their noise.
+        models: built-in names, or NAME=SOURCE.
+        streams: batches in flight.
+        device: auto, cpu, cuda or cuda:N.
+        profile_first: measure interference on this machine (a minute) rather than take that of the shipped profile.
+        seed: of the first repetition's requests.
+        quick: one short repetition, under a minute.
+        full: long repetitions, for figures to be quoted.
+    """
+
+    out: str = "runs/sim-to-live"
+    policies: list[str] = field(
+        default_factory=lambda: ["fifo", "edf", "priority-edf", "clockwork", "triton", "strait", LEARNED]
+    )
+    loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
+    trace: str = "bursty"
+    duration: float = 5.0
+    repetitions: int = 2
+    worlds: int = 8
+    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
+    streams: int = 4
+    device: str = "auto"
+    profile_first: bool = False
+    seed: int = 0
+    quick: bool = False
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("duration", "repetitions", "worlds"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}: {getattr(self, name)}; a number above 0 is wanted")
+        if not self.loads or min(self.loads) <= 0:
+            raise InputError(f"--loads: {self.loads}; one or more numbers above 0 are wanted")
+
+    def sized(self) -> SimToLiveConfig:
+        """With the lengths that ``quick`` or ``full`` stand for."""
+        if self.quick:
+            return replace(self, duration=1.0, repetitions=1)
+        return replace(self, duration=10.0, repetitions=5) if self.full else self
+
+
+def simulate(
+    told: Profile, truth: Profile, policy: str, offered: Offered, streams: int, worlds: int
+) -> list[pd.DataFrame]:
+    """Requests of one cell in simulation, one table a world.
+
+    Args:
+        told: what the scheduler is told, as live. truth: what the device and the engine do.
+        policy: as for ``agents.variants.resolve``.
+        offered: the cell. streams: of the device. worlds: runs with other noise.
+    """
+    # The driver of a live run offers requests by a timer, too: they are seen late, and have that much less time.
+    late = truth.timer_ms
+    workload = offered.workload
+    seen = replace(
+        workload, arrival_ms=workload.arrival_ms + late, deadline_ms=np.maximum(workload.deadline_ms - late, 1e-3)
+    )
+    chosen, change = resolve(policy, worlds)
+    sim = Simulator(
+        told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=truth.truth(streams)
+    )
+    # Live, what is queued is dropped once it is late by the engine's grace.
+    sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)
+    run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
+    tables = [request_table(sim, e) for e in range(worlds)]
+    for table in tables:
+        table["arrival_ms"] -= late
+        table["latency_ms"] += late
+        table["queue_ms"] += late
+    return tables
+
+
+def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """What is compared of one cell: the same for live and simulated tables of requests, pooled over runs."""
+    pooled, busy_ms, span_ms, base = [], 0.0, 0.0, 0
+    for table in tables:
+        ran = table[table["batch_id"] >= 0]
+        start = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).min()
+        finish = ran["finish_ms"].groupby(ran["batch_id"]).max()
+        busy_ms += float((finish - start).sum())
+        span_ms += streams * float(table["finish_ms"].max() - table["arrival_ms"].min())
+        batch = table["batch_id"].to_numpy()
+        pooled.append(table.assign(batch_id=np.where(batch >= 0, batch + base, -1)))
+        base += int(batch.max(initial=0)) + 1
+    whole = pd.concat(pooled, ignore_index=True)
+    metrics = summarise(whole)
+    ran = whole["batch_id"].to_numpy()
+    count = np.unique(ran[ran >= 0], return_counts=True)[1]
+    high, low = (100 * metrics[tag] for tag in tags.VIOLATION)
+    n_high, n_low = int((whole["priority"] == 0).sum()), int((whole["priority"] == 1).sum())
+    return {
+        "high": high,
+        "low": low,
+        "weighted": (HIGH_WEIGHT * high * n_high + low * n_low) / max(HIGH_WEIGHT * n_high + n_low, 1e-9),
+        "p50_ms": metrics[tags.LATENCY_P50_MS],
+        "p99_ms": metrics[tags.LATENCY_P99_MS],
+        "p99_high_ms": metrics[tags.LATENCY_HIGH_P99_MS],
+        "busy": busy_ms / max(span_ms, 1e-9),
+        "batch_sizes": [float(np.mean(count == size)) if len(count) else 0.0 for size in sizes],
+    }
+
+
+def measure(machine: Machine, config: SimToLiveConfig, capacity: float, repetition: int, say: Any) -> Overhead:
+    """The engine's overheads, from short runs that are not compared: one policy that never idles, one that thinks."""
+    info = machine_info(machine)
+    seed = config.seed + CALIBRATE_SEED + repetition
+    cells = make_cells(
+        machine.profile, [config.trace], [0.9], 1, capacity, min(CALIBRATE_S, config.duration), seed=seed
+    )
+    meters: list[OverheadMeter] = [one.meter for one in run_all(machine, ("fifo", "strait"), cells)]
+    overhead = measure_overhead(meters, info)
+    say(
+        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {overhead.handover_ms:.2f}, completion "
+        f"{overhead.completion_ms:.2f}, timers {overhead.timer_ms:.2f}; engine's thread {overhead.host_share:.0%} of a core"
+    )
+    return overhead
+
+
+def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
+    """Truths that know ever more: the profile as calibrated, the engine's delays, speed and noise beside the engine."""
+    delayed = overhead.delays(profile)
+    return dict(zip(TRUTHS, (profile, delayed, overhead.noise(delayed)), strict=True))
+
+
+def compare(
+    runs: Sequence[LiveRun], profile: Profile, overheads: Sequence[Overhead], config: SimToLiveConfig
+) -> pd.DataFrame:
+    """One row for each load, policy and truth: live and simulated figures, pooled over repetitions."""
+    known = [truths(profile, overhead) for overhead in overheads]
+    rows = []
+    for load in config.loads:
+        for policy in dict.fromkeys(one.policy for one in runs):
+            mine = [one for one in runs if one.policy == policy and one.offered.load == load]
+            live = describe([one.table for one in mine], config.streams, profile.batch_sizes)
+            for name in TRUTHS:
+                tables = [
+                    table
+                    for one in mine
+                    for table in simulate(
+                        profile, known[one.offered.repetition][name], policy, one.offered, config.streams, config.worlds
+                    )
+                ]
+                simulated = describe(tables, config.streams, profile.batch_sizes)
+                rows.append(
+                    {"load": load, "policy": policy, "truth": name, "requests": sum(len(one.table) for one in mine)}
+                    | {f"live_{key}": value for key, value in live.items()}
+                    | {f"sim_{key}": value for key, value in simulated.items()}
+                )
+    return pd.DataFrame(rows)
+
+
+def verdict(frame: pd.DataFrame) -> dict[str, Any]:
+    """The largest differences, and whether policies that differ live have the same order in simulation."""
+    points = np.concatenate([np.abs(frame[f"live_{p}"] - frame[f"sim_{p}"]) for p in ("high", "low")])
+    ratio = 100 * np.abs(frame["sim_p99_ms"] / frame["live_p99_ms"] - 1)
+    swapped = []
+    for load, rows in frame.groupby("load"):
+        live, simulated = rows["live_weighted"].to_numpy(), rows["sim_weighted"].to_numpy()
+        names = rows["policy"].to_numpy()
+        for i in range(len(rows)):
+            for j in range(i):
+                gap = live[i] - live[j]
+                if abs(gap) > TIE_POINTS and gap * (simulated[i] - simulated[j]) <= 0:
+                    swapped.append(f"{names[j]} and {names[i]} at {load:g}")
+    return {
+        "max_violation_difference_points": float(np.nanmax(points)),
+        "mean_violation_difference_points": float(np.nanmean(points)),
+        "max_p99_difference_pct": float(np.nanmax(ratio)),
+        "mean_p99_difference_pct": float(np.nanmean(ratio)),
+        "same_order": not swapped,
+        "swapped": swapped,
+    }
+
+
+def fitted_base(config: SimToLiveConfig) -> Profile | None:
+    """The profile of a quick campaign on this machine; None: the one that ships, calibrated."""
+    if not config.profile_first:
+        return None
+    settings = ProfilerConfig(config.out, config.device, config.streams, list(config.models), quick=True)
+    return fit(profile_device(settings, "python -m benchmarks.sim_to_live", sys.stderr.isatty()), "measured")
+
+
+def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
+    """Run it; returns what is printed as the last line.
+
+    Raises:
+        InputError: an unknown policy, model or trace.
+    """
+    from benchmarks.sim_to_live_report import write_report
+
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr)
+
+    config = config.sized()
+    policies = check_policies(config.policies)
+    base = fitted_base(config)
+    machine = open_machine(config.models, config.streams, config.device, base, config.seed)
+    runs: list[LiveRun] = []
+    overheads: list[Overhead] = []
+    try:
+        capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
+        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+        cells = make_cells(
+            machine.profile,
+            [config.trace],
+            config.loads,
+            config.repetitions,
+            capacity,
+            config.duration,
+            seed=config.seed,
+        )
+        for repetition in range(config.repetitions):
+            overheads.append(measure(machine, config, capacity, repetition, say))
+            here = [cell for cell in cells if cell.repetition == repetition]
+            runs += run_all(machine, policies, here, say)
+    finally:
+        machine.close()
+    say("simulating the same")
+    frame = compare(runs, machine.profile, overheads, config)
+    final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
+    explained = {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS}
+    parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
+    record = {
+        "device": machine.executor.device.name,
+        "machine": machine_name(),
+        "capacity_rps": capacity,
+        "seconds": time.monotonic() - began,
+        "config": asdict(config),
+        "overheads": {part: float(np.mean([getattr(o, part) for o in overheads])) for part in parts},
+        "explained": explained,
+        "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
+        **verdict(final),
+    }
+    out = Path(config.out)
+    atomic_write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
+    say(f"report: {write_report(record, out)}")
+    return record
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.sim_to_live", description=__doc__.split("\n\n")[0], exit_on_error=False
+    )
+    parser.add_class_arguments(SimToLiveConfig, as_group=False, skip=set(SWITCHES))
+    for name, meaning in SWITCHES.items():
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true", help=meaning)
+    try:
+        record = run_benchmark(SimToLiveConfig(**parser.parse_args(argv).as_dict()))
+    except (InputError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""A profile made truer by the log of a live run: what the log shows is taken over, and where it is thin the profile stays.
+
+The truth's slowdowns are fitted as corrections to those of the profile, its noise and drift are those of the log, and the
+scheduler's predictor starts from where it stands after it has lived through the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from envs.fit import (
+    demands,
+    drift_of,
+    drift_period_ms,
+    fit_truth,
+    load_times,
+    log_slowdown,
+    quantiles,
+    solo_arrays,
+)
+from envs.profile import Profile
+from envs.replay_measurements import MeasuredReplay, log_of
+from envs.segments import Segments, cores_of, cut
+from traces.errors import InputError
+from traces.measurements import PHASES, Measurements
+
+MIN_BATCHES = 100  # fewer say nothing about noise
+SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
+
+
+def joined(parts: Sequence[Measurements]) -> Measurements:
+    """Campaigns of one machine as one, laid one after another in time.
+
+    Raises:
+        InputError: there is none, or their models differ.
+    """
+    if not parts:
+        raise InputError("no measurements to join")
+    machine = parts[-1].machine
+    names = [model.name for model in machine.models]
+    frames: list[pd.DataFrame] = []
+    run = batch = 0
+    end_ms = 0.0
+    for part in parts:
+        if sorted(model.name for model in part.machine.models) != sorted(names):
+            raise InputError(f"parts of a log serve different models; the last serves {', '.join(names)}")
+        frame = part.batches.copy()
+        frame["run"] += run
+        frame["batch_id"] = np.arange(len(frame)) + batch
+        frame[list(PHASES)] += end_ms
+        run, batch = int(frame["run"].to_numpy().max(initial=run)) + 1, batch + len(frame)
+        end_ms = float(frame["d2h_end_ms"].max()) + 1.0 if len(frame) else end_ms
+        frames.append(frame)
+    return Measurements(machine, pd.concat(frames, ignore_index=True))
+
+
+def on_machine(base: Profile, measurements: Measurements) -> Profile:
+    """The base profile with the measured models in place of its own: solo latencies are theirs, interference the base's.
+
+    Interference of pairs is kept for models that the base knows by name; others interfere by their demands alone.
+
+    Args:
+        base: a shipped profile. measurements: solo runs of every model at every batch size.
+
+    Raises:
+        InputError: a model was never run alone at some size.
+    """
+    machine, frame = measurements.machine, measurements.batches
+    h2d, solo, d2h = solo_arrays(measurements)
+    solo = np.maximum(solo, np.finfo(float).eps)
+    models = tuple(model.name for model in machine.models)
+    dispatch = float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"]))
+    return replace(
+        base,
+        models=models,
+        batch_sizes=machine.batch_sizes,
+        cores=float(cores_of(machine)),
+        solo_ms=solo,
+        h2d_ms=h2d,
+        d2h_ms=d2h,
+        demand=demands(measurements, solo),
+        pair=_pairs(base, models, machine.batch_sizes),
+        weight_bytes=np.array([model.weight_bytes for model in machine.models], float),
+        load_ms=load_times(machine),
+        dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
+        source=f"{machine.device.name}: solo latencies of {len(frame)} batches; interference from {base.name}",
+    )
+
+
+def _pairs(base: Profile, models: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """(M*B, M*B) log slowdowns of the base where it knows both models and sizes, else 0."""
+    b = len(base.batch_sizes)
+    at = np.array(
+        [
+            base.models.index(m) * b + base.batch_sizes.index(s) if m in base.models and s in base.batch_sizes else -1
+            for m in models
+            for s in sizes
+        ]
+    )
+    pair = base.pair[np.ix_(at, at)].copy()
+    pair[at < 0] = 0.0
+    pair[:, at < 0] = 0.0
+    return pair
+
+
+def of_kind(measurements: Measurements, *kinds: str) -> Measurements:
+    """The batches of some kinds."""
+    keep = measurements.batches["kind"].isin(kinds)
+    return Measurements(measurements.machine, measurements.batches[keep].reset_index(drop=True))
+
+
+def residuals(profile: Profile, segments: Segments) -> np.ndarray:
+    """Log of measured over modelled execution time of each batch (N,)."""
+    work = segments.dt_ms * np.exp(-log_slowdown(segments, profile.count, profile.pair))
+    total = np.bincount(segments.batch, work, len(segments.mb))
+    return np.log(np.maximum(total, 1e-9) / profile.solo_ms.ravel()[segments.mb])
+
+
+def with_noise(profile: Profile, log: Measurements) -> Profile:
+    """The profile with execution times, noise and drift as a log has them; its models must be those of the log, in order.
+
+    What slows all batches alike, such as what the host takes from the device, stays in the middle of the residuals; what is
+    a model's own goes into its execution times, as far as the log has batches of that size.
+    """
+    if len(log.batches) < MIN_BATCHES:
+        return profile
+    segments = cut(log)
+    residual = residuals(profile, segments)
+    own = np.zeros(profile.solo_ms.size)
+    for mb in np.unique(segments.mb):
+        mine = residual[segments.mb == mb]
+        own[mb] = (np.median(mine) - np.median(residual)) * len(mine) / (len(mine) + SOLO_WEIGHT)
+    residual -= own[segments.mb]
+    drift = drift_of(segments, residual)
+    level = float(np.median(residual))
+    spread = float(np.std(drift - level))
+    return replace(
+        profile,
+        solo_ms=profile.solo_ms * np.exp(own).reshape(profile.solo_ms.shape),
+        residual=quantiles(residual - drift + level),
+        drift=(spread, drift_period_ms(segments, drift)),
+    )
+
+
+def refit(base: Profile, log: Measurements) -> Profile:
+    """The profile as a log of live batches makes it.
+
+    Args:
+        base: to start from; its models and batch sizes must be those of the log, in order.
+        log: batches of kind "live".
+
+    Raises:
+        InputError: models or batch sizes differ.
+    """
+    names = tuple(model.name for model in log.machine.models)
+    if names != base.models or log.machine.batch_sizes != base.batch_sizes:
+        raise InputError(f"the log serves {', '.join(names)}; the profile {base.name!r} has {', '.join(base.models)}")
+    if len(log.batches) < MIN_BATCHES:
+        return base
+    count, pair, _ = fit_truth(cut(log), base.solo_ms, base.demand, base=(base.count, base.pair))
+    # Without forgetting, recursive least squares weighs the whole log against what the prior is worth.
+    replay = MeasuredReplay(replace(base, forgetting=1.0), log.machine.streams)
+    replay.run(log_of(log))
+    frame = log.batches
+    told = replace(
+        base,
+        count=count,
+        pair=pair,
+        prior=replay.state.weight[0].copy(),
+        dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
+        source=f"{base.source}; refitted to {len(frame)} live batches",
+    )
+    return with_noise(told, log)
