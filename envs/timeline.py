@@ -141,8 +141,9 @@ def _ends(axes: Any, requests: Sequence[RequestRow]) -> None:
     for met, colour, marker, label in ((True, GOOD, "|", "deadline met"), (False, BAD, "x", "missed or dropped")):
         shown = [r for r in requests if (r.outcome == "met") == met]
         axes.scatter(
-            [r.finish_ms for r in shown], [r.priority for r in shown], 40, colour, marker, linewidths=1.2, label=label
-        )
+            [r.finish_ms for r in shown], [r.priority for r in shown], s=40, c=colour, marker=marker, linewidths=1.2,
+            label=label,
+        )  # fmt: skip
     axes.set_yticks(range(len(PRIORITIES)), PRIORITIES)
     axes.set_ylim(1.6, -0.6)
     axes.set_ylabel("ended", fontsize=9)
