@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from agents import tags
 from traces.errors import InputError
@@ -234,12 +234,14 @@ def run(config: FiguresConfig) -> dict[str, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.figures", description=__doc__.split("\n\n")[0], exit_on_error=False
+    )
     parser.add_argument("blocks", nargs="+", help="NAME=FILE for each block")
     parser.add_class_arguments(FiguresConfig, as_group=False, skip={"blocks"})
     try:
         filled = run(FiguresConfig(**parser.parse_args(argv).as_dict()))
-    except InputError as error:
+    except (InputError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for name, documents in filled.items():

@@ -44,7 +44,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 SMALLER = {
     "serving.profiler": "--quick false --batches 80 --batch_sizes [1,2] --streams 2",
     "agents.evaluate": "--loads [0.9] --seeds 1 --workers 1",
-    "train.py": "-n 512 --eval_freq 512 --save_freq 0 --env.streams 2 --env.duration_ms 300 --imitate.rounds 1 "
+    "train.py": "-n 512 --eval_freq 512 --save_freq 0 --env.streams 2 --env.duration_ms [300,300] --imitate.rounds 1 "
     "--imitate.steps 16 --imitate.epochs 1 --ppo.n_envs 16 --ppo.n_steps 16 --ppo.batch_size 128 --duel.loads [1.0] "
     "--duel.workloads 2 --duel.duration_ms 300 --duel.confirm 2",
     "serve.py": "--streams 2",
@@ -71,9 +71,15 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def inline_commands(text: str) -> list[list[str]]:
+    """Whole commands in running text and tables."""
+    return [shlex.split(code) for code in re.findall(r"`((?:python|make) [^`\n]+)`", text)]
+
+
 def all_commands() -> list[list[str]]:
-    found = {shlex.join(words): words for path in DOCUMENTS for words in commands(path.read_text())}
-    return list(found.values())
+    texts = [path.read_text() for path in DOCUMENTS]
+    found = [words for text in texts for words in (*commands(text), *inline_commands(text))]
+    return list({shlex.join(words): words for words in found}.values())
 
 
 class Parsed(BaseException):
@@ -245,7 +251,7 @@ def test_the_tutorial_runs_from_profile_to_serving(shell: Shell) -> None:
 def example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Numba's cache looks modules up by name
     spec.loader.exec_module(module)
     return module
 
