@@ -47,7 +47,7 @@ def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[Batc
             *what, start, predicted = flying.pop(k)
             copied, ended = float(runs[k].h2d_end), float(runs[k].exec_end)
             phases = (start, float(runs[k].h2d_start), copied, copied, ended, float(runs[k].until))
-            batches.append(BatchRow(*what, *phases, predicted))
+            batches.append(BatchRow._make((*what, *phases, predicted, None)))
     rows = world.request[0, : int(world.env[0].n)]
     requests = [
         RequestRow(i, models[r.model], int(r.priority), OUTCOMES[r.outcome], float(r.arrival), float(r.start),
