@@ -152,7 +152,7 @@ class DuelCallback(UpdateCallback):
     def _score(self) -> Score:
         config = self.batch.config
         weights = weights_of(self.model.policy)  # type: ignore[arg-type]
-        return self.duel.score(LearnedPolicy(weights, drop=config.drop, defer_ms=config.defer_ms))
+        return self.duel.score(LearnedPolicy(weights, drop=config.drop, defer_ms=config.defer_ms, turns=config.turns))
 
     def seconds(self) -> float:
         """Time that a comparison takes now that all is compiled."""

@@ -24,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from agents.policy_file import read_policy, write_policy
+from envs.config import EnvConfig
 from traces.errors import InputError
 
 FORMAT = "strait-checkpoint/1"
@@ -83,20 +84,18 @@ def set_random(arrays: dict[str, np.ndarray]) -> None:
     random.setstate((int(version), internal, None if np.isnan(gauss_next) else float(gauss_next)))
 
 
-def write_checkpoint(
-    folder: Path, checkpoint: Checkpoint, drop: float, defer_ms: float, notes: Mapping[str, str]
-) -> None:
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, env: EnvConfig, notes: Mapping[str, str]) -> None:
     """Write a checkpoint as ``folder``, whole or not at all; one that is there already is replaced.
 
     Args:
         folder: where to.
         checkpoint: what to write.
-        drop: see ``write_policy``, as ``defer_ms`` and ``notes``.
+        env: settings of the worlds that the policy is trained in. notes: see ``write_policy``.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_policy(temporary / POLICY, checkpoint.weights, drop, defer_ms, notes)
+    write_policy(temporary / POLICY, checkpoint.weights, env.drop, env.defer_ms, notes, env.turns)
     (temporary / OPTIMIZER).write_bytes(save_tensors(checkpoint.optimizer))
     np.savez_compressed(temporary / ARRAYS, allow_pickle=False, **checkpoint.arrays)  # type: ignore[arg-type]
     sums = {name: zlib.crc32((temporary / name).read_bytes()) for name in (POLICY, OPTIMIZER, ARRAYS)}

@@ -13,9 +13,10 @@ import numpy as np
 
 from envs.jit import njit
 from envs.observation import N_CANDIDATE, N_SUMMARY, observe
+from envs.scheduler import has_room, turns_on_spare
 
-HIDDEN, TIMER = 0, 1  # entries of the head of the vector: width, deferral timer in ms; weights follow
-HEAD = 2
+HIDDEN, TIMER, TURNS = 0, 1, 2  # head of the vector: width, deferral timer in ms, batches a core; weights follow
+HEAD = 3
 EMBED, CONTEXT, FIRST, SECOND, MEAN, LARGEST = range(6)  # rows of scratch, ``hidden`` long each
 N_ROWS = 6
 
@@ -25,16 +26,17 @@ def memory_size(hidden: int, n_candidates: int) -> int:
     return N_ROWS * hidden + n_candidates + 1 + n_candidates * N_CANDIDATE + N_SUMMARY
 
 
-def pack(weights: Mapping[str, np.ndarray], timer_ms: float) -> np.ndarray:
+def pack(weights: Mapping[str, np.ndarray], timer_ms: float, turns: float = 0.0) -> np.ndarray:
     """The weights of a ``CandidateNet`` (its state dict as arrays) as one vector for ``choose``.
 
     Args:
         weights: arrays by name; the value head is not needed.
         timer_ms: a deferral ends after so long, if no event ends it before.
+        turns: batches that may share a core; 0: no limit.
     """
     w = {k: np.asarray(v, np.float64) for k, v in weights.items()}
     hidden = w["summary.weight"].shape[0]
-    parts = [np.array([hidden, timer_ms], float)]
+    parts = [np.array([hidden, timer_ms, turns], float)]
     for layer, part in (("summary", "summary"), ("candidate", "candidate")):
         scaled = w[f"{layer}.weight"] / w[f"{part}_std"]
         parts += [w[f"{layer}.bias"] - scaled @ w[f"{part}_mean"], scaled.T.ravel()]
@@ -170,7 +172,9 @@ def choose(st, tb, mem, e, p):
     """One decision: observe, score, take the best."""
     n_candidates = 2 * st.queue.shape[2] * tb.size.shape[0]
     env = st.env[e]
-    if env.n_free == 0 or env.n_queued == 0:
+    if env.n_queued == 0 or not has_room(st, tb, e):
+        return n_candidates, np.inf
+    if p[TURNS] > 0.0 and turns_on_spare(st, e) > p[TURNS]:
         return n_candidates, np.inf
     h = int(p[HIDDEN])
     obs = N_ROWS * h + n_candidates + 1

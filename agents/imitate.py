@@ -133,6 +133,12 @@ def normalise(policy: CandidatePolicy, obs: np.ndarray) -> None:
     policy.net.set_normalisation(torch.as_tensor(rows), torch.as_tensor(obs[:, -N_SUMMARY:]))
 
 
+def return_scale(policy: CandidatePolicy, env: SB3VecEnv, teacher: Policy, steps: int, tau_ms: float) -> float:
+    """Factor that gives the learner's own returns a standard deviation of 1, from ``steps`` decisions of each world."""
+    returns = _roll(policy, env, teacher, steps, 0.0, tau_ms).returns[: steps // 2 + 1]
+    return 1.0 / max(float(returns.std()), 1e-3)
+
+
 def imitate(
     policy: CandidatePolicy, env: SB3VecEnv, teacher: Policy, config: ImitateConfig, tau_ms: float
 ) -> ImitateResult:

@@ -27,9 +27,11 @@ class LearnedParams:
 
     Attributes:
         defer_ms: a deferral ends after so long, if no event ends it before; as in training.
+        turns: batches that may share a core; 0: no limit; as in training.
     """
 
     defer_ms: float = 2.0
+    turns: int = 0
 
 
 KIND = PolicyKind("ppo", choose, LearnedParams, "this project: MaskablePPO, candidates scored one by one", adapts=True)
@@ -43,6 +45,7 @@ class LearnedPolicy(Policy):
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
         defer_ms: a deferral ends after so long, if no event ends it before.
+        turns: batches that may share a core; 0: no limit.
         metadata: of the file that the weights came from.
     """
 
@@ -52,12 +55,13 @@ class LearnedPolicy(Policy):
         n: int = 1,
         drop: float | None = None,
         defer_ms: float = 2.0,
+        turns: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(KIND, n, drop, defer_ms=defer_ms)
+        super().__init__(KIND, n, drop, defer_ms=defer_ms, turns=turns)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, defer_ms)
+        self.vector = pack(weights, defer_ms, turns)
         self.reset(n)
 
     def reset(self, n: int | None = None) -> None:
@@ -102,4 +106,4 @@ def load_policy(path: str | Path = DEFAULT, n: int = 1, drop: float | None = Non
     """
     file: PolicyFile = read_policy(DEFAULT if str(path) == "default" else Path(path))
     scale = file.drop if drop is None else drop
-    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.metadata)
+    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.turns, file.metadata)

@@ -55,7 +55,7 @@ class CandidateNet(nn.Module):
         self.value_out = nn.Linear(hidden, 1)
         for layer in (self.summary, self.candidate, self.context, self.embed, self.defer, self.value):
             nn.init.orthogonal_(layer.weight, 2**0.5)
-        for layer, gain in ((self.score, 0.01), (self.defer_out, 0.01), (self.value_out, 1.0)):
+        for layer, gain in ((self.score, 0.01), (self.defer_out, 0.01), (self.value_out, 0.01)):
             nn.init.orthogonal_(layer.weight, gain)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:

@@ -107,7 +107,7 @@ class Policy:
         kind: registered kind.
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; 0 never drops; None is the
-            kind's default (1 where it drops at all).
+            kind's default: its parameter ``drop_scale`` if it has one, else 1 where it drops at all.
         params: overrides of parameters by name.
     """
 
@@ -121,7 +121,8 @@ class Policy:
         self.kind = kind
         self.name = kind.name
         self.params = kind.params(**params)
-        self.drop = (1.0 if kind.drop else 0.0) if drop is None else drop
+        own = getattr(self.params, "drop_scale", 1.0 if kind.drop else 0.0)
+        self.drop = float(own) if drop is None else drop
         self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
         self.memory = np.zeros((n, M_MEM))
         self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)

@@ -40,6 +40,11 @@ class PolicyFile:
         """Deferral timer that it was trained with, in ms."""
         return float(self.metadata["defer_ms"])
 
+    @property
+    def turns(self) -> int:
+        """Batches that it lets share a core; 0: no limit."""
+        return int(self.metadata["turns"])
+
 
 def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     """Arrays of a policy file and their shapes, by the width of the layers."""
@@ -70,7 +75,12 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def write_policy(
-    path: str | Path, weights: Mapping[str, np.ndarray], drop: float, defer_ms: float, notes: Mapping[str, str]
+    path: str | Path,
+    weights: Mapping[str, np.ndarray],
+    drop: float,
+    defer_ms: float,
+    notes: Mapping[str, str],
+    turns: int = 0,
 ) -> None:
     """Write a policy file, atomically.
 
@@ -78,6 +88,7 @@ def write_policy(
         path: where to.
         weights: arrays by name, see ``shapes``.
         drop: drop scale that it was trained with. defer_ms: deferral timer that it was trained with.
+        turns: batches that it lets share a core; 0: no limit.
         notes: strings about how it was made; "command" and "seed" are expected of training.
     """
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()}
@@ -89,6 +100,7 @@ def write_policy(
         "hidden": str(arrays["summary.weight"].shape[0]),
         "drop": repr(float(drop)),
         "defer_ms": repr(float(defer_ms)),
+        "turns": str(int(turns)),
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,12 +146,13 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if theirs != mine:
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
-    for key in ("hidden", "drop", "defer_ms"):
+    for key in ("hidden", "drop", "defer_ms", "turns"):
         try:
             value = float(metadata[key])
         except (KeyError, ValueError):
             value = -1.0
-        if not (0 <= value < 1e6) or (key == "hidden" and (value < 1 or value != int(value))):
+        whole = key not in ("hidden", "turns") or value == int(value)
+        if not (0 <= value < 1e6) or not whole or (key == "hidden" and value < 1):
             raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; a number of at least 0 is wanted")
 
 

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import CallbackList
 
+from agents.baseline import Baseline
 from agents.buffer import SemiMarkovBuffer
 from agents.callbacks import (
     CheckpointCallback,
@@ -42,7 +43,7 @@ from agents.checkpoint import (
     write_checkpoint,
 )
 from agents.duel import FIRST_SEED, Duel
-from agents.imitate import ImitateResult, imitate
+from agents.imitate import ImitateResult, imitate, return_scale
 from agents.learned import load_policy
 from agents.learner import Clock, make_model
 from agents.policy_file import write_policy
@@ -95,6 +96,9 @@ class Trainer:
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
         self.batch = self.env.env.batch
         self.model = make_model(config.ppo, self.env, config.seed)
+        self.baseline = Baseline(self.batch, resolve(config.reference, self.batch.n)[0]) if config.baseline else None
+        if start is not None and self.baseline is not None:
+            self.env.began = self.baseline.began
         if start is None:
             self.run = make_run_folder(config)
         else:
@@ -150,7 +154,7 @@ class Trainer:
         env = self.config.env
         notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
         for name in (LAST, POLICY) if best else (LAST,):
-            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes)  # type: ignore[arg-type]
+            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
 
     def warm_start(self) -> ImitateResult:
         """Imitate the teacher; the worlds go on from where that leaves them."""
@@ -158,8 +162,14 @@ class Trainer:
         self.env.reset()
         policy: Any = self.model.policy
         teacher = resolve(c.teacher, c.ppo.n_envs)[0]
-        result = imitate(policy, self.env, teacher, c.imitate, c.ppo.tau_ms)
+        # Relative to itself a teacher's return is 0: there is no value to learn from it then.
+        settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
+        result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
         self.buffer.reward_scale = result.reward_scale
+        if self.baseline is not None:
+            self.env.began = self.baseline.began
+            self.baseline.began(np.ones(c.ppo.n_envs, bool))
+            self.buffer.reward_scale = return_scale(policy, self.env, teacher, c.imitate.steps, c.ppo.tau_ms)
         self._stand()
         return result
 
@@ -185,7 +195,7 @@ class Trainer:
         policy: Any = model.policy
         checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state)
         folder = self.run / "checkpoints" / f"{model.num_timesteps:012d}"
-        write_checkpoint(folder, checkpoint, env.drop, env.defer_ms, self._notes())
+        write_checkpoint(folder, checkpoint, env, self._notes())
         for old in checkpoints(self.run)[: -self.config.keep]:
             shutil.rmtree(old)
         return folder

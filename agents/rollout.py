@@ -72,7 +72,7 @@ def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Se
     """
     policy.reset(sim.n)
     params = getattr(policy, "params", None)
-    sim.world.options[:, 0] = getattr(params, "drop_scale", policy.drop)
+    sim.world.options[:, 0] = policy.drop
     sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
     sim.load(workloads)
     sim.begin(seeds)

@@ -98,6 +98,7 @@ class TrainConfig:
             where the run ends or is interrupted.
         keep: checkpoints kept, the newest.
         teacher: policy that the warm start imitates. reference: policy to beat.
+        baseline: rewards are relative to what the reference does with the same requests (agents.baseline).
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
         progress: show a progress bar.
@@ -112,6 +113,7 @@ class TrainConfig:
     keep: int = 3
     teacher: str = "strait"
     reference: str = "strait"
+    baseline: bool = True
     logdir: str = "runs"
     name: str = ""
     threads: int = 2

@@ -26,7 +26,7 @@ from envs.rng import mix
 from envs.scheduler import mask as write_mask
 from envs.scheduler import valid
 from envs.simulator import Simulator
-from envs.state import OUTCOMES
+from envs.state import OUTCOMES, TURNS
 from envs.world import begin, run_to_decision, step
 from traces.errors import InputError
 from traces.workload import Workload
@@ -170,6 +170,7 @@ class Batch:
         )
         self.randomiser, self.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
         self.sim.truth = self.truth
+        self.sim.tables.device[:, TURNS] = config.turns
         self.sim.world.options[:] = (config.drop, config.defer_ms, config.end_ms)
         n_actions, size = self.sim.n_actions, self.sim.obs_size
         self._pairs = [(np.zeros((n, size), np.float32), np.zeros((n, n_actions), bool)) for _ in range(2)]

@@ -46,6 +46,7 @@ class EnvConfig:
         profile: path or name of a profile, or "synthetic:SEED".
         models: the models served, by name; empty: all of the profile.
         streams: streams K of the device.
+        turns: batches that may share a core in turns; 0: as many as there are streams.
         load: offered load as a share of the capacity measured in simulation (envs.capacity). None leaves a workload's
             arrivals as recorded.
         burst: arrival rate in a burst over the mean rate; (1, 1) is a Poisson process.
@@ -73,6 +74,7 @@ class EnvConfig:
     profile: str = DEFAULT_PROFILE
     models: tuple[str, ...] = ()
     streams: int = 4
+    turns: int = 0
     load: Range | None = (0.5, 1.3)
     burst: Range = (1.0, 4.0)
     burst_share: Range = (0.1, 0.3)
@@ -109,7 +111,14 @@ class EnvConfig:
         object.__setattr__(self, "weights", as_range("weights", self.weights))
         if min(self.weights) < 0:
             raise InputError(f"weights: {self.weights}; numbers of at least 0 are wanted")
-        for name, lowest in (("streams", 1), ("queue_places", 1), ("drop", 0), ("end_ms", 0), ("mix_spread", 0)):
+        for name, lowest in (
+            ("streams", 1),
+            ("turns", 0),
+            ("queue_places", 1),
+            ("drop", 0),
+            ("end_ms", 0),
+            ("mix_spread", 0),
+        ):
             if not getattr(self, name) >= lowest:
                 raise InputError(f"{name}: {getattr(self, name)}; at least {lowest} is wanted")
         if not self.defer_ms > 0:

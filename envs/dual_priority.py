@@ -34,7 +34,8 @@ class DualPriorityEnv(gym.Env):
     | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
     | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer_ms` |
 
-    A dispatch is valid when a stream is free and the queue holds as many requests. DEFER is always valid. An action that is
+    A dispatch is valid when a stream is free, fewer than `turns` batches share its core (0: no limit) and the queue holds as
+    many requests. DEFER is always valid. An action that is
     not valid counts as DEFER and is reported in `info["invalid_action"]`.
 
     ## Observation Space

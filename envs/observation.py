@@ -11,7 +11,7 @@ import math
 
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
-from envs.scheduler import RATE_WINDOW_MS, head_deadline
+from envs.scheduler import RATE_WINDOW_MS, has_room, head_deadline
 from envs.state import CORES, HIGH, UNIT
 
 SCHEMA = "strait-observation/2"
@@ -137,7 +137,7 @@ def observe(st, tb, e, out):
     out[:] = 0.0
     first = look(st, tb, e)
     _summary(st, tb, e, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
-    if env.n_free == 0 or env.n_queued == 0:
+    if env.n_queued == 0 or not has_room(st, tb, e):
         return
     n_co = n_streams - env.n_free
     scale = st.scale[e, n_co, 1]

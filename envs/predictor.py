@@ -1,14 +1,14 @@
 """The scheduler's interference predictor: slowdown from co-runners, finish times, and what is learned online.
 
 The slowdown of batch i among the set S that executes now is
-``s_i(S) = n_i (1 + bias[model_i] + w . x(i, S)) exp(speed)``: n_i batches share its core in turns (1 where every stream is a
-core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost that are shared with the
-other cores, linear in features of the demands; ``speed`` says how the device fares at present, whoever runs on it. Progress
-is integrated through the predicted changes of S: who begins and who ends first, then the next.
+``s_i(S) = n_i (1 + bias[model_i, size_i] + w . x(i, S)) exp(speed)``: n_i batches share its core in turns (1 where every
+stream is a core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost that are
+shared with the other cores, linear in features of the demands; ``speed`` says how the device fares at present, whoever runs
+on it. Progress is integrated through the predicted changes of S: who begins and who ends first, then the next.
 
 After a batch ends, its measured slowdown and the mean of its features update ``w`` by recursive least squares with forgetting
-(Haykin, Adaptive Filter Theory, ch. 10), the bias of its model, and the speed (an exponential average, fast enough to follow
-a machine whose neighbours come and go); the ratio of its actual to its predicted time moves the calibrated quantiles
+(Haykin, Adaptive Filter Theory, ch. 10), the bias of its model and size, and the speed (an exponential average, fast enough
+to follow a machine whose neighbours come and go); the ratio of its actual to its predicted time moves the calibrated quantiles
 (adaptive conformal inference, Gibbs and Candes 2021, as an online quantile step).
 """
 
@@ -36,7 +36,7 @@ EPS = 1e-9
 # A batch that should have ended by now but has not is taken to have this share of its solo time left.
 OVERDUE_SHARE = 0.05
 BIAS_RATE = 0.05
-BIAS_FIRST_RATE = 0.4  # of a model that was never seen; falls to BIAS_RATE with the batches seen
+BIAS_FIRST_RATE = 0.4  # of what was never seen; falls to BIAS_RATE with the batches seen
 MAX_SPEED = 1.0  # bound on the log of the device's speed
 N_QUANTILES = len(QUANTILES)
 LEVELS = np.array(QUANTILES)
@@ -96,7 +96,7 @@ def follow(st, tb, e, j, m, b, wait, left, post, stream, core):
     work[CPU, j] = cpu
     work[MEM, j] = mem
     work[CACHE, j] = cache
-    work[BASE, j] = 1.0 + st.bias[e, m]
+    work[BASE, j] = 1.0 + st.bias[e, m, b]
     work[BY_MEM, j] = w[2] + w[3] * mem + w[6] * cpu + w[7] * cache
     work[BY_CPU, j] = w[4] * cpu
     work[BY_CACHE, j] = w[5] * cache
@@ -338,7 +338,7 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     gain = st.work[e, :, feature_column(st)]
     # What the bracket of the slowdown was on average, if the speed is right.
     y = min(exec_ms / (s.solo * s.sliced / s.work * math.exp(env.speed)), MAX_SLOWDOWN)
-    guess = 1.0 + st.bias[e, m]
+    guess = 1.0 + st.bias[e, m, s.b]
     power = forget
     for f in range(N_FEATURES):
         x[f] /= s.sliced
@@ -364,5 +364,5 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     for f in range(N_FEATURES):
         for h in range(N_FEATURES):
             cov[e, f, h] = (cov[e, f, h] - gain[f] * gain[h] / power) * keep
-    st.seen[e, m] += 1.0
-    st.bias[e, m] += max(BIAS_RATE, BIAS_FIRST_RATE / st.seen[e, m]) * error
+    st.seen[e, m, s.b] += 1.0
+    st.bias[e, m, s.b] += max(BIAS_RATE, BIAS_FIRST_RATE / st.seen[e, m, s.b]) * error

@@ -81,7 +81,7 @@ class Profile:
     memory_bytes: float = 0.0
     source: str = ""
     forgetting: float = 0.998
-    quantile_rate: float = 0.02
+    quantile_rate: float = 0.05
     speed_rate: float = 0.1
     extra: dict = field(default_factory=dict)
 
@@ -150,7 +150,7 @@ class Profile:
 
     def tables(self) -> Tables:
         """What the scheduler is told."""
-        device = np.zeros((1, 7))
+        device = np.zeros((1, 8))
         device[0, CORES] = self.cores
         device[0, DISPATCH] = self.dispatch_ms
         device[0, FORGETTING] = self.forgetting

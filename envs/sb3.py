@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +24,9 @@ class SB3VecEnv(VecEnv):
     Args:
         env: vector environment, or the number of worlds of one to make with ``settings``.
         **settings: of ``DualPriorityVectorEnv``.
+
+    Attributes:
+        began: called with (N,) bool, which worlds have just begun an episode.
     """
 
     def __init__(self, env: DualPriorityVectorEnv | int, **settings: Any) -> None:
@@ -34,6 +37,7 @@ class SB3VecEnv(VecEnv):
         self._told: np.ndarray = np.zeros(0, np.int64)
         self._dones = [np.zeros(self.num_envs, bool) for _ in range(2)]
         self._actions: np.ndarray = np.zeros(self.num_envs, np.int64)
+        self.began: Callable[[np.ndarray], None] | None = None
 
     @property
     def render_mode(self) -> str | None:  # type: ignore[override]
@@ -65,6 +69,8 @@ class SB3VecEnv(VecEnv):
         self.env.reset(seed=seeds, options=options)
         self._reset_seeds()
         self._reset_options()
+        if self.began is not None:
+            self.began(np.ones(self.num_envs, bool))
         return self.env.batch.obs
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -84,6 +90,8 @@ class SB3VecEnv(VecEnv):
         self._told = np.flatnonzero(dones)
         if len(self._told):
             self._tell(self._told)
+            if self.began is not None:
+                self.began(dones)
         return batch.obs, out.reward, dones, self._infos
 
     def _tell(self, ended: np.ndarray) -> None:

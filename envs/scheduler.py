@@ -13,7 +13,7 @@ import numpy as np
 from envs.jit import njit
 from envs.outlook import foresee, forget_outlook, place
 from envs.predictor import FINISH, N_QUANTILES, STREAM, advance, choose_spare, cold_ms, learn
-from envs.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES
+from envs.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES, TURNS
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
@@ -115,10 +115,30 @@ def _pop(st, e, p, m):
 
 
 @njit
+def turns_on_spare(st, e):
+    """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
+    core = st.stream[e, st.env[e].spare].core
+    n = 1
+    for k in range(st.stream.shape[1]):
+        if st.stream[e, k].busy == 1 and st.stream[e, k].core == core:
+            n += 1
+    return n
+
+
+@njit
+def has_room(st, tb, e):
+    """Whether a batch may be dispatched at all: a stream is free, and its core takes another batch."""
+    if st.env[e].n_free == 0:
+        return False
+    most = tb.device[e % tb.solo.shape[0], TURNS]
+    return most <= 0.0 or turns_on_spare(st, e) <= most
+
+
+@njit
 def can_dispatch(st, e, tb):
-    """Whether some candidate is valid: a stream is free and a queue holds a smallest batch."""
+    """Whether some candidate is valid: there is room for a batch, and a queue holds a smallest one."""
     env = st.env[e]
-    if env.n_free == 0 or env.n_queued == 0:
+    if env.n_queued == 0 or not has_room(st, tb, e):
         return False
     smallest = tb.size[0]
     if smallest == 1:
@@ -148,7 +168,7 @@ def candidate_of(tb, n_models, action):
 def valid(st, tb, e, action):
     """Whether the action is a candidate that can be dispatched now."""
     n_models = st.queue.shape[2]
-    if action < 0 or action >= 2 * n_models * tb.size.shape[0] or st.env[e].n_free == 0:
+    if action < 0 or action >= 2 * n_models * tb.size.shape[0] or not has_room(st, tb, e):
         return False
     p, m, b = candidate_of(tb, n_models, action)
     return st.queue[e, p, m].length >= tb.size[b]
@@ -158,7 +178,7 @@ def valid(st, tb, e, action):
 def mask(st, tb, e, out):
     """Valid actions of scheduler e into ``out`` (A,) bool: what is queued and fits a free stream, and DEFER."""
     n_sizes = tb.size.shape[0]
-    free = st.env[e].n_free > 0
+    free = has_room(st, tb, e)
     i = 0
     for p in range(2):
         for m in range(st.queue.shape[2]):

@@ -92,7 +92,7 @@ class SchedState(NamedTuple):
         count: (N, 2, 6) int64, requests by priority and outcome.
         weight: (N, F) weights of the slowdown predictor.
         cov: (N, F, F) inverse-covariance state of its recursive least squares.
-        bias: (N, M) per-model slowdown bias. seen: (N, M) batches that it was learned from.
+        bias: (N, M, B) slowdown bias of each model and batch size. seen: (N, M, B) batches that it was learned from.
         used: (N, M) when the model was last dispatched; -1 while its weights are not in the device's memory.
         moment: (N, K, F) sum of features of the batch in flight, weighted as ``sliced`` is.
         scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time by number of co-runners.
@@ -129,10 +129,11 @@ class Tables(NamedTuple):
         log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
         weights: (G, M) bytes of each model's weights. load: (G, M) time to bring them into the device's memory.
-        device: (G, 7): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
+        device: (G, 8): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
             stream is a core of its own), cost of a dispatch in ms, forgetting factor of the online predictor, learning
             rate of the calibrated quantiles, a time scale in ms (the mean solo latency) that makes observations free of
-            units, learning rate of the device's speed, and the device's memory in bytes (0: all models fit).
+            units, learning rate of the device's speed, the device's memory in bytes (0: all models fit), and how many batches
+            may share a core (0: no limit).
         quantile: (G, len(QUANTILES)) calibrated quantiles to start from.
         prior: (G, F) weights the predictor starts from. prior_cov: (G, F, F) and its covariance.
     """
@@ -152,7 +153,7 @@ class Tables(NamedTuple):
 
 
 # Columns of Tables.device.
-CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY = range(7)
+CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY, TURNS = range(8)
 
 
 def records(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -182,8 +183,8 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         count=np.zeros((n, 2, len(OUTCOMES)), np.int64),
         weight=np.zeros((n, N_FEATURES)),
         cov=np.zeros((n, N_FEATURES, N_FEATURES)),
-        bias=np.zeros((n, n_models)),
-        seen=np.zeros((n, n_models)),
+        bias=np.zeros((n, n_models, len(sizes))),
+        seen=np.zeros((n, n_models, len(sizes))),
         used=np.full((n, n_models), -1.0),
         moment=np.zeros((n, k, N_FEATURES)),
         scale=np.ones((n, k + 1, len(QUANTILES))),

@@ -73,6 +73,7 @@ request_t = np.dtype(
         ("priority", "i4"),
         ("outcome", "i4"),
         ("batch", "i4"),  # -1 if never dispatched
+        ("baseline", "i4"),  # 1 where its violation is taken for granted: the reward then counts it as nothing
     ],
     align=True,
 )
@@ -158,6 +159,7 @@ def begin(st, w, tb, e, seed):
         r.start = np.nan
         r.finish = np.nan
         r.batch = -1
+        r.baseline = 0
     for k in range(w.run.shape[1]):
         w.run[e, k].phase = IDLE
 
@@ -283,7 +285,11 @@ def launch(st, w, tr, e, k):
 
 @njit
 def collect(st, w, tr, e):
-    """Read the requests that ended: note their outcome and add their reward (minus the weight of each violation)."""
+    """Read the requests that ended: note their outcome and add their reward.
+
+    That is minus the weight of each violation; less those of a baseline (``baseline`` of the request), which is the outcome
+    under another policy, or 0.
+    """
     g = e % tr.solo.shape[0]
     env = st.env[e]
     x = w.env[e]
@@ -292,8 +298,8 @@ def collect(st, w, tr, e):
         r = w.request[e, d.id]
         r.outcome = d.outcome
         r.finish = max(env.now, r.arrival)
-        if d.outcome != MET:
-            x.reward -= tr.device[g, 5 + d.priority]
+        violated = 0 if d.outcome == MET else 1
+        x.reward -= tr.device[g, 5 + d.priority] * (violated - r.baseline)
     env.n_ended = 0
 
 

@@ -13,7 +13,7 @@ from envs.state import SchedState, Tables, make_state
 from traces.errors import InputError
 
 # The axis of the models in those arrays of the state that have one.
-_MODEL_AXIS = {"queue": 2, "entry": 2, "bias": 1}
+_MODEL_AXIS = {"queue": 2, "entry": 2, "bias": 1, "seen": 1, "used": 1}
 
 
 def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> SchedState:

@@ -95,14 +95,3 @@ def held_by_low(st, e):
     for k in range(st.stream.shape[1]):
         held += st.stream[e, k].busy * st.stream[e, k].priority
     return held
-
-
-@njit
-def turns_on_spare(st, e):
-    """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
-    core = st.stream[e, st.env[e].spare].core
-    n = 1
-    for k in range(st.stream.shape[1]):
-        if st.stream[e, k].busy == 1 and st.stream[e, k].core == core:
-            n += 1
-    return n

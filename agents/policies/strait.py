@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.common import defer_action, turns_on_spare
+from agents.policies.common import defer_action
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
-from envs.scheduler import action_of
+from envs.scheduler import action_of, turns_on_spare
 from envs.state import UNIT
 
 
