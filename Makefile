@@ -23,6 +23,10 @@ $(VENV)/.test: $(VENV)/.base
 	$(PIP) -e '.[test,grpc,tune,bench]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) -e '.[docs]'
+	touch $@
+
 demo: $(VENV)/.base
 	$(BIN)/python -m serving.demo $(ARGS)
 
@@ -37,6 +41,9 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	for b in env_speed train_speed decision_latency predictor front overload; do \
 	  echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info

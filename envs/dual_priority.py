@@ -23,7 +23,7 @@ class DualPriorityEnv(gym.Env):
     deadline, and wait in one queue for each priority and model. Batches run side by side on K streams, where they slow each
     other down: input copies share the link, executions share compute, memory bandwidth and cache. At each decision the agent
     dispatches a batch on a free stream or defers. The slowdown is predicted by a model that learns online from the batches
-    that completed; the device itself follows measurements (see docs/explanation). After the setting of Zhao and Georgantas,
+    that completed; the device itself follows measurements (see docs/concepts.md). After the setting of Zhao and Georgantas,
     "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175); the design is our own.
 
     ## Action Space

@@ -22,9 +22,10 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from serving.executor import Batch, BatchResult, Executor, make_executor
-from serving.models.load import load_model, spec_of
+from serving.models.load import load_model
 from serving.models.registry import BUILTIN
 from serving.models.served import ServedModel, example_input
+from serving.repository import read_entries
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements
@@ -41,7 +42,8 @@ class ProfilerConfig:
         out: folder to write.
         device: auto, cpu or cuda.
         streams: streams of the executor, and the most batches side by side.
-        models: built-in names, files (.pt, .pt2) or module:factory; all built-in models by default.
+        models: as serve.py takes them: built-in names, NAME=SOURCE, or folders and YAML files that list models; all built-in
+            models by default.
         batch_sizes: ascending.
         batches: batches to measure in all, solo and co-located.
         quick: a campaign of about a minute in place of a full one.
@@ -163,7 +165,7 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
     sizes = list(config.batch_sizes)
     if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
         raise InputError(f"--batch-sizes: {sizes}; ascending sizes of at least 1 are wanted")
-    models = [load_model(spec_of(m)) for m in config.models]
+    models = [load_model(entry.spec) for entry in read_entries(config.models).values()]
     executor = make_executor(config.device, config.streams)
     try:
         device = executor.device

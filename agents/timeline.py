@@ -1,0 +1,89 @@
+"""A picture of one simulated episode under a policy: ``python -m agents.timeline --out timeline.png``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from agents.suites import seen_models, workload_for
+from agents.variants import resolve
+from envs.capacity import measure_capacity
+from envs.config import EnvConfig, load_profile
+from envs.simulator import Simulator
+from envs.timeline import draw_timeline, episode
+from envs.trace_events import write_trace
+from traces.errors import InputError
+from traces.workload import WorkloadConfig
+
+
+@dataclass
+class TimelineConfig:
+    """What to run, and what to draw of it.
+
+    Attributes:
+        out: picture to write, .png or .svg.
+        policy: name, or path of a checkpoint.
+        workload: poisson, bursty, diurnal, gamma, azure_llm_2023 or mooncake.
+        load: offered load over measured capacity.
+        duration_ms: length of the episode.
+        window_ms: first and last time drawn.
+        profile: shipped profile by name, or a JSON file written by envs.fit.
+        streams: streams of the device.
+        seed: of workload and noise.
+        trace: file for the same timeline as Chrome trace JSON (open in ui.perfetto.dev); none by default.
+    """
+
+    out: str
+    policy: str = "strait"
+    workload: str = "bursty"
+    load: float = 1.1
+    duration_ms: float = 1000.0
+    window_ms: tuple[float, float] = (440.0, 560.0)
+    profile: str = "cpu2"
+    streams: int = 4
+    seed: int = 0
+    trace: str | None = None
+
+
+def run(config: TimelineConfig) -> str:
+    """Simulate and draw; returns what to tell.
+
+    Raises:
+        InputError: an unknown policy, workload or profile, or nothing to draw.
+    """
+    policy, change = resolve(config.policy)
+    profile = load_profile(EnvConfig(profile=config.profile))
+    profile = profile.select(seen_models(profile))
+    rate = config.load * measure_capacity(profile, config.streams)
+    workload = workload_for(config.workload, rate, config.duration_ms, profile, WorkloadConfig(), config.seed)
+    sim = Simulator(profile, 1, config.streams, max(len(workload), 1), tables=change(profile.tables()))
+    policy.reset(1)
+    params = getattr(policy, "params", None)
+    sim.world.options[:, 0] = getattr(params, "drop_scale", policy.drop)
+    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
+    sim.load([workload])
+    sim.begin([config.seed])
+    requests, batches = episode(sim, policy.decide)
+    title = f"{config.policy}, {config.workload} arrivals at load {config.load:g}, {profile.name} (simulated)"
+    draw_timeline(requests, batches, config.out, config.window_ms, title)
+    if config.trace is not None:
+        write_trace(config.trace, requests, batches)
+    return f"{config.out}: {len(requests)} requests in {len(batches)} batches"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    parser = ArgumentParser(prog="python -m agents.timeline", description=__doc__, exit_on_error=False)
+    parser.add_class_arguments(TimelineConfig, as_group=False)
+    try:
+        print(run(TimelineConfig(**parser.parse_args(argv).as_dict())))
+    except (InputError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
