@@ -85,6 +85,9 @@ class DuelConfig:
             raise InputError("duel: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
 
 
+GROUPS: dict[str, type] = {"env": EnvConfig, "imitate": ImitateConfig, "ppo": PPOConfig, "duel": DuelConfig}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything a training run needs to know.
@@ -125,7 +128,7 @@ class TrainConfig:
     duel: DuelConfig = field(default_factory=DuelConfig)
 
     def __post_init__(self) -> None:
-        for name, kind in (("env", EnvConfig), ("imitate", ImitateConfig), ("ppo", PPOConfig), ("duel", DuelConfig)):
+        for name, kind in GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name}: {getattr(self, name)!r}; a mapping of settings is wanted")
         for name in ("n_timesteps", "seed", "save_freq"):
@@ -171,16 +174,28 @@ def load_config(name: str | Path = "default", flags: Sequence[str] = ()) -> Trai
     """
     path = config_path(str(name))
     try:
+        _check_groups(path)
         config = _parse(["--config", str(path)])
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from None
     return _parse(["--config", str(path), *flags]) if flags else config
 
 
+def _check_groups(path: Path) -> None:
+    """Refuse a number or a text in the place of a mapping, which the parser would pass over."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not YAML: {one_line(error)}") from None
+    for name in GROUPS:
+        if isinstance(data, dict) and not isinstance(data.get(name, {}), dict):
+            raise InputError(f"{name}: {data[name]!r}; a mapping of settings is wanted")
+
+
 def _parse(args: Sequence[str]) -> TrainConfig:
     parser = make_parser()
     try:
-        given = parser.instantiate_classes(parser.parse_args(list(args))).as_dict()
+        given = parser.instantiate(parser.parse_args(list(args))).as_dict()
         given.pop("config")
         return TrainConfig(**given)
     except (ArgumentError, ValueError, TypeError) as error:
