@@ -62,6 +62,16 @@ def _play_range(choose, mem, p, st, tb, w, tr, gen, lo, hi, decisions):
                 run_to_decision(st, w, tb, tr, e)
 
 
+def prepare(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
+    """Begin an episode in each world of ``sim`` as ``policy`` wants it; arguments as in ``run``."""
+    policy.reset(sim.n)
+    params = getattr(policy, "params", None)
+    sim.world.options[:, 0] = policy.drop
+    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
+    sim.load(workloads)
+    sim.begin(seeds)
+
+
 def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
     """Run one episode in each world of ``sim``, on its workload and with its seed, under ``policy``; results stay in sim.
 
@@ -70,12 +80,7 @@ def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Se
     Args:
         sim: worlds. policy: who decides. workloads: one a world (fewer repeat in turn). seeds: one a world.
     """
-    policy.reset(sim.n)
-    params = getattr(policy, "params", None)
-    sim.world.options[:, 0] = policy.drop
-    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
-    sim.load(workloads)
-    sim.begin(seeds)
+    prepare(sim, policy, workloads, seeds)
     finish_range(
         policy.kind.choose, sim.state, sim.world, sim.tables, sim.truth, policy.memory, 0, sim.n, policy.vector
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from agents.rollout import prepare
 from agents.suites import seen_models, workload_for
 from agents.variants import resolve
 from envs.capacity import measure_capacity
@@ -59,12 +60,7 @@ def run(config: TimelineConfig) -> str:
     rate = config.load * measure_capacity(profile, config.streams)
     workload = workload_for(config.workload, rate, config.duration_ms, profile, WorkloadConfig(), config.seed)
     sim = Simulator(profile, 1, config.streams, max(len(workload), 1), tables=change(profile.tables()))
-    policy.reset(1)
-    params = getattr(policy, "params", None)
-    sim.world.options[:, 0] = getattr(params, "drop_scale", policy.drop)
-    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
-    sim.load([workload])
-    sim.begin([config.seed])
+    prepare(sim, policy, [workload], [config.seed])
     requests, batches = episode(sim, policy.decide)
     title = f"{config.policy}, {config.workload} arrivals at load {config.load:g}, {profile.name} (simulated)"
     draw_timeline(requests, batches, config.out, config.window_ms, title)
