@@ -1,0 +1,208 @@
+"""The engine's overheads in the truth, their measurement on a live run, and the comparison of simulated and live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agents import tags
+from agents.policy import make_policy
+from agents.rollout import request_table, run
+from benchmarks import live, sim_to_live
+from benchmarks.live_runs import LiveRun, Offered, check_policies, machine_info, make_cells, run_all
+from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, simulate, verdict
+from benchmarks.sim_to_live_report import write_report
+from envs.profile import Profile, synthetic_profile
+from envs.simulator import Simulator
+from serving.compare import Machine
+from serving.cpu_executor import CpuExecutor
+from serving.models import ModelSpec, load_model
+from serving.overhead import OverheadMeter, measure_overhead
+from serving.replay import make_inputs
+from traces.errors import InputError
+from traces.workload import Workload
+
+NAMES = ("double", "slow")
+
+
+def one_request(profile: Profile, **changes: Any) -> pd.DataFrame:
+    sim = Simulator(replace(profile, **changes), n_streams=2, noise=False)
+    workload = Workload(np.zeros(1), np.zeros(1), np.zeros(1), np.array([1e4]), profile.models)
+    run(sim, make_policy("fifo"), [workload], [0])
+    return request_table(sim)
+
+
+def test_completion_delay_is_seen_by_the_scheduler_alone() -> None:
+    profile = synthetic_profile(2)
+    plain, late = one_request(profile), one_request(profile, completion_ms=3.0)
+    assert late["latency_ms"][0] == pytest.approx(plain["latency_ms"][0] + 3.0)
+
+
+def test_late_timers_delay_deferrals() -> None:
+    profile = synthetic_profile(2)
+    tables = []
+    for timer_ms in (0.0, 2.5):
+        sim = Simulator(replace(profile, timer_ms=timer_ms), n_streams=2, noise=False)
+        sim.load([Workload(np.zeros(1), np.zeros(1), np.zeros(1), np.array([1e4]), profile.models)])
+        sim.begin([0])
+        sim.step(np.array([sim.n_actions - 1]), np.array([5.0]))  # defer to a timer
+        sim.step(np.array([0]), np.array([np.inf]))
+        tables.append(request_table(sim))
+    assert [table["queue_ms"][0] for table in tables] == [5.0, 7.5]
+
+
+def test_profile_without_the_new_fields_loads(tmp_path: Path) -> None:
+    profile = replace(synthetic_profile(2), completion_ms=1.0, timer_ms=0.5)
+    path = tmp_path / "p.json"
+    profile.save(path)
+    assert Profile.load(path).completion_ms == 1.0
+    data = json.loads(path.read_text())
+    for name in ("completion_ms", "timer_ms"):
+        del data[name]
+    path.write_text(json.dumps(data))
+    assert Profile.load(path).completion_ms == 0.0 == Profile.load(path).timer_ms
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    executor = CpuExecutor(2)
+    for name in NAMES:
+        executor.load(load_model(ModelSpec(name, f"toy_models:{name}", (4,), "float32", compiled=False)))
+    made = synthetic_profile(2)
+    profile = replace(made, models=NAMES, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
+    yield Machine(executor, profile, make_inputs(executor))
+    executor.close()
+
+
+@pytest.fixture(scope="module")
+def runs(machine: Machine) -> list[LiveRun]:
+    cells = make_cells(machine.profile, ["poisson"], [0.5, 0.9], 2, 200.0, 0.5)
+    return list(run_all(machine, ("fifo", "strait"), cells))
+
+
+def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
+    order = [(one.offered.repetition, one.offered.load, one.policy) for one in runs]
+    assert order[:4] == [(0, 0.5, "fifo"), (0, 0.5, "strait"), (0, 0.9, "strait"), (0, 0.9, "fifo")]
+    assert runs[0].offered is runs[1].offered and len(runs) == 8
+    first, other = runs[0].offered.workload, runs[4].offered.workload
+    assert not np.array_equal(first.arrival_ms, other.arrival_ms)
+    assert all(len(one.table) == len(one.offered.workload) for one in runs)
+
+
+def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
+    overhead = measure_overhead([one.meter for one in runs], machine_info(machine))
+    for part in (overhead.decision_ms, overhead.handover_ms, overhead.completion_ms, overhead.timer_ms):
+        assert part > 0.0
+    assert 0.0 < overhead.host_share <= 1.0
+    overhead.log.validate()
+    assert len(overhead.log.batches) == sum(one.result["batches"] for one in runs)
+    told = overhead.delays(machine.profile)
+    assert told.dispatch_ms == pytest.approx(overhead.decision_ms + overhead.handover_ms)
+    np.testing.assert_array_equal(told.solo_ms, machine.profile.solo_ms)
+    # Toy models run faster than the profile says: the noise of the log tells.
+    assert overhead.noise(told).truth(2).solo.mean() != machine.profile.solo_ms.mean()
+
+
+def test_a_meter_that_saw_nothing_says_nothing(machine: Machine) -> None:
+    overhead = measure_overhead([OverheadMeter()], machine_info(machine))
+    assert overhead.decision_ms == 0.0 and len(overhead.log.batches) == 0
+    assert overhead.noise(machine.profile) is machine.profile
+
+
+def test_tables_are_described_alike() -> None:
+    table = pd.DataFrame(
+        {
+            "arrival_ms": [0.0, 0.0, 0.0, 5.0],
+            "finish_ms": [10.0, 10.0, 20.0, 20.0],
+            "model": "m",
+            "priority": [0, 1, 1, 0],
+            "outcome": ["met", "late", "met", "dropped"],
+            "latency_ms": [10.0, 10.0, 20.0, 15.0],
+            "queue_ms": [2.0, 2.0, 10.0, np.nan],
+            "batch_id": [0, 0, 1, -1],
+        }
+    )
+    got = describe([table, table], 2, (1, 2, 4))
+    assert got["high"] == 50.0 and got["low"] == 50.0 and got["weighted"] == 50.0
+    assert got["busy"] == pytest.approx((8.0 + 10.0) / 40.0)
+    assert got["batch_sizes"] == [0.5, 0.5, 0.0]
+
+
+def test_late_offers_count_as_waiting(machine: Machine, runs: list[LiveRun]) -> None:
+    offered = runs[0].offered
+    quiet = replace(machine.profile, residual=np.zeros(2))
+    plain = simulate(quiet, quiet, "fifo", offered, 2, 1)[0]
+    late = simulate(quiet, replace(quiet, timer_ms=1.0), "fifo", offered, 2, 1)[0]
+    np.testing.assert_allclose(late["latency_ms"], plain["latency_ms"] + 1.0, atol=1e-6)
+    np.testing.assert_allclose(late["arrival_ms"], plain["arrival_ms"])
+
+
+def test_verdict_names_policies_that_swap() -> None:
+    cell = {"load": 1.0, "live_low": 1.0, "sim_low": 1.0, "live_p99_ms": 100.0, "sim_p99_ms": 90.0}
+    rows = [
+        cell | {"policy": "a", "live_high": 5.0, "sim_high": 4.0, "live_weighted": 5.0, "sim_weighted": 4.0},
+        cell | {"policy": "b", "live_high": 1.0, "sim_high": 6.0, "live_weighted": 1.0, "sim_weighted": 6.0},
+        cell | {"policy": "c", "live_high": 1.0, "sim_high": 1.0, "live_weighted": 1.5, "sim_weighted": 1.0},
+    ]
+    got = verdict(pd.DataFrame(rows))
+    assert got["max_violation_difference_points"] == 5.0
+    assert got["max_p99_difference_pct"] == pytest.approx(10.0)
+    assert not got["same_order"] and got["swapped"] == ["a and b at 1"]  # b and c tie live
+
+
+def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], tmp_path: Path) -> None:
+    config = SimToLiveConfig(loads=[0.5, 0.9], repetitions=2, worlds=2, streams=2)
+    overhead = measure_overhead([one.meter for one in runs], machine_info(machine))
+    frame = compare(runs, machine.profile, [overhead] * 2, config)
+    assert len(frame) == 2 * 2 * len(sim_to_live.TRUTHS)
+    final = frame[frame["truth"] == sim_to_live.TRUTHS[-1]]
+    parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
+    record = {
+        "device": "made up",
+        "machine": "made up",
+        "capacity_rps": 200.0,
+        "config": {"repetitions": 2, "duration": 0.5, "trace": "poisson", "worlds": 2},
+        "overheads": {part: getattr(overhead, part) for part in parts},
+        "explained": {name: verdict(frame[frame["truth"] == name]) for name in sim_to_live.TRUTHS},
+        "cells": json.loads(final.to_json(orient="records")),
+        **verdict(final),
+    }
+    text = write_report(record, tmp_path).read_text()
+    assert text.count("| strait |") == 2 and "event loop" in text
+    for picture in ("violations.png", "latency.png", "batches.png"):
+        assert (tmp_path / picture).stat().st_size > 1000
+
+
+def made_up_run(policy: str, repetition: int, high: float) -> LiveRun:
+    offered = Offered("poisson", 1.0, repetition, Workload(*[np.empty(0)] * 4, models=("m",)))
+    result = {
+        **dict(zip(tags.VIOLATION, (high, 0.1), strict=True)),
+        tags.LATENCY_HIGH_P99_MS: None,
+        tags.GOODPUT_RPS: 1.0,
+        tags.DECISION_P99_US: 5.0,
+    }
+    return LiveRun(policy, offered, result, pd.DataFrame({"priority": [0, 1]}), OverheadMeter())
+
+
+def test_headline_is_paired_and_says_what_is_clear() -> None:
+    runs = [made_up_run(p, r, h + 0.05 * r) for r in range(3) for p, h in (("strait", 0.1), ("fifo", 0.4))]
+    frame = live.frame_of(runs)
+    rows = live.table_of(frame, ["strait"])
+    assert rows[1]["minus_strait"]["high"] == [30.0, 30.0, 30.0]
+    assert live.claims(frame) == {"strait below fifo in high": {"points": [-30.0, -30.0, -30.0], "clear": True}}
+    json.dumps(rows, allow_nan=False)
+
+
+def test_unknown_policy_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError):
+        check_policies(["nobody"])
+    assert live.main(["--policies", "[nobody]"]) == 2 and sim_to_live.main(["--policies", "[nobody]"]) == 2
+    assert live.main(["--repetitions", "0"]) == 2
+    assert "nobody" in capsys.readouterr().err
