@@ -17,6 +17,7 @@ help:
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
+	$(BIN)/python -m envs.precompile
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
@@ -31,7 +32,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m serving.demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -39,7 +40,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	for b in env_speed train_speed decision_latency predictor front overload; do \
+	for b in env_speed train_speed decision_latency cold_start predictor front overload; do \
 	  echo "== $$b"; $(BIN)/python -m benchmarks.$$b || exit 1; done
 
 docs: $(VENV)/.docs
