@@ -11,7 +11,7 @@ import gc
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jsonargparse import ArgumentParser
@@ -61,9 +61,14 @@ def fill(st, tb, seed, queued, in_flight):
         draw += 1
 
 
+def busy_simulator(profile: Profile) -> Simulator:
+    """A scheduler whose streams are each a core of its own: a policy that lets no core be shared still has to decide."""
+    return Simulator(replace(profile, cores=0.0), 1, STREAMS)
+
+
 def measure(policy: Policy, profile: Profile, decisions: int, queued: int = 256, in_flight: int = 4) -> np.ndarray:
     """Duration of each of so many decisions, in microseconds."""
-    sim = Simulator(profile, 1, STREAMS)
+    sim = busy_simulator(profile)
     durations = np.empty(decisions)
     for i in range(-WARM, decisions):
         fill(sim.state, sim.tables, np.uint64(i + WARM), queued, in_flight)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from agents.policy import make_policy
-from benchmarks.decision_latency import STREAMS, fill, main
+from benchmarks.decision_latency import STREAMS, busy_simulator, fill, main
 from envs.profile import Profile
-from envs.simulator import Simulator
 
 
 def test_state_has_the_queues_and_batches_it_says_and_differs_each_time() -> None:
-    sim = Simulator(Profile.load("cpu2"), 1, STREAMS)
+    sim = busy_simulator(Profile.load("cpu2"))
     answers, deadlines = set(), set()
     policy = make_policy("strait")
     for seed in range(20):

@@ -156,11 +156,14 @@ def test_a_forward_runs_without_pythons_lock(name: str, loaded: dict[str, Served
     assert _waits_for_the_lock(model.build("cpu"), batch) < 10
 
 
-def test_an_uncompiled_forward_waits_for_the_lock_at_every_operation() -> None:
+def test_an_uncompiled_forward_waits_for_the_lock_at_every_operation(loaded: dict[str, ServedModel]) -> None:
     model = load_model(ModelSpec("eager", "builtin:bert", compiled=False))
     batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))] * 2))
     assert not model.releases_lock
-    assert _waits_for_the_lock(model.build("cpu"), batch) > 20
+    # Of several tries the longest wait: on a busy machine the main thread may lose its turn, and the lock with it.
+    eager = max(_waits_for_the_lock(model.build("cpu"), batch) for _ in range(3))
+    compiled = min(_waits_for_the_lock(loaded["bert"].build("cpu"), batch) for _ in range(3))
+    assert eager > 2 * max(compiled, 1.0)
 
 
 def test_a_model_with_a_fixed_batch_size_in_its_trace_runs_eager(caplog: pytest.LogCaptureFixture) -> None:
