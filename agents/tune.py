@@ -42,7 +42,11 @@ STRAIT: dict[str, Range] = {
     "low_streams": (1, 4),
     "low_max": (1.0, 12.0),
     "starve": (0.1, 1.0),
-    "gamble": (0.0, 1.0),
+    "gamble": (0.0, 0.5),
+    "high_turns": (1, 2),
+    "low_turns": (1, 2),
+    "patience": (0.5, 30.0),
+    "thrift": (0.0, 1.0),
 }
 RANGES: dict[str, dict[str, Range]] = {
     "fifo": {"max_batch": (1, 8)},
