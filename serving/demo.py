@@ -173,6 +173,7 @@ def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: P
         high = table[(table["priority"] == 0) & table["outcome"].isin(("met", "late"))]["latency_ms"].sort_values()
         if len(high):
             right.plot(high, [(i + 1) / len(high) for i in range(len(high))], label=name, linewidth=1.5)
+    right.set_xscale("log")
     right.set_xlabel("latency of high-priority requests that were answered (ms)")
     right.set_ylabel("share")
     right.legend(frameon=False)

@@ -12,7 +12,7 @@ from agents.suites import SYNTHETIC, WORKLOADS, arrival_times
 from envs.profile import Profile
 from traces.errors import InputError
 from traces.formats import Arrivals, detect, load_arrivals
-from traces.known import KNOWN, real_or_twin
+from traces.known import KNOWN, real_or_twin, title_of
 from traces.twin import parameters, twin, twin_names
 from traces.workload import Workload, WorkloadConfig, make_workload
 
@@ -80,7 +80,7 @@ def lay_out(
         name = source if isinstance(source, str) else source.name
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         times = _times(source, rate_rps, end_ms, rng)
-        workload = make_workload(times, profile.models, profile.solo_latency_ms, config, rng, name)
+        workload = make_workload(times, profile.models, profile.solo_latency_ms, config, rng, title_of(name))
     if not len(workload):
         raise InputError(f"--replay: no request of {workload.name!r} arrives within {duration_s:g} s; raise --duration")
     return workload

@@ -40,6 +40,11 @@ KNOWN: dict[str, KnownTrace] = {
 }
 
 
+def title_of(name: str) -> str:
+    """What arrivals of a known trace are called: its name where its file is there, else that with "-twin"."""
+    return name if name not in KNOWN or _find(name, None) is not None else f"{name}-twin"
+
+
 def real_or_twin(
     name: str,
     duration_ms: float,
