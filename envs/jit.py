@@ -32,9 +32,9 @@ def _source_digest() -> str:
 
 
 def _cache_folder() -> Path:
-    """Folder of what was worked out: beside the sources when that is writable, else in the user's cache."""
-    base = _ROOT / ".cache"
-    if not os.access(_ROOT, os.W_OK):
+    """Folder of what was worked out: $STRAIT_CACHE, beside the sources when that is writable, or in the user's cache."""
+    base = Path(os.environ.get("STRAIT_CACHE", _ROOT / ".cache"))
+    if "STRAIT_CACHE" not in os.environ and not os.access(_ROOT, os.W_OK):
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "strait-rl"
     return base / _source_digest()
 

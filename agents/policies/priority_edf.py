@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.common import defer_action, earliest_deadline_queue, largest_fit
+from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.scheduler import action_of
@@ -34,12 +34,8 @@ def choose(st, tb, mem, e, p):
         m, _ = earliest_deadline_queue(st, e, pr)
         if m < 0:
             continue
-        if pr == 1:
-            held = 0
-            for k in range(st.stream.shape[1]):
-                held += st.stream[e, k].busy * st.stream[e, k].priority
-            if held >= p[1]:
-                continue
+        if pr == 1 and held_by_low(st, e) >= p[1]:
+            continue
         b = largest_fit(st, tb, e, pr, m, p[0])
         if b >= 0:
             return action_of(tb, st.queue.shape[2], pr, m, b), np.inf

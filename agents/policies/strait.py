@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.common import defer_action
+from agents.policies.common import defer_action, held_by_low
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
@@ -165,11 +165,10 @@ def choose(st, tb, mem, e, p):
         if b >= 0:
             return action_of(tb, n_models, 0, m, b), np.inf
         waiting_high += 1
-    held = 0
-    for k in range(st.stream.shape[1]):
-        held += st.stream[e, k].busy * st.stream[e, k].priority
     may_defer = p[8] > 0.0
-    if turns > p[6] or (may_defer and by_priority and (held >= p[1] or (waiting_high > 0 and env.n_free == 1))):
+    if turns > p[6] or (
+        may_defer and by_priority and (held_by_low(st, e) >= p[1] or (waiting_high > 0 and env.n_free == 1))
+    ):
         return defer_action(st, tb), np.inf
     visited = 0
     while True:
