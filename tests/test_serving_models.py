@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,17 +154,34 @@ def test_a_forward_runs_without_pythons_lock(name: str, loaded: dict[str, Served
     model = loaded[name]
     batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))] * 2))
     assert model.releases_lock
-    assert _waits_for_the_lock(model.build("cpu"), batch) < 10
+    forward = model.build("cpu")
+    # The shortest wait of three: other processes may hold the main thread up, but not make it wait less.
+    assert min(_waits_for_the_lock(forward, batch) for _ in range(3)) < 10
 
 
-def test_an_uncompiled_forward_waits_for_the_lock_at_every_operation(loaded: dict[str, ServedModel]) -> None:
+def _python_calls(forward: Any, batch: torch.Tensor) -> int:
+    """Python functions that a forward enters: each holds the lock, however busy the machine is."""
+    entered = 0
+
+    def note(frame: Any, event: str, arg: Any) -> None:
+        nonlocal entered
+        entered += event == "call"
+
+    usual = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        forward(batch)
+    finally:
+        sys.setprofile(usual)
+    return entered
+
+
+def test_an_uncompiled_forward_needs_the_lock_between_operations(loaded: dict[str, ServedModel]) -> None:
     model = load_model(ModelSpec("eager", "builtin:bert", compiled=False))
     batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))] * 2))
     assert not model.releases_lock
-    # Of several tries the longest wait: on a busy machine the main thread may lose its turn, and the lock with it.
-    eager = max(_waits_for_the_lock(model.build("cpu"), batch) for _ in range(3))
-    compiled = min(_waits_for_the_lock(loaded["bert"].build("cpu"), batch) for _ in range(3))
-    assert eager > 2 * max(compiled, 1.0)
+    compiled = _python_calls(loaded["bert"].build("cpu"), batch)
+    assert _python_calls(model.build("cpu"), batch) > compiled + 20
 
 
 def test_a_model_with_a_fixed_batch_size_in_its_trace_runs_eager(caplog: pytest.LogCaptureFixture) -> None:
