@@ -7,7 +7,6 @@ predictor: ``tables``) and what the simulated device does (``truth``: count and 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from envs.state import (
 )
 from envs.world import Truth
 from traces.errors import InputError
+from traces.files import atomic_write_text
 
 SCHEMA = "strait-profile/2"
 DATA = Path(__file__).resolve().parent / "data"
@@ -210,11 +210,7 @@ class Profile:
         data = asdict(self) | {"schema": SCHEMA}
         for key in _ARRAYS:
             data[key] = np.round(np.asarray(data[key]), 6).tolist()
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(data))
-        os.replace(temporary, path)
+        atomic_write_text(path, json.dumps(data))
 
     @staticmethod
     def load(path: str | Path) -> Profile:

@@ -74,15 +74,31 @@ def open_machine(
 
 def capacity_rps(machine: Machine, duration_s: float = 5.0, seed: int = 0) -> float:
     """Requests per second that this machine completes when its queues are never empty."""
+    return asyncio.run(capacity_of(machine.executor, machine.profile, machine.inputs, duration_s, seed=seed))
 
-    async def measure() -> float:
-        engine = Engine(machine.executor, machine.profile, make_policy("fifo"), EngineConfig())
-        await engine.start()
-        capacity = await measure_capacity(engine, machine.inputs, duration_s, seed=seed)
-        await engine.stop()
-        return capacity
 
-    return asyncio.run(measure())
+async def capacity_of(
+    executor: Executor,
+    profile: Profile,
+    inputs: dict[str, list[np.ndarray]],
+    duration_s: float,
+    share: np.ndarray | None = None,
+    seed: int = 0,
+    config: EngineConfig | None = None,
+    drain_s: float = 10.0,
+) -> float:
+    """The same on an engine of its own, so that the one that is judged starts without having learned.
+
+    Args:
+        executor: with the profile's models loaded. profile: of them. inputs: pool of inputs by model.
+        duration_s, share, seed: see ``serving.replay.measure_capacity``.
+        config: of the engine. drain_s: longest time that it is given to finish what is inside.
+    """
+    engine = Engine(executor, profile, make_policy("fifo"), config)
+    await engine.start()
+    capacity = await measure_capacity(engine, inputs, duration_s, share, seed)
+    await engine.stop(drain_s)
+    return capacity
 
 
 def run_live(

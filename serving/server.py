@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from agents.policy import Policy, make_policy
+from agents.policy import Policy
 from agents.variants import resolve
 from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
+from serving.compare import capacity_of
 from serving.config import ServeConfig
 from serving.doors import Door, check_addresses, open_doors, tls_context
 from serving.engine import Engine, EngineConfig
@@ -28,7 +29,7 @@ from serving.models.load import load_model
 from serving.models.served import ServedModel
 from serving.offered import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
 from serving.record import Recorder
-from serving.replay import make_inputs, measure_capacity, replay, table_of
+from serving.replay import make_inputs, replay, table_of
 from serving.report import Collector, result_of
 from serving.repository import Entry, Repository, check_memory, read_entries
 from serving.telemetry import Telemetry
@@ -278,10 +279,11 @@ class Server:
     async def _capacity(self, profile: Profile, inputs: dict[str, Any], share: np.ndarray | None) -> float:
         """Measured on an engine of its own, so that the one that is judged starts without having learned."""
         assert self.executor is not None
-        engine = Engine(self.executor, profile, make_policy("fifo"), EngineConfig(self.config.queue_places))
-        await engine.start()
-        capacity = await measure_capacity(engine, inputs, CAPACITY_S, share, self.config.seed)
-        await engine.stop(self.config.drain_timeout)
+        config = self.config
+        settings = EngineConfig(config.queue_places)
+        capacity = await capacity_of(
+            self.executor, profile, inputs, CAPACITY_S, share, config.seed, settings, config.drain_timeout
+        )
         log.info("capacity is %.1f requests/s", capacity)
         return capacity
 
