@@ -45,7 +45,7 @@ SWITCHES = {
     "full": "long repetitions, for figures to be quoted",
     "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
 }
-TRUTHS = ("profile", "+ delays", "+ noise")
+TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise")
 
 
 @dataclass
@@ -171,16 +171,22 @@ def measure(machine: Machine, config: SimToLiveConfig, capacity: float, repetiti
     meters: list[OverheadMeter] = [one.meter for one in run_all(machine, ("fifo", "strait"), cells)]
     overhead = measure_overhead(meters, info)
     say(
-        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {overhead.handover_ms:.2f}, completion "
-        f"{overhead.completion_ms:.2f}, timers {overhead.timer_ms:.2f}; engine's thread {overhead.host_share:.0%} of a core"
+        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {_listed(overhead.handover_ms)}, "
+        f"completion {_listed(overhead.completion_ms)}, timers {overhead.timer_ms:.2f}; "
+        f"engine's thread {overhead.host_share:.0%} of a core"
     )
     return overhead
 
 
+def _listed(means: Sequence[float]) -> str:
+    return "/".join(f"{value:.2f}" for value in means)
+
+
 def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
-    """Truths that know ever more: the profile as calibrated, the engine's delays, speed and noise beside the engine."""
+    """Truths that know ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it."""
     delayed = overhead.delays(profile)
-    return dict(zip(TRUTHS, (profile, delayed, overhead.noise(delayed)), strict=True))
+    slowed = overhead.slowdowns(delayed)
+    return dict(zip(TRUTHS, (profile, delayed, slowed, overhead.noise(slowed)), strict=True))
 
 
 def compare(
@@ -289,7 +295,7 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
         "capacity_rps": capacity,
         "seconds": time.monotonic() - began,
         "config": asdict(config),
-        "overheads": {part: float(np.mean([getattr(o, part) for o in overheads])) for part in parts},
+        "overheads": {part: np.mean([getattr(o, part) for o in overheads], axis=0).tolist() for part in parts},
         "explained": explained,
         "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
         **verdict(final),

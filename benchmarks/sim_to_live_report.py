@@ -9,11 +9,16 @@ import numpy as np
 
 from traces.files import atomic_write_text
 
+CROWDS = "while no core is shared / another core is / its own is"
 # What makes live differ from the profile, and where it went.
 CAUSES = (
     ("Python between an event and the submission of a batch", "decision_ms", "modelled: part of dispatch_ms"),
-    ("worker thread wakes up and begins to copy", "handover_ms", "modelled: part of dispatch_ms"),
-    ("engine's thread wakes up when a batch has ended (event loop, Python's lock)", "completion_ms", "modelled"),
+    (f"worker thread wakes up and begins to copy, {CROWDS}", "handover_ms", "modelled: dispatch_ms and crowded_ms"),
+    (
+        f"engine's thread wakes up when a batch has ended (event loop, Python's lock), {CROWDS}",
+        "completion_ms",
+        "modelled: completion_ms and crowded_ms",
+    ),
     ("event loop's timers ring in whole milliseconds", "timer_ms", "modelled: deferrals and offered requests are late"),
     ("engine's thread takes a core from the workers", "host_share", "modelled: in the middle of the residuals"),
 )
@@ -21,7 +26,8 @@ LISTED = (
     "noise of the machine at the time of one run: the simulator draws from the same distribution, not the same values;",
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
-    "live, a worker wakes up later on a core that is taken; in simulation the hand-over takes its mean time;",
+    "live, batches on one core take turns as long as the kernel's tick (4 ms at 250 Hz); in simulation they share it evenly, "
+    "and only the wait for the first turn is drawn;",
     "live, a queued request is dropped when it is 2 s late, in simulation 2 s after the last deadline.",
 )
 COLOURS = ("#d6603a", "#467ab2")
@@ -53,7 +59,11 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
     lines += ["", "## What differs, and why", "", "| cause | measured | in the simulator |", "|---|---|---|"]
     for cause, key, where in CAUSES:
         value = record["overheads"][key]
-        shown = f"{value:.0%} of a core" if key == "host_share" else f"{value:.2f} ms"
+        shown = (
+            f"{value:.0%} of a core"
+            if key == "host_share"
+            else " / ".join(f"{v:.2f}" for v in np.atleast_1d(value)) + " ms"
+        )
         lines.append(f"| {cause} | {shown} | {where} |")
     lines += ["", "Listed, not modelled:", "", *(f"- {text}" for text in LISTED), ""]
     lines += ["| truth of the simulator | violations: largest, mean difference | p99: largest, mean |", "|---|---|---|"]

@@ -56,8 +56,9 @@ class Profile:
         weight_bytes: (M,) bytes of weights. load_ms: (M,) time to bring them into the device's memory.
         memory_bytes: memory for weights; 0: all models fit.
         dispatch_ms: cost of a dispatch before its copy begins.
-        completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late. Both
-            are of the truth alone; a live engine measures them (serving.overhead).
+        completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late.
+        crowded_ms: what the hand-over of a batch and the sight of its end take longer while batches share another core, and
+            while they share its own. These three are of the truth alone; a live engine measures them (serving.overhead).
         straggler: probability and factor of a straggler.
         source: where the numbers come from.
     """
@@ -78,6 +79,7 @@ class Profile:
     dispatch_ms: float = 0.1
     completion_ms: float = 0.0
     timer_ms: float = 0.0
+    crowded_ms: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
     straggler: tuple[float, float] = (0.0, 1.0)
     drift: tuple[float, float] = (0.0, 1000.0)
     weight_bytes: np.ndarray = None  # type: ignore[assignment]  # zeros when not given
@@ -203,6 +205,7 @@ class Profile:
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms]]),
+            crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
         )
 
     def save(self, path: str | Path) -> None:

@@ -146,6 +146,14 @@ def with_noise(profile: Profile, log: Measurements) -> Profile:
     )
 
 
+def with_slowdowns(profile: Profile, log: Measurements) -> Profile:
+    """The profile with slowdowns side by side as a log has them, where it has many; models as for `with_noise`."""
+    if len(log.batches) < MIN_BATCHES:
+        return profile
+    count, pair, _ = fit_truth(cut(log), profile.solo_ms, profile.demand, base=(profile.count, profile.pair))
+    return replace(profile, count=count, pair=pair)
+
+
 def refit(base: Profile, log: Measurements) -> Profile:
     """The profile as a log of live batches makes it.
 
@@ -161,15 +169,12 @@ def refit(base: Profile, log: Measurements) -> Profile:
         raise InputError(f"the log serves {', '.join(names)}; the profile {base.name!r} has {', '.join(base.models)}")
     if len(log.batches) < MIN_BATCHES:
         return base
-    count, pair, _ = fit_truth(cut(log), base.solo_ms, base.demand, base=(base.count, base.pair))
     # Without forgetting, recursive least squares weighs the whole log against what the prior is worth.
     replay = MeasuredReplay(replace(base, forgetting=1.0), log.machine.streams)
     replay.run(log_of(log))
     frame = log.batches
     told = replace(
-        base,
-        count=count,
-        pair=pair,
+        with_slowdowns(base, log),
         prior=replay.state.weight[0].copy(),
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{base.source}; refitted to {len(frame)} live batches",

@@ -22,7 +22,12 @@ from envs.scheduler import can_dispatch, clear, complete, defer, dispatch, drop_
 from envs.state import HIGH, MET, WAITING, records
 
 IDLE, COPY_IN, EXECUTE, COPY_OUT, SUSPENDED = range(5)
-NOISE, DRIFT = 1, 2  # counters of the derived seeds that noise and drift are drawn from
+NOISE, DRIFT, CROWD = (
+    1,
+    2,
+    3,
+)  # counters of the derived seeds that noise, drift and waits on shared cores are drawn from
+HANDOVER, SEEN = range(2)  # what waits: a dispatched batch for its thread, the end of a batch for the scheduler
 
 world_t = np.dtype(
     [
@@ -92,6 +97,8 @@ class Truth(NamedTuple):
         device: (G, 9): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
             log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
             priority, time from a batch's end until the scheduler sees it in ms, and by how much a timer rings late in ms.
+        crowded: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN) take longer
+            while batches share another core, and while they share its own (columns), ms.
     """
 
     solo: np.ndarray
@@ -102,6 +109,7 @@ class Truth(NamedTuple):
     pair: np.ndarray
     residual: np.ndarray
     device: np.ndarray
+    crowded: np.ndarray
 
 
 class World(NamedTuple):
@@ -250,6 +258,28 @@ def _progress(w, e, t):
 
 
 @njit
+def _crowd_ms(st, w, tr, e, k, event):
+    """What a batch on stream k waits at an event (HANDOVER, SEEN) because batches share cores.
+
+    Threads on one core take turns, and one that waits for its turn may hold what threads on other cores want.
+    """
+    g = e % tr.solo.shape[0]
+    mean = 0.0
+    for i in range(w.run.shape[1]):
+        if i == k or w.run[e, i].phase == IDLE:
+            continue
+        if w.run[e, i].core == w.run[e, k].core:
+            mean = tr.crowded[g, event, 1]
+            break
+        for j in range(i):
+            if j != k and w.run[e, j].phase != IDLE and w.run[e, j].core == w.run[e, i].core:
+                mean = tr.crowded[g, event, 0]
+    if mean == 0.0:
+        return 0.0
+    return rng.exponential(rng.mix(w.env[e].seed, CROWD), 2 * st.member[e, k, 0].id + event, mean)
+
+
+@njit
 def launch(st, w, tr, e, k):
     """The scheduler dispatched a batch on stream k: start its copy and draw its noise."""
     g = e % tr.solo.shape[0]
@@ -266,7 +296,8 @@ def launch(st, w, tr, e, k):
         r.noise *= tr.device[g, 2]
     r.mb = s.model * n_sizes + s.b
     r.work = tr.solo[g, s.model, s.b]
-    r.h2d_start = max(st.env[e].now + tr.device[g, 0], x.h2d_free)
+    r.core = s.core
+    r.h2d_start = max(st.env[e].now + tr.device[g, 0] + _crowd_ms(st, w, tr, e, k, HANDOVER), x.h2d_free)
     r.h2d_end = r.h2d_start + tr.h2d[g, s.model, s.b]
     if s.cold == 1:
         r.h2d_end += tr.load[g, s.model]
@@ -274,7 +305,6 @@ def launch(st, w, tr, e, k):
     r.until = r.h2d_end
     r.phase = COPY_IN
     r.priority = s.priority
-    r.core = s.core
     if w.preempt[e, 0] > 0.0:
         r.work *= 1.0 + w.preempt[e, 2]
     for i in range(s.n):
@@ -378,7 +408,7 @@ def run_event(st, w, tb, tr, e):
         r.phase = COPY_OUT
         r.until = max(t, x.d2h_free) + tr.d2h[g, r.mb // tr.solo.shape[2], r.mb % tr.solo.shape[2]]
         x.d2h_free = r.until
-        r.until += tr.device[g, 7]
+        r.until += tr.device[g, 7] + _crowd_ms(st, w, tr, e, kind, SEEN)
         if w.preempt[e, 0] > 0.0:
             _suspend(w, e, t)
         _set_slowdowns(w, tr, e, g)

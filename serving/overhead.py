@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from envs.profile import Profile
-from envs.refit import joined, with_noise
+from envs.refit import joined, with_noise, with_slowdowns
+from envs.segments import cores_of
 from serving.record import campaign_of
 from serving.request import BatchRecord, Observer, Outcome
 from traces.machine import MachineInfo
@@ -77,6 +78,8 @@ class OverheadMeter(Observer):
 class Overhead:
     """Means over a run, in ms, outliers cut at the 99th percentile.
 
+    Hand-over and completion are (3,): while no core is shared, while another core is, and while the batch's own core is.
+
     Attributes:
         decision_ms: from the state's present to the submission of a batch: the policy and the bookkeeping in Python.
         handover_ms: from there to the start of its copy: the worker thread wakes up.
@@ -87,8 +90,8 @@ class Overhead:
     """
 
     decision_ms: float
-    handover_ms: float
-    completion_ms: float
+    handover_ms: tuple[float, float, float]
+    completion_ms: tuple[float, float, float]
     timer_ms: float
     host_share: float
     log: Measurements
@@ -97,10 +100,15 @@ class Overhead:
         """The profile with the engine's delays in its truth."""
         return replace(
             profile,
-            dispatch_ms=self.decision_ms + self.handover_ms,
-            completion_ms=self.completion_ms,
+            dispatch_ms=self.decision_ms + self.handover_ms[0],
+            completion_ms=self.completion_ms[0],
             timer_ms=self.timer_ms,
+            crowded_ms=(_beyond_first(self.handover_ms), _beyond_first(self.completion_ms)),
         )
+
+    def slowdowns(self, profile: Profile) -> Profile:
+        """The profile with the slowdowns side by side that batches have beside a running engine."""
+        return with_slowdowns(profile, self.log)
 
     def noise(self, profile: Profile) -> Profile:
         """The profile with speed, noise and drift of batches beside a running engine."""
@@ -109,22 +117,61 @@ class Overhead:
 
 def measure_overhead(meters: Sequence[OverheadMeter], machine: MachineInfo) -> Overhead:
     """Overheads over one or more runs on a machine, whose models are in the profile's order."""
-    decision, handover, completion = [], [], []
+    decision: list[float] = []
+    handover: list[list[float]] = [[], [], []]
+    completion: list[list[float]] = [[], [], []]
+    cores = cores_of(machine)
     for meter in meters:
-        for batch in meter.batches:
-            if batch.batch_id in meter.seen:
-                start, finish = meter.seen[batch.batch_id]
-                decision.append(batch.dispatch_ms - start)
-                handover.append(batch.h2d_start_ms - batch.dispatch_ms)
-                completion.append(finish - batch.d2h_end_ms)
+        batches = [batch for batch in meter.batches if batch.batch_id in meter.seen]
+        for batch, (crowd, crowd_at_end) in zip(batches, crowds(batches, cores), strict=True):
+            start, finish = meter.seen[batch.batch_id]
+            decision.append(batch.dispatch_ms - start)
+            handover[crowd].append(batch.h2d_start_ms - batch.dispatch_ms)
+            completion[crowd_at_end].append(finish - batch.d2h_end_ms)
     return Overhead(
         _mean(decision),
-        _mean(handover),
-        _mean(completion),
+        _means(handover),
+        _means(completion),
         _mean([late for meter in meters for late in meter.late_ms]),
         float(np.mean([meter.host_share for meter in meters])),
         joined([meter.log(machine) for meter in meters]),
     )
+
+
+def crowds(batches: Sequence[BatchRecord], cores: int) -> np.ndarray:
+    """How crowded the cores are as each batch is dispatched and as it ends.
+
+    Args:
+        batches: of one run. cores: stream k runs on core k % cores; 0: each has one of its own.
+
+    Returns:
+        (n, 2): 0, no core is shared; 1, another core is; 2, its own is.
+    """
+    out = np.zeros((len(batches), 2), np.int64)
+    if cores == 0:
+        return out
+    start = np.array([batch.dispatch_ms for batch in batches])
+    end = np.array([batch.d2h_end_ms for batch in batches])
+    core = np.array([batch.stream % cores for batch in batches])
+    for i in range(len(batches)):
+        for event, now in enumerate((start[i], end[i])):
+            there = (start <= now) & (end >= now)
+            there[i] = False
+            on = np.bincount(core[there], minlength=cores)
+            out[i, event] = 2 if on[core[i]] else int(on.max() > 1)
+    return out
+
+
+def _beyond_first(means: tuple[float, float, float]) -> tuple[float, float]:
+    return max(means[1] - means[0], 0.0), max(means[2] - means[0], 0.0)
+
+
+def _means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean of each group; one that was not met is taken to be like the one before."""
+    means: list[float] = []
+    for group in groups:
+        means.append(_mean(group) if len(group) or not means else means[-1])
+    return means[0], means[1], means[2]
 
 
 def _mean(values: Sequence[float]) -> float:
