@@ -17,12 +17,13 @@ from torch import Tensor
 from serving.device import probe_device, usable_cores
 from serving.executor import Batch, BatchResult, OnResult
 from serving.models.served import DTYPES, Forward, ServedModel
+from serving.turns import Beat
 from serving.workers import LoadedModel, ThreadedExecutor, now_ms
 from traces.machine import DeviceInfo
 
 # Streams outnumber cores; behind them, the engine's own thread must still wake at once.
 WORKER_NICENESS = 5
-# Batches on one core take turns this long (Linux from 6.12 on; longer elsewhere), so that each progresses evenly.
+# A turn that lasted this long may end when the kernel looks next (Linux from 6.12 on; longer elsewhere); see serving.turns.
 SLICE_MS = 0.5
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -40,6 +41,8 @@ class CpuExecutor(ThreadedExecutor):
 
     def __init__(self, streams: int = 4, on_result: OnResult = lambda result: None) -> None:
         _keep_memory()
+        self._cores = _cores()
+        self._beat = Beat(self._cores, streams)
         super().__init__(streams, on_result)
 
     @property
@@ -52,16 +55,28 @@ class CpuExecutor(ThreadedExecutor):
         torch.set_num_threads(1)
         thread = threading.get_native_id()
         with contextlib.suppress(AttributeError, OSError):
-            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
-            os.sched_setaffinity(thread, {cores[stream % len(cores)]})
+            os.sched_setaffinity(thread, {self._cores[stream % len(self._cores)]})
         with contextlib.suppress(AttributeError, OSError):
             nice = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
             os.setpriority(os.PRIO_PROCESS, thread, nice)
             _take_short_turns(thread, nice)
-        return _CpuStream()
+        return _CpuStream(self._beat.running[stream : stream + 1])
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """End the workers as `Executor.close` says, then what keeps their turns short."""
+        super().close(timeout_s)
+        self._beat.stop()
 
     def _build(self, model: ServedModel) -> Forward:
         return model.build("cpu")
+
+
+def _cores() -> list[int]:
+    """Cores to pin streams to; where affinity is unknown, their number only matters."""
+    try:
+        return sorted(os.sched_getaffinity(0))[: usable_cores()]
+    except AttributeError:  # not on macOS and Windows
+        return list(range(usable_cores()))
 
 
 def _keep_memory() -> None:
@@ -86,13 +101,25 @@ def _take_short_turns(thread: int, nice: int) -> None:
 
 
 class _CpuStream:
-    """One stream's staging buffers, one a model, as large as the largest batch so far."""
+    """One stream's staging buffers, one a model, as large as the largest batch so far.
 
-    def __init__(self) -> None:
+    Args:
+        running: (1,) uint8, 1 while a batch runs here.
+    """
+
+    def __init__(self, running: np.ndarray) -> None:
+        self._running = running
         self._staging: dict[LoadedModel, Tensor] = {}
 
     def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
         """Copy in, execute, copy out."""
+        self._running[0] = 1
+        try:
+            self._run(model, batch, result)
+        finally:
+            self._running[0] = 0
+
+    def _run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
         staged = self._staged(model, len(batch.inputs))
         result.h2d_start_ms = now_ms()
         copy_inputs(batch.inputs, staged.numpy(), model.served.name)

@@ -46,6 +46,7 @@ class ProfilerConfig:
             models by default.
         batch_sizes: ascending.
         batches: batches to measure in all, solo and co-located.
+        repeats: how often each co-location is played, in random order; 2 or more show how well it can be foretold at all.
         quick: a campaign of about a minute in place of a full one.
         seed: of the scenarios.
     """
@@ -56,6 +57,7 @@ class ProfilerConfig:
     models: list[str] = field(default_factory=lambda: list(BUILTIN))
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     batches: int = 6000
+    repeats: int = 1
     quick: bool = False
     seed: int = 0
 
@@ -72,8 +74,13 @@ class Step:
 Scenario = dict[int, list[Step]]  # what each stream runs, by stream
 
 
-def plan(rng: np.random.Generator, n_models: int, sizes: list[int], streams: int, batches: int) -> list[Scenario]:
-    """Scenarios of about ``batches`` batches in random order; every model runs solo at every size at least 5 times."""
+def plan(
+    rng: np.random.Generator, n_models: int, sizes: list[int], streams: int, batches: int, times: int = 1
+) -> list[Scenario]:
+    """Scenarios of about ``batches`` batches in random order, each co-location ``times`` times.
+
+    Every model runs solo at every size at least 5 times.
+    """
     pairs = [(m, s) for m in range(n_models) for s in sizes]
     repeats = max(5, batches // (6 * len(pairs)))
     # Solo runs take the streams in turn: a thread's memory and core may make it faster than another.
@@ -87,8 +94,8 @@ def plan(rng: np.random.Generator, n_models: int, sizes: list[int], streams: int
             gaps = np.where(rng.random(BATCHES_A_STREAM) < 0.5, 0.0, rng.exponential(6.0, BATCHES_A_STREAM))
             gaps[0] = rng.uniform(0.0, 15.0)
             scenario[stream] = [Step(float(g), *pairs[int(p)]) for g, p in zip(gaps, picks, strict=True)]
-        scenarios.append(scenario)
-        left -= width * BATCHES_A_STREAM
+        scenarios += [scenario] * times
+        left -= width * BATCHES_A_STREAM * times
     order = rng.permutation(len(scenarios))
     return [scenarios[i] for i in order]
 
@@ -165,6 +172,8 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
     sizes = list(config.batch_sizes)
     if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
         raise InputError(f"--batch-sizes: {sizes}; ascending sizes of at least 1 are wanted")
+    if config.repeats < 1:
+        raise InputError(f"--repeats: {config.repeats}; at least 1 is wanted")
     models = [load_model(entry.spec) for entry in read_entries(config.models).values()]
     executor = make_executor(config.device, config.streams)
     try:
@@ -174,7 +183,7 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
             executor.warm_up(model.name, sizes)
         rng = np.random.default_rng(config.seed)
         count = QUICK_BATCHES if config.quick else config.batches
-        scenarios = plan(rng, len(models), sizes, config.streams, count)
+        scenarios = plan(rng, len(models), sizes, config.streams, count, config.repeats)
         campaign = Campaign(executor, models, sizes[-1], config.seed)
         for run, scenario in enumerate(tqdm(scenarios, unit="run", desc="profiling", disable=not progress)):
             campaign.play(run, scenario)
