@@ -1,8 +1,10 @@
 """Simulated against live: ``python -m benchmarks.sim_to_live``.
 
 The same requests under the same policies, live on this machine and in the simulator with its profile, and the differences.
-The simulator's truth is given the engine's overheads, which runs that are not compared measure (serving.overhead); what each
-of them explains is in the report, as is what remains. ``--quick`` takes under a minute, ``--full`` a quarter of an hour.
+The simulator's truth is given the engine's overheads and the noise of batches beside it, which runs that are not compared
+measure (serving.overhead), and the speed of the machine over the time of each live run, which is an input to both as the
+arrivals are; what each of them explains is in the report, as is what remains. ``--quick`` takes under a minute, ``--full``
+a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from benchmarks.common import machine as machine_name
 from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_policies, machine_info, make_cells, run_all
 from envs.fit import fit
 from envs.profile import Profile
+from envs.refit import at_speed, measured_speed
 from envs.simulator import Simulator
 from serving.compare import Machine, capacity_rps, open_machine
 from serving.engine import EngineConfig
@@ -36,6 +39,7 @@ from serving.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
 from traces.errors import InputError
 from traces.files import atomic_write_text
+from traces.machine import MachineInfo
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
@@ -45,7 +49,7 @@ SWITCHES = {
     "full": "long repetitions, for figures to be quoted",
     "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
 }
-TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise")
+TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise", "+ speed")
 
 
 @dataclass
@@ -101,7 +105,13 @@ class SimToLiveConfig:
 
 
 def simulate(
-    told: Profile, truth: Profile, policy: str, offered: Offered, streams: int, worlds: int
+    told: Profile,
+    truth: Profile,
+    policy: str,
+    offered: Offered,
+    streams: int,
+    worlds: int,
+    speed: np.ndarray | None = None,
 ) -> list[pd.DataFrame]:
     """Requests of one cell in simulation, one table a world.
 
@@ -109,7 +119,11 @@ def simulate(
         told: what the scheduler is told, as live. truth: what the device and the engine do.
         policy: as for ``agents.variants.resolve``.
         offered: the cell. streams: of the device. worlds: runs with other noise.
+        speed: of the device over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
     """
+    device = truth.truth(streams)
+    if speed is not None and len(speed):
+        device = at_speed(device, speed)
     # The driver of a live run offers requests by a timer, too: they are seen late, and have that much less time.
     late = truth.timer_ms
     workload = offered.workload
@@ -117,9 +131,7 @@ def simulate(
         workload, arrival_ms=workload.arrival_ms + late, deadline_ms=np.maximum(workload.deadline_ms - late, 1e-3)
     )
     chosen, change = resolve(policy, worlds)
-    sim = Simulator(
-        told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=truth.truth(streams)
-    )
+    sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
     # Live, what is queued is dropped once it is late by the engine's grace.
     sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)
     run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
@@ -161,21 +173,21 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
     }
 
 
-def measure(machine: Machine, config: SimToLiveConfig, capacity: float, repetition: int, say: Any) -> Overhead:
-    """The engine's overheads, from short runs that are not compared: one policy that never idles, one that thinks."""
-    info = machine_info(machine)
+def calibrate(machine: Machine, config: SimToLiveConfig, capacity: float, repetition: int) -> list[OverheadMeter]:
+    """Short runs that are not compared, for the engine's overheads: one policy that never idles, and one that thinks."""
     seed = config.seed + CALIBRATE_SEED + repetition
-    cells = make_cells(
-        machine.profile, [config.trace], [0.9], 1, capacity, min(CALIBRATE_S, config.duration), seed=seed
-    )
-    meters: list[OverheadMeter] = [one.meter for one in run_all(machine, ("fifo", "strait"), cells)]
-    overhead = measure_overhead(meters, info)
-    say(
-        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {_listed(overhead.handover_ms)}, "
-        f"completion {_listed(overhead.completion_ms)}, timers {overhead.timer_ms:.2f}; "
-        f"engine's thread {overhead.host_share:.0%} of a core"
-    )
-    return overhead
+    seconds = min(CALIBRATE_S, config.duration)
+    cells = make_cells(machine.profile, [config.trace], [0.9], 1, capacity, seconds, seed=seed)
+    return [one.meter for one in run_all(machine, ("fifo", "strait"), cells)]
+
+
+def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
+    """Speed of the machine over the time of a live run, on the clock of its workload."""
+    ran = one.table[one.table["batch_id"] >= 0]
+    start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
+    shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
+    begin_ms = float(np.median(shifts)) if shifts else 0.0
+    return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
 
 
 def _listed(means: Sequence[float]) -> str:
@@ -183,37 +195,57 @@ def _listed(means: Sequence[float]) -> str:
 
 
 def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
-    """Truths that know ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it."""
+    """Truths that know ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it.
+
+    The last is that with noise once more: what it knows beside, the speed over time, is another one for each run.
+    """
     delayed = overhead.delays(profile)
     slowed = overhead.slowdowns(delayed)
-    return dict(zip(TRUTHS, (profile, delayed, slowed, overhead.noise(slowed)), strict=True))
+    noisy = overhead.noise(slowed)
+    return dict(zip(TRUTHS, (profile, delayed, slowed, noisy, noisy), strict=True))
 
 
 def compare(
-    runs: Sequence[LiveRun], profile: Profile, overheads: Sequence[Overhead], config: SimToLiveConfig
-) -> pd.DataFrame:
-    """One row for each load, policy and truth: live and simulated figures, pooled over repetitions."""
-    known = [truths(profile, overhead) for overhead in overheads]
+    runs: Sequence[LiveRun], profile: Profile, overhead: Overhead, info: MachineInfo, config: SimToLiveConfig
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Live and simulated figures, pooled over repetitions.
+
+    Returns:
+        One row for each load, policy and truth; and by policy the mean log of the factor by which its batches were slower
+        than the truth has it: what the given speed may hide of an error of the truth.
+    """
+    known = truths(profile, overhead)
+    given = TRUTHS[-1]
+    speeds = {id(one): speed_of(one, known[given], info) for one in runs}
+    policies = list(dict.fromkeys(one.policy for one in runs))
     rows = []
     for load in config.loads:
-        for policy in dict.fromkeys(one.policy for one in runs):
+        for policy in policies:
             mine = [one for one in runs if one.policy == policy and one.offered.load == load]
             live = describe([one.table for one in mine], config.streams, profile.batch_sizes)
-            for name in TRUTHS:
+            for name, truth in known.items():
                 tables = [
                     table
                     for one in mine
                     for table in simulate(
-                        profile, known[one.offered.repetition][name], policy, one.offered, config.streams, config.worlds
+                        profile, truth, policy, one.offered, config.streams, config.worlds,
+                        speeds[id(one)] if name == given else None,
                     )
-                ]
+                ]  # fmt: skip
                 simulated = describe(tables, config.streams, profile.batch_sizes)
                 rows.append(
                     {"load": load, "policy": policy, "truth": name, "requests": sum(len(one.table) for one in mine)}
                     | {f"live_{key}": value for key, value in live.items()}
                     | {f"sim_{key}": value for key, value in simulated.items()}
                 )
-    return pd.DataFrame(rows)
+    slower = {
+        policy: float(
+            np.mean([speeds[id(one)].mean() for one in runs if one.policy == policy and len(speeds[id(one)])])
+        )
+        for policy in policies
+        if any(len(speeds[id(one)]) for one in runs if one.policy == policy)
+    }
+    return pd.DataFrame(rows), slower
 
 
 def verdict(frame: pd.DataFrame) -> dict[str, Any]:
@@ -265,7 +297,7 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
     base = fitted_base(config)
     machine = open_machine(config.models, config.streams, config.device, base, config.seed)
     runs: list[LiveRun] = []
-    overheads: list[Overhead] = []
+    meters: list[OverheadMeter] = []
     try:
         capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
         say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
@@ -279,13 +311,19 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
             seed=config.seed,
         )
         for repetition in range(config.repetitions):
-            overheads.append(measure(machine, config, capacity, repetition, say))
+            meters += calibrate(machine, config, capacity, repetition)
             here = [cell for cell in cells if cell.repetition == repetition]
             runs += run_all(machine, policies, here, say)
+        info = machine_info(machine)
     finally:
         machine.close()
-    say("simulating the same")
-    frame = compare(runs, machine.profile, overheads, config)
+    overhead = measure_overhead(meters, info)
+    say(
+        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {_listed(overhead.handover_ms)}, "
+        f"completion {_listed(overhead.completion_ms)}, timers {overhead.timer_ms:.2f}; "
+        f"engine's thread {overhead.host_share:.0%} of a core; simulating the same"
+    )
+    frame, slower = compare(runs, machine.profile, overhead, info, config)
     final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
     explained = {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS}
     parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
@@ -295,7 +333,8 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
         "capacity_rps": capacity,
         "seconds": time.monotonic() - began,
         "config": asdict(config),
-        "overheads": {part: np.mean([getattr(o, part) for o in overheads], axis=0).tolist() for part in parts},
+        "overheads": {part: getattr(overhead, part) for part in parts},
+        "slower_by_policy": slower,
         "explained": explained,
         "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
         **verdict(final),

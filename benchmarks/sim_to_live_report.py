@@ -23,7 +23,7 @@ CAUSES = (
     ("engine's thread takes a core from the workers", "host_share", "modelled: in the middle of the residuals"),
 )
 LISTED = (
-    "noise of the machine at the time of one run: the simulator draws from the same distribution, not the same values;",
+    "noise of single batches: the simulator draws from the same distribution, not the same values;",
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
     "live, batches on one core take turns as long as the kernel's tick (4 ms at 250 Hz); in simulation they share it evenly, "
@@ -72,6 +72,13 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
             f"| {name} | {v['max_violation_difference_points']:.2f}, {v['mean_violation_difference_points']:.2f} points "
             f"| {v['max_p99_difference_pct']:.1f}, {v['mean_p99_difference_pct']:.1f} % |"
         )
+    levels = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in record["slower_by_policy"].items())
+    lines += [
+        "",
+        "The speed of the machine over time (mean over 51 batches) is taken from the live run itself: it is an input, as the",
+        "arrivals are. Batches were slower than the truth has it, by policy, which the given speed makes up for: "
+        f"{levels}. What these have in common is the machine's; where they differ, slowdowns side by side are not quite right.",
+    ]
     lines += ["", *(f"![{name}]({name})" for name in sizes), ""]
     path = out / "report.md"
     atomic_write_text(path, "\n".join(lines))

@@ -206,6 +206,7 @@ class Profile:
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms]]),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
+            speed=np.zeros((1, 0)),
         )
 
     def save(self, path: str | Path) -> None:

@@ -25,10 +25,12 @@ from envs.fit import (
 from envs.profile import Profile
 from envs.replay_measurements import MeasuredReplay, log_of
 from envs.segments import Segments, cores_of, cut
+from envs.world import Truth
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
 MIN_BATCHES = 100  # fewer say nothing about noise
+KNOT_MS = 50.0  # between knots of a measured speed
 SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
 
 
@@ -152,6 +154,32 @@ def with_slowdowns(profile: Profile, log: Measurements) -> Profile:
         return profile
     count, pair, _ = fit_truth(cut(log), profile.solo_ms, profile.demand, base=(profile.count, profile.pair))
     return replace(profile, count=count, pair=pair)
+
+
+def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms: float) -> np.ndarray:
+    """How slow the device was over the time of a log: the factor on execution times that all batches had in common.
+
+    Args:
+        profile: what batches should have taken. log: of one run; models as for `with_noise`.
+        begin_ms: time of the first knot, on the log's clock. end_ms: of the last.
+
+    Returns:
+        (S,) log of the factor over the profile's own middle, every `KNOT_MS`; empty where the log says too little.
+    """
+    if len(log.batches) < MIN_BATCHES:
+        return np.zeros(0)
+    segments = cut(log)
+    drift = drift_of(segments, residuals(profile, segments) - float(np.median(profile.residual)))
+    middle_ms = segments.start_ms + segments.exec_ms / 2
+    order = np.argsort(middle_ms)
+    return np.interp(np.arange(begin_ms, end_ms + KNOT_MS, KNOT_MS), middle_ms[order], drift[order])
+
+
+def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
+    """The truth of a device whose speed over time is given, by knots as `measured_speed` has them, and not drawn."""
+    device = truth.device.copy()
+    device[:, 4] = KNOT_MS
+    return truth._replace(device=device, speed=speed[None])
 
 
 def refit(base: Profile, log: Measurements) -> Profile:

@@ -99,6 +99,8 @@ class Truth(NamedTuple):
             priority, time from a batch's end until the scheduler sees it in ms, and by how much a timer rings late in ms.
         crowded: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN) take longer
             while batches share another core, and while they share its own (columns), ms.
+        speed: (G, S) log of the factor on execution times at the knots of the drift, as it was measured: it takes the place
+            of the drift that is drawn, and stays at its last value; S = 0: there is none.
     """
 
     solo: np.ndarray
@@ -110,6 +112,7 @@ class Truth(NamedTuple):
     residual: np.ndarray
     device: np.ndarray
     crowded: np.ndarray
+    speed: np.ndarray
 
 
 class World(NamedTuple):
@@ -174,13 +177,17 @@ def begin(st, w, tb, e, seed):
 
 @njit
 def _drift(w, tr, e, g):
-    """Factor on execution times now: a random walk's shape between knots that are hashed from the episode's seed."""
+    """Factor on execution times now: between knots that were measured or are hashed from the episode's seed."""
     spread = tr.device[g, 3]
-    if spread == 0.0:
+    last = tr.speed.shape[1] - 1
+    if spread == 0.0 and last < 0:
         return 1.0
     x = w.env[e]
     at = x.time / tr.device[g, 4]
     knot = int(at)
+    if last >= 0:
+        here = tr.speed[g, min(knot, last)]
+        return math.exp(here + (at - knot) * (tr.speed[g, min(knot + 1, last)] - here))
     if knot != x.knot:
         seed = rng.mix(x.seed, DRIFT)
         x.drift_a = rng.normal(seed, knot)

@@ -18,7 +18,7 @@ from agents.learned import load_policy
 from agents.policy_file import read_policy
 from envs.fit import log_slowdown
 from envs.profile import Profile, synthetic_profile
-from envs.refit import joined, of_kind, refit, with_noise
+from envs.refit import KNOT_MS, joined, measured_speed, of_kind, refit, with_noise
 from envs.segments import cut
 from traces.errors import InputError
 from traces.measurements import Measurements
@@ -84,6 +84,15 @@ def test_speed_of_the_log_is_in_the_middle_of_the_residuals(truth: Profile, camp
     slow = replace(truth, solo_ms=truth.solo_ms / 1.3)
     level = np.median(with_noise(slow, live).residual) - np.median(with_noise(truth, live).residual)
     assert level == pytest.approx(np.log(1.3), abs=0.02)
+
+
+def test_speed_over_time_is_read_from_a_log(truth: Profile, campaign: Measurements) -> None:
+    live = of_kind(campaign, "live")
+    end = float(live.batches["exec_end_ms"].max())
+    own, slow = (measured_speed(p, live, 0.0, end) for p in (truth, replace(truth, solo_ms=truth.solo_ms / 1.3)))
+    assert len(own) == len(np.arange(0.0, end + KNOT_MS, KNOT_MS))
+    np.testing.assert_allclose(slow - own, np.log(1.3), atol=0.02)
+    assert len(measured_speed(truth, Measurements(campaign.machine, live.batches.head(20)), 0.0, end)) == 0
 
 
 def test_joining_refuses_other_models(campaign: Measurements) -> None:

@@ -21,6 +21,7 @@ from benchmarks.live_runs import LiveRun, Offered, check_policies, machine_info,
 from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, simulate, verdict
 from benchmarks.sim_to_live_report import write_report
 from envs.profile import Profile, synthetic_profile
+from envs.refit import KNOT_MS, at_speed
 from envs.simulator import Simulator
 from serving.compare import Machine
 from serving.cpu_executor import CpuExecutor
@@ -62,6 +63,20 @@ def test_shared_cores_delay_handover_and_completion() -> None:
     extra = waits[1] - waits[0]
     assert np.abs(extra[:, :2]).max() < 1e-9  # no core was shared yet
     assert extra[:, 2].mean() == pytest.approx(50.0, rel=0.4) and extra[:, 2].std() > 10.0
+
+
+def test_a_given_speed_is_what_batches_run_at() -> None:
+    profile = replace(synthetic_profile(2), residual=0.02 * np.random.default_rng(0).standard_normal(64))
+    n = 600
+    workload = Workload(15.0 * np.arange(n), np.arange(n) % 2, np.zeros(n), np.full(n, 1e5), profile.models)
+    knots = np.where(np.arange(0.0, 15.0 * n, KNOT_MS) < 7.5 * n, 0.0, 0.5)
+    sim = Simulator(profile, n_streams=1, truth=at_speed(profile.truth(1), knots))
+    run(sim, make_policy("fifo"), [workload], [0])
+    table = request_table(sim).groupby("batch_id").agg(start=("arrival_ms", "first"), finish=("finish_ms", "first"))
+    assert len(table) > 100
+    first, second = (table[(table["start"] > a) & (table["start"] < b)] for a, b in ((0, 4000), (5000, 9000)))
+    ratio = (second["finish"] - second["start"]).median() / (first["finish"] - first["start"]).median()
+    assert ratio > 1.4
 
 
 def batch(stream: int, start_ms: float, end_ms: float) -> BatchRecord:
@@ -193,7 +208,7 @@ def test_verdict_names_policies_that_swap() -> None:
 def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], tmp_path: Path) -> None:
     config = SimToLiveConfig(loads=[0.5, 0.9], repetitions=2, worlds=2, streams=2)
     overhead = measure_overhead([one.meter for one in runs], machine_info(machine))
-    frame = compare(runs, machine.profile, [overhead] * 2, config)
+    frame, slower = compare(runs, machine.profile, overhead, machine_info(machine), config)
     assert len(frame) == 2 * 2 * len(sim_to_live.TRUTHS)
     final = frame[frame["truth"] == sim_to_live.TRUTHS[-1]]
     parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
@@ -204,6 +219,7 @@ def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], 
         "config": {"repetitions": 2, "duration": 0.5, "trace": "poisson", "worlds": 2},
         "overheads": {part: getattr(overhead, part) for part in parts},
         "explained": {name: verdict(frame[frame["truth"] == name]) for name in sim_to_live.TRUTHS},
+        "slower_by_policy": slower,
         "cells": json.loads(final.to_json(orient="records")),
         **verdict(final),
     }
