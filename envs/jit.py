@@ -79,8 +79,8 @@ def _widest(kind: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _in_haste() -> Iterator[None]:
-    """Compile a bare form: optimised lightly, since it is optimised again within the function that calls it.
+def in_haste() -> Iterator[None]:
+    """Compile with light optimisation: what is optimised again within its caller, or runs a few times only.
 
     The garbage collector rests meanwhile: it would look through Numba's many objects again and again.
     """
@@ -106,7 +106,7 @@ def _in_two_forms(function: Callable[..., Any], options: dict[str, bool]) -> Any
     bare = _compiled(copy, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
     def of_types(args: Any, kws: Any) -> Any:
-        with _in_haste():
+        with in_haste():
             return bare.get_call_template([_widest(a) for a in args], {k: _widest(a) for k, a in kws.items()})
 
     dispatcher.get_call_template = of_types
