@@ -26,19 +26,22 @@ class ZeroCostVecEnv(VecEnv):
 
     Args:
         env: environment to sample, with the spaces to copy. samples: steps that are kept.
+        every: one step in so many is kept, so that they show whole episodes: the first steps, while queues are still short,
+            have fewer valid candidates, and the learner's work grows with those.
     """
 
-    def __init__(self, env: SB3VecEnv, samples: int = 32) -> None:
+    def __init__(self, env: SB3VecEnv, samples: int = 32, every: int = 16) -> None:
         self.render_mode = None
         super().__init__(env.num_envs, env.observation_space, env.action_space)
         rng = np.random.default_rng(0)
         self._shown = []
         env.seed(0)
         env.reset()
-        for _ in range(samples):
+        for step in range(samples * every):
             env.step_async(np.argmax(rng.random(env.masks.shape) * env.masks, axis=1))
             obs, reward, _, _ = env.step_wait()
-            self._shown.append((obs.copy(), env.masks.copy(), reward.copy()))
+            if step % every == 0:
+                self._shown.append((obs.copy(), env.masks.copy(), reward.copy()))
         self._at = 0
         self._dones = np.zeros(env.num_envs, bool)
         self._infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]

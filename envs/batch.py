@@ -17,7 +17,7 @@ import numpy as np
 from envs.capacity import make_generator, measure_capacity
 from envs.config import EnvConfig, load_profile
 from envs.generate import generate
-from envs.jit import bind, njit
+from envs.jit import bind, inlined, njit
 from envs.observation import observe
 from envs.profile import Profile
 from envs.randomise import draw_device, draw_streams, make_randomiser
@@ -27,7 +27,7 @@ from envs.scheduler import mask as write_mask
 from envs.scheduler import valid
 from envs.simulator import Simulator
 from envs.state import OUTCOMES, TURNS
-from envs.world import begin, run_to_decision, step
+from envs.world import act, begin, run_to_decision
 from traces.errors import InputError
 from traces.workload import Workload
 
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 @njit
 def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
-    """Draw world e's arrivals and device, and run to its first decision."""
+    """Draw world e's arrivals and device, and put it at its start; ``run_to_decision`` follows."""
     if rnd.solo.shape[0] > 0:
         draw_device(tr, rnd, e, seed)
     if rec.arrival.shape[0] > 0:
@@ -69,7 +69,25 @@ def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
     begin(st, w, tb, e, seed)
     # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
     st.env[e].n_free = draw_streams(rnd, st.stream.shape[1], seed)
-    run_to_decision(st, w, tb, tr, e)
+
+
+@inlined
+def note_outcome(st, w, out, e, before):
+    """Write what the decision of world e, taken at time ``before``, led to. Returns whether the episode ended."""
+    x = w.env[e]
+    x.ret += x.reward
+    out.reward[e] = x.reward
+    out.dt[e] = st.env[e].now - before
+    done = x.done == 1
+    out.done[e] = done
+    if done:
+        out.final_ret[e] = x.ret
+        out.final_steps[e] = x.steps
+        out.final_ms[e] = st.env[e].now
+        for p in range(2):
+            for o in range(out.final_count.shape[2]):
+                out.final_count[e, p, o] = st.count[e, p, o]
+    return done
 
 
 @njit
@@ -80,36 +98,33 @@ def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset,
     observation. With ``which`` (one a world; empty otherwise) no decision is made: the worlds where it is set begin an
     episode, and all are observed. One function does both, since each would compile the whole world for itself.
     """
+    acts = which.shape[0] == 0
     for e in range(lo, hi):
-        begins = False
-        seed = np.uint64(0)
-        if which.shape[0] > 0:
-            begins = which[e]
-            if begins:
-                seed = seeds[e]
-        else:
-            before = st.env[e].now
+        before = st.env[e].now
+        runs = True
+        if acts:
             action = actions[e]
             out.invalid[e] = action != masks.shape[1] - 1 and not valid(st, tb, e, action)
-            step(st, w, tb, tr, e, action, before + w.options[e, 1])
-            out.reward[e] = w.env[e].reward
-            out.dt[e] = st.env[e].now - before
-            done = w.env[e].done == 1
-            out.done[e] = done
-            if done:
-                out.final_ret[e] = w.env[e].ret
-                out.final_steps[e] = w.env[e].steps
-                out.final_ms[e] = st.env[e].now
-                for p in range(2):
-                    for o in range(out.final_count.shape[2]):
-                        out.final_count[e, p, o] = st.count[e, p, o]
-            if done and autoreset:
-                begins = True
-                seed = mix(w.env[e].seed, 7)
-                observe(st, tb, e, out.final_obs[e])
-        if begins:
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed)
-        observe(st, tb, e, obs[e])
+            act(st, w, tb, tr, e, action, before + w.options[e, 1])
+        elif which[e]:
+            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seeds[e])
+        else:
+            runs = False
+        unnoted = acts
+        # Once more where an episode ended and the next begins: a loop, so that the world is compiled in one place.
+        while True:
+            if runs:
+                run_to_decision(st, w, tb, tr, e)
+            observe(st, tb, e, obs[e])
+            if not unnoted:
+                break
+            unnoted = False
+            done = note_outcome(st, w, out, e, before)
+            if not (done and autoreset):
+                break
+            for i in range(obs.shape[1]):
+                out.final_obs[e, i] = obs[e, i]
+            begin_episode(st, w, tb, tr, gen, rec, rnd, e, mix(w.env[e].seed, 7))
         write_mask(st, tb, e, masks[e])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from envs.jit import njit
+from envs.jit import inlined
 from envs.outlook import consider, late_heads, look
 from envs.scheduler import RATE_WINDOW_MS, has_room, head_deadline
 from envs.state import CORES, HIGH, UNIT
@@ -62,12 +62,12 @@ def observation_size(n_candidates: int) -> int:
     return n_candidates * N_CANDIDATE + N_SUMMARY
 
 
-@njit
+@inlined
 def _clip(x):
     return min(max(x, -LIMIT), LIMIT)
 
 
-@njit
+@inlined
 def _summary(st, tb, e, first, out, at):
     g = e % tb.solo.shape[0]
     env = st.env[e]
@@ -123,7 +123,7 @@ def _summary(st, tb, e, first, out, at):
     out[i + 15] = idle / slots
 
 
-@njit
+@inlined
 def observe(st, tb, e, out):
     """Write the observation of scheduler e into ``out`` (observation_size,) float32."""
     g = e % tb.solo.shape[0]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.jit import njit
+from envs.jit import inlined
 from envs.predictor import FINISH, STREAM, add_candidate, integrate, load_in_flight
 from envs.state import HIGH
 
 
-@njit
+@inlined
 def place(st, e, p, m, i):
     """Place in the ring of the i-th request of queue (p, m), counted from the head."""
     at = st.queue[e, p, m].head + i
@@ -20,7 +20,7 @@ def place(st, e, p, m, i):
     return at - places if at >= places else at
 
 
-@njit
+@inlined
 def late_members(st, e, k, finish):
     """How many requests of the batch on stream k have a deadline before ``finish`` (absolute ms)."""
     s = st.stream[e, k]
@@ -33,7 +33,7 @@ def late_members(st, e, k, finish):
     return n
 
 
-@njit
+@inlined
 def late_heads(st, e, p, m, n, finish):
     """How many of the first n requests of queue (p, m) have a deadline before ``finish`` (absolute ms)."""
     late = 0
@@ -43,14 +43,14 @@ def late_heads(st, e, p, m, n, finish):
     return late
 
 
-@njit
+@inlined
 def forget_outlook(st, e):
     """The set in flight or the predictor changed: what was foreseen no longer holds."""
     st.env[e].looked = 0
     st.env[e].seen_model = -1
 
 
-@njit
+@inlined
 def look(st, tb, e):
     """Predict the finish of each batch in flight into ``stream.finish``. Returns the time to the first, in ms (or inf).
 
@@ -77,7 +77,7 @@ def look(st, tb, e):
     return first
 
 
-@njit
+@inlined
 def foresee(st, tb, e, m, b):
     """Predict all finish times (scratch row FINISH, ms from now) if (m, b) is dispatched now, as scratch column n.
 
@@ -95,7 +95,7 @@ def foresee(st, tb, e, m, b):
     return n
 
 
-@njit
+@inlined
 def consider(st, tb, e, m, b, scale):
     """Predict what dispatching (m, b) now does; call ``look`` first.
 

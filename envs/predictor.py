@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from envs.jit import njit
+from envs.jit import inlined
 from envs.state import (
     CORES,
     DISPATCH,
@@ -46,7 +46,7 @@ WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM,
 CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(14, N_WORK)
 
 
-@njit
+@inlined
 def features(n_core, n_other, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
     """Features of one batch among those that execute.
 
@@ -68,13 +68,13 @@ def features(n_core, n_other, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
     x[7] = cache_i * mem_o
 
 
-@njit
+@inlined
 def feature_column(st):
     """Index of the scratch column that holds one feature vector (columns 0..K are batches)."""
     return st.work.shape[2] - 1
 
 
-@njit
+@inlined
 def follow(st, tb, e, j, m, b, wait, left, post, stream, core):
     """Put a batch into scratch column j.
 
@@ -102,7 +102,7 @@ def follow(st, tb, e, j, m, b, wait, left, post, stream, core):
     work[BY_CACHE, j] = w[5] * cache
 
 
-@njit
+@inlined
 def _enter(work, j):
     c = int(work[CORE, j])
     work[CORE_N, c] += 1.0
@@ -111,7 +111,7 @@ def _enter(work, j):
     work[CORE_CACHE, c] += work[CACHE, j]
 
 
-@njit
+@inlined
 def _leave(work, j):
     c = int(work[CORE, j])
     work[CORE_N, c] -= 1.0
@@ -120,7 +120,7 @@ def _leave(work, j):
     work[CORE_CACHE, c] -= work[CACHE, j]
 
 
-@njit
+@inlined
 def integrate(st, tb, e, n, horizon, learn):
     """Follow the n batches in the scratch columns of scheduler e until all end, or for ``horizon`` ms.
 
@@ -210,7 +210,7 @@ def integrate(st, tb, e, n, horizon, learn):
             break
 
 
-@njit
+@inlined
 def _note_features(st, e, j, n_busy, cpu, mem, cache, done):
     """Add the features of the batch in scratch column j, weighted by the work done, to the moment of its stream."""
     work = st.work[e]
@@ -233,7 +233,7 @@ def _note_features(st, e, j, n_busy, cpu, mem, cache, done):
     st.stream[e, k].sliced += sliced
 
 
-@njit
+@inlined
 def load_in_flight(st, tb, e):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
     n = 0
@@ -247,7 +247,7 @@ def load_in_flight(st, tb, e):
     return n, backlog
 
 
-@njit
+@inlined
 def choose_spare(st, e):
     """Note which free stream the next dispatch takes: the first on the core with the fewest batches; -1 when none is free."""
     n_streams = st.stream.shape[1]
@@ -266,14 +266,14 @@ def choose_spare(st, e):
     st.env[e].spare = best
 
 
-@njit
+@inlined
 def cold_ms(st, tb, e, m):
     """Time to load the weights of model m, in ms; 0 when they are in the device's memory."""
     g = e % tb.solo.shape[0]
     return tb.load[g, m] if tb.device[g, MEMORY] > 0.0 and st.used[e, m] < 0.0 else 0.0
 
 
-@njit
+@inlined
 def add_candidate(st, tb, e, n, backlog, m, b):
     """Put a batch that might be dispatched now into scratch column n, behind the copy backlog. Returns its wait in ms."""
     g = e % tb.solo.shape[0]
@@ -283,7 +283,7 @@ def add_candidate(st, tb, e, n, backlog, m, b):
     return wait
 
 
-@njit
+@inlined
 def advance(st, tb, e, t):
     """Move the scheduler's view of the batches in flight on to time t (ms)."""
     env = st.env[e]
@@ -303,7 +303,7 @@ def advance(st, tb, e, t):
         s.left = max(work[e, LEFT, j], OVERDUE_SHARE * s.solo)
 
 
-@njit
+@inlined
 def learn(st, tb, e, k, exec_ms, total_ms):
     """Update the predictor from the batch that ended on stream k.
 
@@ -325,7 +325,7 @@ def learn(st, tb, e, k, exec_ms, total_ms):
             st.scale[e, s.n_co, q] = max(value, 0.2)
 
 
-@njit
+@inlined
 def _learn_slowdown(st, tb, e, k, exec_ms):
     g = e % tb.solo.shape[0]
     s = st.stream[e, k]

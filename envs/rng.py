@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from envs.jit import njit
+from envs.jit import inlined
 
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xBF58476D1CE4E5B9)
@@ -19,7 +19,7 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 _TO_UNIT = 1.0 / 9007199254740992.0  # 2**-53
 
 
-@njit
+@inlined
 def mix(seed, counter):
     """64-bit hash of a uint64 seed and a non-negative integer counter."""
     z = seed + _A * (np.uint64(counter) + np.uint64(1))
@@ -28,19 +28,19 @@ def mix(seed, counter):
     return z ^ (z >> _S31)
 
 
-@njit
+@inlined
 def uniform(seed, counter):
     """Uniform draw in [0, 1)."""
     return float(mix(seed, counter) >> _S11) * _TO_UNIT
 
 
-@njit
+@inlined
 def exponential(seed, counter, mean):
     """Exponential draw."""
     return -mean * math.log(1.0 - uniform(seed, counter))
 
 
-@njit
+@inlined
 def normal(seed, counter):
     """Standard normal draw (Box and Muller, 1958); uses counters 2c and 2c + 1 of the derived stream."""
     u = 1.0 - uniform(seed, 2 * counter)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from envs.jit import njit
+from envs.jit import inlined, njit
 from envs.outlook import foresee, forget_outlook, place
 from envs.predictor import FINISH, N_QUANTILES, STREAM, advance, choose_spare, cold_ms, learn
 from envs.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES, TURNS
@@ -58,7 +58,7 @@ def clear(st, tb, e):
             st.scale[e, n, q] = tb.quantile[g, q]
 
 
-@njit
+@inlined
 def _end(st, e, id_, arrival, priority, model, batch, outcome):
     env = st.env[e]
     r = st.ended[e, env.n_ended]
@@ -72,13 +72,13 @@ def _end(st, e, id_, arrival, priority, model, batch, outcome):
     st.count[e, priority, outcome] += 1
 
 
-@njit
+@inlined
 def head_deadline(st, e, p, m):
     """Absolute deadline of the first request of queue (p, m); the queue must not be empty."""
     return st.entry[e, p, m, st.queue[e, p, m].head].deadline
 
 
-@njit
+@inlined
 def enqueue(st, tb, e, t, p, m, id_, deadline):
     """A request arrives at time t with an absolute deadline. Returns False, and drops it, when its queue is full."""
     g = e % tb.solo.shape[0]
@@ -105,7 +105,7 @@ def enqueue(st, tb, e, t, p, m, id_, deadline):
     return True
 
 
-@njit
+@inlined
 def _pop(st, e, p, m):
     q = st.queue[e, p, m]
     q.length -= 1
@@ -114,7 +114,7 @@ def _pop(st, e, p, m):
     st.env[e].n_queued -= 1
 
 
-@njit
+@inlined
 def turns_on_spare(st, e):
     """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
     core = st.stream[e, st.env[e].spare].core
@@ -125,7 +125,7 @@ def turns_on_spare(st, e):
     return n
 
 
-@njit
+@inlined
 def has_room(st, tb, e):
     """Whether a batch may be dispatched at all: a stream is free, and its core takes another batch."""
     if st.env[e].n_free == 0:
@@ -134,7 +134,7 @@ def has_room(st, tb, e):
     return most <= 0.0 or turns_on_spare(st, e) <= most
 
 
-@njit
+@inlined
 def can_dispatch(st, e, tb):
     """Whether some candidate is valid: there is room for a batch, and a queue holds a smallest one."""
     env = st.env[e]
@@ -150,13 +150,13 @@ def can_dispatch(st, e, tb):
     return False
 
 
-@njit
+@inlined
 def action_of(tb, n_models, p, m, b):
     """Index of the candidate (priority, model, batch-size index); DEFER is the index after the last candidate."""
     return (p * n_models + m) * tb.size.shape[0] + b
 
 
-@njit
+@inlined
 def candidate_of(tb, n_models, action):
     """Priority, model and batch-size index of an action that is not DEFER."""
     n_sizes = tb.size.shape[0]
@@ -164,7 +164,7 @@ def candidate_of(tb, n_models, action):
     return q // n_models, q % n_models, action % n_sizes
 
 
-@njit
+@inlined
 def valid(st, tb, e, action):
     """Whether the action is a candidate that can be dispatched now."""
     n_models = st.queue.shape[2]
@@ -174,7 +174,7 @@ def valid(st, tb, e, action):
     return st.queue[e, p, m].length >= tb.size[b]
 
 
-@njit
+@inlined
 def mask(st, tb, e, out):
     """Valid actions of scheduler e into ``out`` (A,) bool: what is queued and fits a free stream, and DEFER."""
     n_sizes = tb.size.shape[0]
@@ -189,7 +189,7 @@ def mask(st, tb, e, out):
     out[i] = True
 
 
-@njit
+@inlined
 def defer(st, e, wake):
     """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer)."""
     st.env[e].wake = wake
@@ -224,7 +224,7 @@ def _make_room(st, tb, e, m):
     st.used[e, m] = st.env[e].now
 
 
-@njit
+@inlined
 def dispatch(st, tb, e, action):
     """Start the candidate on the spare stream, at the time the state stands at. Returns the stream."""
     g = e % tb.solo.shape[0]
@@ -274,7 +274,7 @@ def dispatch(st, tb, e, action):
     return k
 
 
-@njit
+@inlined
 def _release(st, e, k):
     """Stream k is free again."""
     st.stream[e, k].busy = 0
@@ -287,6 +287,12 @@ def _release(st, e, k):
 def complete(st, tb, e, t, k, exec_ms):
     """The batch on stream k ended at time t after ``exec_ms`` of execution: its requests are met or late."""
     advance(st, tb, e, t)
+    end_batch(st, tb, e, t, k, exec_ms)
+
+
+@inlined
+def end_batch(st, tb, e, t, k, exec_ms):
+    """``complete`` for a caller that has moved the state on to time t."""
     s = st.stream[e, k]
     for i in range(s.n):
         r = st.member[e, k, i]
@@ -322,7 +328,7 @@ def cancel(st, e, p, m, id_):
     return False
 
 
-@njit
+@inlined
 def drop_unreachable(st, tb, e, scale):
     """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
 

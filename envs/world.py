@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from envs import rng
-from envs.jit import njit
+from envs.jit import inlined, njit
 from envs.predictor import advance
-from envs.scheduler import can_dispatch, clear, complete, defer, dispatch, drop_all, drop_unreachable, enqueue, valid
+from envs.scheduler import can_dispatch, clear, defer, dispatch, drop_all, drop_unreachable, end_batch, enqueue, valid
 from envs.state import HIGH, MET, WAITING, records
 
 IDLE, COPY_IN, EXECUTE, COPY_OUT, SUSPENDED = range(5)
@@ -175,7 +175,7 @@ def begin(st, w, tb, e, seed):
         w.run[e, k].phase = IDLE
 
 
-@njit
+@inlined
 def _drift(w, tr, e, g):
     """Factor on execution times now: between knots that were measured or are hashed from the episode's seed."""
     spread = tr.device[g, 3]
@@ -197,7 +197,7 @@ def _drift(w, tr, e, g):
     return math.exp(spread * ((1.0 - share) * x.drift_a + share * x.drift_b))
 
 
-@njit
+@inlined
 def _set_slowdowns(w, tr, e, g):
     """Slowdown of each executing batch, from how many share its core and who executes on the others."""
     n_streams = w.run.shape[1]
@@ -250,7 +250,7 @@ def _suspend(w, e, t):
             r.work += w.preempt[e, 3]
 
 
-@njit
+@inlined
 def _progress(w, e, t):
     """Account the execution done until time t."""
     x = w.env[e]
@@ -286,7 +286,7 @@ def _crowd_ms(st, w, tr, e, k, event):
     return rng.exponential(rng.mix(w.env[e].seed, CROWD), 2 * st.member[e, k, 0].id + event, mean)
 
 
-@njit
+@inlined
 def launch(st, w, tr, e, k):
     """The scheduler dispatched a batch on stream k: start its copy and draw its noise."""
     g = e % tr.solo.shape[0]
@@ -320,7 +320,7 @@ def launch(st, w, tr, e, k):
         q.batch = s.batch
 
 
-@njit
+@inlined
 def collect(st, w, tr, e):
     """Read the requests that ended: note their outcome and add their reward.
 
@@ -340,7 +340,7 @@ def collect(st, w, tr, e):
     env.n_ended = 0
 
 
-@njit
+@inlined
 def _next_event(st, w, e):
     """Time and kind of the next event: stream index, -1 arrival, -2 timer, -3 end of dispatch, -4 none, -5 suspension."""
     x = w.env[e]
@@ -372,7 +372,26 @@ def _next_event(st, w, e):
     return max(t, x.time), kind
 
 
-@njit
+@inlined
+def _device_event(st, w, tr, e, g, t, kind):
+    """What the scheduler does not see: a suspension, or the batch on stream ``kind`` is copied in or executed."""
+    if kind >= 0:
+        r = w.run[e, kind]
+        if r.phase == COPY_IN:
+            r.phase = EXECUTE
+        else:
+            x = w.env[e]
+            r.exec_end = t
+            r.phase = COPY_OUT
+            r.until = max(t, x.d2h_free) + tr.d2h[g, r.mb // tr.solo.shape[2], r.mb % tr.solo.shape[2]]
+            x.d2h_free = r.until
+            r.until += tr.device[g, 7] + _crowd_ms(st, w, tr, e, kind, SEEN)
+    if w.preempt[e, 0] > 0.0:
+        _suspend(w, e, t)
+    _set_slowdowns(w, tr, e, g)
+
+
+@inlined
 def run_event(st, w, tb, tr, e):
     """Process the next event. Returns whether the scheduler saw it (an arrival, a completion, a timer, the end)."""
     g = e % tr.solo.shape[0]
@@ -381,52 +400,34 @@ def run_event(st, w, tb, tr, e):
     if kind == -4:
         x.done = 1
         return True
+    if kind == -5 or (kind >= 0 and w.run[e, kind].phase != COPY_OUT):
+        _progress(w, e, t)
+        _device_event(st, w, tr, e, g, t, kind)
+        return False
+    if kind != -1 or st.env[e].n_free > 0:
+        advance(st, tb, e, t)
     if kind == -1:
         r = w.request[e, x.next]
         st.env[e].deferred = 0
-        if st.env[e].n_free > 0:
-            advance(st, tb, e, t)
         enqueue(st, tb, e, t, r.priority, r.model, x.next, r.deadline)
         x.next += 1
         return True
     if kind == -2:
-        advance(st, tb, e, t)
         st.env[e].wake = np.inf
         st.env[e].deferred = 0
         return True
     if kind == -3:
-        advance(st, tb, e, t)
         drop_all(st, e)
         return True
     _progress(w, e, t)
-    if kind == -5:
-        _suspend(w, e, t)
-        _set_slowdowns(w, tr, e, g)
-        return False
     r = w.run[e, kind]
-    if r.phase == COPY_IN:
-        r.phase = EXECUTE
-        if w.preempt[e, 0] > 0.0:
-            _suspend(w, e, t)
-        _set_slowdowns(w, tr, e, g)
-        return False
-    if r.phase == EXECUTE:
-        r.exec_end = t
-        r.phase = COPY_OUT
-        r.until = max(t, x.d2h_free) + tr.d2h[g, r.mb // tr.solo.shape[2], r.mb % tr.solo.shape[2]]
-        x.d2h_free = r.until
-        r.until += tr.device[g, 7] + _crowd_ms(st, w, tr, e, kind, SEEN)
-        if w.preempt[e, 0] > 0.0:
-            _suspend(w, e, t)
-        _set_slowdowns(w, tr, e, g)
-        return False
     r.phase = IDLE
     st.env[e].deferred = 0
-    complete(st, tb, e, t, kind, r.exec_end - r.h2d_end)
+    end_batch(st, tb, e, t, kind, r.exec_end - r.h2d_end)
     return True
 
 
-@njit
+@inlined
 def run_to_decision(st, w, tb, tr, e):
     """Run events until the scheduler can decide something, or the episode is done."""
     x = w.env[e]
@@ -443,15 +444,9 @@ def run_to_decision(st, w, tb, tr, e):
         collect(st, w, tr, e)
 
 
-@njit
-def step(st, w, tb, tr, e, action, wake):
-    """Carry out one decision of world e and run to the next.
-
-    Args:
-        st: state. w: worlds. tb: tables. tr: truth. e: which world.
-        action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
-        wake: absolute time (ms) to wake at when deferring; inf for no timer.
-    """
+@inlined
+def act(st, w, tb, tr, e, action, wake):
+    """Carry out one decision of world e, without running on; arguments as of ``step``."""
     g = e % tr.solo.shape[0]
     x = w.env[e]
     x.reward = 0.0
@@ -461,5 +456,17 @@ def step(st, w, tb, tr, e, action, wake):
         launch(st, w, tr, e, k)
     else:
         defer(st, e, wake + tr.device[g, 8])
+
+
+@inlined
+def step(st, w, tb, tr, e, action, wake):
+    """Carry out one decision of world e and run to the next.
+
+    Args:
+        st: state. w: worlds. tb: tables. tr: truth. e: which world.
+        action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
+        wake: absolute time (ms) to wake at when deferring; inf for no timer.
+    """
+    act(st, w, tb, tr, e, action, wake)
     run_to_decision(st, w, tb, tr, e)
-    x.ret += x.reward
+    w.env[e].ret += w.env[e].reward
