@@ -305,12 +305,15 @@ class Engine:
     def _on_result(self, result: BatchResult) -> None:
         flight = self._flights[result.stream]
         assert flight is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
+        self._take(flight, result)
+        if not self._run(result.stream, flight):
+            self._pump()
+
+    def _take(self, flight: Flight, result: BatchResult) -> None:
         self._report(flight, result)
         flight.take(result)
         if result.error is not None:
             log.warning("batch %d of %s failed: %s", flight.batch_id, flight.model, result.error)
-        if not self._run(result.stream, flight):
-            self._pump()
 
     # The decision loop.
 
@@ -329,6 +332,8 @@ class Engine:
                 self._core.defer(st, 0, wake)
                 break
             self._launch(self._core.dispatch(st, tb, 0, action))
+            if not self._n_queued[0]:
+                break
         self._arm()
 
     def _launch(self, k: int) -> None:
@@ -350,8 +355,11 @@ class Engine:
         """Start the next part of a batch, or end the batch; returns whether it goes on."""
         while (part := flight.next_part()) is not None:
             try:
-                self.executor.submit(k, part)
-                return True
+                result = self.executor.run_here(k, part)
+                if result is None:
+                    self.executor.submit(k, part)
+                    return True
+                self._take(flight, result)
             except ValueError as error:
                 log.error("batch %d of %s was refused: %s", flight.batch_id, flight.model, error)
                 flight.refuse(str(error))
@@ -393,4 +401,7 @@ class Engine:
 
     def _arm(self) -> None:
         """Ring when something is to be done even if nothing happens before."""
-        self._alarm.set(self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms))
+        at = math.inf
+        if self._n_queued[0]:
+            at = self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms)
+        self._alarm.set(at)
