@@ -25,6 +25,7 @@ from envs.scheduler import (
     enqueue,
     fail,
     head_deadline,
+    place,
 )
 from envs.state import SchedState, Tables
 
@@ -85,6 +86,21 @@ def launch(st, tb, e, action):
 
 
 @_compiled
+def ahead(st, tb, e, p, deadline):
+    """Queued requests of priority p that are due no later: how many, and their work in ms, each a share of a largest batch."""
+    g = e % tb.solo.shape[0]
+    n, work = 0, 0.0
+    for m in range(st.queue.shape[2]):
+        before = 0
+        for i in range(st.queue[e, p, m].length):
+            if st.entry[e, p, m, place(st, e, p, m, i)].deadline <= deadline:
+                before += 1
+        n += before
+        work += before * tb.solo[g, m, -1] / tb.size[-1]
+    return n, work
+
+
+@_compiled
 def next_timer(st, tb, e, drop, grace):
     """When to look again if nothing happens before: the policy's timer, or the first request to expire; inf if never."""
     env = st.env[e]
@@ -110,6 +126,7 @@ class Core(NamedTuple):
     finish: Callable[..., None]
     poll: Callable[..., bool]
     next_timer: Callable[..., float]
+    ahead: Callable[..., tuple[int, float]]
     cancel: Callable[..., bool]
     defer: Callable[..., None]
     dispatch: Callable[..., int]
@@ -124,6 +141,7 @@ def compile_core(st: SchedState, tb: Tables) -> Core:
         finish=bind(finish, state, tb, 0, 0.0, 0, 0.0),
         poll=bind(poll, state, tb, 0, 0.0, 0.0, 0.0),
         next_timer=bind(next_timer, state, tb, 0, 0.0, 0.0),
+        ahead=bind(ahead, state, tb, 0, 0, 0.0),
         cancel=bind(cancel, state, 0, 0, 0, 0),
         defer=bind(defer, state, 0, 0.0),
         dispatch=bind(launch, state, tb, 0, 0),

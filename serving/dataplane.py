@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from envs.state import LOW
+from serving.admission import Admission
 from serving.engine import Engine
 from serving.model_view import VERSION, ModelView, view_model
 from serving.refusal import Kind, Refusal
@@ -106,6 +107,7 @@ class DataPlane:
         self.repository = repository
         self.metrics = metrics
         self.limits = limits
+        self.admission = Admission(engine)
         self.statistics = Statistics()
         engine.observers.append(self.statistics)
         self._deadline = deadline_factor, deadline_floor_ms
@@ -210,7 +212,8 @@ class DataPlane:
         self._clients[client] = inside
         try:
             try:
-                requests = self.engine.offer(view.name, priority, deadline_ms, list(values))
+                refusal = self.admission.refusal(view.name, priority, deadline_ms)
+                requests = self.engine.offer(view.name, priority, deadline_ms, list(values), refusal=refusal)
             except KeyError:
                 raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
             try:
