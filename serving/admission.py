@@ -35,15 +35,16 @@ class Admission(Observer):
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Count its work, if there was a queue behind it all the time since the batch before."""
-        engine = self.engine
-        queued, _ = engine.ahead(batch.priority, math.inf)
-        work = batch.batch_size * self._alone_ms(batch.model, -1) if batch.error is None else 0.0
-        self._done[batch.priority].add(work, engine.now_ms(), queued > 0)
+        engine, done = self.engine, self._done[batch.priority]
+        queued = engine.queued > 0 and engine.ahead(batch.priority, math.inf)[0] > 0
+        if queued or done.going:
+            work = batch.batch_size * self._alone_ms(batch.model, -1) if batch.error is None else 0.0
+            done.add(work, engine.now_ms(), queued)
 
     def refusal(self, model: str, priority: int, deadline_ms: float) -> str:
         """Why a request that arrives now cannot be met, in one line; nothing if it may be."""
         engine, done = self.engine, self._done[priority]
-        if done.spent_ms < EVIDENCE_MS or done.work_ms <= 0.0:
+        if done.spent_ms < EVIDENCE_MS or done.work_ms <= 0.0 or engine.queued == 0:
             return ""
         requests, work = engine.ahead(priority, engine.now_ms() + deadline_ms)
         if requests < engine.profile.batch_sizes[-1]:  # it may join the next batch
@@ -69,6 +70,11 @@ class _Rate:
     def __init__(self) -> None:
         self.work_ms = self.spent_ms = 0.0
         self._since = math.nan  # when the last batch ended; NaN if it left no queue behind
+
+    @property
+    def going(self) -> bool:
+        """Whether the last batch left a queue behind."""
+        return not math.isnan(self._since)
 
     def add(self, work_ms: float, now_ms: float, queued: bool) -> None:
         """A batch ended; `queued` says whether there is more to do."""
