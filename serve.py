@@ -3,8 +3,8 @@
 Examples:
   python serve.py                                      the built-in models over HTTP on 127.0.0.1:8000
   python serve.py --policy ppo --grpc                  the trained policy; gRPC on port 8001, too
-  python serve.py --models net=net.pt                  a TorchScript file (say its input in a YAML list, see below)
-  python serve.py --models models.yaml                 a list of models with their shapes, priorities and timeouts
+  python serve.py --models bert,mobilenet              some of the built-in models
+  python serve.py --models models.yaml                 your own: files or factories, with shapes, priorities, timeouts
   python serve.py --replay poisson --load 0.9          offer 90 % of the measured capacity, print the table, exit
   python serve.py --replay twin:azure_llm_2023 --load 1.1 --duration 30 --policy edf
   python serve.py --record run --logdir tb --trace timeline.json

@@ -81,9 +81,6 @@ class Identity(MLModel):
 
 def serve_ours(http_port: int, grpc_port: int) -> None:
     """Serve the identity model until the process is ended."""
-    import torch
-    from torch import nn
-
     from agents.policy import make_policy
     from envs.profile import synthetic_profile
     from serving.cpu_executor import CpuExecutor
@@ -91,13 +88,10 @@ def serve_ours(http_port: int, grpc_port: int) -> None:
     from serving.engine import Engine
     from serving.grpc_front import start_grpc
     from serving.http_front import start_http
-    from serving.models.served import ServedModel
+    from serving.models.load import load_model
+    from serving.models.served import ModelSpec
 
-    model = ServedModel(
-        name="identity", kind="", source="", module=nn.Identity(), build=lambda device: torch.nn.Identity(),
-        input_shape=(WIDTH,), input_dtype="float32", input_high=2, output_shape=(WIDTH,), output_dtype="float32",
-        parameters=0, weight_bytes=0, flops_per_item=0.0, activation_bytes_per_item=0.0, releases_lock=True,
-    )  # fmt: skip
+    model = load_model(ModelSpec(name="identity", source="torch.nn:Identity", input_shape=(WIDTH,)))
     made = synthetic_profile(1)
     profile = type(made)(**{**made.__dict__, "models": ("identity",), "solo_ms": np.full_like(made.solo_ms, 0.05)})
 

@@ -16,8 +16,8 @@ class ServeConfig:
     """What to serve, by which policy, and where to answer.
 
     Attributes:
-        models: names with commas between, or a list: built-in models, NAME=SOURCE (builtin:NAME, module:factory), or
-            folders and YAML files that list models (serving.repository). None: the default set of built-in models.
+        models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
+            and YAML files that list models with their shapes (serving.repository). None: the default set of built-in models.
         policy: a policy by name (fifo, edf, strait, ...), "ppo" for the trained one that ships, or a policy.safetensors.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda or cuda:N.

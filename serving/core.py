@@ -5,12 +5,14 @@ The operations are those of envs.scheduler, in the order in which envs.world dri
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
-from envs.jit import bind, njit
+from envs.jit import bind
 from envs.predictor import advance
 from envs.scheduler import (
     can_dispatch,
@@ -23,11 +25,16 @@ from envs.scheduler import (
     enqueue,
     fail,
     head_deadline,
+    place,
 )
 from envs.state import SchedState, Tables
 
+# As envs.jit.njit, but holding Python's lock: each of these takes about 1 us, and a thread that waits for the lock (gRPC has
+# one) would take it meanwhile, and keep it for longer.
+_compiled: Any = functools.partial(numba.njit, cache=True, nogil=False, error_model="numpy", _nrt=False)
 
-@njit
+
+@_compiled
 def arrive(st, tb, e, now, t, p, m, id_, deadline):
     """A request that arrived at time t <= now, all in ms; False when its queue is full (it has ended as dropped)."""
     advance(st, tb, e, now)
@@ -35,7 +42,7 @@ def arrive(st, tb, e, now, t, p, m, id_, deadline):
     return enqueue(st, tb, e, t, p, m, id_, deadline)
 
 
-@njit
+@_compiled
 def finish(st, tb, e, now, k, exec_ms):
     """The batch on stream k ended after `exec_ms` of execution; a negative number says that it failed."""
     st.env[e].deferred = 0
@@ -45,7 +52,7 @@ def finish(st, tb, e, now, k, exec_ms):
         complete(st, tb, e, now, k, exec_ms)
 
 
-@njit
+@_compiled
 def _expire(st, tb, e, drop, grace):
     """Drop what is out of reach (`drop` > 0), and in any case what has been late for `grace` ms."""
     if drop > 0.0:
@@ -57,7 +64,7 @@ def _expire(st, tb, e, drop, grace):
     env.now = now
 
 
-@njit
+@_compiled
 def poll(st, tb, e, now, drop, grace):
     """Move to time `now` and drop what has expired. Returns whether the policy should be asked."""
     advance(st, tb, e, now)
@@ -72,7 +79,28 @@ def poll(st, tb, e, now, drop, grace):
     return env.deferred == 0 and can_dispatch(st, e, tb)
 
 
-@njit
+@_compiled
+def launch(st, tb, e, action):
+    """Dispatch a candidate; returns the stream that has its batch."""
+    return dispatch(st, tb, e, action)
+
+
+@_compiled
+def ahead(st, tb, e, p, deadline):
+    """Queued requests of priority p that are due no later: how many, and their work in ms, each a share of a largest batch."""
+    g = e % tb.solo.shape[0]
+    n, work = 0, 0.0
+    for m in range(st.queue.shape[2]):
+        before = 0
+        for i in range(st.queue[e, p, m].length):
+            if st.entry[e, p, m, place(st, e, p, m, i)].deadline <= deadline:
+                before += 1
+        n += before
+        work += before * tb.solo[g, m, -1] / tb.size[-1]
+    return n, work
+
+
+@_compiled
 def next_timer(st, tb, e, drop, grace):
     """When to look again if nothing happens before: the policy's timer, or the first request to expire; inf if never."""
     env = st.env[e]
@@ -98,6 +126,7 @@ class Core(NamedTuple):
     finish: Callable[..., None]
     poll: Callable[..., bool]
     next_timer: Callable[..., float]
+    ahead: Callable[..., tuple[int, float]]
     cancel: Callable[..., bool]
     defer: Callable[..., None]
     dispatch: Callable[..., int]
@@ -112,8 +141,9 @@ def compile_core(st: SchedState, tb: Tables) -> Core:
         finish=bind(finish, state, tb, 0, 0.0, 0, 0.0),
         poll=bind(poll, state, tb, 0, 0.0, 0.0, 0.0),
         next_timer=bind(next_timer, state, tb, 0, 0.0, 0.0),
+        ahead=bind(ahead, state, tb, 0, 0, 0.0),
         cancel=bind(cancel, state, 0, 0, 0, 0),
         defer=bind(defer, state, 0, 0.0),
-        dispatch=bind(dispatch, state, tb, 0, 0),
+        dispatch=bind(launch, state, tb, 0, 0),
         drop_all=bind(drop_all, state, 0),
     )

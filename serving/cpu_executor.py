@@ -18,13 +18,15 @@ from serving.device import probe_device, usable_cores
 from serving.executor import Batch, BatchResult, OnResult
 from serving.models.served import DTYPES, Forward, ServedModel
 from serving.turns import Beat
-from serving.workers import LoadedModel, ThreadedExecutor, now_ms
+from serving.workers import LoadedModel, ThreadedExecutor, blank_result, failed_result, now_ms, one_line
 from traces.machine import DeviceInfo
 
 # Streams outnumber cores; behind them, the engine's own thread must still wake at once.
 WORKER_NICENESS = 5
 # A turn that lasted this long may end when the kernel looks next (Linux from 6.12 on; longer elsewhere); see serving.turns.
 SLICE_MS = 0.5
+# What it costs to hand a batch to a stream's thread and its result back: two wake-ups, and waits for Python's lock.
+HANDOVER_MS = 0.2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
@@ -44,11 +46,36 @@ class CpuExecutor(ThreadedExecutor):
         self._cores = _cores()
         self._beat = Beat(self._cores, streams)
         super().__init__(streams, on_result)
+        self._here: _CpuStream | None = None
 
     @property
     def device(self) -> DeviceInfo:
         """The CPU; see `Executor.device`."""
         return probe_device("cpu")
+
+    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
+        """Run a batch that is shorter than its hand-over; see `Executor.run_here`.
+
+        Only what runs without Python: such a graph cannot wait for anything, or end its thread. A model that turns out
+        to take longer than it did alone goes back to the threads.
+        """
+        model, size = self._loaded.get(batch.model), len(batch.inputs)
+        if model is None or self._closed or not model.served.releases_lock:
+            return None
+        expected = model.alone_ms.get(size, HANDOVER_MS)
+        if expected >= HANDOVER_MS:
+            return None
+        if self._here is None:
+            torch.set_num_threads(1)  # the calling thread's own
+            self._here = _CpuStream(np.zeros(1, np.uint8))
+        result = blank_result(batch, stream, now_ms())
+        try:
+            self._here.run(model, batch, result)
+        except Exception as error:  # a model's own error ends its batch, and no more
+            return failed_result(batch, stream, result.dispatch_ms, one_line(error))
+        took = min(result.d2h_end_ms - result.dispatch_ms, 5 * HANDOVER_MS)  # once preempted is not slow
+        model.alone_ms[size] = expected + 0.1 * (took - expected)
+        return result
 
     def _open_stream(self, stream: int) -> _CpuStream:
         # All are the calling thread's own. What is not to be had (another system, no right) costs predictability only.
@@ -101,7 +128,7 @@ def _take_short_turns(thread: int, nice: int) -> None:
 
 
 class _CpuStream:
-    """One stream's staging buffers, one a model, as large as the largest batch so far.
+    """One stream's staging buffers, one a model, as large as the largest batch so far, and views of them, one a size.
 
     Args:
         running: (1,) uint8, 1 while a batch runs here.
@@ -109,7 +136,7 @@ class _CpuStream:
 
     def __init__(self, running: np.ndarray) -> None:
         self._running = running
-        self._staging: dict[LoadedModel, Tensor] = {}
+        self._staging: dict[LoadedModel, dict[int, tuple[Tensor, np.ndarray]]] = {}
 
     def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
         """Copy in, execute, copy out."""
@@ -120,9 +147,9 @@ class _CpuStream:
             self._running[0] = 0
 
     def _run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
-        staged = self._staged(model, len(batch.inputs))
+        staged, rows = self._staged(model, len(batch.inputs))
         result.h2d_start_ms = now_ms()
-        copy_inputs(batch.inputs, staged.numpy(), model.served.name)
+        copy_inputs(batch.inputs, rows, model.served.name)
         result.h2d_end_ms = result.exec_start_ms = now_ms()
         output = model.forward(staged)
         result.exec_end_ms = now_ms()
@@ -137,13 +164,19 @@ class _CpuStream:
         """Free the model's staging buffer."""
         self._staging.pop(model, None)
 
-    def _staged(self, model: LoadedModel, size: int) -> Tensor:
-        buffer = self._staging.get(model)
-        if buffer is None or len(buffer) < size:
-            served = model.served
-            buffer = torch.zeros((size, *served.input_shape), dtype=DTYPES[served.input_dtype])
-            self._staging[model] = buffer
-        return buffer[:size]
+    def _staged(self, model: LoadedModel, size: int) -> tuple[Tensor, np.ndarray]:
+        views = self._staging.setdefault(model, {})
+        view = views.get(size)
+        if view is None:
+            largest = max(views, default=0)
+            if size > largest:
+                served = model.served
+                views.clear()
+                buffer = torch.zeros((size, *served.input_shape), dtype=DTYPES[served.input_dtype])
+            else:
+                buffer = views[largest][0][:size]
+            view = views[size] = buffer, buffer.numpy()
+        return view
 
 
 def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None:
@@ -152,10 +185,11 @@ def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None
     Raises:
         ValueError: an input has another shape, or a type that does not convert safely enough (float to integer).
     """
-    for row, values in zip(staged, inputs, strict=True):
-        if values.shape != row.shape:
-            raise ValueError(f"input of shape {values.shape}; model {name!r} takes {row.shape}")
+    item = staged.shape[1:]
+    for k, values in enumerate(inputs):
+        if values.shape != item:
+            raise ValueError(f"input of shape {values.shape}; model {name!r} takes {item}")
         try:
-            np.copyto(row, values, casting="same_kind")
+            np.copyto(staged[k], values, casting="same_kind")
         except TypeError:
-            raise ValueError(f"input of type {values.dtype}; model {name!r} takes {row.dtype}") from None
+            raise ValueError(f"input of type {values.dtype}; model {name!r} takes {staged.dtype}") from None

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from envs.state import LOW
+from serving.admission import Admission
 from serving.engine import Engine
 from serving.model_view import VERSION, ModelView, view_model
 from serving.refusal import Kind, Refusal
@@ -106,6 +107,7 @@ class DataPlane:
         self.repository = repository
         self.metrics = metrics
         self.limits = limits
+        self.admission = Admission(engine)
         self.statistics = Statistics()
         engine.observers.append(self.statistics)
         self._deadline = deadline_factor, deadline_floor_ms
@@ -210,7 +212,8 @@ class DataPlane:
         self._clients[client] = inside
         try:
             try:
-                requests = self.engine.offer(view.name, priority, deadline_ms, list(values))
+                refusal = self.admission.refusal(view.name, priority, deadline_ms)
+                requests = self.engine.offer(view.name, priority, deadline_ms, list(values), refusal=refusal)
             except KeyError:
                 raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
             try:
@@ -281,15 +284,22 @@ def _answered(outcome: Outcome) -> Outcome:
 def _answer(outcomes: list[Outcome]) -> Answer:
     outputs = [outcome.output for outcome in outcomes if outcome.output is not None]
     output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
-    late = any(outcome.outcome == "late" for outcome in outcomes)
-    parameters: dict[str, int | str] = {
-        "outcome": "late" if late else "met",
-        "latency_us": round(max(outcome.latency_ms for outcome in outcomes) * 1e3),
-        "queue_us": round(max(outcome.queue_ms for outcome in outcomes) * 1e3),
-        "batch_size": max(outcome.batch_size for outcome in outcomes),
-        "predicted_us": round(max(outcome.predicted_ms for outcome in outcomes) * 1e3),
-    }
-    return Answer(output, parameters)
+    worst, latency_ms, queue_ms, batch_size, predicted_ms = "met", 0.0, 0.0, 0, 0.0
+    for one in outcomes:
+        if one.outcome == "late":
+            worst = "late"
+        latency_ms, queue_ms = max(latency_ms, one.latency_ms), max(queue_ms, one.queue_ms)
+        batch_size, predicted_ms = max(batch_size, one.batch_size), max(predicted_ms, one.predicted_ms)
+    return Answer(
+        output,
+        {
+            "outcome": worst,
+            "latency_us": round(latency_ms * 1e3),
+            "queue_us": round(queue_ms * 1e3),
+            "batch_size": batch_size,
+            "predicted_us": round(predicted_ms * 1e3),
+        },
+    )
 
 
 def allowed(token: str | None, header: str | None) -> bool:

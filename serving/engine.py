@@ -82,9 +82,8 @@ class Engine:
         self._index = {name: m for m, name in enumerate(self.models)}
         self._tell = tell
         self.tables: Tables = tell(profile.tables())
-        self.state: SchedState = make_state(
-            1, len(self.models), self.tables.size, executor.streams, self.config.queue_places
-        )
+        places = self.config.queue_places
+        self.state: SchedState = make_state(1, len(self.models), self.tables.size, executor.streams, places)
         clear(self.state, self.tables, 0)
         self._core = compile_core(self.state, self.tables)
         self.guard = GuardedPolicy(policy, self.state, self.tables, self.config.decision_budget_ms)
@@ -170,6 +169,7 @@ class Engine:
         deadline_ms: float,
         values: Sequence[np.ndarray],
         arrival_ms: float | None = None,
+        refusal: str = "",
     ) -> list[Request]:
         """Hand in requests that arrive together; their ends come in their `future`. Call on the engine's loop.
 
@@ -179,6 +179,7 @@ class Engine:
             deadline_ms: relative to the arrival.
             values: one input a request, of the model's input shape.
             arrival_ms: when they arrived, if not now.
+            refusal: why they are not let in, as their deadline is out of reach; empty if they are.
 
         Raises:
             KeyError: no such model.
@@ -195,16 +196,20 @@ class Engine:
                 m, model, priority, arrival, arrival + deadline_ms, one, self._loop.create_future()
             )
             requests.append(request)
-            if not self._accepting:
-                self.ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
-                continue
-            if not self._core.arrive(
+            if refusal or not self._accepting:
+                reason, message = (UNREACHABLE, refusal) if refusal else (STOPPING, "the server is stopping")
+                self.ledger.close(request, DROPPED, reason, message, now)
+            elif not self._core.arrive(
                 self.state, self.tables, 0, now, arrival, priority, m, request.id, request.deadline_ms
             ):
                 message = f"the queue of model {model!r} is full ({self.config.queue_places} requests)"
                 self._collect(now, FULL, message)
         self._pump()
         return requests
+
+    def ahead(self, priority: int, due_ms: float) -> tuple[int, float]:
+        """Queued requests of a priority that are due no later, and their work in ms; see `serving.core.ahead`."""
+        return self._core.ahead(self.state, self.tables, 0, priority, due_ms)
 
     def cancel(self, request: Request) -> None:
         """Give a request up: at once when it is queued; its result is discarded when it is in flight."""
@@ -305,12 +310,19 @@ class Engine:
     def _on_result(self, result: BatchResult) -> None:
         flight = self._flights[result.stream]
         assert flight is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
-        self._report(flight, result)
+        self._take(flight, result)
+        if not self._run(result.stream, flight):
+            self._pump()
+
+    def _take(self, flight: Flight, result: BatchResult) -> None:
+        self.batches += 1
+        if self.observers:
+            record = flight.record(result, self.start_ms)
+            for observer in self.observers:
+                observer.batch_ended(record)
         flight.take(result)
         if result.error is not None:
             log.warning("batch %d of %s failed: %s", flight.batch_id, flight.model, result.error)
-        if not self._run(result.stream, flight):
-            self._pump()
 
     # The decision loop.
 
@@ -329,20 +341,15 @@ class Engine:
                 self._core.defer(st, 0, wake)
                 break
             self._launch(self._core.dispatch(st, tb, 0, action))
+            if not self._n_queued[0]:
+                break
         self._arm()
 
     def _launch(self, k: int) -> None:
         """The state has a new batch on stream k: hand it to the executor."""
         s = self._stream[k]
-        start, n = float(s["start"]), int(s["n"])
-        requests = [self._requests[id_] for id_ in self._member[k, :n].tolist()]
-        flight = Flight(
-            int(s["batch"]), requests[0].name, int(s["priority"]), requests, float(s["predicted"]), int(s["n_co"])
-        )
-        for request in requests:
-            request.start_ms = start
-            request.batch_id, request.batch_size, request.predicted_ms = flight.batch_id, n, flight.predicted_ms
-        flight.parts = [requests]
+        members = self._member[k, : int(s["n"])].tolist()
+        flight = Flight.of(s, [self._requests[id_] for id_ in members])
         self._flights[k] = flight
         self._run(k, flight)
 
@@ -350,8 +357,11 @@ class Engine:
         """Start the next part of a batch, or end the batch; returns whether it goes on."""
         while (part := flight.next_part()) is not None:
             try:
-                self.executor.submit(k, part)
-                return True
+                result = self.executor.run_here(k, part)
+                if result is None:
+                    self.executor.submit(k, part)
+                    return True
+                self._take(flight, result)
             except ValueError as error:
                 log.error("batch %d of %s was refused: %s", flight.batch_id, flight.model, error)
                 flight.refuse(str(error))
@@ -383,14 +393,7 @@ class Engine:
                 message = unreachable(request, self.tables, now)
             self.ledger.end(request, outcome, reason, message, now)
 
-    def _report(self, flight: Flight, result: BatchResult) -> None:
-        self.batches += 1
-        if not self.observers:
-            return
-        record = flight.record(result, self.start_ms)
-        for observer in self.observers:
-            observer.batch_ended(record)
-
     def _arm(self) -> None:
         """Ring when something is to be done even if nothing happens before."""
-        self._alarm.set(self._core.next_timer(self.state, self.tables, 0, self.guard.drop, self.config.grace_ms))
+        args = self.state, self.tables, 0, self.guard.drop, self.config.grace_ms
+        self._alarm.set(self._core.next_timer(*args) if self._n_queued[0] else math.inf)

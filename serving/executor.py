@@ -144,6 +144,13 @@ class Executor(ABC):
                 executor is closed. Such a batch has no result.
         """
 
+    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
+        """Run a batch in the calling thread where that is shorter than handing it to another one; None where it is not.
+
+        The stream is only named in the result, which is not given to `on_result`.
+        """
+        return None
+
     @abstractmethod
     def idle(self, stream: int) -> bool:
         """Whether the stream has no batch in flight."""

@@ -35,6 +35,19 @@ class Flight:
     exec_ms: float = 0.0
     retried: bool = False
 
+    @staticmethod
+    def of(stream: np.ndarray, requests: list[Request]) -> Flight:
+        """The batch that a stream's record of the scheduling state describes; its requests are told of it."""
+        start, n = float(stream["start"]), len(requests)
+        flight = Flight(
+            int(stream["batch"]), requests[0].name, int(stream["priority"]), requests, float(stream["predicted"]),
+            int(stream["n_co"]), [requests],
+        )  # fmt: skip
+        for request in requests:
+            request.start_ms = start
+            request.batch_id, request.batch_size, request.predicted_ms = flight.batch_id, n, flight.predicted_ms
+        return flight
+
     def next_part(self) -> Batch | None:
         """What the executor should run next; None when all parts have run."""
         if not self.parts:

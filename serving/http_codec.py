@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+import orjson
 
 from serving.dataplane import Answer
 from serving.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
 from serving.refusal import Kind, Refusal
-from serving.tensors import check_datatype, check_shape, from_bytes, from_values, to_bytes, to_values
+from serving.tensors import check_datatype, check_shape, from_bytes, from_values, to_bytes
 from traces.errors import InputError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -36,24 +36,15 @@ class InferCall:
     binary: bool
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON; send it as binary data")
-
-
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def read_json(body: bytes) -> dict[str, Any]:
+def read_json(body: bytes | memoryview) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         InputError: it is something else.
     """
     try:
-        value = _decoder.decode(body.decode())
-    except RecursionError:
-        raise InputError("the body is not JSON: nested too deeply") from None
-    except ValueError as error:  # also what is not UTF-8
+        value = orjson.loads(body)
+    except ValueError as error:  # also what is not UTF-8, is nested too deeply, or is NaN or an infinity
         raise InputError(f"the body is not JSON: {str(error)[:120]}") from None
     if not isinstance(value, dict):
         raise InputError(f"the body is a JSON {type(value).__name__}; an object is wanted")
@@ -95,7 +86,7 @@ def read_infer(body: bytes, header_length: str | None, view: ModelView, most: in
                 f"{HEADER_LENGTH} is {header_length[:80]!r}; 1 to {len(body)}, the body's length, is wanted"
             )
         length = int(header_length)
-    head = read_json(body if length == len(body) else body[:length])
+    head = read_json(memoryview(body)[:length])
     parameters = _object(head, "parameters", "the request")
     id_ = head.get("id")
     if id_ is not None and not isinstance(id_, str):
@@ -170,9 +161,9 @@ def write_infer(view: ModelView, call: InferCall, answer: Answer) -> tuple[bytes
     head["parameters"] = answer.parameters
     head["outputs"] = [output]
     if not call.binary:
-        output["data"] = to_values(answer.output)
-        return json.dumps(head, separators=(",", ":")).encode(), _PLAIN
+        output["data"] = answer.output.ravel()  # NaN and the infinities, which JSON lacks, become null
+        return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), _PLAIN
     data = to_bytes(answer.output)
     output["parameters"] = {"binary_data_size": len(data)}
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = orjson.dumps(head)
     return text + data, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}

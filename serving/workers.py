@@ -31,10 +31,17 @@ SWITCH_INTERVAL_S = 0.0005
 
 @dataclass(slots=True, eq=False)
 class LoadedModel:
-    """A model with its inference function on the device."""
+    """A model with its inference function on the device; `alone_ms` is the shortest batch of each size that ran alone."""
 
     served: ServedModel
     forward: Forward
+    alone_ms: dict[int, float] = field(default_factory=dict)
+
+    def ran_alone(self, result: BatchResult) -> None:
+        """Note how long a batch took that ran alone."""
+        if result.outputs is not None:
+            size, took = len(result.outputs), result.d2h_end_ms - result.h2d_start_ms
+            self.alone_ms[size] = min(took, self.alone_ms.get(size, took))
 
 
 class StreamRunner(Protocol):
@@ -140,13 +147,15 @@ class ThreadedExecutor(Executor):
             def task(runner: StreamRunner, batch: Batch = batch) -> None:
                 runner.prepare(model, len(batch.inputs))
                 for _ in range(2):
-                    runner.run(model, batch, _blank_result(batch, 0, now_ms()))
+                    result = blank_result(batch, 0, now_ms())
+                    runner.run(model, batch, result)
+                    model.ran_alone(result)
 
             for worker in self._workers:
                 try:
                     self._post(worker, task).result()
                 except Exception as error:
-                    raise RuntimeError(f"model {name!r} fails on a batch of {size}: {_one_line(error)}") from error
+                    raise RuntimeError(f"model {name!r} fails on a batch of {size}: {one_line(error)}") from error
 
     def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
         """Run one batch size on the last stream; see `Executor.time_alone`."""
@@ -157,8 +166,9 @@ class ThreadedExecutor(Executor):
         results: list[BatchResult] = []
 
         def task(runner: StreamRunner) -> None:
-            result = _blank_result(batch, worker.stream, dispatch_ms)
+            result = blank_result(batch, worker.stream, dispatch_ms)
             runner.run(model, batch, result)
+            model.ran_alone(result)
             results.append(result)
 
         for _ in range(repeats):  # one task a run, so that a batch of the engine waits for one at most
@@ -166,7 +176,7 @@ class ThreadedExecutor(Executor):
             try:
                 self._post(worker, task).result()
             except Exception as error:
-                raise RuntimeError(f"model {name!r} fails on a batch of {batch_size}: {_one_line(error)}") from error
+                raise RuntimeError(f"model {name!r} fails on a batch of {batch_size}: {one_line(error)}") from error
         return results
 
     def submit(self, stream: int, batch: Batch) -> None:
@@ -234,12 +244,12 @@ class ThreadedExecutor(Executor):
         try:
             while (job := worker.inbox.get()) is not None:
                 if isinstance(job, _Flight):
-                    result = _blank_result(job.batch, job.stream, job.dispatch_ms)
+                    result = blank_result(job.batch, job.stream, job.dispatch_ms)
                     try:
                         runner = runner or self._open_stream(worker.stream)
                         runner.run(job.model, job.batch, result)
                     except Exception as error:  # a model's own error ends its batch, not its stream
-                        result = _failed(job, _one_line(error))
+                        result = _failed(job, one_line(error))
                     self._answer(result, job)
                 else:
                     task, future = job
@@ -251,7 +261,7 @@ class ThreadedExecutor(Executor):
                         future.set_exception(error)
                 job = None
         except BaseException as error:  # SystemExit and its like, raised by a model or sent to the thread
-            log.error("worker thread of stream %d died: %s", worker.stream, _one_line(error))
+            log.error("worker thread of stream %d died: %s", worker.stream, one_line(error))
             self._bury(worker, job, error)
 
     def _bury(self, worker: _Worker, job: _Job, error: BaseException) -> None:
@@ -260,7 +270,7 @@ class ThreadedExecutor(Executor):
             closed = self._closed
         if not closed:
             self._start(worker)
-        message = f"the worker thread died: {_one_line(error)}"
+        message = f"the worker thread died: {one_line(error)}"
         if isinstance(job, _Flight):
             self._answer(_failed(job, message), job)
         elif job is not None and not job[1].done():
@@ -279,18 +289,25 @@ class ThreadedExecutor(Executor):
             log.exception("on_result failed for batch %d", result.batch_id)
 
 
-def _blank_result(batch: Batch, stream: int, dispatch_ms: float) -> BatchResult:
+def blank_result(batch: Batch, stream: int, dispatch_ms: float) -> BatchResult:
+    """A result to be filled in; all its times are those of the dispatch."""
     return BatchResult(batch.batch_id, stream, None, None, *(dispatch_ms,) * 6)
 
 
-def _failed(flight: _Flight, error: str) -> BatchResult:
-    result = _blank_result(flight.batch, flight.stream, now_ms())
-    result.dispatch_ms = flight.dispatch_ms
+def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> BatchResult:
+    """The result of a batch that failed now."""
+    result = blank_result(batch, stream, now_ms())
+    result.dispatch_ms = dispatch_ms
     result.error = error
     return result
 
 
-def _one_line(error: BaseException) -> str:
+def _failed(flight: _Flight, error: str) -> BatchResult:
+    return failed_result(flight.batch, flight.stream, flight.dispatch_ms, error)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     # The last line of a TorchScript error is the original one; a traceback through the graph is above it.
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,30 +31,43 @@ class Served:
 
     Attributes:
         process: its process. port: of HTTP. log: its standard error.
-        answers: this client's answers by HTTP status; those that it left are not among them.
+        answers: this client's answers by HTTP status, and items: the items in them; those that it left are not among them.
+        left: requests that it sent and left, which the server may have seen or not.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
         self.answers: Counter[int] = Counter()
+        self.items: Counter[int] = Counter()
+        self.left = 0
+        self._lock = threading.Lock()
+        self._ids = itertools.count()
+        self._in_parts = 0  # items of calls that failed, of which some may have been answered
 
     def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body; counted when it is an inference."""
+        """Status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection.request(method, path, body)
         response = connection.getresponse()
         status, data = response.status, response.read()
         connection.close()
-        if path.endswith("/infer"):
-            self.answers[status] += 1
         return status, data
 
     def infer(self, model: str, *firsts: float, priority: int = 1, timeout_ms: float = 20_000.0) -> tuple[int, Any]:
-        """Status and JSON of an inference with one item for each of `firsts`, its first number."""
-        status, data = self.ask(
-            "POST", f"/v2/models/{model}/infer", infer_body(*firsts, priority=priority, timeout_ms=timeout_ms)
-        )
-        return status, json.loads(data)
+        """Status and JSON of an inference with one item for each of `firsts`, its first number; the answer must be its own."""
+        id_ = f"request-{next(self._ids)}"
+        body = infer_body(*firsts, priority=priority, timeout_ms=timeout_ms, id_=id_)
+        status, data = self.ask("POST", f"/v2/models/{model}/infer", body)
+        answer = json.loads(data)
+        with self._lock:
+            self.answers[status] += 1
+            self.items[status] += len(firsts)
+            self._in_parts += len(firsts) if status != 200 and len(firsts) > 1 else 0
+        if status == 200:
+            assert answer["id"] == id_, "it is the answer to another request"
+            if model != "nan":
+                assert answer["outputs"][0]["data"][::4] == [2 * first for first in firsts]
+        return status, answer
 
     def metrics(self) -> dict[str, float]:
         """Sums of all metrics by name, and of the requests by outcome as ended_OUTCOME."""
@@ -69,8 +84,23 @@ class Served:
         assert self.process.poll() is None
         self.until(lambda: (m := self.metrics())["strait_queue_length"] == m["strait_streams_busy"] == 0)
         assert self.infer("double", 3.0)[0] == 200
-        seen = self.metrics()
-        assert seen["strait_requests_offered"] == seen["strait_requests_total"]
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """What this client was answered is what the server's ledger says, request by request since it began."""
+        seen, items = self.metrics(), self.items
+        ended = int(seen["strait_requests_total"])
+        assert ended == seen["strait_requests_offered"], "each that was offered has ended, and once"
+        answered = items[200] + items[500] + items[503] + items[504]
+        assert answered <= ended <= answered + self.left, "each that was answered was offered, and once"
+        loose = self.left + self._in_parts
+        for found, told in (
+            (seen["ended_met"] + seen["ended_late"], items[200]),
+            (seen["ended_dropped"], items[503] + items[504]),
+            (seen["ended_failed"], items[500] - self._in_parts),
+            (seen["ended_cancelled"], 0),
+        ):
+            assert told <= found <= told + loose, (dict(items), self.left, self._in_parts, seen)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that takes a moment."""
@@ -89,13 +119,13 @@ class Served:
         return self.process.wait(60)
 
 
-def infer_body(*firsts: float, priority: int = 1, timeout_ms: float = 20_000.0) -> bytes:
+def infer_body(*firsts: float, priority: int = 1, timeout_ms: float = 20_000.0, id_: str = "") -> bytes:
     """The body of an inference."""
     values = np.zeros((len(firsts), 4))
     values[:, 0] = firsts
     tensor = {"name": "input", "datatype": "FP32", "shape": list(values.shape), "data": values.ravel().tolist()}
     parameters = {"priority": priority, "timeout": int(timeout_ms * 1e3)}
-    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+    return json.dumps({"id": id_, "inputs": [tensor], "parameters": parameters}).encode()
 
 
 def command(folder: Path, models: dict[str, str], *flags: str) -> list[str]:

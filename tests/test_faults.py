@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -117,6 +118,22 @@ def test_all_that_was_asked_was_answered_and_counted_once(server: Served) -> Non
     assert answered[200] == seen["ended_met"] - before["ended_met"] + late
 
 
+def test_all_faults_at_once(server: Served) -> None:
+    """Models that raise, run out of memory and end their threads, deadlines out of reach, and clients that leave."""
+    kinds = [("double", 1.0), ("faulty", 666.0), ("faulty", 667.0), ("faulty", 668.0), ("slow", 20.0), ("nan", 1.0)]
+
+    def ask(i: int) -> int:
+        model, first = kinds[i % len(kinds)]
+        if i % 17 == 0:
+            _send(server, model, first).close()
+        return server.infer(model, first, priority=1 + i % 2, timeout_ms=(20_000.0, 30.0)[i % 11 == 0])[0]
+
+    with ThreadPoolExecutor(24) as pool:
+        statuses = set(pool.map(ask, range(400)))
+    assert {200, 500} <= statuses <= {200, 500, 503, 504}
+    server.until(lambda: (m := server.metrics())["strait_requests_offered"] == m["strait_requests_total"])
+
+
 @pytest.mark.parametrize("fault", ["nan_policy", "slow_policy"])
 def test_a_faulty_policy_is_replaced_by_strait_counted_and_logged(tmp_path: Path, fault: str) -> None:
     with served(tmp_path, {"double": "toy_models", fault: "fault_models", "jumping_clock": "fault_models"}) as server:
@@ -176,7 +193,7 @@ def test_a_full_disk_costs_what_is_written_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_sigterm_under_load_drains_and_answers_the_rest_with_503(tmp_path: Path) -> None:
-    with served(tmp_path, {"slow": "toy_models"}, "--drain_timeout=0.5") as server:
+    with served(tmp_path, {"slow": "toy_models"}, "--drain_timeout=0.5", "--log_level=debug") as server:
         statuses: list[int | str] = []
         lock = threading.Lock()
 
@@ -201,6 +218,9 @@ def test_sigterm_under_load_drains_and_answers_the_rest_with_503(tmp_path: Path)
         assert server.process.wait(30) == 0
     assert len(statuses) == 70, "each has one answer, or was told that nobody listens any more"
     assert set(statuses) <= {200, 503, "refused"} and {200, 503} <= set(statuses)
+    ended = re.findall(r"request (\d+) of slow (\w+) after", server.log.read_text())
+    assert len({number for number, _ in ended}) == len(ended) == len(statuses) - statuses.count("refused")
+    assert sum(how in ("met", "late") for _, how in ended) == statuses.count(200)
 
 
 def _send(server: Served, model: str, first: float, part: float = 1.0) -> socket.socket:
@@ -209,6 +229,7 @@ def _send(server: Served, model: str, first: float, part: float = 1.0) -> socket
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     sent = head.encode() + body
     client = socket.create_connection(("127.0.0.1", server.port))
+    server.left += part == 1.0
     client.sendall(sent[: int(part * len(sent))])
     return client
 
