@@ -47,6 +47,9 @@ STRAIT: dict[str, Range] = {
     "low_turns": (1, 2),
     "patience": (0.5, 30.0),
     "thrift": (0.0, 1.0),
+    "guard": (0.0, 2.0),
+    "high_haste": (0.1, 3.0),
+    "low_haste": (0.1, 3.0),
 }
 RANGES: dict[str, dict[str, Range]] = {
     "fifo": {"max_batch": (1, 8)},
