@@ -72,6 +72,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "strait": STRAIT,
     "strait-risk": STRAIT | {"risk": (1, 3)},
+    # What makes it what it is stays: where it stands between high and low priority was chosen otherwise.
+    "strait-guard": {k: v for k, v in STRAIT.items() if k not in ("guard", "low_max", "starve")},
 }
 
 FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0

@@ -209,5 +209,19 @@ class StraitRiskParams(StraitParams):
     risk: int = 2
 
 
+@dataclass(frozen=True)
+class StraitGuardParams(StraitParams):
+    """Parameters, see ``StraitParams``; room is kept for high priority while it arrives fast, at a price to low priority.
+
+    Of a grid over ``guard`` and ``low_max``, the setting with the fewest high-priority violations on the tuner's bursty
+    workloads (loads 0.8 to 1.2) that keeps low-priority goodput at 90 % of tuned Clockwork's or more, at each load.
+    """
+
+    guard: float = 1.25
+    low_max: float = 4.0
+    starve: float = 0.95
+
+
 register(PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True))
 register(PolicyKind("strait-risk", choose, StraitRiskParams, "Strait with calibrated quantiles", adapts=True))
+register(PolicyKind("strait-guard", choose, StraitGuardParams, "Strait that keeps room for high priority", adapts=True))
