@@ -80,7 +80,7 @@ def _scale(st, e, p):
 
 @njit
 def _next_queue(st, tb, e, pr, g, visited, patience):
-    """Queue of priority pr that is most worth serving among those not visited (a bit mask); -1 if none.
+    """Queue of priority pr that is most worth serving among those not visited (a bit mask), -1 if none; and its worth.
 
     Worth is requests served per ms, discounted by the slack that is left: work that can wait, waits. After the apparent
     tardiness cost rule of Vepsalainen and Morton (Management Science 33, 1987); with ``patience`` 0 the least slack goes
@@ -111,7 +111,7 @@ def _next_queue(st, tb, e, pr, g, visited, patience):
             if worth > best_worth and (b == 0 or took < slack):
                 best_worth = worth
                 best = m
-    return best
+    return best, best_worth
 
 
 @njit
@@ -171,9 +171,15 @@ def choose(st, tb, mem, e, p):
     waiting_high = 0
     visited = 0
     while turns <= p[5]:
-        m = _next_queue(st, tb, e, 0, g, visited, p[9])
+        m, worth = _next_queue(st, tb, e, 0, g, visited, p[9])
         if m < 0:
             break
+        if not by_priority:
+            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[9])
+            if low_worth > worth:
+                b = _best_size(st, tb, e, 1, low, scale, np.inf, p[13] * first, True, 0.0, p[10])
+                if b >= 0:
+                    return action_of(tb, n_models, 1, low, b), np.inf
         visited |= 1 << m
         b = _best_size(st, tb, e, 0, m, scale, np.inf, p[12] * first, not by_priority, 0.0, p[10])
         if b < 0 and p[4] > 0.0:
@@ -187,7 +193,7 @@ def choose(st, tb, mem, e, p):
     room = 1.0 - p[11] * env.rate_high / max(tb.device[g, CORES], 1.0)
     visited = 0
     while True:
-        m = _next_queue(st, tb, e, 1, g, visited, p[9])
+        m, _ = _next_queue(st, tb, e, 1, g, visited, p[9])
         if m < 0:
             break
         visited |= 1 << m
