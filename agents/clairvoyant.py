@@ -196,8 +196,8 @@ class SmallConfig:
     requests: int = 9
     models: int = 3
     streams: int = 2
-    window_share: float = 0.35
-    factors: tuple[float, float] = (2.5, 5.0)
+    window_share: float = 0.1
+    factors: tuple[float, float] = (2.0, 3.0)
 
 
 def small_instance(profile: Profile, config: SmallConfig, seed: int) -> tuple[Profile, Workload]:

@@ -52,3 +52,14 @@ def digest(frame: pd.DataFrame, reference: str = "strait") -> dict[str, dict[str
                 cell["weighted_minus_strait"] = [round(v, 3) for v in bootstrap(paired)]
             out.setdefault(str(policy), {})[f"{load:g}"] = cell
     return out
+
+
+def ablations(frame: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Weighted violations of each "KIND:SWITCH" minus those of its KIND, in points, paired: (low, mean, high)."""
+    found = [str(p).partition(":") for p in frame["policy"].unique()]
+    kinds = {kind for kind, _, switch in found if not switch}
+    return {
+        f"{kind}:{switch}": bootstrap(100 * difference(frame, f"{kind}:{switch}", kind))
+        for kind, _, switch in found
+        if switch and kind in kinds
+    }

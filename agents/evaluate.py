@@ -22,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from agents import clairvoyant, tags
-from agents.compare import digest, weighted_rate
+from agents.compare import ablations, digest, weighted_rate
 from agents.policy import kinds, make_policy
 from agents.rollout import request_table, run
 from agents.suites import WORKLOADS, Suite, workload_for
@@ -50,7 +50,7 @@ def suites() -> dict[str, Suite]:
     known = (
         Suite("quick", everyone, ("bursty",), QUICK_LOADS, 10, 5_000.0),
         Suite("full", everyone + ABLATIONS, ("poisson", "bursty", "diurnal", *REAL), QUICK_LOADS, 20, 20_000.0),
-        Suite("ablation", ("strait", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
+        Suite("ablation", ("strait", "strait-risk", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
         held_out,
         replace(held_out, name="unseen", workloads=("bursty", *REAL), models=("unet", "mixer", "lstm", "bert")),
         Suite("large", (*everyone, clairvoyant.NAME), ("bursty",), (0.8, 0.9, 1.0, 1.1, 1.2), 5, 2_000.0),
@@ -98,13 +98,13 @@ def episodes(
     cells = list(product(suite.loads, range(suite.seeds)))
     room = max(1, *(len(w) for w in workloads))
     if group.policy == clairvoyant.NAME:
-        base, _ = resolve("strait", 2)
+        base, _ = resolve("strait", 2, profile=group.profile)
         sim = Simulator(profile, 2, group.streams, room)
         for (load, seed), workload in zip(cells, workloads, strict=True):
             clairvoyant.search(sim, base, workload, seed)
             yield (load, seed), sim, 0
         return
-    policy, change = resolve(group.policy, len(workloads))
+    policy, change = resolve(group.policy, len(workloads), profile=group.profile)
     sim = Simulator(profile, len(workloads), group.streams, room, tables=change(profile.tables()))
     run(sim, policy, workloads, [seed for _, seed in cells])
     for e, cell in enumerate(cells):
@@ -243,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     result = {"suite": suite.name, "loads": list(suite.loads), "policies": digest(frame)}
+    if parts := ablations(frame):
+        result["ablations"] = {part: [round(v, 3) for v in interval] for part, interval in parts.items()}
     if not only_json:
         from agents.report import write_report
 

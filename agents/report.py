@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agents import tags
-from agents.compare import bootstrap, difference, digest
+from agents.compare import ablations, digest
 from agents.suites import Suite
 from traces.files import atomic_path, atomic_write_text
 
@@ -102,14 +102,11 @@ def markdown(frame: pd.DataFrame, suite: Suite, made: dict[str, Any], figures: l
                 f"| {policy} | {cell['high']:.2f} | {cell['low']:.2f} | {cell['weighted']:.2f} | {against} | "
                 f"{cell['goodput']:.1f} | {p99[0]} | {p99[1]} | {cell['jain']:.3f} |"
             )
-    ablations = [p for p in frame["policy"].unique() if p.startswith("strait:")]
-    if ablations and "strait" in set(frame["policy"]):
+    if parts := ablations(frame):
         lines += ["", "## What each part of Strait earns", ""]
-        for policy in ablations:
-            low, mean, high = bootstrap(100 * difference(frame, policy, "strait"))
+        for policy, (low, mean, high) in parts.items():
             verdict = "costs" if low > 0 else "gains" if high < 0 else "makes no clear difference:"
-            part = policy.partition(":")[2]
-            lines.append(f"- `{part}` {verdict} {mean:+.2f} points of weighted violations [{low:+.2f}, {high:+.2f}]")
+            lines.append(f"- `{policy}` {verdict} {mean:+.2f} points of weighted violations [{low:+.2f}, {high:+.2f}]")
     lines.append("")
     lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in figures]
     return "\n".join(lines)
@@ -125,8 +122,8 @@ def draw(frame: pd.DataFrame) -> dict[str, Figure]:
         figures["latency"] = _latency(whole, names)
         figures["fairness"] = _fairness(whole, names)
         figures["pareto"] = _pareto(whole, names)
-    if "strait" in set(frame["policy"]) and frame["policy"].str.startswith("strait:").any():
-        figures["ablation"] = _ablation(frame)
+    if parts := ablations(frame):
+        figures["ablation"] = _ablation(parts)
     return figures
 
 
@@ -222,17 +219,15 @@ def _pareto(frame: pd.DataFrame, names: list[str]) -> Figure:
     return figure
 
 
-def _ablation(frame: pd.DataFrame) -> Figure:
-    """Weighted violations of each ablation minus Strait's, over all workloads, loads and seeds."""
-    names = [p for p in frame["policy"].unique() if p.startswith("strait:")]
-    intervals = np.array([bootstrap(100 * difference(frame, policy, "strait")) for policy in names])
-    figure, axes = _figure(1, 6.0, 1.2 + 0.4 * len(names))
-    low, mean, high = intervals.T
-    y = np.arange(len(names))[::-1]
+def _ablation(parts: dict[str, tuple[float, float, float]]) -> Figure:
+    """Weighted violations with a part switched off minus those with it, over all workloads, loads and seeds."""
+    figure, axes = _figure(1, 6.0, 1.2 + 0.4 * len(parts))
+    low, mean, high = np.array(list(parts.values())).T
+    y = np.arange(len(parts))[::-1]
     axes[0].barh(y, mean, xerr=[mean - low, high - mean], color="tab:blue", alpha=0.6, capsize=3)
-    axes[0].set_yticks(y, [name.partition(":")[2] for name in names])
+    axes[0].set_yticks(y, list(parts))
     axes[0].axvline(0, color="black", linewidth=0.8)
-    axes[0].set(title="Strait with a part switched off", xlabel="weighted violations minus Strait's (points)")
+    axes[0].set(title="Strait with a part switched off", xlabel="weighted violations lost (points)")
     return figure
 
 

@@ -47,6 +47,9 @@ STRAIT: dict[str, Range] = {
     "low_turns": (1, 2),
     "patience": (0.5, 30.0),
     "thrift": (0.0, 1.0),
+    "guard": (0.0, 2.0),
+    "high_haste": (0.1, 3.0),
+    "low_haste": (0.1, 3.0),
 }
 RANGES: dict[str, dict[str, Range]] = {
     "fifo": {"max_batch": (1, 8)},
@@ -69,6 +72,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "strait": STRAIT,
     "strait-risk": STRAIT | {"risk": (1, 3)},
+    # What makes it what it is stays: where it stands between high and low priority was chosen otherwise.
+    "strait-guard": {k: v for k, v in STRAIT.items() if k not in ("guard", "low_max", "starve")},
 }
 
 FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0

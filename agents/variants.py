@@ -1,8 +1,8 @@
 """Policies by the names that flags use: registered kinds, checkpoints, and Strait with a part of it switched off.
 
 ``strait:no-interference`` is the policy ``strait`` under the switch ``no-interference``. Switches of the predictor change
-what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters (agents/data/tuned.json,
-written by agents.tune) apply unless told otherwise.
+what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters, written by agents.tune,
+apply unless told otherwise: those for the device's profile (agents/data/tuned-PROFILE.json), else agents/data/tuned.json.
 """
 
 from __future__ import annotations
@@ -52,10 +52,18 @@ TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {
 PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
     "no-deferral": {"may_defer": False},
     "no-priority": {"by_priority": False},
+    "no-haste": {"high_haste": np.inf, "low_haste": np.inf},
     "no-risk": {"risk": 0},
 }
 SWITCHES = (*TABLE_SWITCHES, *PARAMETER_SWITCHES)
-ABLATIONS = tuple(f"strait:{switch}" for switch in SWITCHES)
+# Risk is a part of strait-risk alone; it is judged against that.
+ABLATIONS = tuple(f"strait{'-risk' if switch == 'no-risk' else ''}:{switch}" for switch in SWITCHES)
+
+
+def tuned_path(profile: str) -> Path:
+    """Where the parameters that policies take on a profile are; one that nothing was tuned for takes the CPU's."""
+    own = DATA / f"tuned-{Path(profile).stem}.json"
+    return own if own.is_file() else TUNED
 
 
 @cache
@@ -74,13 +82,15 @@ def tuned(path: Path = TUNED) -> dict[str, dict[str, float]]:
         raise InputError(f"{path}: not a file of tuned parameters ({error}); write it with agents.tune") from None
 
 
-def resolve(name: str, n: int = 1, use_tuned: bool = True, **params: Any) -> tuple[Policy, Callable[[Tables], Tables]]:
+def resolve(
+    name: str, n: int = 1, use_tuned: bool = True, profile: str = "", **params: Any
+) -> tuple[Policy, Callable[[Tables], Tables]]:
     """A policy by name for n schedulers, and the change it makes to what the scheduler is told.
 
     Args:
         name: a registered kind, "ppo" (the checkpoint that ships), the path of a checkpoint, or "KIND:SWITCH".
         n: number of schedulers.
-        use_tuned: whether tuned parameters replace the defaults.
+        use_tuned: whether tuned parameters replace the defaults. profile: the device's, by name or path.
         params: overrides of parameters by name; these win.
 
     Raises:
@@ -93,7 +103,7 @@ def resolve(name: str, n: int = 1, use_tuned: bool = True, **params: Any) -> tup
     kind, _, switch = name.partition(":")
     if switch and switch not in SWITCHES:
         raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
-    settings = dict(tuned().get(kind, {})) if use_tuned else {}
+    settings = dict(tuned(tuned_path(profile)).get(kind, {})) if use_tuned else {}
     if switch in PARAMETER_SWITCHES:
         known = {f.name for f in fields(kinds()[kind].params)} if kind in kinds() else set()
         missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)

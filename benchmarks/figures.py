@@ -134,6 +134,38 @@ def evaluation_table(record: Record, loads: Sequence[float], policies: Sequence[
     )
 
 
+def ablation_table(record: Record) -> str:
+    """Of agents.evaluate, where it ran ablations: one row for each part switched off."""
+    rows = [
+        (name, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}")
+        for name, (low, mean, high) in sorted(record["ablations"].items(), key=lambda item: -item[1][1])
+    ]
+    return markdown(("switched off", "weighted violations lost, points", "95 % interval"), rows)
+
+
+def optimum_table(record: Record) -> str:
+    """Of agents.evaluate on small instances: one row a policy."""
+    found = record["policies"]
+    rows = []
+    for name in sorted(found, key=lambda name: found[name]["weighted"]):
+        low, mean, high = found[name]["distance"]
+        rows.append(
+            (
+                name,
+                f"{found[name]['weighted']:.2f}",
+                f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{found[name]['at_optimum_pct']:.0f} %",
+            )
+        )
+    optimum = next(iter(found.values()))["optimum"]
+    return markdown(
+        ("policy", "weighted violations, %", "above the optimum, points", "instances at the optimum"), rows
+    ) + (
+        f"\n\nThe optimum is {optimum:.2f} %, mean over {record['instances'] - record['unproven']} instances; not proven for "
+        f"{record['unproven']}."
+    )
+
+
 def _against(cell: Mapping[str, Any]) -> str:
     interval = cell.get("weighted_minus_strait")
     return f"; {interval[1]:+.2f} [{interval[0]:+.2f}, {interval[2]:+.2f}]" if interval and any(interval) else ""
@@ -177,6 +209,10 @@ def content(name: str, path: Path, config: FiguresConfig, document: Path) -> str
     only = records[-1]
     if "results" in only:
         return live_table(only)
+    if "ablations" in only:
+        return ablation_table(only)
+    if "policies" in only and "instances" in only:
+        return optimum_table(only)
     if "policies" in only and "loads" in only:
         return evaluation_table(only, config.loads, config.policies)
     return plain_table(records)

@@ -49,6 +49,17 @@ def test_loads_and_policies_of_an_evaluation_are_chosen() -> None:
         evaluation_table(EVALUATION, [], ["edf"])
 
 
+def test_optimum_and_ablations_take_one_row_each(document: Path, tmp_path: Path) -> None:
+    cell = {"weighted": 12.5, "optimum": 10.0, "distance": [1.0, 2.5, 4.0], "at_optimum_pct": 75.0}
+    small, parts = tmp_path / "small.json", tmp_path / "parts.json"
+    small.write_text(json.dumps({"suite": "small", "instances": 8, "unproven": 1, "policies": {"edf": cell}}))
+    parts.write_text(json.dumps(EVALUATION | {"ablations": {"strait:static": [-0.1, 0.25, 0.5]}}))
+    run(FiguresConfig([f"a={small}", f"b={parts}"], into=[str(document)]))
+    text = document.read_text()
+    assert "| edf | 12.50 | +2.50 [+1.00, +4.00] | 75 % |" in text and "10.00 %, mean over 7 instances" in text
+    assert "| strait:static | +0.25 | -0.10 to +0.50 |" in text and "| ppo |" not in text
+
+
 def test_json_is_found_among_what_a_benchmark_prints(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     path.write_text('warming up\n{"speed": 612345.0, "error": {"p90": 0.125}, "machine": "a box"}\nbye\n')

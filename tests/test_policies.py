@@ -10,6 +10,7 @@ from hypothesis import strategies as st_
 from agents.policy import Policy, kinds, make_policy
 from agents.rollout import run
 from agents.variants import ABLATIONS, resolve
+from envs.outlook import forget_outlook
 from envs.profile import synthetic_profile
 from envs.scheduler import action_of, candidate_of, clear, dispatch, enqueue, mask
 from envs.simulator import Simulator
@@ -130,6 +131,27 @@ def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> N
     high = scene.st.stream[0, 0]
     high.deadline = scene.st.member[0, 0, 0].deadline = high.finish + 0.01
     assert scene.ask("strait") is None
+
+
+def test_strait_waits_where_running_side_by_side_loses_more_time_than_waiting() -> None:
+    scene = Scene(3).run(0, 0).queue(0, 0)
+    assert scene.ask("strait") == (0, 0, 1)
+    scene.st.weight[0, 1] = 2.0  # each other core that executes something slows by twice the time alone
+    forget_outlook(scene.st, 0)
+    assert scene.ask("strait") is None
+    assert scene.ask(resolve("strait:no-haste", use_tuned=False)[0]) == (0, 0, 1)
+    # Nor does low priority take the place of the request that waits.
+    assert scene.queue(1, 1).ask(make_policy("strait", low_haste=100.0)) is None
+
+
+def test_strait_keeps_low_priority_back_while_high_priority_arrives_fast_but_does_not_starve_it() -> None:
+    scene = Scene().queue(1, 1)
+    assert scene.ask("strait-guard") == (1, 1, 1)
+    scene.st.env[0].rate_high = 8.0
+    assert scene.ask("strait-guard") is None
+    assert scene.ask("strait") == (1, 1, 1)
+    scene.st.env[0].now = 0.96 * FAR
+    assert scene.ask("strait-guard") == (1, 1, 1)
 
 
 def test_no_priority_ablation_treats_both_alike() -> None:

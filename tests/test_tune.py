@@ -12,7 +12,7 @@ import pytest
 from agents.policy import kinds, make_policy
 from agents.suites import SYNTHETIC, UNSEEN
 from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
-from agents.variants import tuned
+from agents.variants import TUNED, resolve, tuned, tuned_path
 from traces.errors import InputError
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
@@ -47,6 +47,12 @@ def test_tuning_is_repeatable_never_worse_and_read_back(tmp_path: Path) -> None:
     assert set(params) == {"edf", "triton"}
     for name, values in params.items():
         make_policy(name, **values)
+
+
+def test_a_profile_takes_the_parameters_that_were_tuned_for_it() -> None:
+    assert tuned_path("cpu2") == tuned_path("runs/mine/profile.json") == TUNED
+    assert tuned_path("gpu-v100") != TUNED
+    assert resolve("clockwork", profile="cpu2")[0].params != resolve("clockwork", profile="gpu-v100")[0].params
 
 
 def test_a_file_with_the_same_settings_is_resumed(tmp_path: Path) -> None:
