@@ -126,7 +126,7 @@ def fit_prior(
     flat = demand.reshape(-1, N_DEMAND)
     x = np.zeros((len(own), N_FEATURES))
     for row, i, j in zip(x, own, other, strict=True):
-        features(2.0, 0.0, *flat[i], *flat[j], row)
+        features(1.0, 1.0, *flat[i], *flat[j], row)  # every stream is a core of its own
     gram = x.T @ x / len(x) + RIDGE * np.eye(N_FEATURES)
     return np.linalg.solve(gram, x.T @ (slow - 1.0) / len(x)), np.linalg.inv(gram * MEMORY)
 
