@@ -11,11 +11,9 @@ import pandas as pd
 
 from agents.variants import CHECKPOINT, resolve
 from envs.profile import Profile
-from serving.calibrate import machine_of
 from serving.compare import Machine, run_live
 from serving.offered import lay_out, read_source
 from serving.overhead import OverheadMeter
-from traces.machine import MachineInfo, ModelInfo
 from traces.workload import Workload, WorkloadConfig
 
 LEARNED = "ppo"
@@ -57,14 +55,6 @@ def check_policies(names: Sequence[str]) -> tuple[str, ...]:
     for name in found:
         resolve(name)
     return tuple(found)
-
-
-def machine_info(machine: Machine) -> MachineInfo:
-    """The description of the machine, models in the order of its profile."""
-    loaded, profile = machine.executor.models, machine.profile
-    return machine_of(
-        machine.executor, [ModelInfo(**loaded[name].describe()) for name in profile.models], profile.batch_sizes
-    )
 
 
 def make_cells(

@@ -27,7 +27,7 @@ from agents.rollout import request_table, run
 from agents.summary import summarise
 from agents.variants import resolve
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_policies, machine_info, make_cells, run_all
+from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_policies, make_cells, run_all
 from envs.fit import fit
 from envs.profile import Profile
 from envs.refit import at_speed, measured_speed
@@ -314,7 +314,7 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
             meters += calibrate(machine, config, capacity, repetition)
             here = [cell for cell in cells if cell.repetition == repetition]
             runs += run_all(machine, policies, here, say)
-        info = machine_info(machine)
+        info = machine.info
     finally:
         machine.close()
     overhead = measure_overhead(meters, info)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import pandas as pd
 from agents.policy import make_policy
 from agents.variants import resolve
 from envs.profile import Profile
-from serving.calibrate import SHIPPED, calibrated, machine_of, measure_solo
+from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.engine import Engine, EngineConfig
 from serving.executor import Executor, make_executor
 from serving.models.load import load_model, spec_of
 from serving.replay import make_inputs, measure_capacity, replay
 from serving.report import result_of
 from serving.request import Observer
-from traces.machine import ModelInfo
+from traces.machine import MachineInfo, ModelInfo
 from traces.workload import Workload
 
 
@@ -31,11 +31,20 @@ class Machine:
 
     Attributes:
         executor: with the models loaded. profile: as fitted to this machine. inputs: pool of inputs by model.
+        solo: the runs of each model alone that it was fitted to.
     """
 
     executor: Executor
     profile: Profile
     inputs: dict[str, list[np.ndarray]]
+    solo: list[SoloRun] = field(default_factory=list)
+
+    @property
+    def info(self) -> MachineInfo:
+        """The description of the machine, models in the order of its profile."""
+        loaded = self.executor.models
+        described = [ModelInfo(**loaded[name].describe()) for name in self.profile.models]
+        return machine_of(self.executor, described, self.profile.batch_sizes)
 
     def close(self) -> None:
         """Stop the device's threads."""
@@ -66,7 +75,7 @@ def open_machine(
         runs = measure_solo(executor, [model.name for model in served], base.batch_sizes)
         described = [ModelInfo(**model.describe()) for model in served]
         profile = calibrated(base, machine_of(executor, described, base.batch_sizes), runs)
-        return Machine(executor, profile, make_inputs(executor, seed))
+        return Machine(executor, profile, make_inputs(executor, seed), runs)
     except BaseException:
         executor.close()
         raise

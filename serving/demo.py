@@ -29,6 +29,7 @@ from serving.compare import Machine, capacity_rps, open_machine, run_live
 from serving.models.registry import DEFAULT_MODELS
 from serving.offered import lay_out, read_source
 from serving.profiler import ProfilerConfig, profile_device
+from serving.record import Recorder
 from serving.tracing import Tracer
 from traces.errors import InputError
 from traces.files import atomic_write_text
@@ -118,11 +119,14 @@ def serve_all(
     results, tables = [], {}
     for policy in config.policies:
         say(f"serving {len(workload)} requests in {config.duration:g} s under {policy}")
-        tracer = Tracer(out / f"timeline-{policy}.json")
+        watching: list[Tracer | Recorder] = [Tracer(out / f"timeline-{policy}.json")]
+        if policy == LEARNED:
+            watching.append(Recorder(out / "log", lambda: machine.info, lambda: machine.solo))
         result, table = run_live(
-            machine, learned if policy == LEARNED else policy, workload, out / f"serve-{policy}", [tracer]
+            machine, learned if policy == LEARNED else policy, workload, out / f"serve-{policy}", watching
         )
-        tracer.close()
+        for observer in watching:
+            observer.close()
         results.append(result | {"policy": policy})
         tables[policy] = table
     return results, tables
@@ -217,6 +221,12 @@ def run(config: DemoConfig) -> dict[str, Any]:
     finally:
         machine.close()
     print_results(results, console)
+    if learned != LEARNED:
+        console.print(
+            "learn from what was served: "
+            f"{Path(sys.executable)} train.py --from-log {out / 'log'} --running {learned} --logdir {out}",
+            soft_wrap=True,
+        )
     record = {
         "device": machine.executor.device.name,
         "capacity_rps": capacity,

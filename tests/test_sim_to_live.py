@@ -17,7 +17,7 @@ from agents import tags
 from agents.policy import make_policy
 from agents.rollout import request_table, run
 from benchmarks import live, sim_to_live
-from benchmarks.live_runs import LiveRun, Offered, check_policies, machine_info, make_cells, run_all
+from benchmarks.live_runs import LiveRun, Offered, check_policies, make_cells, run_all
 from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, simulate, verdict
 from benchmarks.sim_to_live_report import write_report
 from envs.profile import Profile, synthetic_profile
@@ -145,7 +145,7 @@ def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
 
 
 def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
-    overhead = measure_overhead([one.meter for one in runs], machine_info(machine))
+    overhead = measure_overhead([one.meter for one in runs], machine.info)
     for part in (overhead.decision_ms, overhead.handover_ms, overhead.completion_ms, overhead.timer_ms):
         assert np.all(np.array(part) > 0.0)
     assert 0.0 < overhead.host_share <= 1.0
@@ -159,7 +159,7 @@ def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[Liv
 
 
 def test_a_meter_that_saw_nothing_says_nothing(machine: Machine) -> None:
-    overhead = measure_overhead([OverheadMeter()], machine_info(machine))
+    overhead = measure_overhead([OverheadMeter()], machine.info)
     assert overhead.decision_ms == 0.0 and len(overhead.log.batches) == 0
     assert overhead.noise(machine.profile) is machine.profile
 
@@ -207,8 +207,8 @@ def test_verdict_names_policies_that_swap() -> None:
 
 def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], tmp_path: Path) -> None:
     config = SimToLiveConfig(loads=[0.5, 0.9], repetitions=2, worlds=2, streams=2)
-    overhead = measure_overhead([one.meter for one in runs], machine_info(machine))
-    frame, slower = compare(runs, machine.profile, overhead, machine_info(machine), config)
+    overhead = measure_overhead([one.meter for one in runs], machine.info)
+    frame, slower = compare(runs, machine.profile, overhead, machine.info, config)
     assert len(frame) == 2 * 2 * len(sim_to_live.TRUTHS)
     final = frame[frame["truth"] == sim_to_live.TRUTHS[-1]]
     parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
