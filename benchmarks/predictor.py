@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -298,10 +298,17 @@ def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str
         with SummaryWriter(config.logdir) as writer:
             writer.add_figure("predictor/errors", figure)
             writer.add_text("predictor/config", json.dumps(asdict(config), indent=1))
-            for group, values in figures.items():
-                for key, value in (values if isinstance(values, dict) else {"value": values}).items():
-                    if value is not None:
-                        writer.add_scalar(f"predictor/{group}/{key}", value)
+            for key, value in flat(figures):
+                writer.add_scalar(f"predictor/{key}", value)
+
+
+def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Figures that there are, by their path in nested dictionaries."""
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{inner}", v) for inner, v in flat(value))
+        elif value is not None:
+            yield key, value
 
 
 def rounded(value: Any) -> Any:

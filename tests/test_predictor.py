@@ -170,6 +170,7 @@ def test_straggler_moves_the_weights_no_more_than_a_bounded_error() -> None:
     for slowdown in (2.0, 15.0):  # of both, a factor of e^SURPRISE is believed
         state, tables = make()
         state.weight[0] = 0.0
+        state.seen[0] = 1000.0
         s = state.stream[0, 0]
         s.work, s.sliced, s.solo, s.model, s.b, s.predicted = 1.0, 1.0, 1.0, 0, 0, 0.0
         state.moment[0, 0] = 0.5
