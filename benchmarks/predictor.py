@@ -214,6 +214,10 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
         print(f"skipped repeats: no folder {config.repeats}")
         return None
     measurements = Measurements.load(config.repeats)
+    machine = measurements.machine
+    if tuple(m.name for m in machine.models) != profile.models or machine.batch_sizes != profile.batch_sizes:
+        print(f"skipped repeats: {config.repeats} has other models or batch sizes than {config.measurements}")
+        return None
     _, solo, _ = fit.solo_arrays(measurements)
     data = from_measurements(measurements, solo, fit.demands(measurements, solo))
     co = ~data.alone & (data.n_co > 0)
