@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from benchmarks.predictor_online import Shift, shifts, split, update_cost_us
 from envs import fit
 from envs.offline import forms, models
 from envs.offline.coruns import CoRuns, Errors, errors, finish, folds, from_measurements, start_only
-from envs.offline.evaluate import adapt, cross_validate, noise_floor
+from envs.offline.evaluate import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
 from envs.offline.model import OfflineModel
 from envs.offline.ours import speed_so_far
+from envs.profile import Profile
 from envs.public_data import find, load_disb, load_igniter
-from envs.replay_measurements import MeasuredReplay, Replayed, log_of
+from envs.replay_measurements import Log, MeasuredReplay, Replayed, log_of
 from traces.errors import InputError
 from traces.measurements import Measurements
 
-CAMPAIGN = Path(__file__).resolve().parent.parent / "traces" / "data" / "cpu2"
+DATA = Path(__file__).resolve().parent.parent / "traces" / "data"
 
 
 @dataclass
@@ -38,12 +39,14 @@ class PredictorBenchmark:
 
     Attributes:
         measurements: folder of the campaign.
+        repeats: folder of a campaign on the same machine that plays each co-location several times, on more streams.
         data: folder of the public sets; by default $STRAIT_DATA or shared/data.
         full: 5 folds in the place of 3, and every shift at 5 times in the place of 2.
         figure: PNG to write. logdir: TensorBoard folder to write figures and numbers to.
     """
 
-    measurements: str = str(CAMPAIGN)
+    measurements: str = str(DATA / "cpu2")
+    repeats: str = str(DATA / "cpu2-repeats")
     data: str | None = None
     full: bool = False
     figure: str | None = None
@@ -161,16 +164,15 @@ def campaign(config: PredictorBenchmark, boosting: bool) -> dict[str, Any]:
     live = errors(online.predicted_ms[scored], online.total_ms[scored])
     print(row("  at dispatch", live, "(later dispatches unknown; what deadlines are judged by)"))
     known = errors(online.known_ms[scored], online.exec_ms[scored])
-    steady = take(online, scored & (np.arange(len(scored)) > len(scored) // 4))
-    cover = {str(round(100 * q)): 100.0 * steady.coverage(q) for q in (0.9, 0.95)}
-    print(f"  coverage of the 90 and 95 % quantiles: {cover['90']:.1f}, {cover['95']:.1f} % of {len(steady.total_ms)}")
+    cover = coverage(profile, measurements.machine.streams, log.take(seen))
     found = shifts(profile, measurements.machine.streams, log, log.run * seen - ~seen, 5 if config.full else 2)
     for shift in found:
-        after = ", ".join(f"{100 * c:.1f} %" for c in shift.coverage)
+        after, own = (", ".join(f"{100 * c:.1f} %" for c in x) for x in (shift.coverage, shift.coverage_watched))
         print(
             f"  {shift.name}: back within 1.2 x the steady error of {shift.steady:.1f} % after {shift.recovery} batches; "
-            f"coverage after that {after}"
+            f"coverage after that {after}, of what is new {own}"
         )
+    floor = repeatability(config, profile)
     figures = {
         "cpu": {
             "online": known.mape,
@@ -178,6 +180,7 @@ def campaign(config: PredictorBenchmark, boosting: bool) -> dict[str, Any]:
             "gpulet": errors(result["gpulet-linear"][co], data.exec_ms[co]).mape,
             "coarse": errors(result["ours, set at start"][co], data.exec_ms[co]).mape,
             "p90": known.p90,
+            "floor": floor,
         },
         "recovery_batches": max((s.recovery for s in found), default=None),
         "coverage": cover,
@@ -186,6 +189,64 @@ def campaign(config: PredictorBenchmark, boosting: bool) -> dict[str, Any]:
     print(f"  predict and update: {figures['update_us']:.2f} us a batch, no allocation (compiled without a heap)")
     drawn = {"data": data, "co": co, "result": result, "shifts": found}
     return {"figures": figures, "drawn": drawn}
+
+
+def coverage(profile: Profile, streams: int, log: Log) -> dict[str, float]:
+    """Coverage in percent of the 90 and 95 % quantiles over all batches of runs that the prior never saw.
+
+    All of them: whether others are dispatched beside a batch later is not known when its finish is foretold, so batches
+    must not be chosen by it. The first quarter is left to learning.
+    """
+    replayed = MeasuredReplay(profile, streams).run(log)
+    steady = take(replayed, np.arange(len(log)) > len(log) // 4)
+    out = {str(round(100 * q)): 100.0 * steady.coverage(q) for q in (0.9, 0.95)}
+    print(f"  coverage of the 90 and 95 % quantiles: {out['90']:.1f}, {out['95']:.1f} % of {len(steady.total_ms)}")
+    return out
+
+
+def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any] | None:
+    """Table of the repeats campaign: the predictor's errors there, and those of the best possible prediction.
+
+    Returns:
+        Mean, 90th percentile and pairs of the floor, and means by co-runners of the floor and of the predictor.
+    """
+    if not Path(config.repeats).is_dir():
+        print(f"skipped repeats: no folder {config.repeats}")
+        return None
+    measurements = Measurements.load(config.repeats)
+    machine = measurements.machine
+    if tuple(m.name for m in machine.models) != profile.models or machine.batch_sizes != profile.batch_sizes:
+        print(f"skipped repeats: {config.repeats} has other models or batch sizes than {config.measurements}")
+        return None
+    _, solo, _ = fit.solo_arrays(measurements)
+    data = from_measurements(measurements, solo, fit.demands(measurements, solo))
+    co = ~data.alone & (data.n_co > 0)
+    log = log_of(measurements)
+    known = np.zeros(len(co))
+    known[log.row] = MeasuredReplay(profile, measurements.machine.streams).run(log).known_ms
+    gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co)
+    print(
+        f"\nrepeats: the same co-locations several times, {measurements.machine.streams} streams, none of them fitted"
+    )
+    print(f"  {'co-runners':12s} {'floor':>6s} {'p90':>6s} {'pairs':>6s}   {'error':>6s} {'p90':>6s} {'batches':>7s}")
+    floors, found = {}, by_count(known, data, co) | {0: errors(known[co], data.exec_ms[co])}
+    for n, e in found.items():
+        gap = gaps[data.n_co[at] == n] if n else gaps
+        if len(gap):
+            floors[n] = float(gap.mean())
+            text = f"{gap.mean():6.2f} {np.quantile(gap, 0.9):6.2f} {len(gap):6d}   {e.mape:6.2f} {e.p90:6.2f} {e.n:7d}"
+            print(f"  {n or 'all':<12} {text}")
+    if 0 not in floors:
+        return None
+    return {
+        "mean": floors.pop(0),
+        "p90": float(np.quantile(gaps, 0.9)),
+        "pairs": len(gaps),
+        "by_co_runners": {str(n): value for n, value in floors.items()},
+        "online": found[0].mape,
+        "online_p90": found[0].p90,
+        "online_by_co_runners": {str(n): e.mape for n, e in found.items() if n},
+    }
 
 
 def take(replayed: Replayed, at: np.ndarray) -> Replayed:
@@ -241,10 +302,17 @@ def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str
         with SummaryWriter(config.logdir) as writer:
             writer.add_figure("predictor/errors", figure)
             writer.add_text("predictor/config", json.dumps(asdict(config), indent=1))
-            for group, values in figures.items():
-                for key, value in (values if isinstance(values, dict) else {"value": values}).items():
-                    if value is not None:
-                        writer.add_scalar(f"predictor/{group}/{key}", value)
+            for key, value in flat(figures):
+                writer.add_scalar(f"predictor/{key}", value)
+
+
+def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Figures that there are, by their path in nested dictionaries."""
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{inner}", v) for inner, v in flat(value))
+        elif value is not None:
+            yield key, value
 
 
 def rounded(value: Any) -> Any:

@@ -29,7 +29,9 @@ class Shift:
 
     Attributes:
         name: the shift. recovery: batches until the error was back. steady: the error without the shift, in percent.
-        curve: error over steady error by batches since the shift. coverage: of the 90 and 95 % quantiles once recovered.
+        curve: error over steady error by batches since the shift.
+        coverage: of the 90 and 95 % quantiles once recovered, over all batches; coverage_watched: of those concerned alone
+            (no promise: quantiles are by number of co-runners, not by model or size).
     """
 
     name: str
@@ -37,6 +39,7 @@ class Shift:
     steady: float
     curve: np.ndarray
     coverage: tuple[float, float]
+    coverage_watched: tuple[float, float]
 
 
 def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, np.ndarray, np.ndarray]:
@@ -95,7 +98,8 @@ def _try(
     unlearned: np.ndarray,
     watched: np.ndarray,
 ) -> Shift:
-    steady_errors, shifted_errors, covered = [], [], []
+    steady_errors, shifted_errors = [], []
+    covered: list[tuple[np.ndarray, np.ndarray]] = []
     for cut in cuts:
         before = np.arange(max(0, cut - LONGEST_WARM_UP), cut)
         # Enough batches that the watched ones among them fill the time looked at.
@@ -113,7 +117,8 @@ def _try(
         shifted = blank.run(log.take(after).slower(factor))
         steady_errors.append(_errors(steady)[pick][: AFTER + WINDOW])
         shifted_errors.append(_errors(shifted)[pick][: AFTER + WINDOW])
-        covered.append([_within(shifted, q)[pick][50 : AFTER + WINDOW] for q in (1, 2)])
+        late = np.cumsum(pick) > 50
+        covered.append((_within(shifted)[late], _within(shifted)[late & pick]))
     length = min(len(e) for e in steady_errors)
     base = np.mean([e[:length] for e in steady_errors], axis=0)
     ours = np.mean([e[:length] for e in shifted_errors], axis=0)
@@ -125,10 +130,8 @@ def _try(
         recovery=int(good[0]) if len(good) else length,
         steady=float(100.0 * base.mean()),
         curve=curve,
-        coverage=(
-            float(np.mean(np.concatenate([c[0] for c in covered]))),
-            float(np.mean(np.concatenate([c[1] for c in covered]))),
-        ),
+        coverage=_share([c for c, _ in covered]),
+        coverage_watched=_share([c for _, c in covered]),
     )
 
 
@@ -136,8 +139,14 @@ def _errors(replayed: Replayed) -> np.ndarray:
     return np.abs(replayed.known_ms / replayed.exec_ms - 1.0)
 
 
-def _within(replayed: Replayed, q: int) -> np.ndarray:
-    return replayed.total_ms <= replayed.predicted_ms * replayed.scale[:, q]
+def _within(replayed: Replayed) -> np.ndarray:
+    """Whether each batch finished within its 90 and 95 % quantile: (N, 2)."""
+    return replayed.total_ms[:, None] <= replayed.predicted_ms[:, None] * replayed.scale[:, 1:]
+
+
+def _share(covered: list[np.ndarray]) -> tuple[float, float]:
+    at_90, at_95 = np.concatenate(covered).mean(axis=0)
+    return float(at_90), float(at_95)
 
 
 @njit

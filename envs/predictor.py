@@ -35,11 +35,15 @@ MAX_SLOWDOWN = 20.0
 EPS = 1e-9
 # A batch that should have ended by now but has not is taken to have this share of its solo time left.
 OVERDUE_SHARE = 0.05
-BIAS_RATE = 0.05
+BIAS_RATE = 0.02
 BIAS_FIRST_RATE = 0.4  # of what was never seen; falls to BIAS_RATE with the batches seen
+SURPRISE = 0.1  # log error beyond which a batch is a straggler: it moves what is learned no further
 MAX_SPEED = 1.0  # bound on the log of the device's speed
 N_QUANTILES = len(QUANTILES)
 LEVELS = np.array(QUANTILES)
+QUANTILE_FIRST_RATE = (
+    0.3  # of quantiles that nothing moved yet; falls with the root of the batches to the profile's rate
+)
 
 # Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
 WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE = range(14)
@@ -318,6 +322,9 @@ def learn(st, tb, e, k, exec_ms, total_ms):
     rate = tb.device[g, QUANTILE_RATE]
     if s.predicted > 0.0 and rate > 0.0:
         ratio = total_ms / s.predicted
+        # What is dispatched later is unknown at dispatch, and so is how far the first quantiles are off.
+        st.judged[e, s.n_co] += 1.0
+        rate = max(rate, QUANTILE_FIRST_RATE / math.sqrt(st.judged[e, s.n_co]))
         for q in range(N_QUANTILES):
             level = LEVELS[q]
             value = st.scale[e, s.n_co, q]
@@ -350,8 +357,10 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
         guess += w[e, f] * x[f]
         power += x[f] * acc
     guess = min(max(guess, 1.0), MAX_SLOWDOWN)
-    # A straggler must not throw the weights: the innovation is bounded (Huber).
-    surprise = min(max(math.log(max(y, 1e-6) / guess), -0.5), 0.5)
+    # A straggler must not throw the weights: the innovation is bounded (Huber), and as much less certainty is gained from it.
+    surprise = math.log(max(y, 1e-6) / guess)
+    believed = min(1.0, SURPRISE / max(abs(surprise), EPS))
+    surprise *= believed
     rate = tb.device[g, SPEED_RATE]
     env.speed = min(max(env.speed + rate * surprise, -MAX_SPEED), MAX_SPEED)
     error = (1.0 - rate) * surprise * guess
@@ -363,6 +372,6 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     keep = 1.0 / forget if trace < 1e3 else 1.0
     for f in range(N_FEATURES):
         for h in range(N_FEATURES):
-            cov[e, f, h] = (cov[e, f, h] - gain[f] * gain[h] / power) * keep
+            cov[e, f, h] = (cov[e, f, h] - believed * gain[f] * gain[h] / power) * keep
     st.seen[e, m, s.b] += 1.0
     st.bias[e, m, s.b] += max(BIAS_RATE, BIAS_FIRST_RATE / st.seen[e, m, s.b]) * error

@@ -88,7 +88,7 @@ class Profile:
     source: str = ""
     forgetting: float = 0.998
     quantile_rate: float = 0.05
-    speed_rate: float = 0.1
+    speed_rate: float = 0.2
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:

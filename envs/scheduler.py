@@ -53,6 +53,7 @@ def clear(st, tb, e):
     st.bias[e] = 0.0
     st.seen[e] = KNOWN_BATCHES
     st.used[e] = -1.0
+    st.judged[e] = 0.0
     for n in range(st.scale.shape[1]):
         for q in range(N_QUANTILES):
             st.scale[e, n, q] = tb.quantile[g, q]

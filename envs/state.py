@@ -96,6 +96,7 @@ class SchedState(NamedTuple):
         used: (N, M) when the model was last dispatched; -1 while its weights are not in the device's memory.
         moment: (N, K, F) sum of features of the batch in flight, weighted as ``sliced`` is.
         scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time by number of co-runners.
+        judged: (N, K + 1) batches that each of them was learned from.
         work: (N, N_WORK, K + 2) scratch of the finish-time integration: columns for batches, the last for a feature vector;
             its last rows have a column for each core.
     """
@@ -114,6 +115,7 @@ class SchedState(NamedTuple):
     used: np.ndarray
     moment: np.ndarray
     scale: np.ndarray
+    judged: np.ndarray
     work: np.ndarray
 
 
@@ -188,6 +190,7 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         used=np.full((n, n_models), -1.0),
         moment=np.zeros((n, k, N_FEATURES)),
         scale=np.ones((n, k + 1, len(QUANTILES))),
+        judged=np.zeros((n, k + 1)),
         work=np.zeros((n, N_WORK, k + 2)),
     )
 

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from envs import predictor
-from envs.predictor import BIAS_RATE, EPS, FINISH, MAX_SLOWDOWN, OVERDUE_SHARE, advance, follow, integrate, learn
+from envs.predictor import (
+    BIAS_RATE,
+    EPS,
+    FINISH,
+    MAX_SLOWDOWN,
+    OVERDUE_SHARE,
+    SURPRISE,
+    advance,
+    follow,
+    integrate,
+    learn,
+)
 from envs.profile import synthetic_profile
 from envs.scheduler import action_of, clear, complete, dispatch, enqueue
 from envs.state import (
@@ -156,21 +167,22 @@ def test_learning_recovers_the_true_weights() -> None:
 
 def test_straggler_moves_the_weights_no_more_than_a_bounded_error() -> None:
     moved = []
-    for slowdown in (2.0, 15.0):  # of both, a factor of e^0.5 is believed
+    for slowdown in (2.0, 15.0):  # of both, a factor of e^SURPRISE is believed
         state, tables = make()
         state.weight[0] = 0.0
+        state.seen[0] = 1000.0
         s = state.stream[0, 0]
         s.work, s.sliced, s.solo, s.model, s.b, s.predicted = 1.0, 1.0, 1.0, 0, 0, 0.0
         state.moment[0, 0] = 0.5
         learn(state, tables, 0, 0, slowdown, 1.0)
         moved.append(state.weight[0].copy())
-        assert state.bias[0, 0, 0] == pytest.approx(0.5 * BIAS_RATE)
+        assert state.bias[0, 0, 0] == pytest.approx(SURPRISE * BIAS_RATE)
         assert state.bias[0, 0, 1] == 0.0, "another size is not concerned"
     assert np.allclose(*moved)
 
 
 def test_speed_follows_a_device_that_slows_down_and_tells_it_from_interference() -> None:
-    state, tables = make(speed_rate=0.1)
+    state, tables = make(speed_rate=0.2)
     weight = state.weight[0].copy()
     s = state.stream[0, 0]
     for i in range(40):

@@ -12,7 +12,9 @@ from test_fit import STREAMS, made_up_campaign
 from benchmarks import predictor as bench
 from benchmarks.predictor_online import shifts, split, update_cost_us
 from envs.offline.coruns import from_measurements
+from envs.offline.evaluate import repeat_gaps, repeats_of
 from envs.profile import Profile, synthetic_profile
+from envs.refit import joined
 from envs.replay_measurements import MeasuredReplay, log_of
 from traces.errors import InputError
 from traces.measurements import Measurements
@@ -119,14 +121,30 @@ def test_the_benchmark_prints_its_line(profile: Profile, campaign: Measurements,
     arguments = ["--measurements", str(tmp_path / "campaign"), "--data", str(tmp_path / "none")]
     assert bench.main([*arguments, "--figure", str(figure), "--logdir", str(logdir)]) == 0
     out = capsys.readouterr().out
-    assert "skipped igniter_v100" in out and "skipped disb" in out
+    assert "skipped igniter_v100" in out and "skipped disb" in out and "skipped repeats" in out
     line = json.loads(out.splitlines()[-1])
     assert set(line) == {"igniter_v100", "cpu", "disb", "recovery_batches", "coverage", "update_us"}
     assert set(line["igniter_v100"].values()) == {None} and set(line["disb"].values()) == {None}
-    assert set(line["cpu"]) == {"online", "static", "gpulet", "coarse", "p90"}
+    assert set(line["cpu"]) == {"online", "static", "gpulet", "coarse", "p90", "floor"}
     assert set(line["coverage"]) == {"90", "95"}
     assert line["cpu"]["static"] < line["cpu"]["gpulet"]
     assert figure.stat().st_size > 1000 and any(logdir.iterdir())
+
+
+def test_repeats_show_the_noise_and_not_the_errors_of_the_model(profile: Profile) -> None:
+    """Each run twice: a residual that both share cancels, what differs is the floor."""
+    once = made_up_campaign(profile, runs=20, noise=0.0)
+    twice = joined([once, once])
+    repeat = repeats_of(twice)
+    n = len(once.batches)
+    np.testing.assert_array_equal(repeat[:n], repeat[n:])
+    shared = np.tile(np.random.default_rng(0).normal(0.0, 0.3, n), 2)
+    which = (twice.batches["kind"] != "solo").to_numpy()
+    gaps, at = repeat_gaps(repeat, shared, which)
+    assert len(gaps) >= which.sum() // 2 and which[at].all()
+    assert gaps.max() < 1e-9
+    gaps, _ = repeat_gaps(repeat, shared + np.repeat([0.0, 0.1], n), which)
+    assert np.median(gaps) == pytest.approx(10.0 / np.sqrt(2.0))
 
 
 def test_a_missing_campaign_is_one_clear_line(tmp_path, capsys) -> None:

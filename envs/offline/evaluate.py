@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.offline.coruns import CoRuns
 from envs.offline.model import OfflineModel
+from traces.measurements import Measurements
 
 
 def cross_validate(data: CoRuns, make: Callable[[], OfflineModel], fold: np.ndarray) -> np.ndarray:
@@ -102,3 +103,44 @@ def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: flo
         return None
     gap = 100.0 * np.abs(np.log(data.exec_ms[b[near]] / data.exec_ms[a[near]])) / np.sqrt(2.0)
     return Floor(float(gap.mean()), float(np.median(gap)), int(near.sum()))
+
+
+def repeats_of(measurements: Measurements) -> np.ndarray:
+    """Number (N,) of what each batch is a repeat of: its stream and place in a run of the same batches on the same streams."""
+    frame = measurements.batches
+    run, stream = frame["run"].to_numpy(), frame["stream"].to_numpy()
+    what = list(zip(stream.tolist(), frame["model"].astype(str), frame["batch_size"].tolist(), strict=True))
+    order = np.lexsort((frame["dispatch_ms"].to_numpy(), stream, run))
+    known: dict[tuple, int] = {}
+    out = np.zeros(len(frame), np.int64)
+    for rows in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
+        scenario = tuple(what[i] for i in rows)
+        for place, row in enumerate(rows):
+            out[row] = known.setdefault((scenario, place), len(known))
+    return out
+
+
+def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What differs between two runs of one co-location, beyond what its schedule explains.
+
+    The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
+    same in both runs and cancel; what is left no model that knows the co-location can foresee. The difference of two is
+    root two times as wide as the error of the best prediction.
+
+    Args:
+        repeat: (N,) from ``repeats_of``. residual: (N,). which: (N,) bool, batches to look at.
+
+    Returns:
+        Gaps (P,) in percent of all pairs of repeats, and the row (P,) of one batch of each.
+    """
+    rows = np.flatnonzero(which)
+    rows = rows[np.argsort(repeat[rows], kind="stable")]
+    gaps, first = [], []
+    for apart in range(1, int(np.bincount(repeat[rows]).max(initial=0))):
+        a, b = rows[:-apart], rows[apart:]
+        same = repeat[a] == repeat[b]
+        gaps.append(100.0 * np.abs(residual[a[same]] - residual[b[same]]) / np.sqrt(2.0))
+        first.append(a[same])
+    if not gaps:
+        return np.zeros(0), np.zeros(0, np.int64)
+    return np.concatenate(gaps), np.concatenate(first)
