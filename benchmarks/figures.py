@@ -166,6 +166,67 @@ def optimum_table(record: Record) -> str:
     )
 
 
+def repeated_table(record: Record) -> str:
+    """Of benchmarks.live: one row a policy, with intervals over repetitions, and what they make clear."""
+    rows = []
+    for r in record["policies"]:
+        rates = [
+            f"{mean:.2f} % [{low:.2f}, {high:.2f}]" for low, mean, high in (r[k] for k in ("high", "low", "weighted"))
+        ]
+        rows.append((r["policy"], *rates, f"{r['p99_high_ms']:.0f} ms", f"{r['goodput']:.0f}/s", str(r["runs"])))
+    heads = ("policy", "high, violated", "low, violated", "weighted", "p99 high", "in time", "runs")
+    said = [
+        f"- {claim}: {c['points'][1]:+.2f} points [{c['points'][0]:+.2f}, {c['points'][2]:+.2f}], "
+        f"{'clear of zero' if c['clear'] else 'not clear of zero'}"
+        for claim, c in record["claims"].items()
+    ]
+    return "\n".join(
+        (
+            markdown(heads, rows),
+            "",
+            f"Live, on {record['device']}: {', '.join(record['traces'])} at {', '.join(f'{x:g}' for x in record['loads'])} of "
+            f"the measured capacity ({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; high "
+            "priority counts five times in the weighted rate. Paired differences:",
+            "",
+            *said,
+        )
+    )
+
+
+def both_table(record: Record) -> str:
+    """Of benchmarks.sim_to_live: one row a load and policy, live and simulated, and what explains how much."""
+    rows = []
+    for c in record["cells"]:
+        row = [f"{c['load']:g}", c["policy"]]
+        row += [f"{c[f'live_{k}']:.2f} / {c[f'sim_{k}']:.2f} %" for k in ("high", "low")]
+        rows.append(
+            [*row, f"{c['live_p99_ms']:.1f} / {c['sim_p99_ms']:.1f} ms", f"{c['live_busy']:.0%} / {c['sim_busy']:.0%}"]
+        )
+    heads = ("load", "policy", "high, live / simulated", "low, live / simulated", "p99", "streams busy")
+    known = [
+        (
+            name,
+            f"{v['max_violation_difference_points']:.2f}",
+            f"{v['mean_violation_difference_points']:.2f}",
+            f"{v['max_p99_difference_pct']:.1f} %",
+            "yes" if v["same_order"] else "no",
+        )
+        for name, v in record["explained"].items()
+    ]
+    more = ("what the simulator knows", "violations: largest difference, points", "mean", "p99: largest", "same order")
+    config = record["config"]
+    return "\n".join(
+        (
+            markdown(more, known),
+            "",
+            markdown(heads, rows, 2),
+            "",
+            f"On {record['machine']}: {config['repetitions']} repetitions of {config['duration']:g} s, arrivals "
+            f"{config['trace']}.",
+        )
+    )
+
+
 def _against(cell: Mapping[str, Any]) -> str:
     interval = cell.get("weighted_minus_strait")
     return f"; {interval[1]:+.2f} [{interval[0]:+.2f}, {interval[2]:+.2f}]" if interval and any(interval) else ""
@@ -207,6 +268,10 @@ def content(name: str, path: Path, config: FiguresConfig, document: Path) -> str
         return f"![{name.replace('-', ' ')}]({Path(os.path.relpath(picture, document.parent)).as_posix()})"
     records = read_results(path)
     only = records[-1]
+    if "claims" in only:
+        return repeated_table(only)
+    if "explained" in only:
+        return both_table(only)
     if "results" in only:
         return live_table(only)
     if "ablations" in only:

@@ -49,6 +49,28 @@ def test_loads_and_policies_of_an_evaluation_are_chosen() -> None:
         evaluation_table(EVALUATION, [], ["edf"])
 
 
+def test_live_runs_and_their_simulation_are_shown(document: Path, tmp_path: Path) -> None:
+    live, both = tmp_path / "live.json", tmp_path / "both.json"
+    row = {"policy": "edf", "runs": 6, "p99_high_ms": 50.0, "goodput": 99.6}
+    row |= {rate: [1.0, 2.0, 3.0] for rate in ("high", "low", "weighted")}
+    claim = {"strait below edf in high": {"points": [-3.0, -2.0, -1.0], "clear": True}}
+    of_both = {"traces": ["t"], "loads": [0.9], "device": "d", "capacity_rps": 5.0, "policies": [row], "claims": claim}
+    live.write_text(json.dumps(of_both))
+    cell = {"load": 0.9, "policy": "edf"}
+    cell |= {f"{side}_{key}": 0.5 for side in ("live", "sim") for key in ("high", "low", "p99_ms", "busy")}
+    verdict = {"max_violation_difference_points": 1.5, "mean_violation_difference_points": 0.5}
+    verdict |= {"max_p99_difference_pct": 7.0, "same_order": True}
+    config = {"repetitions": 2, "duration": 5.0, "trace": "bursty"}
+    both.write_text(json.dumps({"machine": "m", "config": config, "explained": {"+ noise": verdict}, "cells": [cell]}))
+    run(FiguresConfig([f"a={live}", f"b={both}"], into=[str(document)]))
+    text = document.read_text()
+    assert (
+        "| edf | 2.00 % [1.00, 3.00] |" in text
+        and "strait below edf in high: -2.00 points [-3.00, -1.00], clear" in text
+    )
+    assert "| + noise | 1.50 | 0.50 | 7.0 % | yes |" in text and "| 0.9 | edf | 0.50 / 0.50 % |" in text
+
+
 def test_optimum_and_ablations_take_one_row_each(document: Path, tmp_path: Path) -> None:
     cell = {"weighted": 12.5, "optimum": 10.0, "distance": [1.0, 2.5, 4.0], "at_optimum_pct": 75.0}
     small, parts = tmp_path / "small.json", tmp_path / "parts.json"
