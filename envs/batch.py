@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from envs.world import act, begin, run_to_decision
 from traces.errors import InputError
 from traces.workload import Workload
 
+PARTS = 4  # of the worlds for each thread; a thread takes as many of all as it gets round to
 NO_ACTIONS, NO_SEEDS, NOT_FRESH = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
 
 
@@ -202,8 +203,10 @@ class Batch:
             final_ms=np.zeros(n),
             final_count=np.zeros((n, 2, len(OUTCOMES)), np.int64),
         )
-        self._halves = [(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        n_parts = min(n, PARTS * threads) if threads > 1 else 1
+        self._parts = [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
+        self._helpers = threads - 1
+        self._pool = ThreadPoolExecutor(max(self._helpers, 1))
         self._world = (self.sim.state, self.sim.world, self.sim.tables, self.truth)
         self._advance = bind(advance_range, *self._advance_arguments(0, n, np.zeros(n, np.int64)))
 
@@ -251,14 +254,18 @@ class Batch:
         if actions.shape != (self.n,):
             raise ValueError(f"actions have shape {actions.shape}, expected {(self.n,)}")
         self._flip()
-        if self._pool is None:
-            self._advance(*self._advance_arguments(0, self.n, actions))
-        else:
-            list(
-                self._pool.map(
-                    lambda part: self._advance(*self._advance_arguments(part[0], part[1], actions)), self._halves
-                )
-            )
+        parts = iter(self._parts)
+        helpers = [self._pool.submit(self._advance_parts, parts, actions) for _ in range(self._helpers)]
+        self._advance_parts(parts, actions)
+        for helper in helpers:
+            # Whoever has not begun by now finds nothing left to do: it is not waited for.
+            if not helper.cancel():
+                helper.result()
+
+    def _advance_parts(self, parts: Iterator[tuple[int, int]], actions: np.ndarray) -> None:
+        """Take parts that no other thread has taken until none is left."""
+        for lo, hi in parts:
+            self._advance(*self._advance_arguments(lo, hi, actions))
 
     def _flip(self) -> None:
         self._turn = 1 - self._turn
@@ -319,5 +326,4 @@ class Batch:
 
     def close(self) -> None:
         """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
