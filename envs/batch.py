@@ -1,4 +1,4 @@
-"""A batch of training worlds: settings to arrays, and the two compiled loops (reset, step) that all environments share.
+"""A batch of training worlds: settings to arrays, and the reset and step that all environments share.
 
 ``DualPriorityVectorEnv``, ``DualPriorityEnv`` (the batch of one) and ``SB3VecEnv`` are views of this class.
 """
@@ -7,125 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from envs.advance import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_outcome
 from envs.capacity import make_generator, measure_capacity
 from envs.config import EnvConfig, load_profile
-from envs.generate import generate
-from envs.jit import bind, inlined, njit
-from envs.observation import observe
+from envs.jit import bind
 from envs.profile import Profile
-from envs.randomise import draw_device, draw_streams, make_randomiser
-from envs.recording import cut, load_workload, make_recording, no_recording
+from envs.randomise import make_randomiser
+from envs.recording import load_workload, make_recording, no_recording
 from envs.rng import mix
-from envs.scheduler import mask as write_mask
-from envs.scheduler import valid
 from envs.simulator import Simulator
-from envs.state import OUTCOMES, TURNS
-from envs.world import act, begin, run_to_decision
+from envs.state import TURNS
 from traces.errors import InputError
 from traces.workload import Workload
 
-NO_ACTIONS, NO_SEEDS, NOT_FRESH = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
-
-
-class Outcome(NamedTuple):
-    """What a step gives beside observation and mask. One row for each of N worlds.
-
-    Attributes:
-        reward: (N,) minus the weights of the violations since the last decision.
-        dt: (N,) ms between this decision and the next (or the end).
-        done: (N,) bool, the episode ended. invalid: (N,) bool, the action was not valid and counted as DEFER.
-        final_obs: (N, O) last observation of the episode that ended last. The rows below are written with it:
-        final_ret: (N,) its undiscounted return. final_steps: (N,) its decisions. final_ms: (N,) its length.
-        final_count: (N, 2, 6) its requests by priority and outcome.
-    """
-
-    reward: np.ndarray
-    dt: np.ndarray
-    done: np.ndarray
-    invalid: np.ndarray
-    final_obs: np.ndarray
-    final_ret: np.ndarray
-    final_steps: np.ndarray
-    final_ms: np.ndarray
-    final_count: np.ndarray
-
-
-@njit
-def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
-    """Draw world e's arrivals and device, and put it at its start; ``run_to_decision`` follows."""
-    if rnd.solo.shape[0] > 0:
-        draw_device(tr, rnd, e, seed)
-    if rec.arrival.shape[0] > 0:
-        cut(w, rec, e, seed)
-    else:
-        generate(w, tb, gen, e, seed)
-    begin(st, w, tb, e, seed)
-    # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
-    st.env[e].n_free = draw_streams(rnd, st.stream.shape[1], seed)
-
-
-@inlined
-def note_outcome(st, w, out, e, before):
-    """Write what the decision of world e, taken at time ``before``, led to. Returns whether the episode ended."""
-    x = w.env[e]
-    x.ret += x.reward
-    out.reward[e] = x.reward
-    out.dt[e] = st.env[e].now - before
-    done = x.done == 1
-    out.done[e] = done
-    if done:
-        out.final_ret[e] = x.ret
-        out.final_steps[e] = x.steps
-        out.final_ms[e] = st.env[e].now
-        for p in range(2):
-            for o in range(out.final_count.shape[2]):
-                out.final_count[e, p, o] = st.count[e, p, o]
-    return done
-
-
-@njit
-def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset, seeds, which, obs, masks):
-    """One decision in each world lo..hi-1; with ``autoreset``, worlds that end begin their next episode at once.
-
-    The seed of the next episode follows from the last. Without ``autoreset`` a world that ended shows its last
-    observation. With ``which`` (one a world; empty otherwise) no decision is made: the worlds where it is set begin an
-    episode, and all are observed. One function does both, since each would compile the whole world for itself.
-    """
-    acts = which.shape[0] == 0
-    for e in range(lo, hi):
-        before = st.env[e].now
-        runs = True
-        if acts:
-            action = actions[e]
-            out.invalid[e] = action != masks.shape[1] - 1 and not valid(st, tb, e, action)
-            act(st, w, tb, tr, e, action, before + w.options[e, 1])
-        elif which[e]:
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seeds[e])
-        else:
-            runs = False
-        unnoted = acts
-        # Once more where an episode ended and the next begins: a loop, so that the world is compiled in one place.
-        while True:
-            if runs:
-                run_to_decision(st, w, tb, tr, e)
-            observe(st, tb, e, obs[e])
-            if not unnoted:
-                break
-            unnoted = False
-            done = note_outcome(st, w, out, e, before)
-            if not (done and autoreset):
-                break
-            for i in range(obs.shape[1]):
-                out.final_obs[e, i] = obs[e, i]
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, mix(w.env[e].seed, 7))
-        write_mask(st, tb, e, masks[e])
+PARTS = 4  # of the worlds for each thread; a thread takes as many of all as it gets round to
 
 
 def world_seed(seed: int) -> np.uint64:
@@ -191,19 +93,11 @@ class Batch:
         self._pairs = [(np.zeros((n, size), np.float32), np.zeros((n, n_actions), bool)) for _ in range(2)]
         self._turn = 0
         self.obs, self.masks = self._pairs[0]
-        self.out = Outcome(
-            reward=np.zeros(n),
-            dt=np.zeros(n),
-            done=np.zeros(n, bool),
-            invalid=np.zeros(n, bool),
-            final_obs=np.zeros((n, size), np.float32),
-            final_ret=np.zeros(n),
-            final_steps=np.zeros(n, np.int64),
-            final_ms=np.zeros(n),
-            final_count=np.zeros((n, 2, len(OUTCOMES)), np.int64),
-        )
-        self._halves = [(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.out = make_outcome(n, size)
+        n_parts = min(n, PARTS * threads) if threads > 1 else 1
+        self._parts = [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
+        self._helpers = threads - 1
+        self._pool = ThreadPoolExecutor(max(self._helpers, 1))
         self._world = (self.sim.state, self.sim.world, self.sim.tables, self.truth)
         self._advance = bind(advance_range, *self._advance_arguments(0, n, np.zeros(n, np.int64)))
 
@@ -251,14 +145,18 @@ class Batch:
         if actions.shape != (self.n,):
             raise ValueError(f"actions have shape {actions.shape}, expected {(self.n,)}")
         self._flip()
-        if self._pool is None:
-            self._advance(*self._advance_arguments(0, self.n, actions))
-        else:
-            list(
-                self._pool.map(
-                    lambda part: self._advance(*self._advance_arguments(part[0], part[1], actions)), self._halves
-                )
-            )
+        parts = iter(self._parts)
+        helpers = [self._pool.submit(self._advance_parts, parts, actions) for _ in range(self._helpers)]
+        self._advance_parts(parts, actions)
+        for helper in helpers:
+            # Whoever has not begun by now finds nothing left to do: it is not waited for.
+            if not helper.cancel():
+                helper.result()
+
+    def _advance_parts(self, parts: Iterator[tuple[int, int]], actions: np.ndarray) -> None:
+        """Take parts that no other thread has taken until none is left."""
+        for lo, hi in parts:
+            self._advance(*self._advance_arguments(lo, hi, actions))
 
     def _flip(self) -> None:
         self._turn = 1 - self._turn
@@ -319,5 +217,4 @@ class Batch:
 
     def close(self) -> None:
         """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()

@@ -8,57 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
 from envs import rng
-from envs.config import EnvConfig
+from envs.advance import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_outcome
+from envs.config import EnvConfig, RandomiseConfig
 from envs.generate import COLUMNS, Generator
 from envs.generate import make_generator as make_arrivals
-from envs.jit import CACHE, in_haste, njit
+from envs.jit import CACHE, bind
 from envs.profile import Profile
-from envs.scheduler import action_of, dispatch, enqueue
+from envs.randomise import make_randomiser
+from envs.recording import no_recording
 from envs.simulator import Simulator
-from envs.world import begin, collect, launch, run_event
+from envs.state import LOW, MET
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
 BATCHES = 3000
 WARM_BATCHES = 300
-
-
-@njit
-def _saturate(st, w, tb, tr, seed, in_flight, cumulative, best, n_batches, n_warm):
-    """Requests completed per ms with ``in_flight`` batches always on the device; the first ``n_warm`` do not count."""
-    w.env[0].n = 0
-    begin(st, w, tb, 0, seed)
-    n_models = cumulative.shape[0]
-    n_streams = st.stream.shape[1]
-    next_id = 0
-    started = 0
-    warm_done = 0
-    warm_ms = 0.0
-    while True:
-        while n_streams - st.env[0].n_free < in_flight and started < n_batches:
-            pick = rng.uniform(seed, started) * cumulative[n_models - 1]
-            m = 0
-            while m < n_models - 1 and cumulative[m] <= pick:
-                m += 1
-            b = best[m]
-            for _ in range(tb.size[b]):
-                enqueue(st, tb, 0, st.env[0].now, 1, m, next_id, np.inf)
-                next_id += 1
-            launch(st, w, tr, 0, dispatch(st, tb, 0, action_of(tb, n_models, 1, m, b)))
-            started += 1
-        # Counting stops when there is nothing more to start, so that the device is full all the time.
-        if started == n_batches:
-            break
-        run_event(st, w, tb, tr, 0)
-        collect(st, w, tr, 0)
-        if started <= n_warm:
-            warm_done = st.count[0, 1, 1]
-            warm_ms = st.env[0].now
-    return (st.count[0, 1, 1] - warm_done) / (st.env[0].now - warm_ms)
 
 
 def model_shares(profile: Profile, share: dict[str, float] | None) -> np.ndarray:
@@ -116,24 +85,51 @@ def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noi
     best = np.argmin(profile.solo_ms / sizes, axis=1)
     # Batches, not requests, are drawn: a model with large batches is drawn less often.
     cumulative = np.cumsum(model_shares(profile, share) / sizes[best])
-    sim = Simulator(profile, 1, streams, BATCHES * int(sizes[-1]), int(sizes[-1]), noise=noise)
-    with in_haste():
-        rates = [
-            _saturate(
-                sim.state,
-                sim.world,
-                sim.tables,
-                sim.truth,
-                np.uint64(seed),
-                k,
-                cumulative,
-                best,
-                BATCHES,
-                WARM_BATCHES,
-            )
-            for k in range(1, streams + 1)
-        ]
-    return 1e3 * max(rates)
+    picks = np.searchsorted(cumulative[:-1], rng.uniforms(seed, BATCHES) * cumulative[-1], side="right")
+    models = np.repeat(picks, sizes[best[picks]])  # of the requests, in the order in which they are served
+    sim = Simulator(profile, streams, streams, len(models), int(np.bincount(models).max()), noise=noise)
+    advance = _begin(sim, seed)
+    _fill_queues(sim, models)
+    actions = (LOW * len(profile.models) + picks) * len(sizes) + best[picks]  # action_of for all at once
+    count, env = sim.state.count[:, LOW, MET], sim.state.env
+    env["n_free"] = np.arange(1, streams + 1)  # one world for each number of batches in flight
+    for started, action in enumerate(actions[:-1]):
+        if started == WARM_BATCHES:
+            warm_done, warm_ms = count.copy(), env["now"].copy()
+        advance(np.full(streams, action))
+    # Counting stops when the last batch starts, so that the device is full all the time.
+    return 1e3 * float(np.max((count - warm_done) / (env["now"] - warm_ms)))
+
+
+def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
+    """Begin an episode without arrivals in every world. Returns what takes one decision in each: actions (n,).
+
+    The loop of the training worlds is used, since they need it anyhow and compiling one for this alone takes seconds.
+    """
+    n, n_models = sim.n, len(sim.profile.models)
+    sim.world.options[:] = (0.0, np.inf, np.inf)  # nothing is dropped, ever
+    none = np.zeros((1, COLUMNS))
+    generator = make_arrivals(none, none, np.full((1, n_models), 1.0 / n_models), np.zeros(1), n)
+    randomiser, truth = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
+    out = make_outcome(n, sim.obs_size)
+    args = (sim.state, sim.world, sim.tables, truth, generator, no_recording(), randomiser, out, 0, n)
+    shown = (np.zeros((n, sim.obs_size), np.float32), np.zeros((n, sim.n_actions), bool))
+    begin = (NO_ACTIONS, False, np.full(n, seed, np.uint64), np.ones(n, bool), *shown)
+    compiled = bind(advance_range, *args, *begin)
+    compiled(*args, *begin)
+    sim.world.env["done"] = 0
+    return lambda actions: compiled(*args, actions, False, NO_SEEDS, NOT_FRESH, *shown)
+
+
+def _fill_queues(sim: Simulator, models: np.ndarray) -> None:
+    """Put a low-priority request without deadline into the queue of each of ``models``, in every world."""
+    entry, queue = sim.state.entry[:, LOW], sim.state.queue[:, LOW]
+    entry["deadline"] = np.inf
+    for m in range(len(sim.profile.models)):
+        ids = np.flatnonzero(models == m)
+        entry["id"][:, m, : len(ids)] = ids
+        queue["length"][:, m] = len(ids)
+    sim.state.env["n_queued"] = len(models)
 
 
 def make_generator(profile: Profile, config: EnvConfig, capacity_rps: float, n: int = 1) -> Generator:

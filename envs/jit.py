@@ -79,20 +79,27 @@ def _widest(kind: Any) -> Any:
 
 
 @contextlib.contextmanager
-def in_haste() -> Iterator[None]:
-    """Compile with light optimisation: what is optimised again within its caller, or runs a few times only.
-
-    The garbage collector rests meanwhile: it would look through Numba's many objects again and again.
-    """
-    level, collects = numba.config.OPT, gc.isenabled()  # type: ignore[attr-defined]
-    numba.config.OPT = type(level)(min(level, 1))  # type: ignore[attr-defined]
+def _collector_at_rest() -> Iterator[None]:
+    """Without the garbage collector, which would look through the many objects of a compiler again and again."""
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        numba.config.OPT = level  # type: ignore[attr-defined]
         if collects:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _in_haste() -> Iterator[None]:
+    """Compile with light optimisation: what is optimised again within its caller."""
+    level = numba.config.OPT  # type: ignore[attr-defined]
+    numba.config.OPT = type(level)(min(level, 1))  # type: ignore[attr-defined]
+    try:
+        with _collector_at_rest():
+            yield
+    finally:
+        numba.config.OPT = level  # type: ignore[attr-defined]
 
 
 def _in_two_forms(function: Callable[..., Any], options: dict[str, bool]) -> Any:
@@ -106,7 +113,7 @@ def _in_two_forms(function: Callable[..., Any], options: dict[str, bool]) -> Any
     bare = _compiled(copy, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
     def of_types(args: Any, kws: Any) -> Any:
-        with in_haste():
+        with _in_haste():
             return bare.get_call_template([_widest(a) for a in args], {k: _widest(a) for k, a in kws.items()})
 
     dispatcher.get_call_template = of_types
@@ -124,5 +131,6 @@ def bind(function: Any, *example: Any) -> Callable[..., Any]:
     if not hasattr(function, "overloads"):
         return function  # NUMBA_DISABLE_JIT=1
     signature = tuple(numba.typeof(a) for a in example)
-    function.compile(signature)
+    with _collector_at_rest():
+        function.compile(signature)
     return function.overloads[signature].entry_point

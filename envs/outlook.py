@@ -85,7 +85,11 @@ def foresee(st, tb, e, m, b):
     """
     env = st.env[e]
     if env.seen_model == m and env.seen_b == b and env.seen_at == env.now:
-        return st.stream.shape[1] - env.n_free
+        # Counted, since streams that an episode does not have are neither free nor busy.
+        n = 0
+        for k in range(st.stream.shape[1]):
+            n += st.stream[e, k].busy
+        return n
     n, backlog = load_in_flight(st, tb, e)
     env.seen_wait = add_candidate(st, tb, e, n, backlog, m, b)
     integrate(st, tb, e, n + 1, np.inf, False)

@@ -34,6 +34,12 @@ def uniform(seed, counter):
     return float(mix(seed, counter) >> _S11) * _TO_UNIT
 
 
+def uniforms(seed, n):
+    """Uniform draws (n,) of a seed for counters 0..n-1, for Python."""
+    with np.errstate(over="ignore"):
+        return (np.array([mix(np.uint64(seed), i) for i in range(n)], np.uint64) >> _S11) * _TO_UNIT
+
+
 @inlined
 def exponential(seed, counter, mean):
     """Exponential draw."""
