@@ -3,21 +3,28 @@
 Numbers are float32, as the network was trained in; they lie in the float64 vector and memory that every policy has, two a
 place. The input normalisation is folded into the first layers. Valid candidates are gathered a block at a time with
 features as rows and candidates as columns, so that the inner loops run over candidates that lie side by side (the compiler
-turns them into vector instructions). Scratch lies in the policy's own memory, then the logits, then the observation.
+turns them into vector instructions). The policy's own memory holds Strait's, scratch, the logits and the observation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 
+from agents.policies import strait
+from agents.policies.strait import StraitParams
+from agents.policy import M_MEM
 from envs.jit import njit
 from envs.observation import N_CANDIDATE, N_SUMMARY, observation_size, observe
 from envs.scheduler import has_room, turns_on_spare
 
-HIDDEN, TIMER, TURNS = 0, 1, 2  # head of the vector: width, deferral timer in ms, batches a core; weights follow
-HEAD = 3
+# Head of the vector: width, deferral timer in ms, batches a core, logit of Strait's choice. Strait's parameters follow, then
+# the weights.
+HIDDEN, TIMER, TURNS, PRIOR, REFERENCE = range(5)
+HEAD = REFERENCE + len(fields(StraitParams))
+CHOSEN = 2.0  # first feature of the candidate that Strait would choose (agents.prior); 1 of any other that is valid
 BLOCK = 64  # candidates that are scored together
 LANES = 8  # partial sums and maxima of a row; columns of a block are filled up to a multiple
 ZERO = np.float32(0.0)
@@ -26,8 +33,8 @@ LEAST = np.float32(-np.inf)
 
 @njit
 def _scratch(hidden):
-    """float32 places before the logits: a block's features and two layers, the rows' mean and maximum, two vectors."""
-    return BLOCK * (N_CANDIDATE + 2 * hidden) + 2 * LANES * hidden + 2 * hidden
+    """float32 places before the logits: Strait's memory, a block's features and two layers, sums and maxima, two vectors."""
+    return 2 * M_MEM + BLOCK * (N_CANDIDATE + 2 * hidden) + 2 * LANES * hidden + 2 * hidden
 
 
 @njit
@@ -73,7 +80,8 @@ def pack(weights: Mapping[str, np.ndarray], timer_ms: float, turns: float = 0.0)
         parts += [w[f"{layer}.bias"], w[f"{layer}.weight"]]
     flat = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
     packed = np.zeros(HEAD + (len(flat) + 1) // 2)
-    packed[:HEAD] = hidden, timer_ms, turns
+    packed[:REFERENCE] = hidden, timer_ms, turns, w["prior"][0]
+    packed[REFERENCE:HEAD] = w["reference"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat
     return packed
 
@@ -137,9 +145,11 @@ def score(p, memory, n_candidates):
     """
     h = int(p[HIDDEN])
     w = p[HEAD:].view(np.float32)
+    prior = np.float32(p[PRIOR])
     f = memory.view(np.float32)
     logits = f[_scratch(h) : _scratch(h) + n_candidates + 1]
     obs = f[_observation_at(h, n_candidates) :]
+    f = f[2 * M_MEM :]
     features = f[: N_CANDIDATE * BLOCK]
     first = f[N_CANDIDATE * BLOCK : (N_CANDIDATE + h) * BLOCK]
     second = f[(N_CANDIDATE + h) * BLOCK : (N_CANDIDATE + 2 * h) * BLOCK]
@@ -166,11 +176,11 @@ def score(p, memory, n_candidates):
         sums[j] = ZERO
         peaks[j] = ZERO
     n_valid = 0
+    n_chosen = 0
     best = n_candidates
     best_logit = LEAST
     begin = 0
     while begin < n_candidates:
-        # The next block: where its columns came from is noted in the logits' own places until those are known.
         n = 0
         end = begin
         while end < n_candidates and n < BLOCK:
@@ -219,9 +229,13 @@ def score(p, memory, n_candidates):
         c = 0
         for i in range(begin, end):
             if obs[i * N_CANDIDATE] > 0.5:
-                logits[i] = scores[c]
-                if scores[c] > best_logit:
-                    best_logit = scores[c]
+                logit = scores[c]
+                if obs[i * N_CANDIDATE] > CHOSEN - 0.5:
+                    logit += prior
+                    n_chosen += 1
+                logits[i] = logit
+                if logit > best_logit:
+                    best_logit = logit
                     best = i
                 c += 1
         n_valid += n
@@ -240,7 +254,7 @@ def score(p, memory, n_candidates):
         pooled[2 * h + j] = peak
         hidden[j] = w[defer_b + j]
     _add_vector(w, defer_b + h, pooled, hidden)
-    logit = w[out_b]
+    logit = w[out_b] + (prior if n_chosen == 0 else ZERO)
     for j in range(h):
         logit += w[out_b + 1 + j] * max(hidden[j], ZERO)
     logits[n_candidates] = logit
@@ -250,7 +264,7 @@ def score(p, memory, n_candidates):
 
 @njit
 def choose(st, tb, mem, e, p):
-    """One decision: observe, score, take the best."""
+    """One decision: ask Strait, observe, score, take the best."""
     n_candidates = 2 * st.queue.shape[2] * tb.size.shape[0]
     env = st.env[e]
     if env.n_queued == 0 or not has_room(st, tb, e):
@@ -261,6 +275,12 @@ def choose(st, tb, mem, e, p):
     size = n_candidates * N_CANDIDATE + N_SUMMARY
     if at + size > 2 * mem.shape[1]:
         return -1, np.inf  # no room; LearnedPolicy checks before it asks
-    observe(st, tb, e, mem[e].view(np.float32)[at : at + size])
+    reference = n_candidates
+    if p[PRIOR] > 0.0:
+        reference, _ = strait.choose(st, tb, mem, e, p[REFERENCE:HEAD])
+    obs = mem[e].view(np.float32)[at : at + size]
+    observe(st, tb, e, obs)
+    if reference < n_candidates:
+        obs[reference * N_CANDIDATE] = CHOSEN
     action = score(p, mem[e], n_candidates)
     return action, (env.now + p[TIMER] if action == n_candidates else np.inf)

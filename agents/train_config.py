@@ -32,6 +32,8 @@ class PPOConfig:
         gae_lambda: trace decay of the advantage estimates.
         tau_ms: time constant of the discount, ms of the worlds' time.
         hidden: width of the network's layers.
+        prior: logit that the teacher's choice begins with (agents.prior; the teacher is then Strait); 0: the network begins
+            with nothing, or with what it imitates.
     """
 
     n_envs: int = 256
@@ -48,6 +50,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     tau_ms: float = 300.0
     hidden: int = 32
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"):
@@ -56,6 +59,8 @@ class PPOConfig:
         for name in ("learning_rate", "clip_range", "tau_ms", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"ppo.{name}: {getattr(self, name)}; a number above 0 is wanted")
+        if not self.prior >= 0:
+            raise InputError(f"ppo.prior: {self.prior}; at least 0 is wanted")
         if not 0 <= self.gae_lambda <= 1:
             raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; from 0 to 1 is wanted")
         if self.n_envs * self.n_steps < 2:
