@@ -79,9 +79,7 @@ class SchedulerPPO(MaskablePPO):
         self._current_progress_remaining = 1.0 - max(num_timesteps / max(total_timesteps, 1), self.share())
 
 
-def make_model(
-    config: PPOConfig, env: SB3VecEnv, seed: int, reference: Sequence[float] | None = None
-) -> SchedulerPPO:
+def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, reference: Sequence[float] | None = None) -> SchedulerPPO:
     """The learner, with new weights; ``reference``: values of Strait's parameters, see agents.prior."""
     c = config
 

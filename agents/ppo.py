@@ -46,6 +46,7 @@ from agents.duel import FIRST_SEED, Duel
 from agents.imitate import ImitateResult, imitate, return_scale
 from agents.learned import load_policy
 from agents.learner import Clock, make_model
+from agents.lookahead import look_ahead
 from agents.policy import kinds
 from agents.policy_file import read_policy, write_policy
 from agents.prior import Prior
@@ -164,7 +165,7 @@ class Trainer:
             write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
 
     def warm_start(self) -> ImitateResult:
-        """Imitate the teacher; the worlds go on from where that leaves them."""
+        """Imitate the teacher and look ahead; the worlds go on from where that leaves them."""
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
@@ -173,6 +174,8 @@ class Trainer:
         settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
         result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
         self.buffer.reward_scale = result.reward_scale
+        if c.look_ahead.rounds:
+            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads)
         if self.baseline is not None:
             self.env.began = self.baseline.began
             self.baseline.began(np.ones(c.ppo.n_envs, bool))

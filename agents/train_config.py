@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from agents.imitate import ImitateConfig
+from agents.lookahead import LookAheadConfig
 from envs.config import EnvConfig
 from traces.errors import InputError
 
@@ -90,7 +91,13 @@ class DuelConfig:
             raise InputError("duel: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
 
 
-GROUPS: dict[str, type] = {"env": EnvConfig, "imitate": ImitateConfig, "ppo": PPOConfig, "duel": DuelConfig}
+GROUPS: dict[str, type] = {
+    "env": EnvConfig,
+    "imitate": ImitateConfig,
+    "look_ahead": LookAheadConfig,
+    "ppo": PPOConfig,
+    "duel": DuelConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class TrainConfig:
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
         progress: show a progress bar.
-        env: the worlds. imitate: the warm start. ppo: the algorithm. duel: the comparison.
+        env: the worlds. imitate, look_ahead: the warm start. ppo: the algorithm. duel: the comparison.
     """
 
     n_timesteps: int = 10_000_000
@@ -129,6 +136,7 @@ class TrainConfig:
     progress: bool = False
     env: EnvConfig = field(default_factory=EnvConfig)
     imitate: ImitateConfig = field(default_factory=ImitateConfig)
+    look_ahead: LookAheadConfig = field(default_factory=LookAheadConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     duel: DuelConfig = field(default_factory=DuelConfig)
 
@@ -136,6 +144,8 @@ class TrainConfig:
         for name, kind in GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name}: {getattr(self, name)!r}; a mapping of settings is wanted")
+        if self.look_ahead.rounds > 0 and not self.ppo.prior > 0:
+            raise InputError("look_ahead: needs ppo.prior above 0, the logit that Strait's choice begins with")
         for name in ("n_timesteps", "seed", "save_freq"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)}; at least 0 is wanted")
