@@ -136,7 +136,7 @@ class CandidatePolicy(MaskableActorCriticPolicy):
         reference: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.settings = {"hidden": hidden, "prior": prior, "reference": reference}
+        self.settings: dict[str, Any] = {"hidden": hidden, "prior": prior, "reference": reference}
         expected = (int(action_space.n) - 1) * N_CANDIDATE + N_SUMMARY
         if observation_space.shape != (expected,):
             raise InputError(

@@ -101,7 +101,7 @@ class Trainer:
         teacher, strait = resolve(config.teacher)[0], kinds()["strait"]
         if config.ppo.prior > 0 and teacher.kind is not strait:
             raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
-        reference = teacher.vector if teacher.kind is strait else None
+        reference = teacher.vector.tolist() if teacher.kind is strait else None
         self.model = make_model(config.ppo, self.env, config.seed, reference)
         self.baseline = Baseline(self.batch, resolve(config.reference, self.batch.n)[0]) if config.baseline else None
         if start is not None and self.baseline is not None:
