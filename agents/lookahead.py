@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from agents.clairvoyant import world_rows
-from agents.network import CandidateNet, CandidatePolicy
+from agents.network import MASKED, CandidateNet, CandidatePolicy
 from agents.policy import Policy, bind_loop
 from envs.batch import Batch
 from envs.jit import njit
@@ -27,6 +27,7 @@ from envs.world import step
 from traces.errors import InputError
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
+FLATTENED = 0.1  # factor on the logits that actions to try are drawn by
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ class Samples:
 
 def _propose(logits: np.ndarray, own: np.ndarray, tries: int, rng: np.random.Generator) -> np.ndarray:
     """Actions to try (N, tries), drawn without repetition by their probability, never Strait's own; -1 where none is left."""
-    key = logits + rng.gumbel(size=logits.shape)  # the largest are such a draw (Gumbel top-k)
-    key[logits < -1e7] = -np.inf
+    # The largest are such a draw (Gumbel top-k). What is hardly ever preferred is tried now and then all the same.
+    key = FLATTENED * logits + rng.gumbel(size=logits.shape)
+    key[logits <= MASKED / 2] = -np.inf
     key[np.arange(len(own)), own] = -np.inf
     tried = np.argsort(-key, axis=1)[:, :tries]
     return np.where(np.isfinite(np.take_along_axis(key, tried, 1)), tried, -1).astype(np.int64)
@@ -179,8 +181,7 @@ def _sample(
         teacher.decide_all(batch.sim.state, batch.sim.tables, nobody, own, wakes)
         with torch.no_grad():
             logits = policy.net(torch.as_tensor(batch.obs))[0].numpy()
-        # What is hardly ever preferred is tried now and then all the same: probabilities are flattened.
-        tried = _propose(0.1 * logits, own, c.tries, rng)
+        tried = _propose(logits, own, c.tries, rng)
         tried[rng.random(n) >= c.share] = -1
         rows = tried[:, 0] >= 0
         gains = twins.gains(tried, own, c.tau_ms)

@@ -15,7 +15,8 @@ from agents.forward import CHOSEN
 from agents.imitate import ImitateConfig, imitate
 from agents.learned import LearnedPolicy
 from agents.learner import SchedulerPPO, make_model
-from agents.lookahead import LookAheadConfig, Twins, look_ahead
+from agents.lookahead import LookAheadConfig, Twins, _propose, look_ahead
+from agents.network import MASKED
 from agents.policy import make_policy
 from agents.prior import Prior
 from agents.train_config import PPOConfig
@@ -103,6 +104,13 @@ def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
     assert float(after["prior"]) == 3.0 and torch.equal(after["reference"], before["reference"])
     assert not torch.equal(after["score.weight"], before["score.weight"])
     assert torch.equal(after["candidate_mean"], before["candidate_mean"])
+
+
+def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
+    logits = np.full((50, 6), MASKED, np.float32)
+    logits[:, [1, 3, 5]] = 100.0, -100.0, 0.0
+    tried = _propose(logits, np.full(50, 5), 4, np.random.default_rng(0))
+    assert np.array_equal(np.sort(tried, axis=1), np.tile([-1, -1, 1, 3], (50, 1)))
 
 
 def test_look_ahead_needs_a_prior() -> None:
