@@ -137,7 +137,7 @@ def settings(
     return replace(
         config,
         budget_s=config.budget_s or BUDGET_S,
-        teacher=loop.policy,
+        teacher="strait",  # what the network corrects, whoever is running
         reference=loop.policy,
         env=replace(
             config.env,
@@ -150,6 +150,7 @@ def settings(
             model_share=share,
         ),
         imitate=replace(config.imitate, rounds=min(config.imitate.rounds, 1 if loop.weights else 3)),
+        look_ahead=replace(config.look_ahead, rounds=0 if loop.weights else config.look_ahead.rounds),
         ppo=replace(
             config.ppo, hidden=hidden, learning_rate=config.ppo.learning_rate * (SLOWER if loop.weights else 1)
         ),

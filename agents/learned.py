@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.forward import choose, memory_size, pack
+from agents.forward import choose, logits_of, memory_size, pack
 from agents.policy import Policy, PolicyKind
 from agents.policy_file import PolicyFile, read_policy
 from envs.state import SchedState, Tables
@@ -88,9 +88,7 @@ class LearnedPolicy(Policy):
     def logits(self, st: SchedState, tb: Tables, e: int = 0) -> np.ndarray:
         """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
         self.decide(st, tb, e)
-        at = memory_size(self.hidden, 0) - memory_size(0, 0)
-        n = 2 * st.queue.shape[2] * len(tb.size) + 1
-        return self.memory[e, at : at + n].copy()
+        return logits_of(self.memory[e], self.hidden, 2 * st.queue.shape[2] * len(tb.size)).copy()
 
 
 def load_policy(path: str | Path = DEFAULT, n: int = 1, drop: float | None = None) -> LearnedPolicy:

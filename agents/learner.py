@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sb3_contrib import MaskablePPO
@@ -79,8 +79,8 @@ class SchedulerPPO(MaskablePPO):
         self._current_progress_remaining = 1.0 - max(num_timesteps / max(total_timesteps, 1), self.share())
 
 
-def make_model(config: PPOConfig, env: SB3VecEnv, seed: int) -> SchedulerPPO:
-    """The learner, with new weights."""
+def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, reference: Sequence[float] | None = None) -> SchedulerPPO:
+    """The learner, with new weights; ``reference``: values of Strait's parameters, see agents.prior."""
     c = config
 
     def rate(remaining: float) -> float:
@@ -101,7 +101,7 @@ def make_model(config: PPOConfig, env: SB3VecEnv, seed: int) -> SchedulerPPO:
         target_kl=c.target_kl,
         rollout_buffer_class=SemiMarkovBuffer,
         rollout_buffer_kwargs={"step_ms": lambda: env.dt, "tau_ms": c.tau_ms},
-        policy_kwargs={"hidden": c.hidden},
+        policy_kwargs={"hidden": c.hidden, "prior": c.prior, "reference": reference},
         seed=seed,
         device="cpu",
     )

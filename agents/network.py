@@ -8,6 +8,8 @@ models serves another. DEFER and the value read the summary and the mean and max
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from agents.forward import CHOSEN
+from agents.policies.strait import StraitParams
 from envs.observation import N_CANDIDATE, N_SUMMARY
 from traces.errors import InputError
 
@@ -30,16 +34,23 @@ class CandidateNet(nn.Module):
 
     Args:
         hidden: width of every layer.
+        prior: what the logit of the action that is marked in the observation begins with (agents.prior); 0: nothing is marked.
+        reference: values of Strait's parameters, whose choice is marked.
     """
 
+    prior: Tensor
+    reference: Tensor
     candidate_mean: Tensor
     candidate_std: Tensor
     summary_mean: Tensor
     summary_std: Tensor
 
-    def __init__(self, hidden: int = 32) -> None:
+    def __init__(self, hidden: int = 32, prior: float = 0.0, reference: Sequence[float] | None = None) -> None:
         super().__init__()
         self.hidden = hidden
+        self.register_buffer("prior", torch.tensor([prior]))
+        values = astuple(StraitParams()) if reference is None else reference
+        self.register_buffer("reference", torch.tensor([float(v) for v in values]))
         self.register_buffer("candidate_mean", torch.zeros(N_CANDIDATE))
         self.register_buffer("candidate_std", torch.ones(N_CANDIDATE))
         self.register_buffer("summary_mean", torch.zeros(N_SUMMARY))
@@ -85,6 +96,7 @@ class CandidateNet(nn.Module):
         n = obs.shape[0]
         rows = obs[:, :-N_SUMMARY].reshape(n, -1, N_CANDIDATE)
         valid = rows[:, :, 0] > 0.5
+        chosen = rows[:, :, 0] > CHOSEN - 0.5
         flat = valid.flatten().nonzero().squeeze(1)
         owner = torch.div(flat, rows.shape[1], rounding_mode="floor")
         summary = (obs[:, -N_SUMMARY:] - self.summary_mean) / self.summary_std
@@ -100,7 +112,9 @@ class CandidateNet(nn.Module):
         pooled = torch.cat((u, mean, largest), 1)
         defer = self.defer_out(torch.relu(self.defer(pooled)))
         value = self.value_out(torch.relu(self.value(pooled))).squeeze(1)
-        return torch.cat((logits.view(n, -1), defer), 1), value
+        # Where no candidate is marked, Strait defers.
+        chosen = torch.cat((chosen, ~chosen.any(1, keepdim=True)), 1)
+        return torch.cat((logits.view(n, -1), defer), 1) + self.prior * chosen, value
 
 
 class CandidatePolicy(MaskableActorCriticPolicy):
@@ -108,7 +122,8 @@ class CandidatePolicy(MaskableActorCriticPolicy):
 
     Args:
         observation_space: Box of ``envs.observation`` shape. action_space: Discrete, one action per candidate and DEFER.
-        lr_schedule: learning rate by progress. hidden: width of the layers. kwargs: as the base class.
+        lr_schedule: learning rate by progress. hidden: width of the layers. prior, reference: see ``CandidateNet``.
+        kwargs: as the base class.
     """
 
     def __init__(
@@ -117,9 +132,11 @@ class CandidatePolicy(MaskableActorCriticPolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         hidden: int = 32,
+        prior: float = 0.0,
+        reference: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.hidden = hidden
+        self.settings: dict[str, Any] = {"hidden": hidden, "prior": prior, "reference": reference}
         expected = (int(action_space.n) - 1) * N_CANDIDATE + N_SUMMARY
         if observation_space.shape != (expected,):
             raise InputError(
@@ -129,11 +146,11 @@ class CandidatePolicy(MaskableActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.net = CandidateNet(self.hidden)
+        self.net = CandidateNet(**self.settings)
         self.optimizer = self.optimizer_class(self.net.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"hidden": self.hidden}
+        return super()._get_constructor_parameters() | self.settings
 
     def _logits(self, obs: Tensor, action_masks: np.ndarray | Tensor | None) -> tuple[Tensor, Tensor]:
         logits, value = self.net(obs)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from agents.policies.strait import StraitParams
 from envs.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY, SCHEMA, SUMMARY_FEATURES
 from traces.errors import InputError
 
-FORMAT = "strait-policy/1"
+FORMAT = "strait-policy/2"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     """Arrays of a policy file and their shapes, by the width of the layers."""
     h = hidden
     return {
+        "prior": (1,),
+        "reference": (len(fields(StraitParams)),),
         "candidate_mean": (N_CANDIDATE,),
         "candidate_std": (N_CANDIDATE,),
         "summary_mean": (N_SUMMARY,),

@@ -46,7 +46,10 @@ from agents.duel import FIRST_SEED, Duel
 from agents.imitate import ImitateResult, imitate, return_scale
 from agents.learned import load_policy
 from agents.learner import Clock, make_model
+from agents.lookahead import look_ahead
+from agents.policy import kinds
 from agents.policy_file import read_policy, write_policy
+from agents.prior import Prior
 from agents.run_folder import LAST, POLICY, command_line, git_commit, make_logger, make_run_folder, note_run
 from agents.train_config import TrainConfig, one_line
 from agents.variants import resolve
@@ -95,7 +98,11 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
         self.batch = self.env.env.batch
-        self.model = make_model(config.ppo, self.env, config.seed)
+        teacher, strait = resolve(config.teacher)[0], kinds()["strait"]
+        if config.ppo.prior > 0 and teacher.kind is not strait:
+            raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
+        reference = teacher.vector.tolist() if teacher.kind is strait else None
+        self.model = make_model(config.ppo, self.env, config.seed, reference)
         self.baseline = Baseline(self.batch, resolve(config.reference, self.batch.n)[0]) if config.baseline else None
         if start is not None and self.baseline is not None:
             self.env.began = self.baseline.began
@@ -105,6 +112,7 @@ class Trainer:
             assert found is not None
             self._restore(found[1], start)
             self.run = found[0]
+        self._follow()
         note_run(self.run, config)
         self._add_callbacks(start)
 
@@ -157,7 +165,7 @@ class Trainer:
             write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
 
     def warm_start(self) -> ImitateResult:
-        """Imitate the teacher; the worlds go on from where that leaves them."""
+        """Imitate the teacher and look ahead; the worlds go on from where that leaves them."""
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
@@ -166,6 +174,8 @@ class Trainer:
         settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
         result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
         self.buffer.reward_scale = result.reward_scale
+        if c.look_ahead.rounds:
+            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads)
         if self.baseline is not None:
             self.env.began = self.baseline.began
             self.baseline.began(np.ones(c.ppo.n_envs, bool))
@@ -185,6 +195,13 @@ class Trainer:
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         except RuntimeError as error:
             raise InputError(f"{path}: does not fit these settings ({one_line(error)})") from None
+        self._follow()
+
+    def _follow(self) -> None:
+        """Mark in the observations what the network starts from, if it does."""
+        policy: Any = self.model.policy
+        net = policy.net
+        self.env.observed = Prior(self.batch, net.reference.numpy()).observed if float(net.prior) > 0 else None
 
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""

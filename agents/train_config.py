@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from agents.imitate import ImitateConfig
+from agents.lookahead import LookAheadConfig
 from envs.config import EnvConfig
 from traces.errors import InputError
 
@@ -32,6 +33,8 @@ class PPOConfig:
         gae_lambda: trace decay of the advantage estimates.
         tau_ms: time constant of the discount, ms of the worlds' time.
         hidden: width of the network's layers.
+        prior: logit that the teacher's choice begins with (agents.prior; the teacher is then Strait); 0: the network begins
+            with nothing, or with what it imitates.
     """
 
     n_envs: int = 256
@@ -48,6 +51,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     tau_ms: float = 300.0
     hidden: int = 32
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"):
@@ -56,6 +60,8 @@ class PPOConfig:
         for name in ("learning_rate", "clip_range", "tau_ms", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"ppo.{name}: {getattr(self, name)}; a number above 0 is wanted")
+        if not self.prior >= 0:
+            raise InputError(f"ppo.prior: {self.prior}; at least 0 is wanted")
         if not 0 <= self.gae_lambda <= 1:
             raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; from 0 to 1 is wanted")
         if self.n_envs * self.n_steps < 2:
@@ -85,7 +91,13 @@ class DuelConfig:
             raise InputError("duel: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
 
 
-GROUPS: dict[str, type] = {"env": EnvConfig, "imitate": ImitateConfig, "ppo": PPOConfig, "duel": DuelConfig}
+GROUPS: dict[str, type] = {
+    "env": EnvConfig,
+    "imitate": ImitateConfig,
+    "look_ahead": LookAheadConfig,
+    "ppo": PPOConfig,
+    "duel": DuelConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class TrainConfig:
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
         progress: show a progress bar.
-        env: the worlds. imitate: the warm start. ppo: the algorithm. duel: the comparison.
+        env: the worlds. imitate, look_ahead: the warm start. ppo: the algorithm. duel: the comparison.
     """
 
     n_timesteps: int = 10_000_000
@@ -124,6 +136,7 @@ class TrainConfig:
     progress: bool = False
     env: EnvConfig = field(default_factory=EnvConfig)
     imitate: ImitateConfig = field(default_factory=ImitateConfig)
+    look_ahead: LookAheadConfig = field(default_factory=LookAheadConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     duel: DuelConfig = field(default_factory=DuelConfig)
 
@@ -131,6 +144,8 @@ class TrainConfig:
         for name, kind in GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name}: {getattr(self, name)!r}; a mapping of settings is wanted")
+        if self.look_ahead.rounds > 0 and not self.ppo.prior > 0:
+            raise InputError("look_ahead: needs ppo.prior above 0, the logit that Strait's choice begins with")
         for name in ("n_timesteps", "seed", "save_freq"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)}; at least 0 is wanted")

@@ -18,7 +18,7 @@ SCHEMA = "strait-observation/2"
 LIMIT = 4.0
 
 CANDIDATE_FEATURES = (
-    "valid",
+    "valid",  # 1; the learned policy marks what it starts from with 2 (agents.prior)
     "high_priority",
     "slack",  # of the head at the predicted finish, share of its relative deadline
     "slack_p90",  # the same at the calibrated 90 % quantile

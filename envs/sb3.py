@@ -27,6 +27,7 @@ class SB3VecEnv(VecEnv):
 
     Attributes:
         began: called with (N,) bool, which worlds have just begun an episode.
+        observed: called after every reset and step, before the observations are returned.
     """
 
     def __init__(self, env: DualPriorityVectorEnv | int, **settings: Any) -> None:
@@ -38,6 +39,7 @@ class SB3VecEnv(VecEnv):
         self._dones = [np.zeros(self.num_envs, bool) for _ in range(2)]
         self._actions: np.ndarray = np.zeros(self.num_envs, np.int64)
         self.began: Callable[[np.ndarray], None] | None = None
+        self.observed: Callable[[], None] | None = None
 
     @property
     def render_mode(self) -> str | None:  # type: ignore[override]
@@ -71,6 +73,8 @@ class SB3VecEnv(VecEnv):
         self._reset_options()
         if self.began is not None:
             self.began(np.ones(self.num_envs, bool))
+        if self.observed is not None:
+            self.observed()
         return self.env.batch.obs
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -92,6 +96,8 @@ class SB3VecEnv(VecEnv):
             self._tell(self._told)
             if self.began is not None:
                 self.began(dones)
+        if self.observed is not None:
+            self.observed()
         return batch.obs, out.reward, dones, self._infos
 
     def _tell(self, ended: np.ndarray) -> None:

@@ -13,8 +13,8 @@ LAYERS = ("traces", "envs", "agents", "serving")
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 # What is about the network itself; everything else outside serving runs without torch.
 TRAINING = (
-    "buffer", "callbacks", "checkpoint", "from_log", "imitate", "learner", "network", "ppo", "run_folder", "train_cli",
-    "train_config", "tune_ppo",
+    "buffer", "callbacks", "checkpoint", "from_log", "imitate", "learner", "lookahead", "network", "ppo", "run_folder",
+    "train_cli", "train_config", "tune_ppo",
 )  # fmt: skip
 NEEDS_TORCH = {"envs/sb3.py"} | {f"agents/{name}.py" for name in TRAINING}
 TORCH = {"torch", "stable_baselines3", "sb3_contrib", "tensorboard"}

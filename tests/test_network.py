@@ -7,7 +7,7 @@ from gymnasium import spaces
 from tiny_training import ENV
 
 from agents.callbacks import weights_of
-from agents.forward import memory_size, pack
+from agents.forward import BLOCK, logits_of, memory_size, observation_of, pack
 from agents.forward import score as forward_score
 from agents.learned import LearnedPolicy
 from agents.network import MASKED, CandidateNet, CandidatePolicy
@@ -37,9 +37,9 @@ def random_net(hidden: int, seed: int = 0) -> CandidateNet:
     return net
 
 
-@pytest.mark.parametrize("hidden", [1, 7, 32])
-def test_compiled_forward_gives_the_logits_of_torch(hidden: int) -> None:
-    net, candidates = random_net(hidden), 12
+@pytest.mark.parametrize(("hidden", "candidates"), [(1, 12), (7, 12), (32, 12), (32, 5 * BLOCK)])
+def test_compiled_forward_gives_the_logits_of_torch(hidden: int, candidates: int) -> None:
+    net = random_net(hidden)
     obs = random_obs(20, candidates)
     obs[0, :-N_SUMMARY] = 0.0  # nothing is valid
     with torch.no_grad():
@@ -47,9 +47,9 @@ def test_compiled_forward_gives_the_logits_of_torch(hidden: int) -> None:
     packed = pack({k: v.numpy() for k, v in net.state_dict().items()}, 2.0)
     for row, wanted in zip(obs, logits, strict=True):
         memory = np.zeros(memory_size(hidden, candidates))
-        memory[-len(row) :] = row
+        observation_of(memory, hidden, candidates)[:] = row
         best = forward_score(packed, memory, candidates)
-        got = memory[6 * hidden : 6 * hidden + candidates + 1]
+        got = logits_of(memory, hidden, candidates)
         valid = wanted > MASKED / 2
         np.testing.assert_allclose(got[valid], wanted[valid], rtol=1e-4, atol=1e-5)
         assert np.all(got[~valid] == -np.inf)
@@ -61,7 +61,7 @@ def test_weights_that_are_not_numbers_defer() -> None:
     with torch.no_grad():
         net.embed.weight.fill_(float("nan"))
     memory = np.zeros(memory_size(4, candidates))
-    memory[-observation_size(candidates) :] = random_obs(1, candidates)[0]
+    observation_of(memory, 4, candidates)[:] = random_obs(1, candidates)[0]
     assert (
         forward_score(pack({k: v.numpy() for k, v in net.state_dict().items()}, 2.0), memory, candidates) == candidates
     )

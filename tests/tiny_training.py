@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.imitate import ImitateConfig
+from agents.lookahead import LookAheadConfig
 from agents.train_config import DuelConfig, PPOConfig, TrainConfig
 from envs.config import EnvConfig
 
@@ -21,7 +22,8 @@ TINY = TrainConfig(
     torch_threads=1,
     env=ENV,
     imitate=ImitateConfig(rounds=1, steps=16, epochs=1),
-    ppo=PPOConfig(n_envs=16, n_steps=16, batch_size=128, n_epochs=2, hidden=8),
+    look_ahead=LookAheadConfig(rounds=1, steps=8, epochs=1),
+    ppo=PPOConfig(n_envs=16, n_steps=16, batch_size=128, n_epochs=2, hidden=8, prior=2.0),
     duel=DuelConfig(loads=(1.0,), workloads=4, duration_ms=300.0, confirm=4),
 )
 
