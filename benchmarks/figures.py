@@ -185,8 +185,8 @@ def repeated_table(record: Record) -> str:
             markdown(heads, rows),
             "",
             f"Live, on {record['device']}: {', '.join(record['traces'])} at {', '.join(f'{x:g}' for x in record['loads'])} of "
-            f"the measured capacity ({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; high "
-            "priority counts five times in the weighted rate. Paired differences:",
+            f"the measured capacity ({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; "
+            "high priority counts five times in the weighted rate. Paired differences:",
             "",
             *said,
         )

@@ -80,7 +80,7 @@ class SimToLiveConfig:
     loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
     trace: str = "bursty"
     duration: float = 5.0
-    repetitions: int = 2
+    repetitions: int = 4
     worlds: int = 8
     models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
     streams: int = 4
