@@ -7,8 +7,10 @@ import io
 import numpy as np
 import pytest
 
+from envs.batch import Batch
 from envs.config import EnvConfig, RandomiseConfig
 from envs.dual_priority import DualPriorityEnv
+from envs.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY
 from envs.sb3 import SB3VecEnv
 from envs.vector import DualPriorityVectorEnv
 from traces.errors import InputError
@@ -225,3 +227,18 @@ def test_checkpoint_of_another_batch_is_refused_and_changes_nothing() -> None:
 def test_batch_of_nothing_is_refused(n: int, threads: int) -> None:
     with pytest.raises(InputError):
         DualPriorityVectorEnv(n, CONFIG, threads=threads)
+
+
+def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None:
+    batch = Batch(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
+    batch.reset(np.arange(32, dtype=np.uint64))
+    rng, compared = np.random.default_rng(0), 0
+    for _ in range(60):
+        batch.step(np.argmax(rng.random(batch.masks.shape) * batch.masks, axis=1))
+        rows = batch.obs[:, :-N_SUMMARY].reshape(batch.n, 2, -1, N_CANDIDATE)
+        both = (rows[:, 0, :, 0] == 1) & (rows[:, 1, :, 0] == 1)
+        duration = rows[:, :, :, CANDIDATE_FEATURES.index("duration")]
+        # What a batch would take does not depend on its priority.
+        assert np.array_equal(duration[:, 0][both], duration[:, 1][both])
+        compared += both.sum()
+    assert compared > 100
