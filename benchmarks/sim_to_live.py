@@ -43,6 +43,8 @@ from traces.machine import MachineInfo
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
+# Large batches on all streams, single requests on all streams, and one batch a core.
+CALIBRATE_WITH = ("fifo", "priority-edf", "strait")
 CALIBRATE_SEED = 1000  # far from the seeds of what is compared
 SWITCHES = {
     "quick": "one short repetition, under a minute",
@@ -174,11 +176,11 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
 
 
 def calibrate(machine: Machine, config: SimToLiveConfig, capacity: float, repetition: int) -> list[OverheadMeter]:
-    """Short runs that are not compared, for the engine's overheads: one policy that never idles, and one that thinks."""
+    """Short runs that are not compared, for overheads and slowdowns in each regime: see `CALIBRATE_WITH`."""
     seed = config.seed + CALIBRATE_SEED + repetition
     seconds = min(CALIBRATE_S, config.duration)
     cells = make_cells(machine.profile, [config.trace], [0.9], 1, capacity, seconds, seed=seed)
-    return [one.meter for one in run_all(machine, ("fifo", "strait"), cells)]
+    return [one.meter for one in run_all(machine, CALIBRATE_WITH, cells)]
 
 
 def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:

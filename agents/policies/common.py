@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.jit import njit
@@ -76,6 +78,17 @@ def note_left(st, mem, e, taken):
 def solo_total(tb, g, m, b):
     """Copies and execution of a batch alone on the device, in ms."""
     return tb.h2d[g, m, b] + tb.solo[g, m, b] + tb.d2h[g, m, b]
+
+
+@njit
+def alone_ms(st, tb, e, m, b):
+    """The same as it is predicted: with what was learned of this model and size, and with the device's present speed.
+
+    A device that is slower than it is told to be is no loss to those that run side by side.
+    """
+    g = e % tb.solo.shape[0]
+    slower = max(1.0 + st.bias[e, m, b], 1.0) * math.exp(st.env[e].speed)
+    return solo_total(tb, g, m, b) + tb.solo[g, m, b] * (slower - 1.0)
 
 
 @njit

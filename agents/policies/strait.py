@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.common import defer_action, held_by_low, solo_total
+from agents.policies.common import alone_ms, defer_action, held_by_low
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, late_heads, look
@@ -141,7 +141,7 @@ def _best_size(st, tb, e, pr, m, scale, longest, haste, spare_low, tolerance, th
         if n > q.length or solo > slack or solo > longest or n / solo**thrift <= best_worth:
             continue
         duration, late_high, late_low, delay_high, delay_low = consider(st, tb, e, m, b, scale)
-        lost = delay_high + pr * delay_low + duration - solo_total(tb, g, m, b)
+        lost = delay_high + pr * delay_low + duration - alone_ms(st, tb, e, m, b)
         if lost > haste + NEGLIGIBLE * solo:
             continue
         if duration * scale > slack or late_high > 0 or (spare_low and late_low > 0):
