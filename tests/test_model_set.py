@@ -11,7 +11,17 @@ from envs.scheduler import clear
 from envs.state import SchedState, make_state
 from serving.model_set import join_profiles, model_axes, move_state
 
-SCALARS = {"env", "count", "weight", "cov", "moment", "scale", "member", "stream"}  # of the scheduler or of a stream
+SCALARS = {
+    "env",
+    "count",
+    "weight",
+    "cov",
+    "moment",
+    "scale",
+    "judged",
+    "member",
+    "stream",
+}  # of the scheduler or of a stream
 SCRATCH = {"work", "ended"}
 
 
