@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from agents import tags
 from agents.compare import bootstrap, difference, weighted_rate
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, check_policies, make_cells, run_all
+from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
 from envs.profile import Profile
 from serving.compare import capacity_rps, open_machine
 from serving.models.registry import DEFAULT_MODELS
-from traces.errors import InputError
+from traces.command import exit_status
 from traces.files import atomic_write_text
 
 RATES = ("high", "low", "weighted")  # violations in percent
@@ -70,11 +70,7 @@ class LiveConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("duration", "repetitions"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}: {getattr(self, name)}; a number above 0 is wanted")
-        if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"--loads: {self.loads}; one or more numbers above 0 are wanted")
+        check_amounts(self, ("duration", "repetitions"))
 
 
 def frame_of(runs: Sequence[LiveRun]) -> pd.DataFrame:
@@ -228,16 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
     parser = ArgumentParser(prog="python -m benchmarks.live", description=__doc__.split("\n\n")[0], exit_on_error=False)
     parser.add_class_arguments(LiveConfig, as_group=False)
-    try:
-        result = run_benchmark(LiveConfig(**parser.parse_args(argv).as_dict()))
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 0
+    return exit_status(lambda: print(json.dumps(run_benchmark(LiveConfig(**parser.parse_args(argv).as_dict())))))
 
 
 if __name__ == "__main__":

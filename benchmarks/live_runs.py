@@ -14,6 +14,7 @@ from envs.profile import Profile
 from serving.compare import Machine, run_live
 from serving.offered import lay_out, read_source
 from serving.overhead import OverheadMeter
+from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
 LEARNED = "ppo"
@@ -43,6 +44,19 @@ class LiveRun:
     result: dict[str, Any]
     table: pd.DataFrame
     meter: OverheadMeter
+
+
+def check_amounts(config: Any, names: Sequence[str]) -> None:
+    """Refuse settings that leave nothing to run: fields ``names`` and all ``loads`` must be above 0.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"--{name}: {getattr(config, name)}; a number above 0 is wanted")
+    if not config.loads or min(config.loads) <= 0:
+        raise InputError(f"--loads: {config.loads}; one or more numbers above 0 are wanted")
 
 
 def check_policies(names: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from agents import tags
 from agents.compare import HIGH_WEIGHT
@@ -27,7 +27,7 @@ from agents.rollout import request_table, run
 from agents.summary import summarise
 from agents.variants import resolve
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_policies, make_cells, run_all
+from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_amounts, check_policies, make_cells, run_all
 from envs.fit import fit
 from envs.profile import Profile
 from envs.refit import at_speed, measured_speed
@@ -37,7 +37,7 @@ from serving.engine import EngineConfig
 from serving.models.registry import DEFAULT_MODELS
 from serving.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
-from traces.errors import InputError
+from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
 
@@ -93,11 +93,7 @@ class SimToLiveConfig:
     full: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("duration", "repetitions", "worlds"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}: {getattr(self, name)}; a number above 0 is wanted")
-        if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"--loads: {self.loads}; one or more numbers above 0 are wanted")
+        check_amounts(self, ("duration", "repetitions", "worlds"))
 
     def sized(self) -> SimToLiveConfig:
         """With the lengths that ``quick`` or ``full`` stand for."""
@@ -240,13 +236,9 @@ def compare(
                     | {f"live_{key}": value for key, value in live.items()}
                     | {f"sim_{key}": value for key, value in simulated.items()}
                 )
-    slower = {
-        policy: float(
-            np.mean([speeds[id(one)].mean() for one in runs if one.policy == policy and len(speeds[id(one)])])
-        )
-        for policy in policies
-        if any(len(speeds[id(one)]) for one in runs if one.policy == policy)
-    }
+    levels = pd.Series([speeds[id(one)].mean() if len(speeds[id(one)]) else np.nan for one in runs])
+    by_policy = levels.groupby([one.policy for one in runs], sort=False).mean().dropna()
+    slower = {str(policy): float(level) for policy, level in by_policy.items()}
     return pd.DataFrame(rows), slower
 
 
@@ -355,16 +347,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_class_arguments(SimToLiveConfig, as_group=False, skip=set(SWITCHES))
     for name, meaning in SWITCHES.items():
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true", help=meaning)
-    try:
-        record = run_benchmark(SimToLiveConfig(**parser.parse_args(argv).as_dict()))
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(record))
-    return 0
+    return exit_status(lambda: print(json.dumps(run_benchmark(SimToLiveConfig(**parser.parse_args(argv).as_dict())))))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
     levels = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in record["slower_by_policy"].items())
     lines += [
         "",
-        "The speed of the machine over time (mean over 51 batches) is taken from the live run itself: it is an input, as the",
+        "The speed of the machine over time (median over 51 batches) is taken from the live run itself: it is an input, as the",
         "arrivals are. Batches were slower than the truth has it, by policy, which the given speed makes up for: "
         f"{levels}. What these have in common is the machine's; where they differ, slowdowns side by side are not quite right.",
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +31,7 @@ from serving.offered import lay_out, read_source
 from serving.profiler import ProfilerConfig, profile_device
 from serving.record import Recorder
 from serving.tracing import Tracer
-from traces.errors import InputError
+from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.measurements import Measurements
 from traces.workload import Workload, WorkloadConfig
@@ -246,15 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
     parser = ArgumentParser(prog="python -m serving.demo", description=__doc__, exit_on_error=False)
     parser.add_class_arguments(DemoConfig, as_group=False)
-    try:
-        run(DemoConfig(**parser.parse_args(argv).as_dict()))
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(DemoConfig(**parser.parse_args(argv).as_dict())))
 
 
 if __name__ == "__main__":
