@@ -21,6 +21,8 @@ from typing import Any
 import numba
 from numba.core.types import int32, int64, unliteral
 
+from envs.compiler import BareCompiler, QuickCompiler
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,7 +31,7 @@ def _source_digest() -> str:
     for package in ("envs", "agents", "serving"):
         for path in sorted((_ROOT / package).rglob("*.py")):
             text = path.read_bytes()
-            if b"envs.jit import" in text or path.name in ("jit.py", "state.py"):
+            if b"envs.jit import" in text or path.name in ("compiler.py", "jit.py", "state.py"):
                 digest.update(text)
     return digest.hexdigest()[:16]
 
@@ -90,30 +92,18 @@ def _collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def _in_haste() -> Iterator[None]:
-    """Compile with light optimisation: what is optimised again within its caller."""
-    level = numba.config.OPT  # type: ignore[attr-defined]
-    numba.config.OPT = type(level)(min(level, 1))  # type: ignore[attr-defined]
-    try:
-        with _collector_at_rest():
-            yield
-    finally:
-        numba.config.OPT = level  # type: ignore[attr-defined]
-
-
 def _in_two_forms(function: Callable[..., Any], options: dict[str, bool]) -> Any:
-    dispatcher = _compiled(function)
+    dispatcher = _compiled(function, pipeline_class=QuickCompiler)
     if not hasattr(dispatcher, "overloads"):
         return dispatcher  # NUMBA_DISABLE_JIT=1
     # A function of its own, since Numba's cache tells functions apart by their qualified name.
     copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copy.__module__ = function.__module__
     copy.__qualname__ = f"{function.__qualname__}.bare"
-    bare = _compiled(copy, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    bare = _compiled(copy, pipeline_class=BareCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
     def of_types(args: Any, kws: Any) -> Any:
-        with _in_haste():
+        with _collector_at_rest():
             return bare.get_call_template([_widest(a) for a in args], {k: _widest(a) for k, a in kws.items()})
 
     dispatcher.get_call_template = of_types
