@@ -1,9 +1,9 @@
 """Compilation settings shared by all hot-path code.
 
 Numba's cache notices a change of the file that holds a function, but not of the functions it calls. The cache therefore
-lies in a folder named after the text of all hot-path sources (those that compile something, and envs/state.py, whose
-constants they read): whoever edits one of them gets fresh machine code, never stale one. ``NUMBA_DISABLE_JIT=1`` turns
-every function here into plain Python for a debugger.
+lies in a folder named after the text of all hot-path sources (those that compile something, envs/compiler.py that does it,
+and envs/state.py, whose constants they read): whoever edits one of them gets fresh machine code, never stale one.
+``NUMBA_DISABLE_JIT=1`` turns every function here into plain Python for a debugger.
 """
 
 from __future__ import annotations

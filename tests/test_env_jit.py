@@ -69,3 +69,42 @@ print(play("strait"), play("fifo"))
     }
     assert len(found["0"]) == 2
     assert found["0"] == found["1"]
+
+
+def test_code_of_a_callee_is_loaded_for_a_new_caller(tmp_path: Path) -> None:
+    """What has no machine code of its own is kept in the cache all the same, and callers take it from there."""
+    (tmp_path / "callers.py").write_text(
+        """
+import sys
+from envs.jit import inlined, njit
+
+@njit
+def half(x):
+    return x / 2.0
+
+@inlined
+def quarter(x):
+    return half(half(x))
+
+@njit
+def first(x):
+    return quarter(x) + half(x)
+
+@njit
+def second(x):
+    return quarter(x) - half(x)
+
+called = first if sys.argv[1] == "first" else second
+value = called(8.0)
+print(value, sum(quarter.get_overload.__self__.stats.cache_hits.values()))
+"""
+    )
+    env = os.environ | {"STRAIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "0"}
+    found = [
+        subprocess.run(
+            [sys.executable, str(tmp_path / "callers.py"), caller], env=env, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for caller in ("first", "second", "second")
+    ]
+    # Once it is compiled, once loaded from the cache, and at last not needed, as its caller is loaded with its copy of it.
+    assert found == [["6.0", "0"], ["-2.0", "1"], ["-2.0", "0"]]
