@@ -150,7 +150,6 @@ def settings(
             model_share=share,
         ),
         imitate=replace(config.imitate, rounds=min(config.imitate.rounds, 1 if loop.weights else 3)),
-        look_ahead=replace(config.look_ahead, rounds=0 if loop.weights else config.look_ahead.rounds),
         ppo=replace(
             config.ppo, hidden=hidden, learning_rate=config.ppo.learning_rate * (SLOWER if loop.weights else 1)
         ),

@@ -12,10 +12,11 @@ from __future__ import annotations
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from agents.clairvoyant import world_rows
 from agents.network import MASKED, CandidateNet, CandidatePolicy
@@ -23,6 +24,7 @@ from agents.policy import Policy, bind_loop
 from envs.batch import Batch
 from envs.jit import njit
 from envs.sb3 import SB3VecEnv
+from envs.state import MET, WAITING
 from envs.world import step
 from traces.errors import InputError
 
@@ -38,30 +40,33 @@ class LookAheadConfig:
         rounds: times that samples are taken and learned from; 0: none. Strait acts in the first, in half of the worlds after.
         steps: decisions of each world a round.
         share: share of decisions at which actions are tried. tries: actions tried there.
-        tau_ms: time constant of the discount, ms; a trial lasts three of them.
+        tau_ms: time constant of the discount by deadlines, ms; a trial lasts three of them.
         epochs: passes over all samples a round.
         batch_size: states a gradient step.
         learning_rate: of Adam, falling linearly to a twentieth over a round.
         temperature: gain, in violations of low priority, that makes an action e times as likely.
         defer_cost: gain that deferring must promise beyond what any action must.
+        high_weight: what a violation of high priority counts in gains, one of low priority being 1; more than in rewards, so
+            that low priority is not served at the cost of high.
     """
 
     rounds: int = 0
     steps: int = 1000
     share: float = 0.5
     tries: int = 4
-    tau_ms: float = 60.0
-    epochs: int = 4
+    tau_ms: float = 100.0
+    epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
     temperature: float = 0.1
     defer_cost: float = 1.0
+    high_weight: float = 7.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "tries", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"look_ahead.{name}: {getattr(self, name)}; at least 1 is wanted")
-        for name in ("share", "tau_ms", "learning_rate", "temperature"):
+        for name in ("share", "tau_ms", "learning_rate", "temperature", "high_weight"):
             if not getattr(self, name) > 0:
                 raise InputError(f"look_ahead.{name}: {getattr(self, name)}; a number above 0 is wanted")
 
@@ -73,15 +78,37 @@ def _copy(source, target, e):
 
 
 @njit
+def _clear(w, e, now):
+    """Forget how requests of world e with deadlines after ``now`` ended; returns the first of these."""
+    first = 0
+    while first < w.env[e].n and w.request[e, first].deadline <= now:
+        first += 1
+    for i in range(first, w.env[e].n):
+        w.request[e, i].outcome = WAITING
+    return first
+
+
+@njit
 def _return(choose, mem, p, st, tb, w, tr, e, action, wake, tau):
-    """Return of world e, discounted by time, when ``action`` is taken and the reference decides for 3 tau from then on."""
+    """Return of world e when ``action`` is taken and the reference decides for 3 tau from then on.
+
+    Each request that is not met counts, discounted by how far its deadline lies ahead: at the time of its end it would seem a
+    gain to be late later.
+    """
+    g = e % tr.solo.shape[0]
     began = st.env[e].now
+    first = _clear(w, e, began)
     step(st, w, tb, tr, e, action, wake)
-    total = w.env[e].reward * math.exp((began - st.env[e].now) / tau)
     while w.env[e].done == 0 and st.env[e].now < began + 3.0 * tau:
         then, then_wake = choose(st, tb, mem, e, p)
         step(st, w, tb, tr, e, then, then_wake)
-        total += w.env[e].reward * math.exp((began - st.env[e].now) / tau)
+    total = 0.0
+    for i in range(first, w.env[e].n):
+        r = w.request[e, i]
+        if r.arrival > began + 3.0 * tau:
+            break
+        if began < r.deadline <= began + 3.0 * tau and r.outcome != MET:
+            total -= tr.device[g, 5 + r.priority] * math.exp((began - r.deadline) / tau)
     return total
 
 
@@ -112,12 +139,14 @@ class Twins:
     Args:
         batch: the worlds, with autoreset. reference: who decides after the action, ready for ``batch.n`` schedulers.
         threads: over which the worlds are spread.
+        high_weight: what a violation of high priority counts, one of low priority being 1.
     """
 
-    def __init__(self, batch: Batch, reference: Policy, threads: int) -> None:
+    def __init__(self, batch: Batch, reference: Policy, threads: int, high_weight: float) -> None:
         self.batch = batch
         self.reference = reference
-        self.twins = Batch(batch.config, batch.n, autoreset=False, profile=batch.profile)
+        config = replace(batch.config, weights=(high_weight, 1.0))
+        self.twins = Batch(config, batch.n, autoreset=False, profile=batch.profile)
         self.parts = [(batch.n * i // threads, batch.n * (i + 1) // threads) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
@@ -169,7 +198,7 @@ def _propose(logits: np.ndarray, own: np.ndarray, tries: int, rng: np.random.Gen
 
 
 def _sample(
-    policy: CandidatePolicy, env: SB3VecEnv, twins: Twins, teacher: Policy, c: LookAheadConfig, first: bool
+    policy: CandidatePolicy, env: SB3VecEnv, twins: Twins, teacher: Policy, c: LookAheadConfig, first: bool, bar: tqdm
 ) -> Samples:
     """Take ``c.steps`` decisions in each world, trying actions on the way."""
     batch, n = env.env.batch, env.num_envs
@@ -187,6 +216,7 @@ def _sample(
         gains = twins.gains(tried, own, c.tau_ms)
         parts.append((batch.obs[rows].astype(np.float16), own[rows].copy(), tried[rows], gains[rows]))
         env.step(np.where(learner, logits.argmax(1), own))
+        bar.update()
     return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -220,34 +250,55 @@ def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
             seen += len(index)
 
 
-def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
-    """Take over the fitted weights, gains divided by the temperature."""
-    weights = fitted.state_dict()
-    factor = 1.0 / (SCALE * c.temperature)
+def _rescale(source: CandidateNet, target: CandidateNet, factor: float, defer_bias: float) -> None:
+    """Take over weights: logits times ``factor``, then ``defer_bias`` added to DEFER's; the target keeps its prior."""
+    weights = source.state_dict()
     for layer in ("score", "defer_out"):
         for part in ("weight", "bias"):
             weights[f"{layer}.{part}"] = weights[f"{layer}.{part}"] * factor
-    weights["defer_out.bias"] = weights["defer_out.bias"] - c.defer_cost / c.temperature
-    net.load_state_dict(weights | {"prior": net.prior.clone()})
+    weights["defer_out.bias"] = weights["defer_out.bias"] + defer_bias
+    target.load_state_dict(weights | {"prior": target.prior.clone()})
 
 
-def look_ahead(policy: CandidatePolicy, env: SB3VecEnv, teacher: Policy, c: LookAheadConfig, threads: int) -> int:
+def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
+    """Take over the fitted weights, gains divided by the temperature."""
+    _rescale(fitted, net, 1.0 / (SCALE * c.temperature), -c.defer_cost / c.temperature)
+
+
+def _gains_of(net: CandidateNet, c: LookAheadConfig) -> CandidateNet:
+    """A network that says what gains ``net`` believes in: the inverse of ``_adopt``."""
+    fitted = copy.deepcopy(net)
+    fitted.prior.zero_()
+    _rescale(net, fitted, SCALE * c.temperature, SCALE * c.defer_cost)
+    return fitted
+
+
+def look_ahead(
+    policy: CandidatePolicy,
+    env: SB3VecEnv,
+    teacher: Policy,
+    c: LookAheadConfig,
+    threads: int,
+    progress: bool = False,
+) -> int:
     """Teach ``policy`` what actions would gain over Strait's; its input normalisation is set. Returns the decisions taken.
 
     Args:
-        policy: learner. env: worlds under way, whose observations are marked (agents.prior).
+        policy: learner; what it already prefers is where learning begins.
+        env: worlds under way, whose observations are marked (agents.prior).
         teacher: Strait, ready for ``env.num_envs`` schedulers. c: settings. threads: to try actions on.
+        progress: show a progress bar.
     """
-    twins = Twins(env.env.batch, teacher, threads)
+    twins = Twins(env.env.batch, teacher, threads, c.high_weight)
     env.began = twins.began
     twins.began(np.ones(env.num_envs, bool))
-    fitted = copy.deepcopy(policy.net)
-    fitted.prior.zero_()
+    fitted = _gains_of(policy.net, c)
     samples: list[Samples] = []
-    for i in range(c.rounds):
-        samples.append(_sample(policy, env, twins, teacher, c, i == 0))
-        _fit(fitted, samples, c)
-        _adopt(policy.net, fitted, c)
+    with tqdm(total=c.rounds * c.steps, desc="look ahead", unit="decision", disable=not progress) as bar:
+        for i in range(c.rounds):
+            samples.append(_sample(policy, env, twins, teacher, c, i == 0, bar))
+            _fit(fitted, samples, c)
+            _adopt(policy.net, fitted, c)
     env.began = None
     twins.close()
     return c.rounds * c.steps * env.num_envs

@@ -164,8 +164,12 @@ class Trainer:
         for name in (LAST, POLICY) if best else (LAST,):
             write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
 
-    def warm_start(self) -> ImitateResult:
-        """Imitate the teacher and look ahead; the worlds go on from where that leaves them."""
+    def warm_start(self, start: str | Path | None = None) -> ImitateResult:
+        """Imitate the teacher, or take the weights of a policy file, and look ahead; the worlds go on from where that ends.
+
+        Raises:
+            InputError: ``start`` is no policy file, or its layers have another width.
+        """
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
@@ -174,8 +178,11 @@ class Trainer:
         settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
         result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
         self.buffer.reward_scale = result.reward_scale
-        if c.look_ahead.rounds:
-            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads)
+        if start is not None:
+            self._take_weights(start)
+        # A policy that does not start from Strait's choice has nothing that gains over it could correct.
+        if c.look_ahead.rounds and float(policy.net.prior) > 0:
+            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, c.progress)
         if self.baseline is not None:
             self.env.began = self.baseline.began
             self.baseline.began(np.ones(c.ppo.n_envs, bool))
@@ -183,12 +190,7 @@ class Trainer:
         self._stand()
         return result
 
-    def go_on_from(self, path: str | Path) -> None:
-        """Take the weights of a policy file; call after the warm start, which set the scale of rewards.
-
-        Raises:
-            InputError: it is not one, or its layers have another width.
-        """
+    def _take_weights(self, path: str | Path) -> None:
         policy: Any = self.model.policy
         weights = read_policy(path).weights
         try:
@@ -328,9 +330,7 @@ def train(config: TrainConfig, resume: str | Path | None = None, start: str | Pa
     """
     trainer = Trainer(config, resume)
     if resume is None:
-        trainer.warm_start()
-        if start is not None:
-            trainer.go_on_from(start)
+        trainer.warm_start(start)
     with interruptible(trainer):
         trainer.learn()
     difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,17 @@ from agents.forward import CHOSEN
 from agents.imitate import ImitateConfig, imitate
 from agents.learned import LearnedPolicy
 from agents.learner import SchedulerPPO, make_model
-from agents.lookahead import LookAheadConfig, Twins, _propose, look_ahead
+from agents.lookahead import LookAheadConfig, Twins, _adopt, _gains_of, _propose, _return, look_ahead
 from agents.network import MASKED
-from agents.policy import make_policy
+from agents.policy import call_compiled, make_policy
 from agents.prior import Prior
 from agents.train_config import PPOConfig
+from envs.config import load_profile
 from envs.observation import N_CANDIDATE, N_SUMMARY
 from envs.sb3 import SB3VecEnv
+from envs.simulator import Simulator
 from traces.errors import InputError
+from traces.workload import Workload
 
 N = 8
 
@@ -74,7 +78,7 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.batch, make_policy("strait", N)
-    twins = Twins(batch, make_policy("strait", N), 2)
+    twins = Twins(batch, make_policy("strait", N), 2, 5.0)
     env.began = twins.began
     twins.began(np.ones(N, bool))
     own, wakes = np.zeros(N, np.int64), np.zeros(N)
@@ -90,6 +94,33 @@ def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() ->
         env.step(own)
     assert min(gained) < 0.0 and np.std(gained) > 0.1
     twins.close()
+
+
+def test_being_late_later_gains_nothing() -> None:
+    profile = load_profile(ENV)
+    strait = make_policy("strait", 1)
+    sim = Simulator(profile, 1, 1, 1, noise=False)
+    workload = Workload(np.zeros(1), np.zeros(1), np.ones(1), np.array([0.1]), profile.models)
+    values = []
+    # The first action of low priority serves the request too late, the last one lets it wait in vain.
+    for action in ((sim.n_actions - 1) // 2, sim.n_actions - 1):
+        sim.load([workload])
+        sim.begin([0])
+        args = (sim.state, sim.tables, sim.world, sim.truth, 0, action, np.inf, 50.0)
+        values.append(call_compiled(_return, strait.kind.choose, strait.memory, strait.vector, *args))
+    assert values == [pytest.approx(-np.exp(-0.1 / 50.0))] * 2
+
+
+def test_what_a_network_believes_is_found_again() -> None:
+    _, model = started(prior=3.0)
+    config = LookAheadConfig()
+    net: Any = model.policy.net
+    fitted = _gains_of(net, config)
+    assert float(fitted.prior) == 0.0
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    _adopt(net, fitted, config)
+    for name, values in net.state_dict().items():
+        torch.testing.assert_close(values, before[name])
 
 
 def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
