@@ -43,6 +43,8 @@ MAX_LEAN = 2.0  # bound on how much more a guess too high counts than one too lo
 MAX_SPEED = 1.0  # bound on the log of the device's speed
 PACE_RATE = 0.2  # of a batch's error that its core is held to be slower by; see stream_t.pace
 PACE_KEEP = 0.9  # share of a core's pace that is left after each batch that ends, on whatever core
+SPEED_MOVED = 0.1  # change of the device's speed within a batch that makes its calibration count for 1 / e
+LEAST_CALIBRATED = 0.1  # share that it counts for at the least
 N_QUANTILES = len(QUANTILES)
 LEVELS = np.array(QUANTILES)
 QUANTILE_FIRST_RATE = (
@@ -354,6 +356,9 @@ def learn(st, tb, e, k, exec_ms, total_ms):
         # What is dispatched later is unknown at dispatch, and so is how far the first quantiles are off.
         st.judged[e, s.n_co] += 1.0
         rate = max(rate, QUANTILE_FIRST_RATE / math.sqrt(st.judged[e, s.n_co]))
+        # Quantiles cannot undo a shift that the speed was about to learn: they would be too wide once it has.
+        moved = (st.env[e].speed - s.speed) / SPEED_MOVED
+        rate *= max(math.exp(-moved * moved), LEAST_CALIBRATED)
         for q in range(N_QUANTILES):
             level = LEVELS[q]
             value = st.scale[e, s.n_co, q]

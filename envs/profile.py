@@ -60,8 +60,7 @@ class Profile:
         completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late.
         crowded_ms: what the hand-over of a batch and the sight of its end take longer while batches share another core, and
             while they share its own. These three are of the truth alone; a live engine measures them (serving.overhead).
-        turn_ms: how long a batch that joins others on a core runs before they take turns; 0: the core is shared evenly. The
-            scheduler's predictor knows of it; the simulated truth shares evenly.
+        turn_ms: length of the turns that batches on one core take, the newest first; 0: they share it evenly.
         straggler: probability and factor of a straggler.
         source: where the numbers come from.
     """
@@ -209,7 +208,7 @@ class Profile:
             count=count[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms]]),
+            device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
             speed=np.zeros((1, 0)),
         )

@@ -251,6 +251,7 @@ def dispatch(st, tb, e, action):
     s.work = 0.0
     s.sliced = 0.0
     s.owed = 0.0
+    s.speed = env.speed
     s.cold = 1 if cold_ms(st, tb, e, m) > 0.0 else 0
     if tb.device[g, MEMORY] > 0.0:
         _make_room(st, tb, e, m)
