@@ -39,7 +39,7 @@ OVERDUE_SHARE = 0.05
 BIAS_RATE = 0.02
 BIAS_FIRST_RATE = 0.4  # of what was never seen; falls to BIAS_RATE with the batches seen
 SURPRISE = 0.1  # relative error beyond which a batch is a straggler: it moves what is learned no further
-MAX_LEAN = 2.0  # bound on how much more a guess too high counts than one too low
+LEAN = 0.2  # bound on how much more an error counts where the guess was too high, and less where it was too low
 MAX_SPEED = 1.0  # bound on the log of the device's speed
 PACE_RATE = 0.2  # of a batch's error that its core is held to be slower by; see stream_t.pace
 PACE_KEEP = 0.9  # share of a core's pace that is left after each batch that ends, on whatever core
@@ -398,7 +398,7 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     ratio = guess / max(y, 1e-6)
     surprise = 1.0 - ratio
     believed = min(1.0, SURPRISE / max(abs(surprise), EPS))
-    surprise *= believed * min(ratio, MAX_LEAN)
+    surprise *= believed * min(max(ratio, 1.0 - LEAN), 1.0 + LEAN)
     rate = tb.device[g, SPEED_RATE]
     env.speed = min(max(env.speed + rate * surprise, -MAX_SPEED), MAX_SPEED)
     if rate > 0.0 and tb.device[g, CORES] > 0.0:
