@@ -208,7 +208,9 @@ class Profile:
             count=count[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]),
+            device=np.array(
+                [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]
+            ),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
             speed=np.zeros((1, 0)),
         )

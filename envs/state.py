@@ -62,7 +62,10 @@ stream_t = np.dtype(
         ("finish", "f8"),  # predicted finish time if nothing more is dispatched, as of the last look (envs.outlook)
         ("work", "f8"),  # execution done so far as the predictor sees it, ms of solo execution
         ("sliced", "f8"),  # the same, each ms counted as often as there were batches on the core
-        ("owed", "f8"),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
+        (
+            "owed",
+            "f8",
+        ),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
         ("speed", "f8"),  # env.speed when it was dispatched
         ("pace", "f8"),  # of the core with this index: log of how much slower it is for the moment than the device
         ("busy", "i4"),
