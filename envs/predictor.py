@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from envs.jit import inlined
+from envs.jit import inlined, njit
 from envs.state import (
     CORES,
     DISPATCH,
@@ -122,7 +122,7 @@ def _enter(work, j):
     work[CORE_CACHE, c] += work[CACHE, j]
 
 
-@inlined
+@njit
 def _take_first_turn(work, n, j, turn):
     """The batch in scratch column j joins its core: its turn comes first, so that it is ahead by half a turn on average.
 

@@ -373,19 +373,21 @@ def _next_event(st, w, e):
     return max(t, x.time), kind
 
 
-@inlined
-def _take_first_turn(w, e, k, turn):
-    """The batch on stream k begins: on a shared core its turn comes first, which puts it half a turn ahead on average."""
-    r = w.run[e, k]
+@njit
+def _take_first_turn(runs, k, turn):
+    """The batch on stream k begins: on a shared core its turn comes first, which puts it half a turn ahead on average.
+
+    Args:
+        runs: (K,) records of one world. k: stream. turn: ms.
+    """
+    r = runs[k]
     n = 0
-    for i in range(w.run.shape[1]):
-        if w.run[e, i].phase == EXECUTE and w.run[e, i].core == r.core:
-            n += 1
+    for i in range(runs.shape[0]):
+        n += runs[i].phase == EXECUTE and runs[i].core == r.core
     share = min(0.5 * turn, r.work) / n
-    for i in range(w.run.shape[1]):
-        other = w.run[e, i]
-        if i != k and other.phase == EXECUTE and other.core == r.core:
-            other.work += share
+    for i in range(runs.shape[0]):
+        if i != k and runs[i].phase == EXECUTE and runs[i].core == r.core:
+            runs[i].work += share
             r.work -= share
 
 
@@ -397,7 +399,7 @@ def _device_event(st, w, tr, e, g, t, kind):
         if r.phase == COPY_IN:
             r.phase = EXECUTE
             if tr.device[g, 9] > 0.0:
-                _take_first_turn(w, e, kind, tr.device[g, 9])
+                _take_first_turn(w.run[e], kind, tr.device[g, 9])
         else:
             x = w.env[e]
             r.exec_end = t
