@@ -53,7 +53,7 @@ QUANTILE_FIRST_RATE = (
 
 # Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
 WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE, OWED = range(15)
-CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE, CORE_SPEED = range(15, N_WORK)
+CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(15, N_WORK)
 
 
 @inlined
@@ -164,7 +164,6 @@ def integrate(st, tb, e, n, horizon, learn):
     w0 = st.weight[e, 0]
     w1 = st.weight[e, 1]
     turn = tb.device[g, TURN_MS]
-    speed = math.exp(st.env[e].speed)
     n_run = 0
     n_wait = 0
     for c in range(n_cores):
@@ -172,7 +171,6 @@ def integrate(st, tb, e, n, horizon, learn):
         work[CORE_CPU, c] = 0.0
         work[CORE_MEM, c] = 0.0
         work[CORE_CACHE, c] = 0.0
-        work[CORE_SPEED, c] = speed * math.exp(st.stream[e, c].pace)
     for j in range(n):
         work[FINISH, j] = np.inf
         if work[LEFT, j] <= 0.0:
@@ -213,7 +211,7 @@ def integrate(st, tb, e, n, horizon, learn):
                     s += w1 * (n_busy - 1.0) + (mem - work[CORE_MEM, c] / on) * work[BY_MEM, j]
                     s += (cpu - work[CORE_CPU, c] / on) * work[BY_CPU, j]
                     s += (cache - work[CORE_CACHE, c] / on) * work[BY_CACHE, j]
-            s = min(max(s, 1.0), MAX_SLOWDOWN) * on * work[CORE_SPEED, c]
+            s = min(max(s, 1.0), MAX_SLOWDOWN) * on * st.stream[e, c].slower
             work[SLOWDOWN, j] = s
             step = min(step, work[LEFT, j] * s)
         t += step
@@ -339,6 +337,13 @@ def advance(st, tb, e, t):
 
 
 @inlined
+def set_slower(st, e):
+    """Work out the factor on all that executes on each core; to be called whenever speed or pace changed."""
+    for c in range(st.stream.shape[1]):
+        st.stream[e, c].slower = math.exp(st.env[e].speed + st.stream[e, c].pace)
+
+
+@inlined
 def learn(st, tb, e, k, exec_ms, total_ms):
     """Update the predictor from the batch that ended on stream k.
 
@@ -378,8 +383,7 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     x = st.moment[e, k]
     gain = st.work[e, :, feature_column(st)]
     # What the bracket of the slowdown was on average, if the speed is right.
-    level = math.exp(env.speed + st.stream[e, s.core].pace)
-    y = min(exec_ms / ((s.solo + s.owed) * s.sliced / s.work * level), MAX_SLOWDOWN)
+    y = min(exec_ms / ((s.solo + s.owed) * s.sliced / s.work * st.stream[e, s.core].slower), MAX_SLOWDOWN)
     guess = 1.0 + st.bias[e, m, s.b]
     power = forget
     for f in range(N_FEATURES):
@@ -405,6 +409,7 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
         for c in range(st.stream.shape[1]):
             st.stream[e, c].pace *= PACE_KEEP
         st.stream[e, s.core].pace += PACE_RATE * surprise
+    set_slower(st, e)
     error = (1.0 - rate) * surprise * guess
     trace = 0.0
     for f in range(N_FEATURES):

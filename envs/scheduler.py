@@ -44,6 +44,7 @@ def clear(st, tb, e):
     for k in range(st.stream.shape[1]):
         st.stream[e, k].busy = 0
         st.stream[e, k].pace = 0.0
+        st.stream[e, k].slower = 1.0
         st.stream[e, k].core = k % cores if cores > 0 else k
     choose_spare(st, e)
     st.count[e] = 0

@@ -22,7 +22,7 @@ PRIORITIES = ("high", "low")
 
 N_DEMAND = 3  # demand of a batch on the device: compute, memory bandwidth, cache; each as a fraction of the whole
 N_FEATURES = 8  # features of the online interference predictor, see envs.predictor.features
-N_WORK = 20  # rows of the finish-time integration's scratch, see envs.predictor
+N_WORK = 19  # rows of the finish-time integration's scratch, see envs.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
 
 env_t = np.dtype(
@@ -68,6 +68,7 @@ stream_t = np.dtype(
         ),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
         ("speed", "f8"),  # env.speed when it was dispatched
         ("pace", "f8"),  # of the core with this index: log of how much slower it is for the moment than the device
+        ("slower", "f8"),  # of that core: the factor exp(env.speed + pace), see envs.predictor.set_slower
         ("busy", "i4"),
         ("model", "i4"),
         ("priority", "i4"),

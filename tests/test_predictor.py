@@ -23,6 +23,7 @@ from envs.predictor import (
     follow,
     integrate,
     learn,
+    set_slower,
 )
 from envs.profile import synthetic_profile
 from envs.scheduler import action_of, clear, complete, dispatch, enqueue
@@ -123,6 +124,7 @@ def test_finish_times_are_those_of_the_definition(cores: float) -> None:
         state.bias[0] = rng.normal(0.0, 0.2, state.bias.shape[1:])
         state.env["speed"] = rng.normal(0.0, 0.2)
         state.stream["pace"] = rng.normal(0.0, 0.1, state.stream.shape)
+        set_slower(state, 0)
         tables.device[0, TURN_MS] = rng.choice([0.0, 1.0, 6.0])
         n = int(rng.integers(1, STREAMS + 2))
         jobs = [
