@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 
 from envs.predictor import MAX_SLOWDOWN, features
 from envs.profile import Profile
-from envs.segments import Segments, cores_of, cut
+from envs.segments import Segments, cores_of, cut, turn_of
 from envs.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
 from traces.machine import MachineInfo
@@ -286,6 +286,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
         models=tuple(m.name for m in machine.models),
         batch_sizes=machine.batch_sizes,
         cores=float(cores_of(machine)),
+        turn_ms=turn_of(machine),
         solo_ms=solo,
         h2d_ms=h2d,
         d2h_ms=d2h,

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from envs.jit import inlined
+from envs.jit import inlined, njit
 from envs.state import (
     CORES,
     DISPATCH,
@@ -29,6 +29,7 @@ from envs.state import (
     QUANTILE_RATE,
     QUANTILES,
     SPEED_RATE,
+    TURN_MS,
 )
 
 MAX_SLOWDOWN = 20.0
@@ -37,8 +38,13 @@ EPS = 1e-9
 OVERDUE_SHARE = 0.05
 BIAS_RATE = 0.02
 BIAS_FIRST_RATE = 0.4  # of what was never seen; falls to BIAS_RATE with the batches seen
-SURPRISE = 0.1  # log error beyond which a batch is a straggler: it moves what is learned no further
+SURPRISE = 0.1  # relative error beyond which a batch is a straggler: it moves what is learned no further
+LEAN = 0.2  # bound on how much more an error counts where the guess was too high, and less where it was too low
 MAX_SPEED = 1.0  # bound on the log of the device's speed
+PACE_RATE = 0.2  # of a batch's error that its core is held to be slower by; see stream_t.pace
+PACE_KEEP = 0.9  # share of a core's pace that is left after each batch that ends, on whatever core
+SPEED_MOVED = 0.1  # change of the device's speed within a batch that makes its calibration count for 1 / e
+LEAST_CALIBRATED = 0.1  # share that it counts for at the least
 N_QUANTILES = len(QUANTILES)
 LEVELS = np.array(QUANTILES)
 QUANTILE_FIRST_RATE = (
@@ -46,8 +52,8 @@ QUANTILE_FIRST_RATE = (
 )
 
 # Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
-WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE = range(14)
-CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(14, N_WORK)
+WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, CPU, MEM, CACHE, BASE, BY_MEM, BY_CPU, BY_CACHE, OWED = range(15)
+CORE_N, CORE_CPU, CORE_MEM, CORE_CACHE = range(15, N_WORK)
 
 
 @inlined
@@ -104,6 +110,7 @@ def follow(st, tb, e, j, m, b, wait, left, post, stream, core):
     work[BY_MEM, j] = w[2] + w[3] * mem + w[6] * cpu + w[7] * cache
     work[BY_CPU, j] = w[4] * cpu
     work[BY_CACHE, j] = w[5] * cache
+    work[OWED, j] = 0.0
 
 
 @inlined
@@ -113,6 +120,25 @@ def _enter(work, j):
     work[CORE_CPU, c] += work[CPU, j]
     work[CORE_MEM, c] += work[MEM, j]
     work[CORE_CACHE, c] += work[CACHE, j]
+
+
+@njit
+def _take_first_turn(work, n, j, turn):
+    """The batch in scratch column j joins its core: its turn comes first, so that it is ahead by half a turn on average.
+
+    What it gains on an even share, those that it joins lose; it cannot gain more than it has left.
+    """
+    c = work[CORE, j]
+    on = work[CORE_N, int(c)]
+    if on < 2.0:
+        return
+    share = min(0.5 * turn, work[LEFT, j]) / on
+    for i in range(n):
+        if i != j and work[CORE, i] == c and work[LEFT, i] > 0.0 and work[WAIT, i] <= 0.0:
+            work[LEFT, i] += share
+            work[OWED, i] += share
+    work[LEFT, j] -= share * (on - 1.0)
+    work[OWED, j] -= share * (on - 1.0)
 
 
 @inlined
@@ -137,7 +163,7 @@ def integrate(st, tb, e, n, horizon, learn):
     n_cores = min(cores, st.stream.shape[1]) if cores > 0 else st.stream.shape[1]
     w0 = st.weight[e, 0]
     w1 = st.weight[e, 1]
-    speed = math.exp(st.env[e].speed)
+    turn = tb.device[g, TURN_MS]
     n_run = 0
     n_wait = 0
     for c in range(n_cores):
@@ -177,15 +203,15 @@ def integrate(st, tb, e, n, horizon, learn):
                 continue
             s = work[BASE, j]
             on = 1.0
+            c = int(work[CORE, j])
             if n_run > 1:
-                c = int(work[CORE, j])
                 on = work[CORE_N, c]
                 s += w0 * (on - 1.0)
                 if n_busy > 1:
                     s += w1 * (n_busy - 1.0) + (mem - work[CORE_MEM, c] / on) * work[BY_MEM, j]
                     s += (cpu - work[CORE_CPU, c] / on) * work[BY_CPU, j]
                     s += (cache - work[CORE_CACHE, c] / on) * work[BY_CACHE, j]
-            s = min(max(s, 1.0), MAX_SLOWDOWN) * on * speed
+            s = min(max(s, 1.0), MAX_SLOWDOWN) * on * st.stream[e, c].slower
             work[SLOWDOWN, j] = s
             step = min(step, work[LEFT, j] * s)
         t += step
@@ -203,6 +229,8 @@ def integrate(st, tb, e, n, horizon, learn):
                     n_wait -= 1
                     n_run += 1
                     _enter(work, j)
+                    if turn > 0.0:
+                        _take_first_turn(work, n, j, turn)
                 continue
             work[LEFT, j] -= step / work[SLOWDOWN, j]
             if work[LEFT, j] < EPS:
@@ -305,6 +333,14 @@ def advance(st, tb, e, t):
         s = st.stream[e, int(work[e, STREAM, j])]
         s.wait = work[e, WAIT, j]
         s.left = max(work[e, LEFT, j], OVERDUE_SHARE * s.solo)
+        s.owed += work[e, OWED, j]
+
+
+@inlined
+def set_slower(st, e):
+    """Work out the factor on all that executes on each core; to be called whenever speed or pace changed."""
+    for c in range(st.stream.shape[1]):
+        st.stream[e, c].slower = math.exp(st.env[e].speed + st.stream[e, c].pace)
 
 
 @inlined
@@ -325,6 +361,9 @@ def learn(st, tb, e, k, exec_ms, total_ms):
         # What is dispatched later is unknown at dispatch, and so is how far the first quantiles are off.
         st.judged[e, s.n_co] += 1.0
         rate = max(rate, QUANTILE_FIRST_RATE / math.sqrt(st.judged[e, s.n_co]))
+        # Quantiles cannot undo a shift that the speed was about to learn: they would be too wide once it has.
+        moved = (st.env[e].speed - s.speed) / SPEED_MOVED
+        rate *= max(math.exp(-moved * moved), LEAST_CALIBRATED)
         for q in range(N_QUANTILES):
             level = LEVELS[q]
             value = st.scale[e, s.n_co, q]
@@ -344,7 +383,7 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
     x = st.moment[e, k]
     gain = st.work[e, :, feature_column(st)]
     # What the bracket of the slowdown was on average, if the speed is right.
-    y = min(exec_ms / (s.solo * s.sliced / s.work * math.exp(env.speed)), MAX_SLOWDOWN)
+    y = min(exec_ms / ((s.solo + s.owed) * s.sliced / s.work * st.stream[e, s.core].slower), MAX_SLOWDOWN)
     guess = 1.0 + st.bias[e, m, s.b]
     power = forget
     for f in range(N_FEATURES):
@@ -357,12 +396,20 @@ def _learn_slowdown(st, tb, e, k, exec_ms):
         guess += w[e, f] * x[f]
         power += x[f] * acc
     guess = min(max(guess, 1.0), MAX_SLOWDOWN)
-    # A straggler must not throw the weights: the innovation is bounded (Huber), and as much less certainty is gained from it.
-    surprise = math.log(max(y, 1e-6) / guess)
+    # Down the slope of the relative error, which is what is judged: a guess too high by some share errs by more than one too
+    # low. A straggler must not throw the weights: beyond a bound the slope is flat (Huber), and as much less certainty is
+    # gained from it.
+    ratio = guess / max(y, 1e-6)
+    surprise = 1.0 - ratio
     believed = min(1.0, SURPRISE / max(abs(surprise), EPS))
-    surprise *= believed
+    surprise *= believed * min(max(ratio, 1.0 - LEAN), 1.0 + LEAN)
     rate = tb.device[g, SPEED_RATE]
     env.speed = min(max(env.speed + rate * surprise, -MAX_SPEED), MAX_SPEED)
+    if rate > 0.0 and tb.device[g, CORES] > 0.0:
+        for c in range(st.stream.shape[1]):
+            st.stream[e, c].pace *= PACE_KEEP
+        st.stream[e, s.core].pace += PACE_RATE * surprise
+    set_slower(st, e)
     error = (1.0 - rate) * surprise * guess
     trace = 0.0
     for f in range(N_FEATURES):

@@ -23,6 +23,7 @@ from envs.state import (
     QUANTILE_RATE,
     QUANTILES,
     SPEED_RATE,
+    TURN_MS,
     UNIT,
     Tables,
 )
@@ -59,6 +60,7 @@ class Profile:
         completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late.
         crowded_ms: what the hand-over of a batch and the sight of its end take longer while batches share another core, and
             while they share its own. These three are of the truth alone; a live engine measures them (serving.overhead).
+        turn_ms: length of the turns that batches on one core take, the newest first; 0: they share it evenly.
         straggler: probability and factor of a straggler.
         source: where the numbers come from.
     """
@@ -89,6 +91,7 @@ class Profile:
     forgetting: float = 0.998
     quantile_rate: float = 0.05
     speed_rate: float = 0.2
+    turn_ms: float = 0.0
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,7 +159,7 @@ class Profile:
 
     def tables(self) -> Tables:
         """What the scheduler is told."""
-        device = np.zeros((1, 8))
+        device = np.zeros((1, 9))
         device[0, CORES] = self.cores
         device[0, DISPATCH] = self.dispatch_ms
         device[0, FORGETTING] = self.forgetting
@@ -164,6 +167,7 @@ class Profile:
         device[0, UNIT] = self.unit_ms
         device[0, SPEED_RATE] = self.speed_rate
         device[0, MEMORY] = self.memory_bytes
+        device[0, TURN_MS] = self.turn_ms
         spread = np.sqrt(np.var(self.residual) + self.drift[0] ** 2)
         quantile = np.exp(np.median(self.residual) + spread * ndtri(np.array(QUANTILES)))
         return Tables(
@@ -204,7 +208,9 @@ class Profile:
             count=count[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array([[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms]]),
+            device=np.array(
+                [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]
+            ),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
             speed=np.zeros((1, 0)),
         )

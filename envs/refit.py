@@ -24,7 +24,7 @@ from envs.fit import (
 )
 from envs.profile import Profile
 from envs.replay_measurements import MeasuredReplay, log_of
-from envs.segments import Segments, cores_of, cut
+from envs.segments import Segments, cores_of, cut, turn_of
 from envs.world import Truth
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
@@ -81,6 +81,7 @@ def on_machine(base: Profile, measurements: Measurements) -> Profile:
         models=models,
         batch_sizes=machine.batch_sizes,
         cores=float(cores_of(machine)),
+        turn_ms=turn_of(machine),
         solo_ms=solo,
         h2d_ms=h2d,
         d2h_ms=d2h,

@@ -198,15 +198,17 @@ class MeasuredReplay:
         if t <= now:
             return
         stream = st.stream[0]
-        before = {}
+        before, owed = {}, {}
         for k, flight in flying.items():
-            before[k] = float(stream[k].left)
+            before[k], owed[k] = float(stream[k].left), float(stream[k].owed)
             stream[k].left = FAR
             stream[k].wait = max(flight.begin - now, 0.0)
         advance(st, self.tables, 0, t)
         for k, flight in flying.items():
-            done = FAR - float(stream[k].left)
-            stream[k].left = max(before[k] - done, OVERDUE_SHARE * stream[k].solo)
+            owes = float(stream[k].owed) - owed[k]
+            done = FAR + owes - float(stream[k].left)
+            stream[k].left = max(before[k] + owes - done, OVERDUE_SHARE * stream[k].solo)
+            flight.solo += owes  # batches join right after an event, their dispatch
             flight.progress(now, t, done)
 
 

@@ -43,6 +43,8 @@ def clear(st, tb, e):
     cores = int(tb.device[g, CORES])
     for k in range(st.stream.shape[1]):
         st.stream[e, k].busy = 0
+        st.stream[e, k].pace = 0.0
+        st.stream[e, k].slower = 1.0
         st.stream[e, k].core = k % cores if cores > 0 else k
     choose_spare(st, e)
     st.count[e] = 0
@@ -249,6 +251,8 @@ def dispatch(st, tb, e, action):
     env.seen_model = -1
     s.work = 0.0
     s.sliced = 0.0
+    s.owed = 0.0
+    s.speed = env.speed
     s.cold = 1 if cold_ms(st, tb, e, m) > 0.0 else 0
     if tb.device[g, MEMORY] > 0.0:
         _make_room(st, tb, e, m)

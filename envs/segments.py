@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from traces.errors import InputError
-from traces.machine import MachineInfo
+from traces.machine import CPU_TURN_MS, MachineInfo
 from traces.measurements import Measurements
 
 
@@ -42,6 +42,11 @@ class Segments:
 def cores_of(machine: MachineInfo) -> int:
     """Cores that streams are pinned to in turns (serving.cpu_executor); 0 where every stream is a core of its own."""
     return machine.device.cores if machine.device.kind == "cpu" else 0
+
+
+def turn_of(machine: MachineInfo) -> float:
+    """Length in ms of the turns that batches on one core take; 0 where no two share one."""
+    return CPU_TURN_MS if cores_of(machine) else 0.0
 
 
 def cut(measurements: Measurements) -> Segments:

@@ -22,7 +22,7 @@ PRIORITIES = ("high", "low")
 
 N_DEMAND = 3  # demand of a batch on the device: compute, memory bandwidth, cache; each as a fraction of the whole
 N_FEATURES = 8  # features of the online interference predictor, see envs.predictor.features
-N_WORK = 18  # rows of the finish-time integration's scratch, see envs.predictor
+N_WORK = 19  # rows of the finish-time integration's scratch, see envs.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
 
 env_t = np.dtype(
@@ -62,6 +62,13 @@ stream_t = np.dtype(
         ("finish", "f8"),  # predicted finish time if nothing more is dispatched, as of the last look (envs.outlook)
         ("work", "f8"),  # execution done so far as the predictor sees it, ms of solo execution
         ("sliced", "f8"),  # the same, each ms counted as often as there were batches on the core
+        (
+            "owed",
+            "f8",
+        ),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
+        ("speed", "f8"),  # env.speed when it was dispatched
+        ("pace", "f8"),  # of the core with this index: log of how much slower it is for the moment than the device
+        ("slower", "f8"),  # of that core: the factor exp(env.speed + pace), see envs.predictor.set_slower
         ("busy", "i4"),
         ("model", "i4"),
         ("priority", "i4"),
@@ -131,11 +138,11 @@ class Tables(NamedTuple):
         log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
         weights: (G, M) bytes of each model's weights. load: (G, M) time to bring them into the device's memory.
-        device: (G, 8): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
+        device: (G, 9): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
             stream is a core of its own), cost of a dispatch in ms, forgetting factor of the online predictor, learning
             rate of the calibrated quantiles, a time scale in ms (the mean solo latency) that makes observations free of
-            units, learning rate of the device's speed, the device's memory in bytes (0: all models fit), and how many batches
-            may share a core (0: no limit).
+            units, learning rate of the device's speed, the device's memory in bytes (0: all models fit), how many batches
+            may share a core (0: no limit), and the length in ms of a turn on a shared core (0: none, it is shared evenly).
         quantile: (G, len(QUANTILES)) calibrated quantiles to start from.
         prior: (G, F) weights the predictor starts from. prior_cov: (G, F, F) and its covariance.
     """
@@ -155,7 +162,7 @@ class Tables(NamedTuple):
 
 
 # Columns of Tables.device.
-CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY, TURNS = range(8)
+CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY, TURNS, TURN_MS = range(9)
 
 
 def records(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

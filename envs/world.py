@@ -94,9 +94,10 @@ class Truth(NamedTuple):
         pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
             co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
-        device: (G, 9): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
+        device: (G, 10): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
             log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
-            priority, time from a batch's end until the scheduler sees it in ms, and by how much a timer rings late in ms.
+            priority, time from a batch's end until the scheduler sees it in ms, by how much a timer rings late in ms, and the
+            length of a turn on a shared core in ms (0: it is shared evenly).
         crowded: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN) take longer
             while batches share another core, and while they share its own (columns), ms.
         speed: (G, S) log of the factor on execution times at the knots of the drift, as it was measured: it takes the place
@@ -372,6 +373,24 @@ def _next_event(st, w, e):
     return max(t, x.time), kind
 
 
+@njit
+def _take_first_turn(runs, k, turn):
+    """The batch on stream k begins: on a shared core its turn comes first, which puts it half a turn ahead on average.
+
+    Args:
+        runs: (K,) records of one world. k: stream. turn: ms.
+    """
+    r = runs[k]
+    n = 0
+    for i in range(runs.shape[0]):
+        n += runs[i].phase == EXECUTE and runs[i].core == r.core
+    share = min(0.5 * turn, r.work) / n
+    for i in range(runs.shape[0]):
+        if i != k and runs[i].phase == EXECUTE and runs[i].core == r.core:
+            runs[i].work += share
+            r.work -= share
+
+
 @inlined
 def _device_event(st, w, tr, e, g, t, kind):
     """What the scheduler does not see: a suspension, or the batch on stream ``kind`` is copied in or executed."""
@@ -379,6 +398,8 @@ def _device_event(st, w, tr, e, g, t, kind):
         r = w.run[e, kind]
         if r.phase == COPY_IN:
             r.phase = EXECUTE
+            if tr.device[g, 9] > 0.0:
+                _take_first_turn(w.run[e], kind, tr.device[g, 9])
         else:
             x = w.env[e]
             r.exec_end = t

@@ -2,7 +2,7 @@
 
 Linux looks whether a thread's turn is over when the timer ticks, every 4 ms at 250 Hz, whatever slice was asked for
 (serving.cpu_executor). A batch of 4 ms that joins another on a core then takes 4 ms or 8 ms, by chance. But the kernel also
-chooses anew who runs whenever a thread wakes on the core. A `Beat` is such a thread: it wakes once in `TURN_MS` and sleeps
+chooses anew who runs whenever a thread wakes on the core. A `Beat` is such a thread: it wakes once in `CPU_TURN_MS` and sleeps
 again, in compiled code that never takes Python's lock. More turns cost the batches that share a core some 4 % of their work.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 from numba import types
 
 from envs.jit import njit
+from traces.machine import CPU_TURN_MS
 
-TURN_MS = 1.0
 IDLE_MS = 5.0  # while no batch runs on the core
 
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
@@ -69,4 +69,4 @@ class Beat:
 def _keep(core: int, running: np.ndarray, stop: np.ndarray) -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setaffinity(threading.get_native_id(), {core})
-    _beat(running, stop, np.uint32(1e3 * TURN_MS), np.uint32(1e3 * IDLE_MS))
+    _beat(running, stop, np.uint32(1e3 * CPU_TURN_MS), np.uint32(1e3 * IDLE_MS))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from .errors import InputError
 
 SCHEMA = "strait-measurements/1"
+CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.turns sees to it
 
 
 @dataclass(frozen=True)
