@@ -28,6 +28,7 @@ from serving.guard import GuardedPolicy
 from serving.ledger import Ledger, unreachable
 from serving.model_set import join_profiles, move_state
 from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Outcome, Request
+from serving.together import Together
 from serving.warmup import warm_up
 from traces.errors import InputError
 
@@ -97,6 +98,7 @@ class Engine:
         self._flights: list[Flight | None] = [None] * executor.streams
         self._accepting = False
         self._alarm = Alarm(self.now_ms, self._pump)
+        self._together = Together(self._pump)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: set[str] = set()
         self._left: dict[str, asyncio.Event] = {}
@@ -107,8 +109,9 @@ class Engine:
         self._n_ended, self._n_queued, self._n_free = st.env["n_ended"], st.env["n_queued"], st.env["n_free"]
         self._ended_id, self._ended_outcome = st.ended["id"][0], st.ended["outcome"][0]
         self._member = st.member["id"][0]
-        self._stream = st.stream[0].view(np.ndarray)
+        self._stream = st.stream[0].view(np.ndarray).view(np.dtype((np.void, st.stream.dtype)))  # not as np.record
         self._defer = n_actions(st, self.tables) - 1
+        self._largest = int(self.tables.size[-1])
 
     def now_ms(self) -> float:
         """The engine's clock: ms since it was made."""
@@ -204,7 +207,11 @@ class Engine:
             ):
                 message = f"the queue of model {model!r} is full ({self.config.queue_places} requests)"
                 self._collect(now, FULL, message)
-        self._pump()
+        # A trace's arrivals are decided on one by one, as in the simulator; so is what would not fit into one batch.
+        if arrival_ms is not None or self._n_queued[0] >= self._largest:
+            self._pump()
+        else:
+            self._together.came()
         return requests
 
     def ahead(self, priority: int, due_ms: float) -> tuple[int, float]:
