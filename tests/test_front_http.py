@@ -22,9 +22,9 @@ import tritonclient.http.aio as triton_aio
 from front_server import NAMES, FakeRepository, X, make_executor, serving_plane
 from tritonclient.utils import InferenceServerException
 
+from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import DataPlane, FrontLimits
-from serving.engine import EngineConfig
 from serving.http_front import start_http
 from traces.errors import InputError
 

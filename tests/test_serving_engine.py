@@ -15,8 +15,9 @@ import pytest
 
 from agents.policy import Policy, make_policy
 from envs.profile import Profile, synthetic_profile
+from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
-from serving.engine import Engine, EngineConfig
+from serving.engine import Engine
 from serving.models import ModelSpec, load_model
 from serving.request import BatchRecord, Observer, Outcome
 
