@@ -184,6 +184,8 @@ class Server:
                     self.telemetry.write()
                 if self.recorder is not None:
                     await loop.run_in_executor(None, self.recorder.flush)
+                if self.tracer is not None and (latest := self.tracer.latest()) is not None:
+                    await loop.run_in_executor(None, self.tracer.write, *latest)
             except Exception:  # serving must go on, and so must the other outputs
                 log.exception("telemetry failed")
 
