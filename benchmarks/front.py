@@ -44,13 +44,13 @@ class FrontBenchmark:
         venv: virtual environment with LitServe and MLServer; the variable FRONT_BENCH_VENV is its default.
         clients: numbers of concurrent clients.
         seconds: time a round of one server, protocol and number of clients.
-        rounds: rounds; the servers take turns in each.
+        rounds: rounds; the servers take turns in each. Many short ones, so that a slow second of the machine meets all alike.
     """
 
     venv: str = os.environ.get("FRONT_BENCH_VENV", "")
     clients: list[int] = field(default_factory=lambda: [1, 32])
-    seconds: float = 1.0
-    rounds: int = 2
+    seconds: float = 0.4
+    rounds: int = 8
 
 
 # The servers, each a script of its own process: port of HTTP, port of gRPC.

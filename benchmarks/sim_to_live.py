@@ -33,7 +33,7 @@ from envs.profile import Profile
 from envs.refit import at_speed, measured_speed
 from envs.simulator import Simulator
 from serving.compare import Machine, capacity_rps, open_machine
-from serving.engine import EngineConfig
+from serving.config import EngineConfig
 from serving.models.registry import DEFAULT_MODELS
 from serving.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device

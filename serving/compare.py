@@ -15,7 +15,8 @@ from agents.policy import make_policy
 from agents.variants import resolve
 from envs.profile import Profile
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
-from serving.engine import Engine, EngineConfig
+from serving.config import EngineConfig
+from serving.engine import Engine
 from serving.executor import Executor, make_executor
 from serving.models.load import load_model, spec_of
 from serving.replay import make_inputs, measure_capacity, replay

@@ -119,3 +119,18 @@ class ServeConfig:
         if match is None:
             raise InputError(f"--memory_limit: {self.memory_limit!r}; a number of bytes such as 512M or 2G is wanted")
         return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of the engine.
+
+    Attributes:
+        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
+        grace_ms: a queued request that is this late is dropped whatever the policy says.
+        decision_budget_ms: time that a decision may take, see `serving.guard`.
+    """
+
+    queue_places: int = 128
+    grace_ms: float = 2000.0
+    decision_budget_ms: float = 10.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -263,16 +263,12 @@ class DataPlane:
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
 
 
-async def _ends(requests: Iterable[Request]) -> list[Outcome]:
+async def _ends(requests: list[Request]) -> list[Outcome]:
     """The ends of all requests, or the Refusal of the first that was not answered."""
-    requests = list(requests)
     for request in requests:  # those that are refused on arrival, before waiting for the others
         if request.future.done():
             _answered(request.future.result())
-    outcomes = []
-    for request in requests:
-        outcomes.append(_answered(await request.future))
-    return outcomes
+    return [_answered(await request.future) for request in requests]
 
 
 def _answered(outcome: Outcome) -> Outcome:

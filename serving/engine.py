@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from envs.profile import Profile
 from envs.scheduler import clear, forget_outlook
 from envs.state import DROPPED, FAILED, SchedState, Tables, make_state, n_actions
 from serving.alarm import Alarm
+from serving.config import EngineConfig
 from serving.core import compile_core
 from serving.executor import BatchResult, Executor
 from serving.flight import Flight
@@ -28,25 +28,11 @@ from serving.guard import GuardedPolicy
 from serving.ledger import Ledger, unreachable
 from serving.model_set import join_profiles, move_state
 from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Outcome, Request
+from serving.together import Together
 from serving.warmup import warm_up
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Settings of the engine.
-
-    Attributes:
-        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
-        grace_ms: a queued request that is this late is dropped whatever the policy says.
-        decision_budget_ms: time that a decision may take, see `serving.guard`.
-    """
-
-    queue_places: int = 128
-    grace_ms: float = 2000.0
-    decision_budget_ms: float = 10.0
 
 
 class Engine:
@@ -97,6 +83,7 @@ class Engine:
         self._flights: list[Flight | None] = [None] * executor.streams
         self._accepting = False
         self._alarm = Alarm(self.now_ms, self._pump)
+        self._together = Together(self._pump)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: set[str] = set()
         self._left: dict[str, asyncio.Event] = {}
@@ -107,7 +94,7 @@ class Engine:
         self._n_ended, self._n_queued, self._n_free = st.env["n_ended"], st.env["n_queued"], st.env["n_free"]
         self._ended_id, self._ended_outcome = st.ended["id"][0], st.ended["outcome"][0]
         self._member = st.member["id"][0]
-        self._stream = st.stream[0].view(np.ndarray)
+        self._stream = st.stream[0].view(np.ndarray).view(np.dtype((np.void, st.stream.dtype)))  # not as np.record
         self._defer = n_actions(st, self.tables) - 1
 
     def now_ms(self) -> float:
@@ -204,7 +191,11 @@ class Engine:
             ):
                 message = f"the queue of model {model!r} is full ({self.config.queue_places} requests)"
                 self._collect(now, FULL, message)
-        self._pump()
+        # A trace's arrivals are decided on one by one, as in the simulator; so is what would not fit into one batch.
+        if arrival_ms is not None or self._n_queued[0] >= self.tables.size[-1]:
+            self._pump()
+        else:
+            self._together.came()
         return requests
 
     def ahead(self, priority: int, due_ms: float) -> tuple[int, float]:
@@ -249,16 +240,22 @@ class Engine:
         forget_outlook(self.state, 0)
         self._pump()
 
-    def add_models(self, more: Profile) -> None:
-        """Serve further models, which the executor has loaded and warmed up. Call on the engine's loop.
+    def put_model(self, told: Profile, loaded_as: str) -> None:
+        """Serve a further model, or another one in place of that of its name. Call on the engine's loop.
+
+        What is in flight ends on the model that it began on. What is queued goes to the new one, if that takes its input.
+
+        Args:
+            told: what the scheduler is told of it. loaded_as: its name in the executor, which has warmed it up; changed.
 
         Raises:
-            InputError: a model is not loaded or is served already, or the batch sizes differ.
+            InputError: the batch sizes differ.
         """
-        for name in more.models:
-            if name not in self.executor.models:
-                raise InputError(f"model {name!r} is not loaded")
-        self._change_models(join_profiles(self.profile, more))
+        (name,) = told.models
+        profile = join_profiles(self.profile, told)
+        self.executor.rename(loaded_as, name)
+        self._drop_queued(name, self.executor.models[name].input_shape)
+        self._change_models(profile)
 
     async def remove_model(self, name: str) -> None:
         """Serve a model no more: what is queued is dropped, what is in flight ends first.
@@ -272,10 +269,7 @@ class Engine:
             raise InputError(f"model {name!r} is the only one left; load another before it is unloaded")
         self._leaving.add(name)
         try:
-            m = self._index[name]
-            for request in [r for r in self._requests.values() if r.model == m and r.batch_id < 0]:
-                self._core.cancel(self.state, 0, request.priority, m, request.id)
-            self._collect(self.now_ms(), UNLOADED, f"model {name!r} was unloaded")
+            self._drop_queued(name)
             if any(flight is not None and flight.model == name for flight in self._flights):
                 left = self._left[name] = asyncio.Event()
                 await left.wait()
@@ -283,6 +277,13 @@ class Engine:
         finally:
             self._leaving.discard(name)
             self._left.pop(name, None)
+
+    def _drop_queued(self, name: str, but: tuple[int, ...] | None = None) -> None:
+        """Drop what is queued for a model, but for inputs of one shape."""
+        for r in self._requests.values():
+            if r.name == name and r.batch_id < 0 and (r.values is None or r.values.shape != but):
+                self._core.cancel(self.state, 0, r.priority, r.model, r.id)
+        self._collect(self.now_ms(), UNLOADED, f"model {name!r} was unloaded")
 
     def _change_models(self, profile: Profile) -> None:
         tables = self._tell(profile.tables())

@@ -116,6 +116,14 @@ class Executor(ABC):
         """
 
     @abstractmethod
+    def rename(self, name: str, new: str) -> None:
+        """Give a loaded model another name, in place of the model that had it, which is forgotten as by `unload`.
+
+        Raises:
+            ValueError: no such model.
+        """
+
+    @abstractmethod
     def warm_up(self, name: str, batch_sizes: Iterable[int]) -> None:
         """Run every batch size on every stream, one after the other, and wait for it; no result is reported.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -272,18 +273,17 @@ def _parameters(sent: Any) -> dict[str, Any]:
 
 def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
     output = answer.output
-    response = pb.ModelInferResponse(
-        model_name=view.name,
-        model_version=VERSION,
-        id=id_,
-        outputs=[{"name": OUTPUT, "datatype": view.output_datatype, "shape": output.shape}],
-        raw_output_contents=[to_bytes(output)],
-    )
+    response = pb.ModelInferResponse(model_name=view.name, model_version=VERSION, id=id_)
+    tensor = response.outputs.add()
+    tensor.name, tensor.datatype = OUTPUT, view.output_datatype
+    tensor.shape.extend(output.shape)
+    response.raw_output_contents.append(to_bytes(output))
+    parameters = response.parameters
     for name, value in answer.parameters.items():
         if isinstance(value, str):
-            response.parameters[name].string_param = value
+            parameters[name].string_param = value
         else:
-            response.parameters[name].int64_param = value
+            parameters[name].int64_param = value
     return response
 
 
@@ -299,6 +299,7 @@ def _as_refusal(error: Exception) -> Refusal:
     return Refusal(Kind.FAULT, "internal error; the server's log says more")
 
 
+@lru_cache(1024)
 def _address(peer: str) -> str:
     """A client's address without its port, as HTTP names it: "ipv4:127.0.0.1:4711" is 127.0.0.1."""
     _, _, rest = unquote(peer).partition(":")

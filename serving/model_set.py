@@ -62,14 +62,17 @@ def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> Sch
 def join_profiles(profile: Profile, more: Profile) -> Profile:
     """The profile with the models of another put behind its own; what lies between the two sets is not known (0).
 
+    A model that is in both is that of the other.
+
     Raises:
-        InputError: a model is in both, or the batch sizes differ.
+        InputError: the batch sizes differ.
     """
-    for name in more.models:
-        if name in profile.models:
-            raise InputError(f"model {name!r} is served already")
     if more.batch_sizes != profile.batch_sizes:
         raise InputError(f"batch sizes {list(more.batch_sizes)}; those served, {list(profile.batch_sizes)}, are wanted")
+    others = [name for name in profile.models if name not in more.models]
+    if not others:
+        return more
+    profile = profile.select(others)
     n, m = len(profile.pair), len(more.pair)
     pair = np.zeros((n + m, n + m))
     pair[:n, :n], pair[n:, n:] = profile.pair, more.pair

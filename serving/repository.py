@@ -226,18 +226,17 @@ class Repository:
             entry = read_entries(self._sources).get(name)
             if entry is None:
                 raise KeyError(name)
-            self._state[name] = ("LOADING", "")
+            if name not in self._loaded():
+                self._state[name] = ("LOADING", "")
             before, self._served[name] = self._served.get(name, entry), entry
             try:
                 await self._load(entry)
             except Exception as error:  # a model's own code runs here
                 self._served[name] = before
-                if name in self._loaded():
-                    del self._state[name]  # the one that is served stays
-                else:
+                if name not in self._loaded():  # else the one that is served stays
                     self._state[name] = ("UNAVAILABLE", str(error))
                 raise
-            del self._state[name]
+            self._state.pop(name, None)
             self._entries[name] = entry
 
     async def unload(self, name: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.compare import capacity_of
-from serving.config import ServeConfig
+from serving.config import EngineConfig, ServeConfig
 from serving.doors import Door, check_addresses, open_doors, tls_context
-from serving.engine import Engine, EngineConfig
+from serving.engine import Engine
 from serving.executor import Executor, make_executor
 from serving.explain import explained, require_learned
 from serving.logs import RequestLog
@@ -42,6 +42,7 @@ log = logging.getLogger("serving")
 
 CAPACITY_S = 3.0
 WRITE_S = 5.0
+NEXT = " (next)"  # behind the name of a model that is loaded, but not served yet; no name may hold it
 
 
 class Server:
@@ -112,21 +113,23 @@ class Server:
             log.info("model %s is loaded from %s", name, entry.spec.source)
         return self._profile(tuple(self.entries)) if config.profile == "auto" else self.base
 
-    def _load(self, model: ServedModel) -> None:
+    def _load(self, model: ServedModel, suffix: str = "") -> None:
+        """Load a model into the executor, its name with a suffix there."""
         assert self.executor is not None
-        self._check_memory(model)
-        self.executor.load(model)
+        self._check_memory(model, suffix)
+        self.executor.load(replace(model, name=model.name + suffix))
         self.described[model.name] = ModelInfo(**model.describe())
 
-    def _check_memory(self, model: ServedModel) -> None:
+    def _check_memory(self, model: ServedModel, suffix: str = "") -> None:
         assert self.executor is not None
-        others = [other for other in self.executor.models.values() if other.name != model.name]
+        others = [other for other in self.executor.models.values() if other.name != model.name + suffix]
         check_memory(others, model, self.batch_sizes[-1], self.config.memory_bytes)
 
-    def _profile(self, names: tuple[str, ...]) -> Profile:
-        """Measure loaded models alone and fit the shipped profile to that."""
+    def _profile(self, names: tuple[str, ...], suffix: str = "") -> Profile:
+        """Measure loaded models alone and fit the shipped profile to that; arguments as in `_load`."""
         assert self.executor is not None
-        runs = measure_solo(self.executor, names, self.batch_sizes)
+        measured = measure_solo(self.executor, [name + suffix for name in names], self.batch_sizes)
+        runs = [replace(run, model=run.model.removesuffix(suffix)) for run in measured]
         self.solo = [run for run in self.solo if run.model not in names] + runs
         profile = calibrated(self.base, self._machine(names), runs)
         for name, solo in zip(names, profile.solo_latency_ms):
@@ -181,13 +184,17 @@ class Server:
                     self.telemetry.write()
                 if self.recorder is not None:
                     await loop.run_in_executor(None, self.recorder.flush)
+                if self.tracer is not None and (latest := self.tracer.latest()) is not None:
+                    await loop.run_in_executor(None, self.tracer.write, *latest)
             except Exception:  # serving must go on, and so must the other outputs
                 log.exception("telemetry failed")
 
     # Changes while serving.
 
     async def add_model(self, entry: Entry) -> None:
-        """Load a model, warm it up, measure it, and serve it, while others are served; one of its name ends first.
+        """Load a model, warm it up, measure it, and serve it, while others are served; until then one of its name is.
+
+        Where the memory limit has no room for both, the old one ends first.
 
         Raises:
             InputError: it cannot be loaded, does not fit, or the profile lacks it; one of its name is then still served.
@@ -197,20 +204,38 @@ class Server:
         name = entry.spec.name
         told = None if self.config.profile == "auto" else Profile.load(self.config.profile).select([name])
         model = await loop.run_in_executor(None, load_model, entry.spec)
-        self._check_memory(model)
-        if name in self.engine.models:
+        if name in self.engine.models and not self._has_room_beside(model):
+            log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
-        await loop.run_in_executor(None, self._load, model)
+        before = self.described.get(name)
         try:
+            await loop.run_in_executor(None, self._load, model, NEXT)
             if told is None:
-                told = await loop.run_in_executor(None, self._profile, (name,))
+                told = await loop.run_in_executor(None, self._profile, (name,), NEXT)
             else:
-                await loop.run_in_executor(None, self.executor.warm_up, name, self.batch_sizes)
-            self.engine.add_models(told)
+                await loop.run_in_executor(None, self.executor.warm_up, name + NEXT, self.batch_sizes)
+            self.engine.put_model(told, name + NEXT)
         except Exception:
-            self.executor.unload(name)
+            if name + NEXT in self.executor.models:
+                self.executor.unload(name + NEXT)
+            self.described.pop(name, None)
+            if before is not None:
+                self.described[name] = before
             raise
         log.info("model %s is served", name)
+
+    def _has_room_beside(self, model: ServedModel) -> bool:
+        """Whether a model fits beside all that are loaded.
+
+        Raises:
+            InputError: it would not even fit in place of the one of its name.
+        """
+        try:
+            self._check_memory(model, NEXT)
+        except InputError:
+            self._check_memory(model)
+            return False
+        return True
 
     async def remove_model(self, name: str) -> None:
         """Serve a model no more; see `Engine.remove_model`."""

@@ -16,10 +16,10 @@ class Duration:
     count: int = 0
     ms: float = 0.0
 
-    def add(self, ms: float, count: int = 1) -> None:
-        """Count `count` more of `ms` each."""
-        self.count += count
-        self.ms += ms * count
+    def add(self, ms: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.ms += ms
 
     def describe(self) -> dict[str, int]:
         """As the protocol writes it."""
@@ -28,24 +28,26 @@ class Duration:
 
 @dataclass(slots=True)
 class Compute:
-    """Copy to the device, execution, copy back."""
+    """How often, and how long in all: copy to the device, execution, copy back."""
 
-    compute_input: Duration = field(default_factory=Duration)
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
+    count: int = 0
+    input_ms: float = 0.0
+    infer_ms: float = 0.0
+    output_ms: float = 0.0
 
     def add(self, batch: BatchRecord, count: int = 1) -> None:
         """Count a batch's phases `count` times."""
-        self.compute_input.add(batch.h2d_end_ms - batch.h2d_start_ms, count)
-        self.compute_infer.add(batch.exec_end_ms - batch.exec_start_ms, count)
-        self.compute_output.add(batch.d2h_end_ms - batch.exec_end_ms, count)
+        self.count += count
+        self.input_ms += count * (batch.h2d_end_ms - batch.h2d_start_ms)
+        self.infer_ms += count * (batch.exec_end_ms - batch.exec_start_ms)
+        self.output_ms += count * (batch.d2h_end_ms - batch.exec_end_ms)
 
     def describe(self) -> dict[str, dict[str, int]]:
         """As the protocol writes it."""
         return {
-            "compute_input": self.compute_input.describe(),
-            "compute_infer": self.compute_infer.describe(),
-            "compute_output": self.compute_output.describe(),
+            "compute_input": Duration(self.count, self.input_ms).describe(),
+            "compute_infer": Duration(self.count, self.infer_ms).describe(),
+            "compute_output": Duration(self.count, self.output_ms).describe(),
         }
 
 
@@ -85,7 +87,10 @@ class Statistics(Observer):
         counts.executions += 1
         counts.inferences += batch.batch_size
         counts.compute.add(batch, batch.batch_size)
-        counts.by_size.setdefault(batch.batch_size, Compute()).add(batch)
+        of_size = counts.by_size.get(batch.batch_size)
+        if of_size is None:
+            of_size = counts.by_size[batch.batch_size] = Compute()
+        of_size.add(batch)
 
     def describe(self, model: str, version: str) -> dict[str, Any]:
         """One model's entry of `model_stats`."""

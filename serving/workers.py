@@ -14,7 +14,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -133,6 +133,19 @@ class ThreadedExecutor(Executor):
         with self._lock:
             model = self._model(name)
             del self._loaded[name]
+        self._forget(model)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a model another name; see `Executor.rename`."""
+        with self._lock:
+            model, before = self._model(name), self._loaded.get(new)
+            del self._loaded[name]
+            model.served = replace(model.served, name=new)
+            self._loaded[new] = model
+        if before is not None:
+            self._forget(before)
+
+    def _forget(self, model: LoadedModel) -> None:
         for worker in self._workers:  # behind the batch in flight, which keeps its own hold on the model
             self._post(worker, lambda runner: runner.forget(model))
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from agents.policy import make_policy
 from envs.profile import Profile, synthetic_profile
+from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import DataPlane, FrontLimits
-from serving.engine import Engine, EngineConfig
+from serving.engine import Engine
 from serving.models import ModelSpec, load_model
 from traces.errors import InputError
 

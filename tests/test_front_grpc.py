@@ -16,9 +16,9 @@ from front_server import NAMES, FakeRepository, X, make_executor, serving_plane
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import DataPlane, FrontLimits
-from serving.engine import EngineConfig
 from serving.grpc_front import start_grpc
 from serving.protocol import inference_pb2 as pb
 from traces.errors import InputError

@@ -17,6 +17,7 @@ from envs.state import HIGH, LOW
 from serving.config import ServeConfig
 from serving.dataplane import DataPlane
 from serving.engine import Engine
+from serving.models import ModelSpec, load_model
 from serving.server import Server
 from traces.errors import InputError
 
@@ -83,6 +84,78 @@ async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
         assert set(counts) == {"met"} and sum(counts.values()) > before
         rows = {row["name"]: row["state"] for row in repository.index()}
         assert rows == {"double": "READY", "slow": "READY", "faulty": "READY"}
+
+
+async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double")
+    async with serving(listing) as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        plane = DataPlane(engine, repository, defaults=repository.defaults)
+        stop, seen = asyncio.Event(), [[0.0], [0.0], [0.0]]
+
+        async def client(answers: list[float]) -> None:
+            while not stop.is_set():
+                answer = await plane.infer(plane.model("double"), X[None], 0, 1e5)  # a Refusal would be raised
+                answers.append(float(answer.output[0, 1]))
+                await asyncio.sleep(0)
+
+        clients = [asyncio.ensure_future(client(answers)) for answers in seen]
+        listing.write_text("- {name: double, source: 'toy_models:triple', input_shape: [4], compiled: false}\n")
+        loading = asyncio.ensure_future(repository.load("double"))
+        while not loading.done():
+            assert repository.index() == [{"name": "double", "version": "1", "state": "READY", "reason": ""}]
+            before = min(map(len, seen))
+            await asyncio.sleep(0.01)
+        await loading
+        await asyncio.sleep(0.05)
+        stop.set()
+        await asyncio.gather(*clients)
+        assert before > 10, "the old one served until the new one was ready"
+        for answers in seen:
+            assert set(answers) == {0.0, 2.0, 3.0} and answers == sorted(answers)
+        assert list(server.executor.models) == ["double"]  # type: ignore[union-attr]
+
+        listing.write_text(listing.read_text().replace("triple", "unbuilt"))
+        with pytest.raises(Exception, match="cannot be built"):
+            await repository.load("double")
+        assert repository.index()[0]["state"] == "READY"
+        assert (await engine.submit("double", 0, 1e5, X)).output[1] == 3  # type: ignore[index]
+
+
+@pytest.mark.parametrize("takes", [4, 3])
+async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(tmp_path: Path, takes: int) -> None:
+    async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
+        engine, executor = engine_of(server), server.executor
+        assert executor is not None
+        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 400, np.float32))) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        queued = asyncio.ensure_future(engine.submit("double", 0, 1e5, X))
+        await asyncio.sleep(0.02)
+        executor.load(load_model(ModelSpec("next", "toy_models:triple", (takes,), "float32", compiled=False)))
+        assert (engine.in_flight, engine.queued) == (2, 1)
+        engine.put_model(engine.profile.select(["double"]), "next")
+        outcome = await queued
+        if takes == 4:
+            assert outcome.outcome == "met" and outcome.output is not None
+            np.testing.assert_array_equal(outcome.output, 3 * X)
+        else:
+            assert (outcome.outcome, outcome.reason) == ("dropped", "model unloaded")
+        assert (await engine.submit("double", 0, 1e5, X[:takes])).outcome == "met"
+        assert {(await job).outcome for job in slow} == {"met"}
+
+
+async def test_without_room_for_both_the_old_model_ends_before_it_is_loaded_again(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "wide")
+    async with serving(listing, memory_limit="20M") as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        loading = asyncio.ensure_future(repository.load("wide"))
+        while "wide" in engine.models:
+            await asyncio.sleep(0.001)
+        assert not loading.done()
+        await loading
+        assert (await engine.submit("wide", 0, 1e5, X)).outcome == "met"
 
 
 async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(tmp_path: Path) -> None:

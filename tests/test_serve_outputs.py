@@ -21,7 +21,7 @@ from agents.policy import make_policy
 from envs.fit import fit
 from envs.profile import Profile
 from envs.trace_events import BatchRow, RequestRow, trace_events
-from serving import record
+from serving import record, tracing
 from serving.calibrate import calibrated, machine_of, measure_solo
 from serving.cpu_executor import CpuExecutor
 from serving.engine import Engine
@@ -190,6 +190,24 @@ async def test_a_live_timeline_holds_every_request_and_batch(measured: Any, tmp_
     events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
     assert sum(e["ph"] == "i" for e in events) == 40
     assert sum(e["ph"] == "X" for e in events) == 3 * engine.batches
+
+
+async def test_the_latest_of_a_timeline_is_written_while_serving(
+    measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "LATEST", 15)
+    tracer = Tracer(tmp_path / "timeline.json")
+    assert tracer.latest() is None
+    engine = await served(measured, tracer)
+    latest = tracer.latest()
+    assert latest is not None and tracer.latest() is None, "written once"
+    tracer.write(*latest)
+    requests, batches = latest
+    events = json.loads(tracer.path.read_text())["traceEvents"]
+    assert [e["ph"] for e in events].count("i") == len(requests) == 15
+    assert requests[-1].finish_ms == max(row.finish_ms for row in requests) and len(batches) <= engine.batches
+    tracer.close()
+    assert sum(e["ph"] == "i" for e in json.loads(tracer.path.read_text())["traceEvents"]) == 40
 
 
 def test_a_timeline_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

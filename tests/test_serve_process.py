@@ -100,7 +100,10 @@ def replaying(models: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     n = np.arange(12_000)
     Workload(10.0 * n, n % 2, n % 2, np.full(len(n), 5000.0), ("double", "wide")).save(path)
     process = subprocess.Popen(
-        command(f"--models={models}", f"--replay={path}", "--duration=120", f"--record={tmp_path / 'run'}"),
+        command(
+            f"--models={models}", f"--replay={path}", "--duration=120", f"--record={tmp_path / 'run'}",
+            f"--trace={tmp_path / 'timeline.json'}",
+        ),
         env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -126,6 +129,15 @@ def test_a_signal_drains_and_the_result_is_printed(
     assert 0 < result["offered"] < 12_000
     recorded = Workload.load(tmp_path / "run" / "0000" / "arrivals.parquet", ("double", "wide"))
     assert len(recorded) == result["offered"]
+
+
+def test_a_crash_leaves_a_timeline(replaying: subprocess.Popen[str], tmp_path: Path) -> None:
+    timeline, end = tmp_path / "timeline.json", time.monotonic() + 60.0
+    while not timeline.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    replaying.kill()
+    replaying.wait()
+    assert any(event["ph"] == "X" for event in json.loads(timeline.read_text())["traceEvents"])
 
 
 def test_hup_reloads_the_policy_and_serving_goes_on(replaying: subprocess.Popen[str]) -> None:

@@ -140,6 +140,7 @@ async def test_a_batch_shorter_than_its_hand_over_runs_where_the_engine_runs(exe
     outcome = request.future.result()
     assert outcome.outcome == "met" and outcome.output is not None and outcome.output.tolist() == [2.0] * 4
     assert engine.batches == 1 and engine.in_flight == 0
+    await asyncio.sleep(0.01)
     request = engine.offer("short", 0, 1000.0, [np.ones(5, np.float32)])[0]
     assert request.future.result().outcome == "failed" and "shape" in request.future.result().message
     await engine.stop()

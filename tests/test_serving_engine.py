@@ -15,8 +15,9 @@ import pytest
 
 from agents.policy import Policy, make_policy
 from envs.profile import Profile, synthetic_profile
+from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
-from serving.engine import Engine, EngineConfig
+from serving.engine import Engine
 from serving.models import ModelSpec, load_model
 from serving.request import BatchRecord, Observer, Outcome
 
@@ -93,6 +94,20 @@ async def test_each_request_gets_its_own_output_under_every_policy(executor: Cpu
     assert any(b.batch_size > 1 for b in log.batches), "requests that wait together are batched"
 
 
+async def test_what_comes_in_one_turn_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
+    async with running(executor, make_policy("edf")) as engine:
+        log = Log()
+        engine.observers.append(log)
+        requests = [engine.offer("double", 0, 1e5, [X])[0] for _ in range(6)]
+        assert engine.in_flight == 1 and engine.queued == 5, "the first does not wait; the others for the turn's end"
+        await asyncio.gather(*(request.future for request in requests))
+        assert sorted(b.batch_size for b in log.batches) == [1, 1, 4], log.batches
+        # A trace's arrivals are decided on one by one, as in the simulator.
+        traced = [engine.offer("double", 0, 1e5, [X], arrival_ms=engine.now_ms())[0] for _ in range(2)]
+        assert engine.in_flight == 2 and engine.queued == 0
+        await asyncio.gather(*(request.future for request in traced))
+
+
 async def test_a_late_answer_is_still_an_answer(executor: CpuExecutor) -> None:
     async with running(executor, make_policy("edf", drop=0.0)) as engine:
         outcome = await engine.submit("slow", 0, 5.0, np.full(4, 30, np.float32))
@@ -113,7 +128,8 @@ async def test_a_queued_request_is_dropped_when_its_time_is_up_though_nothing_el
 ) -> None:
     async with running(executor) as engine:
         blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 400, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        assert engine.in_flight == 2
         outcome = await engine.submit("double", 1, 50.0, X)
         assert outcome.reason == "deadline out of reach"
         assert not any(b.done() for b in blockers), "it did not wait for a stream"
@@ -123,7 +139,7 @@ async def test_a_queued_request_is_dropped_when_its_time_is_up_though_nothing_el
 async def test_a_full_queue_refuses_at_once(executor: CpuExecutor) -> None:
     async with running(executor, config=EngineConfig(queue_places=8)) as engine:
         blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 100, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         outcomes = await engine.submit_all("double", 1, 1e5, [X] * 11)
         assert Counter(o.outcome for o in outcomes) == {"met": 8, "dropped": 3}
         assert {o.reason for o in outcomes if o.outcome == "dropped"} == {"queue full"}
@@ -139,7 +155,7 @@ async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(execut
         assert engine.in_flight == 2 and engine.queued == 1
         jobs[0].cancel()
         jobs[2].cancel()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         assert engine.queued == 0
         assert (await jobs[1]).outcome == "met"
         await engine.stop(5.0)
@@ -159,13 +175,13 @@ async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: Cp
 async def test_out_of_memory_halves_the_batch_and_tries_once_more(executor: CpuExecutor) -> None:
     async with running(executor) as engine:
         blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 50, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         greedy = np.full(4, 667, np.float32)
         outcomes = await engine.submit_all("faulty", 0, 1e5, [greedy, X])
         assert [o.outcome for o in outcomes] == ["met", "met"], "two halves of one fit"
         await asyncio.gather(*blockers)
         blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 50, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         outcomes = await engine.submit_all("faulty", 0, 1e5, [greedy, X, X, X])
         assert [o.outcome for o in outcomes] == ["failed", "failed", "met", "met"], "a half that does not fit fails"
         assert "not enough memory" in outcomes[0].message
@@ -240,9 +256,9 @@ async def test_stopping_finishes_what_is_inside_and_refuses_the_rest(executor: C
     engine = Engine(executor, toy_profile(), make_policy("edf"))
     await engine.start()
     jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 30, np.float32))) for _ in range(6)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
     stopping = asyncio.ensure_future(engine.stop(5.0))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.02)
     refused = await engine.submit("double", 0, 1e5, X)
     assert (refused.outcome, refused.reason) == ("dropped", "stopping")
     await stopping

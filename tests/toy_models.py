@@ -13,6 +13,11 @@ class Double(nn.Module):
         return 2 * x
 
 
+class Triple(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
 class Slow(nn.Module):
     """Takes as many ms as the first number of its first input, and doubles."""
 
@@ -37,6 +42,10 @@ class Faulty(nn.Module):
 
 def double() -> nn.Module:
     return Double()
+
+
+def triple() -> nn.Module:
+    return Triple()
 
 
 def slow() -> nn.Module:
