@@ -57,7 +57,9 @@ class LiveConfig:
     """
 
     out: str = "runs/live"
-    policies: list[str] = field(default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", LEARNED])
+    policies: list[str] = field(
+        default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", "strait-guard", LEARNED]
+    )
     traces: list[str] = field(default_factory=lambda: ["azure_llm_2023", "mooncake"])
     loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
     duration: float = 10.0
@@ -123,10 +125,12 @@ def claims(frame: pd.DataFrame) -> dict[str, Any]:
     """What the headline says, as far as those it is about were run: each with the interval of the difference in points."""
     names = list(dict.fromkeys(frame["policy"]))
     learned = [name for name in names if name == LEARNED or name.endswith(".safetensors")]
-    pairs = [("strait", rival, "high") for rival in names if rival != "strait" and rival not in learned]
-    pairs += [(name, "strait", "weighted") for name in learned]
+    straits = [name for name in names if name.startswith("strait")]
+    rivals = [name for name in names if name not in (*straits, *learned)]
+    pairs = [(name, rival, "high") for name in straits for rival in rivals]
+    pairs += [(name, "strait", "weighted") for name in learned if "strait" in names]
     out = {}
-    for policy, rival, rate in pairs if "strait" in names else ():
+    for policy, rival, rate in pairs:
         low, mean, high = _rounded(bootstrap(difference(frame, policy, rival, rate)))
         out[f"{policy} below {rival} in {rate}"] = {"points": [low, mean, high], "clear": high < 0}
     return out

@@ -43,8 +43,8 @@ from traces.machine import MachineInfo
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
-# Large batches on all streams, and one batch a core.
-CALIBRATE_WITH = ("fifo", "strait")
+# Large batches on all streams, single requests on all streams, and one batch a core.
+CALIBRATE_WITH = ("fifo", "priority-edf", "strait")
 CALIBRATE_SEED = 1000  # far from the seeds of what is compared
 SWITCHES = {
     "quick": "one short repetition, under a minute",
