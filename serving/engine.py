@@ -2,7 +2,8 @@
 
 The loop moves the same state by the same operations as the simulator (envs.world), with the real clock instead of a
 virtual one: at an arrival, a completion or a timer it moves the state to now, drops what is out of reach, and asks the
-policy until it defers or nothing can be dispatched. Every request offered ends exactly once.
+policy until it defers or nothing can be dispatched. Clients' requests that come in one turn of the loop arrive together
+(`serving.together`). Every request offered ends exactly once.
 """
 
 from __future__ import annotations
@@ -125,9 +126,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         policies = (self.guard.policy, self.guard.fallback)
         await self._loop.run_in_executor(None, warm_up, self.tables, self.executor.streams, policies)
-        sizes = self.profile.batch_sizes
         for name in self.models if warm_executor else ():
-            await self._loop.run_in_executor(None, self.executor.warm_up, name, sizes)
+            await self._loop.run_in_executor(None, self.executor.warm_up, name, self.profile.batch_sizes)
         self.executor.on_result = self._from_worker
         self._accepting = True
 
@@ -233,8 +233,7 @@ class Engine:
         """Let another policy decide from now on; the predictor keeps what it learned. Arguments as for the engine."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, warm_up, tell(self.profile.tables()), self.executor.streams, (policy,))
-        self._tell = tell
-        self.tables = tell(self.profile.tables())
+        self._tell, self.tables = tell, tell(self.profile.tables())
         self.guard.install(policy)
         self.guard.bind(self.state, self.tables)
         forget_outlook(self.state, 0)
