@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from envs.jit import inlined, njit
+from envs.jit import inlined
 from envs.state import (
     CORES,
     DISPATCH,
@@ -122,7 +122,7 @@ def _enter(work, j):
     work[CORE_CACHE, c] += work[CACHE, j]
 
 
-@njit
+@inlined
 def _take_first_turn(work, n, j, turn):
     """The batch in scratch column j joins its core: its turn comes first, so that it is ahead by half a turn on average.
 
@@ -339,8 +339,10 @@ def advance(st, tb, e, t):
 @inlined
 def set_slower(st, e):
     """Work out the factor on all that executes on each core; to be called whenever speed or pace changed."""
+    slower = math.exp(st.env[e].speed)
     for c in range(st.stream.shape[1]):
-        st.stream[e, c].slower = math.exp(st.env[e].speed + st.stream[e, c].pace)
+        pace = st.stream[e, c].pace
+        st.stream[e, c].slower = slower * math.exp(pace) if pace != 0.0 else slower
 
 
 @inlined
