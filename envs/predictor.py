@@ -1,15 +1,16 @@
 """The scheduler's interference predictor: slowdown from co-runners, finish times, and what is learned online.
 
 The slowdown of batch i among the set S that executes now is
-``s_i(S) = n_i (1 + bias[model_i, size_i] + w . x(i, S)) exp(speed)``: n_i batches share its core in turns (1 where every
-stream is a core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost that are
-shared with the other cores, linear in features of the demands; ``speed`` says how the device fares at present, whoever runs
-on it. Progress is integrated through the predicted changes of S: who begins and who ends first, then the next.
+``s_i(S) = n_i (1 + bias[model_i, size_i] + w . x(i, S)) exp(speed + pace[core_i])``: n_i batches share its core in turns (1
+where every stream is a core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost
+that are shared with the other cores, linear in features of the demands; ``speed`` says how the device fares at present,
+whoever runs on it, and ``pace`` how a CPU's core does beside that, for some batches. Progress is integrated through the
+predicted changes of S: who begins and who ends first, then the next. Who joins others on a core has the first turn there.
 
 After a batch ends, its measured slowdown and the mean of its features update ``w`` by recursive least squares with forgetting
-(Haykin, Adaptive Filter Theory, ch. 10), the bias of its model and size, and the speed (an exponential average, fast enough
-to follow a machine whose neighbours come and go); the ratio of its actual to its predicted time moves the calibrated quantiles
-(adaptive conformal inference, Gibbs and Candes 2021, as an online quantile step).
+(Haykin, Adaptive Filter Theory, ch. 10), the bias of its model and size, the speed (an exponential average, fast enough to
+follow a machine whose neighbours come and go) and the pace; the ratio of its actual to its predicted time moves the calibrated
+quantiles (adaptive conformal inference, Gibbs and Candes 2021, as an online quantile step).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 
 import numpy as np
 
-from envs.jit import inlined, njit
+from envs.jit import inlined
 from envs.state import (
     CORES,
     DISPATCH,
@@ -122,7 +123,7 @@ def _enter(work, j):
     work[CORE_CACHE, c] += work[CACHE, j]
 
 
-@njit
+@inlined
 def _take_first_turn(work, n, j, turn):
     """The batch in scratch column j joins its core: its turn comes first, so that it is ahead by half a turn on average.
 
@@ -339,8 +340,10 @@ def advance(st, tb, e, t):
 @inlined
 def set_slower(st, e):
     """Work out the factor on all that executes on each core; to be called whenever speed or pace changed."""
+    slower = math.exp(st.env[e].speed)
     for c in range(st.stream.shape[1]):
-        st.stream[e, c].slower = math.exp(st.env[e].speed + st.stream[e, c].pace)
+        pace = st.stream[e, c].pace
+        st.stream[e, c].slower = slower * math.exp(pace) if pace != 0.0 else slower
 
 
 @inlined
