@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -198,9 +199,15 @@ def _propose(logits: np.ndarray, own: np.ndarray, tries: int, rng: np.random.Gen
 
 
 def _sample(
-    policy: CandidatePolicy, env: SB3VecEnv, twins: Twins, teacher: Policy, c: LookAheadConfig, first: bool, bar: tqdm
+    policy: CandidatePolicy,
+    env: SB3VecEnv,
+    twins: Twins,
+    teacher: Policy,
+    c: LookAheadConfig,
+    first: bool,
+    another: Callable[[], bool],
 ) -> Samples:
-    """Take ``c.steps`` decisions in each world, trying actions on the way."""
+    """Take ``c.steps`` decisions in each world, trying actions on the way; fewer where ``another`` says no after one."""
     batch, n = env.env.batch, env.num_envs
     rng = np.random.default_rng(np.random.randint(2**31))
     parts: list[tuple[np.ndarray, ...]] = []
@@ -216,7 +223,8 @@ def _sample(
         gains = twins.gains(tried, own, c.tau_ms)
         parts.append((batch.obs[rows].astype(np.float16), own[rows].copy(), tried[rows], gains[rows]))
         env.step(np.where(learner, logits.argmax(1), own))
-        bar.update()
+        if not another():
+            break
     return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -279,6 +287,7 @@ def look_ahead(
     teacher: Policy,
     c: LookAheadConfig,
     threads: int,
+    enough: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> int:
     """Teach ``policy`` what actions would gain over Strait's; its input normalisation is set. Returns the decisions taken.
@@ -287,6 +296,7 @@ def look_ahead(
         policy: learner; what it already prefers is where learning begins.
         env: worlds under way, whose observations are marked (agents.prior).
         teacher: Strait, ready for ``env.num_envs`` schedulers. c: settings. threads: to try actions on.
+        enough: asked after each decision whether to sample no more; what was sampled until then is learned from.
         progress: show a progress bar.
     """
     twins = Twins(env.env.batch, teacher, threads, c.high_weight)
@@ -294,11 +304,21 @@ def look_ahead(
     twins.began(np.ones(env.num_envs, bool))
     fitted = _gains_of(policy.net, c)
     samples: list[Samples] = []
+    decided = 0
+
+    def another() -> bool:
+        nonlocal decided
+        decided += env.num_envs
+        bar.update()
+        return not enough()
+
     with tqdm(total=c.rounds * c.steps, desc="look ahead", unit="decision", disable=not progress) as bar:
         for i in range(c.rounds):
-            samples.append(_sample(policy, env, twins, teacher, c, i == 0, bar))
+            samples.append(_sample(policy, env, twins, teacher, c, i == 0, another))
             _fit(fitted, samples, c)
             _adopt(policy.net, fitted, c)
+            if enough():
+                break
     env.began = None
     twins.close()
-    return c.rounds * c.steps * env.num_envs
+    return decided

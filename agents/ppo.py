@@ -56,6 +56,7 @@ from agents.variants import resolve
 from envs.sb3 import SB3VecEnv
 from traces.errors import InputError
 
+LOOK_AHEAD_SHARE = 0.5  # of a run's time, after which the look-ahead samples no more
 CONFIRM_SEED = FIRST_SEED + (1 << 20)  # workloads that no choice between policies was made by
 
 
@@ -141,6 +142,9 @@ class Trainer:
     def _done(self) -> float:
         return max(self.model.num_timesteps / max(self.config.n_timesteps, 1), self.clock.share())
 
+    def _looked_enough(self) -> bool:
+        return self.clock.share() > LOOK_AHEAD_SHARE
+
     def _stopping(self) -> bool:
         return self.interrupted or self._done() >= 1.0
 
@@ -182,7 +186,7 @@ class Trainer:
             self._take_weights(start)
         # A policy that does not start from Strait's choice has nothing that gains over it could correct.
         if c.look_ahead.rounds and float(policy.net.prior) > 0:
-            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, c.progress)
+            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, self._looked_enough, c.progress)
         if self.baseline is not None:
             self.env.began = self.baseline.began
             self.baseline.began(np.ones(c.ppo.n_envs, bool))

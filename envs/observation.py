@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from envs.jit import inlined
-from envs.outlook import consider, late_heads, look
+from envs.outlook import consider, in_flight, late_heads, look
 from envs.scheduler import RATE_WINDOW_MS, has_room, head_deadline
 from envs.state import CORES, HIGH, UNIT
 
@@ -132,15 +132,13 @@ def observe(st, tb, e, out):
     unit = tb.device[g, UNIT]
     n_models = st.queue.shape[2]
     n_sizes = tb.size.shape[0]
-    n_streams = st.stream.shape[1]
     largest = tb.size[n_sizes - 1]
     out[:] = 0.0
     first = look(st, tb, e)
     _summary(st, tb, e, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
     if env.n_queued == 0 or not has_room(st, tb, e):
         return
-    n_co = n_streams - env.n_free
-    scale = st.scale[e, n_co, 1]
+    scale = st.scale[e, in_flight(st, e), 1]
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
     for m in range(n_models):
         longest = max(st.queue[e, 0, m].length, st.queue[e, 1, m].length)

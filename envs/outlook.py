@@ -78,6 +78,15 @@ def look(st, tb, e):
 
 
 @inlined
+def in_flight(st, e):
+    """Batches in flight. Counted, since streams that an episode does not have are neither free nor busy."""
+    n = 0
+    for k in range(st.stream.shape[1]):
+        n += st.stream[e, k].busy
+    return n
+
+
+@inlined
 def foresee(st, tb, e, m, b):
     """Predict all finish times (scratch row FINISH, ms from now) if (m, b) is dispatched now, as scratch column n.
 
@@ -85,11 +94,7 @@ def foresee(st, tb, e, m, b):
     """
     env = st.env[e]
     if env.seen_model == m and env.seen_b == b and env.seen_at == env.now:
-        # Counted, since streams that an episode does not have are neither free nor busy.
-        n = 0
-        for k in range(st.stream.shape[1]):
-            n += st.stream[e, k].busy
-        return n
+        return in_flight(st, e)
     n, backlog = load_in_flight(st, tb, e)
     env.seen_wait = add_candidate(st, tb, e, n, backlog, m, b)
     integrate(st, tb, e, n + 1, np.inf, False)

@@ -242,3 +242,20 @@ def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None
         assert np.array_equal(duration[:, 0][both], duration[:, 1][both])
         compared += both.sum()
     assert compared > 100
+
+
+def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
+    batch = Batch(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
+    batch.reset(np.arange(32, dtype=np.uint64))
+    slack, slack_p90 = (CANDIDATE_FEATURES.index(name) for name in ("slack", "slack_p90"))
+    alone = 0
+    for _ in range(60):
+        state = batch.sim.state
+        # Quantiles that widen nothing with no batch in flight, and much with one or more.
+        state.scale[:, 0], state.scale[:, 1:] = 1.0, 50.0
+        batch.step(np.full(batch.n, batch.sim.n_actions - 1))
+        rows = batch.obs[:, :-N_SUMMARY].reshape(batch.n, -1, N_CANDIDATE)
+        shown = rows[rows[:, :, 0] == 1]
+        assert np.array_equal(shown[:, slack], shown[:, slack_p90])
+        alone += len(shown)
+    assert alone > 100 and len(np.unique(state.env["n_free"])) > 1

@@ -137,6 +137,18 @@ def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
     assert torch.equal(after["candidate_mean"], before["candidate_mean"])
 
 
+def test_look_ahead_ends_when_its_time_is_over_and_keeps_what_it_saw() -> None:
+    env, model = started(prior=3.0)
+    strait = make_policy("strait", N)
+    imitate(model.policy, env, strait, ImitateConfig(rounds=1, steps=32, epochs=0), 100.0)  # type: ignore[arg-type]
+    net: Any = model.policy.net
+    before = net.score.weight.clone()
+    left = iter([False] * 20 + [True] * 9)
+    config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
+    assert look_ahead(model.policy, env, strait, config, 1, lambda: next(left)) == 21 * N  # type: ignore[arg-type]
+    assert not torch.equal(net.score.weight, before)
+
+
 def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
     logits = np.full((50, 6), MASKED, np.float32)
     logits[:, [1, 3, 5]] = 100.0, -100.0, 0.0

@@ -9,6 +9,7 @@ import numpy as np
 from agents.policies.common import defer_action, earliest_deadline_queue
 from agents.policy import PolicyKind, register
 from envs.jit import njit
+from envs.outlook import in_flight
 from envs.scheduler import action_of
 
 
@@ -31,8 +32,7 @@ class ClockworkParams:
 def choose(st, tb, mem, e, p):
     """Queue with the earliest deadline; its largest batch that meets that deadline alone on the device."""
     g = e % tb.solo.shape[0]
-    n_streams = st.stream.shape[1]
-    if st.env[e].n_free == 0 or n_streams - st.env[e].n_free >= p[1]:
+    if st.env[e].n_free == 0 or in_flight(st, e) >= p[1]:
         return defer_action(st, tb), np.inf
     high, high_deadline = earliest_deadline_queue(st, e, 0)
     low, low_deadline = earliest_deadline_queue(st, e, 1)

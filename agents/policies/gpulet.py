@@ -15,6 +15,7 @@ import numpy as np
 from agents.policies.common import defer_action, held_by_low, solo_total
 from agents.policy import PolicyKind, register
 from envs.jit import njit
+from envs.outlook import in_flight
 from envs.predictor import feature_column, features
 from envs.scheduler import action_of
 from envs.state import N_FEATURES
@@ -90,9 +91,9 @@ def choose(st, tb, mem, e, p):
     """High priority first, earliest deadline first; the largest batch that the static model admits."""
     env = st.env[e]
     n_models = st.queue.shape[2]
-    if env.n_free == 0 or st.stream.shape[1] - env.n_free >= p[0]:
+    if env.n_free == 0 or in_flight(st, e) >= p[0]:
         return defer_action(st, tb), np.inf
-    idle = env.n_free == st.stream.shape[1]
+    idle = in_flight(st, e) == 0
     for pr in range(2):
         if pr == 1 and held_by_low(st, e) >= p[2]:
             break

@@ -17,6 +17,7 @@ import numpy as np
 from agents.policies.common import defer_action, solo_total
 from agents.policy import PolicyKind, register
 from envs.jit import njit
+from envs.outlook import in_flight
 from envs.scheduler import action_of
 
 
@@ -42,7 +43,7 @@ def choose(st, tb, mem, e, p):
     """The next queue in turn that holds something, with its session's batch size."""
     env = st.env[e]
     n_models = st.queue.shape[2]
-    if env.n_free == 0 or st.stream.shape[1] - env.n_free >= p[1]:
+    if env.n_free == 0 or in_flight(st, e) >= p[1]:
         return defer_action(st, tb), np.inf
     g = e % tb.solo.shape[0]
     n_sessions = 2 * n_models

@@ -19,7 +19,7 @@ import numpy as np
 from agents.policies.common import alone_ms, defer_action, held_by_low
 from agents.policy import PolicyKind, register
 from envs.jit import njit
-from envs.outlook import consider, late_heads, look
+from envs.outlook import consider, in_flight, late_heads, look
 from envs.scheduler import action_of, turns_on_spare
 from envs.state import CORES, UNIT
 
@@ -74,8 +74,7 @@ def _scale(st, e, p):
     level = int(p[0])
     if level == 0:
         return 1.0
-    n_co = st.stream.shape[1] - st.env[e].n_free
-    return max(st.scale[e, n_co, level - 1], 1.0)
+    return max(st.scale[e, in_flight(st, e), level - 1], 1.0)
 
 
 @njit

@@ -15,6 +15,7 @@ import numpy as np
 from agents.policies.common import defer_action, solo_total
 from agents.policy import PolicyKind, register
 from envs.jit import njit
+from envs.outlook import in_flight
 from envs.scheduler import action_of
 
 
@@ -40,7 +41,7 @@ def choose(st, tb, mem, e, p):
     """Of the ready candidate batches the most urgent; wakes at the next frontrun."""
     env = st.env[e]
     n_models = st.queue.shape[2]
-    if env.n_free == 0 or st.stream.shape[1] - env.n_free >= p[1]:
+    if env.n_free == 0 or in_flight(st, e) >= p[1]:
         return defer_action(st, tb), np.inf
     g = e % tb.solo.shape[0]
     last = tb.size.shape[0] - 1
