@@ -83,6 +83,7 @@ def serve_ours(http_port: int, grpc_port: int) -> None:
     """Serve the identity model until the process is ended."""
     from agents.policy import make_policy
     from envs.profile import synthetic_profile
+    from serving.collector import settle
     from serving.cpu_executor import CpuExecutor
     from serving.dataplane import DataPlane
     from serving.engine import Engine
@@ -102,6 +103,7 @@ def serve_ours(http_port: int, grpc_port: int) -> None:
             await engine.start()
             plane = DataPlane(engine, deadline_floor_ms=10_000.0)
             doors = await start_http(plane, port=http_port), await start_grpc(plane, port=grpc_port)
+            settle()
             await asyncio.Event().wait()
             assert doors  # they close when nobody holds them
 

@@ -17,6 +17,7 @@ from agents.variants import resolve
 from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
+from serving.collector import settle
 from serving.compare import capacity_of
 from serving.config import EngineConfig, ServeConfig
 from serving.doors import Door, check_addresses, open_doors, tls_context
@@ -160,6 +161,7 @@ class Server:
         if self.source is None:
             self.doors = await open_doors(config, self.engine, self.repository, self.metrics.render, self.tls)
         self._observe(self.engine)  # last: when the address is taken, nothing has been written
+        settle()
 
     def _observe(self, engine: Engine) -> None:
         config = self.config
