@@ -24,6 +24,7 @@ from envs.jit import njit
 from envs.profile import Profile
 from envs.scheduler import valid
 from envs.simulator import Simulator
+from envs.truth import WEIGHT, WEIGHT_LOW
 from envs.world import step
 from traces.workload import Workload, WorkloadConfig, make_workload
 
@@ -246,7 +247,7 @@ def distances(
         if not proven:
             unproven += 1
             continue
-        weight = float(np.where(workload.priority == 0, exact.truth.device[0, 5], exact.truth.device[0, 6]).sum())
+        weight = float(np.where(workload.priority == 0, *exact.truth.device[0, [WEIGHT, WEIGHT_LOW]]).sum())
         for name, cost in costs.items():
             share, least = 100 * cost / weight, 100 * optimum / weight
             rows.append((seed, name, share, least, share - least))

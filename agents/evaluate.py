@@ -24,10 +24,11 @@ from tqdm import tqdm
 from agents import clairvoyant, tags
 from agents.compare import ablations, digest, weighted_rate
 from agents.policy import kinds, make_policy
+from agents.policy_file import CHECKPOINT
 from agents.rollout import request_table, run
 from agents.suites import WORKLOADS, Suite, workload_for
 from agents.summary import summarise
-from agents.variants import ABLATIONS, CHECKPOINT, resolve
+from agents.variants import ABLATIONS, resolve
 from envs.capacity import measure_capacity
 from envs.config import EnvConfig, load_profile
 from envs.profile import Profile

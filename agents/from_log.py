@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from agents.compare import HIGH_WEIGHT, bootstrap
-from agents.policy_file import read_policy
+from agents.policy_file import CHECKPOINT, read_policy
 from agents.rollout import run as run_policy
 from agents.train_config import TrainConfig
-from agents.variants import CHECKPOINT, resolve
+from agents.variants import resolve
 from envs.capacity import measure_capacity
 from envs.profile import Profile
 from envs.refit import joined, of_kind, on_machine, refit

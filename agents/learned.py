@@ -11,12 +11,10 @@ import numpy as np
 
 from agents.forward import choose, logits_of, memory_size, pack
 from agents.policy import Policy, PolicyKind
-from agents.policy_file import PolicyFile, read_policy
+from agents.policy_file import CHECKPOINT, PolicyFile, read_policy
 from envs.state import SchedState, Tables
 from traces.errors import InputError
 
-DATA = Path(__file__).resolve().parent / "data"
-DEFAULT = DATA / "default.safetensors"
 # Scratch is set aside for so many candidates (64 models with 4 batch sizes); memory that is not touched costs nothing.
 MAX_CANDIDATES = 512
 
@@ -91,7 +89,7 @@ class LearnedPolicy(Policy):
         return logits_of(self.memory[e], self.hidden, 2 * st.queue.shape[2] * len(tb.size)).copy()
 
 
-def load_policy(path: str | Path = DEFAULT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
+def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
     """A trained policy from a file that ``train.py`` wrote.
 
     Args:
@@ -102,6 +100,6 @@ def load_policy(path: str | Path = DEFAULT, n: int = 1, drop: float | None = Non
     Raises:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
-    file: PolicyFile = read_policy(DEFAULT if str(path) == "default" else Path(path))
+    file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
     scale = file.drop if drop is None else drop
     return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.turns, file.metadata)

@@ -26,6 +26,7 @@ from envs.batch import Batch
 from envs.jit import njit
 from envs.sb3 import SB3VecEnv
 from envs.state import MET, WAITING
+from envs.truth import WEIGHT
 from envs.world import step
 from traces.errors import InputError
 
@@ -109,7 +110,7 @@ def _return(choose, mem, p, st, tb, w, tr, e, action, wake, tau):
         if r.arrival > began + 3.0 * tau:
             break
         if began < r.deadline <= began + 3.0 * tau and r.outcome != MET:
-            total -= tr.device[g, 5 + r.priority] * math.exp((began - r.deadline) / tau)
+            total -= tr.device[g, WEIGHT + r.priority] * math.exp((began - r.deadline) / tau)
     return total
 
 

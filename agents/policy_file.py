@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,8 +14,10 @@ from safetensors.numpy import save
 from agents.policies.strait import StraitParams
 from envs.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY, SCHEMA, SUMMARY_FEATURES
 from traces.errors import InputError
+from traces.files import atomic_path
 
 FORMAT = "strait-policy/2"
+CHECKPOINT = Path(__file__).resolve().parent / "data" / "default.safetensors"  # what ships with the project
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,8 @@ def write_policy(
         "defer_ms": repr(float(defer_ms)),
         "turns": str(int(turns)),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(arrays, metadata=metadata))
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(arrays, metadata=metadata))
 
 
 def read_policy(path: str | Path) -> PolicyFile:

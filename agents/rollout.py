@@ -13,7 +13,8 @@ from envs.jit import njit
 from envs.rng import mix
 from envs.simulator import Simulator
 from envs.state import OUTCOMES, SchedState, Tables
-from envs.world import Truth, World, begin, run_to_decision, step
+from envs.truth import Truth, World
+from envs.world import begin, run_to_decision, step
 from traces.workload import Workload
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from agents.policy import Policy, kinds, make_policy
+from agents.policy_file import CHECKPOINT
 from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
 DATA = Path(__file__).resolve().parent / "data"
 TUNED = DATA / "tuned.json"
-CHECKPOINT = DATA / "default.safetensors"
 
 
 def _no_interference(tables: Tables) -> Tables:

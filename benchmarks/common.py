@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
+
+from traces.machine import cpu_name
 
 
 def machine() -> str:
     """Processor and number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if lines:
-            name = lines[0].partition(":")[2].strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{cpu_name()}, {cores} cores"
 
 
 def alternate(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

@@ -17,7 +17,8 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from agents.policy import Policy, kinds
-from agents.variants import CHECKPOINT, resolve
+from agents.policy_file import CHECKPOINT
+from agents.variants import resolve
 from envs import rng
 from envs.jit import njit
 from envs.predictor import advance

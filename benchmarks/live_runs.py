@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from agents.variants import CHECKPOINT, resolve
+from agents.policy_file import CHECKPOINT
+from agents.variants import resolve
 from envs.profile import Profile
 from serving.compare import Machine, run_live
 from serving.offered import lay_out, read_source

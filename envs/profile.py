@@ -7,7 +7,7 @@ predictor: ``tables``) and what the simulated device does (``truth``: count and 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from envs.state import (
     UNIT,
     Tables,
 )
-from envs.world import Truth
+from envs.truth import Truth
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
@@ -92,7 +92,6 @@ class Profile:
     quantile_rate: float = 0.05
     speed_rate: float = 0.2
     turn_ms: float = 0.0
-    extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         m, b = len(self.models), len(self.batch_sizes)
@@ -241,7 +240,8 @@ class Profile:
             raise InputError(f"{path}: not JSON ({error})") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InputError(f"{path}: field 'schema' must be {SCHEMA!r}; was this file written by envs.fit?")
-        data.pop("schema")
+        for key in ("schema", "extra"):  # older files have an empty "extra"
+            data.pop(key, None)
         try:
             for key in _ARRAYS:
                 data[key] = np.asarray(data[key], float)

@@ -10,7 +10,7 @@ import numpy as np
 from envs import rng
 from envs.config import RandomiseConfig
 from envs.jit import njit
-from envs.world import Truth
+from envs.truth import Truth
 
 
 class Randomiser(NamedTuple):

@@ -25,7 +25,7 @@ from envs.fit import (
 from envs.profile import Profile
 from envs.replay_measurements import MeasuredReplay, log_of
 from envs.segments import Segments, cores_of, cut, turn_of
-from envs.world import Truth
+from envs.truth import DRIFT_KNOT_MS, Truth
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
@@ -179,7 +179,7 @@ def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms:
 def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
     """The truth of a device whose speed over time is given, by knots as `measured_speed` has them, and not drawn."""
     device = truth.device.copy()
-    device[:, 4] = KNOT_MS
+    device[:, DRIFT_KNOT_MS] = KNOT_MS
     return truth._replace(device=device, speed=speed[None])
 
 

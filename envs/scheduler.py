@@ -11,8 +11,9 @@ import math
 import numpy as np
 
 from envs.jit import inlined, njit
+from envs.learning import N_QUANTILES, learn
 from envs.outlook import foresee, forget_outlook, place
-from envs.predictor import FINISH, N_QUANTILES, STREAM, advance, choose_spare, cold_ms, learn
+from envs.predictor import FINISH, STREAM, advance, choose_spare, cold_ms
 from envs.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES, TURNS
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages

@@ -15,7 +15,8 @@ from envs.jit import njit
 from envs.observation import observation_size
 from envs.profile import Profile
 from envs.state import SchedState, Tables, make_state, n_actions
-from envs.world import Truth, World, begin, make_world, run_to_decision, step
+from envs.truth import Truth, World, make_world
+from envs.world import begin, run_to_decision, step
 from traces.errors import InputError
 from traces.workload import Workload
 

@@ -14,7 +14,7 @@ import numpy as np
 from envs.simulator import Simulator
 from envs.state import OUTCOMES, PRIORITIES, SchedState, Tables
 from envs.trace_events import BatchRow, RequestRow
-from envs.world import IDLE
+from envs.truth import IDLE
 from traces.errors import InputError
 from traces.files import atomic_path
 

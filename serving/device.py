@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import psutil
 import torch
 
 from traces.errors import InputError
-from traces.machine import DeviceInfo
+from traces.machine import DeviceInfo, cpu_name
 
 _MATRIX = 512  # 3 MB for one product's matrices: in the cache of a core, so that arithmetic is the limit
 _COPY_BYTES = 64 << 20  # beyond the caches
@@ -86,17 +85,6 @@ def memory_bytes() -> int:
         if words and words[0].isdigit():
             total = min(total, int(words[0]))
     return total
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown CPU"
 
 
 def gpu_state(device: str) -> dict[str, float]:

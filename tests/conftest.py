@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from front_server import make_executor
+from http_client import Client, opened
+
+from serving.cpu_executor import CpuExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,3 +21,18 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("needs ../shared/data (real traces and GPU measurements), which is not here")
     return path
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[CpuExecutor]:
+    """The doors' toy models on two streams; tests of an executor or an engine have one of their own."""
+    made = make_executor()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
+    """A client of the HTTP door; the gRPC door's tests have their own."""
+    async with opened(executor) as made:
+        yield made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -76,3 +77,10 @@ async def serving_plane(
         await engine.stop(5.0)
         assert engine.offered.sum() == engine.ended.sum()
         assert not plane._clients, "no request is still counted"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that takes a moment."""
+    async with asyncio.timeout(5.0):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +11,6 @@ import aiohttp
 import numpy as np
 from front_server import X, serving_plane
 
-from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import DataPlane, FrontLimits
 from serving.http_front import start_http
@@ -37,13 +35,9 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    executor: CpuExecutor,
-    limits: FrontLimits | None = None,
-    config: EngineConfig | None = None,
-    token: str | None = None,
-    **more: Any,
+    executor: CpuExecutor, limits: FrontLimits | None = None, token: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
-    async with serving_plane(executor, limits, config, **more) as plane:
+    async with serving_plane(executor, limits, **more) as plane:
         front = await start_http(plane, port=0, token=token)
         async with aiohttp.ClientSession() as session:
             yield Client(plane, front.port, session)
@@ -53,10 +47,3 @@ async def opened(
 def body(values: np.ndarray = X, **parameters: Any) -> dict[str, Any]:
     tensor = {"name": "input", "datatype": "FP32", "shape": list(values.shape), "data": values.ravel().tolist()}
     return {"id": "seven", "inputs": [tensor], "parameters": parameters}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that takes a moment."""
-    async with asyncio.timeout(5.0):
-        while not condition():
-            await asyncio.sleep(0.005)

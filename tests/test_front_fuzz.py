@@ -13,7 +13,7 @@ import aiohttp
 import aiohttp.web
 import numpy as np
 import pytest
-from front_server import FakeRepository, X, make_executor, serving_plane
+from front_server import FakeRepository, X, serving_plane
 
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import FrontLimits
@@ -23,14 +23,6 @@ from serving.model_view import view_model
 from serving.openapi import describe_api
 from serving.refusal import Refusal
 from traces.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def executor() -> Any:
-    made = make_executor()
-    yield made
-    made.close()
-
 
 NASTY: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 4, 2**31, 2**63, 10**40, -(10**40), 0.5, -0.0, 1e308, -1e39, "", "input", "output",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from front_server import NAMES, FakeRepository, X, make_executor, serving_plane
+from front_server import NAMES, FakeRepository, X, serving_plane, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -22,13 +22,6 @@ from serving.dataplane import DataPlane, FrontLimits
 from serving.grpc_front import start_grpc
 from serving.protocol import inference_pb2 as pb
 from traces.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def executor() -> Any:
-    made = make_executor()
-    yield made
-    made.close()
 
 
 class Client(triton_aio.InferenceServerClient):
@@ -49,13 +42,9 @@ class Client(triton_aio.InferenceServerClient):
 
 @asynccontextmanager
 async def opened(
-    executor: CpuExecutor,
-    limits: FrontLimits | None = None,
-    config: EngineConfig | None = None,
-    token: str | None = None,
-    **more: Any,
+    executor: CpuExecutor, limits: FrontLimits | None = None, token: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
-    async with serving_plane(executor, limits, config, **more) as plane:
+    async with serving_plane(executor, limits, **more) as plane:
         front = await start_grpc(plane, port=0, token=token)
         client = Client(f"127.0.0.1:{front.port}")
         client.plane, client.address = plane, f"127.0.0.1:{front.port}"
@@ -68,13 +57,6 @@ async def opened(
 async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
     async with opened(executor) as made:
         yield made
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that takes a moment."""
-    async with asyncio.timeout(5.0):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def tensor(values: np.ndarray = X) -> triton.InferInput:

@@ -5,32 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
-from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from front_server import NAMES, FakeRepository, X, make_executor
-from http_client import Client, body, opened, until
+from front_server import NAMES, FakeRepository, X, until
+from http_client import Client, body, opened
 from tritonclient.utils import InferenceServerException
 
 from serving.config import EngineConfig
 from serving.cpu_executor import CpuExecutor
-
-
-@pytest.fixture(scope="module")
-def executor() -> Any:
-    made = make_executor()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
-    async with opened(executor) as made:
-        yield made
 
 
 def tensor(values: np.ndarray = X, binary: bool = True) -> triton.InferInput:

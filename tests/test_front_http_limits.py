@@ -15,26 +15,13 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from front_server import X, make_executor, serving_plane
-from http_client import Client, body, opened, until
+from front_server import X, serving_plane, until
+from http_client import Client, body, opened
 
 from serving.cpu_executor import CpuExecutor
 from serving.dataplane import FrontLimits
 from serving.http_front import start_http
 from traces.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def executor() -> Any:
-    made = make_executor()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
-    async with opened(executor) as made:
-        yield made
 
 
 def _changed(**changes: Any) -> dict[str, Any]:

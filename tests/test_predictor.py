@@ -10,21 +10,8 @@ import pytest
 from agents.policy import make_policy
 from agents.rollout import request_table, run
 from envs import predictor
-from envs.predictor import (
-    BIAS_RATE,
-    EPS,
-    FINISH,
-    LEAN,
-    LEAST_CALIBRATED,
-    MAX_SLOWDOWN,
-    OVERDUE_SHARE,
-    SURPRISE,
-    advance,
-    follow,
-    integrate,
-    learn,
-    set_slower,
-)
+from envs.learning import BIAS_RATE, LEAN, LEAST_CALIBRATED, SURPRISE, learn, set_slower
+from envs.predictor import EPS, FINISH, MAX_SLOWDOWN, OVERDUE_SHARE, advance, follow, integrate
 from envs.profile import synthetic_profile
 from envs.scheduler import action_of, clear, complete, dispatch, enqueue
 from envs.simulator import Simulator

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from .errors import InputError
@@ -111,3 +113,14 @@ def _value(value: Any, kind: Any, name: str) -> Any:
         return value
     wanted = {int: "an integer", float: "a finite number", str: "a text"}.get(kind, "a list of integers")
     raise InputError(f"{name} is {value!r}; {wanted} is wanted")
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown CPU"

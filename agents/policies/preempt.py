@@ -39,7 +39,7 @@ class PreemptParams:
 
     @property
     def device_mode(self) -> tuple[float, ...]:
-        """What the simulated device must do: a row of ``envs.world.World.preempt``."""
+        """What the simulated device must do: a row of ``envs.truth.World.preempt``."""
         return 1.0, self.latency_ms, self.overhead, self.resume_ms
 
 
