@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FULL_S = 600.0
 START_S = 240.0
 CAPACITY_CLIENTS = 32
+IDLE_S = 30.0  # a connection idle for longer is not used again; FrontLimits.keepalive_s is well above
 PRIORITIES = ("high", "low")
 MET = b'"outcome":"met"'
 
@@ -88,11 +89,20 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        # Those used last are at the end, each with the time of that.
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # The server closes what is idle for long, perhaps just when it is used again.
+        if self._free and self._free[-1][2] < time.monotonic() - IDLE_S:
+            self.close()
+        if self._free:
+            return self._free.pop()[:2]
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def ask(self, message: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a whole HTTP request."""
-        reader, writer = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await self._open()
         writer.write(message)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         begin = head.index(b"\r\ncontent-length:") + 17
@@ -100,13 +110,14 @@ class Connections:
         if b"connection: close" in head:
             writer.close()
         else:
-            self._free.append((reader, writer))
+            self._free.append((reader, writer, time.monotonic()))
         return int(head[9:12]), body
 
     def close(self) -> None:
-        """Close all."""
-        for _, writer in self._free:
+        """Close all that are not in use."""
+        for _, writer, _ in self._free:
             writer.close()
+        self._free.clear()
 
 
 def request_bytes(model: str, priority: int, deadline_ms: float) -> bytes:

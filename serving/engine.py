@@ -28,6 +28,7 @@ from serving.flight import Flight
 from serving.guard import GuardedPolicy
 from serving.ledger import Ledger, unreachable
 from serving.model_set import join_profiles, move_state
+from serving.models.served import ServedModel
 from serving.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Outcome, Request
 from serving.together import Together
 from serving.warmup import warm_up
@@ -253,7 +254,7 @@ class Engine:
         (name,) = told.models
         profile = join_profiles(self.profile, told)
         self.executor.rename(loaded_as, name)
-        self._drop_queued(name, self.executor.models[name].input_shape)
+        self._drop_queued(name, self.executor.models[name])
         self._change_models(profile)
 
     async def remove_model(self, name: str) -> None:
@@ -277,10 +278,10 @@ class Engine:
             self._leaving.discard(name)
             self._left.pop(name, None)
 
-    def _drop_queued(self, name: str, but: tuple[int, ...] | None = None) -> None:
-        """Drop what is queued for a model, but for inputs of one shape."""
+    def _drop_queued(self, name: str, new: ServedModel | None = None) -> None:
+        """Drop what is queued for a model, but for inputs that the new one of its name takes."""
         for r in self._requests.values():
-            if r.name == name and r.batch_id < 0 and (r.values is None or r.values.shape != but):
+            if r.name == name and r.batch_id < 0 and (new is None or r.values is None or not new.takes(r.values)):
                 self._core.cancel(self.state, 0, r.priority, r.model, r.id)
         self._collect(self.now_ms(), UNLOADED, f"model {name!r} was unloaded")
 

@@ -123,8 +123,10 @@ async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path
         assert (await engine.submit("double", 0, 1e5, X)).output[1] == 3  # type: ignore[index]
 
 
-@pytest.mark.parametrize("takes", [4, 3])
-async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(tmp_path: Path, takes: int) -> None:
+@pytest.mark.parametrize(("takes", "dtype"), [(4, "float32"), (3, "float32"), (4, "int64")])
+async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
+    tmp_path: Path, takes: int, dtype: str
+) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
         engine, executor = engine_of(server), server.executor
         assert executor is not None
@@ -132,16 +134,16 @@ async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(tmp_
         await asyncio.sleep(0.02)
         queued = asyncio.ensure_future(engine.submit("double", 0, 1e5, X))
         await asyncio.sleep(0.02)
-        executor.load(load_model(ModelSpec("next", "toy_models:triple", (takes,), "float32", compiled=False)))
+        executor.load(load_model(ModelSpec("next", "toy_models:triple", (takes,), dtype, compiled=False)))
         assert (engine.in_flight, engine.queued) == (2, 1)
         engine.put_model(engine.profile.select(["double"]), "next")
         outcome = await queued
-        if takes == 4:
+        if (takes, dtype) == (4, "float32"):
             assert outcome.outcome == "met" and outcome.output is not None
             np.testing.assert_array_equal(outcome.output, 3 * X)
         else:
             assert (outcome.outcome, outcome.reason) == ("dropped", "model unloaded")
-        assert (await engine.submit("double", 0, 1e5, X[:takes])).outcome == "met"
+        assert (await engine.submit("double", 0, 1e5, X[:takes].astype(dtype))).outcome == "met"
         assert {(await job).outcome for job in slow} == {"met"}
 
 

@@ -106,6 +106,10 @@ class ServedModel:
         """Draw one input of shape `input_shape`: normal numbers, or integers below `input_high`."""
         return example_input(self.input_shape, self.input_dtype, self.input_high, rng)
 
+    def takes(self, values: np.ndarray) -> bool:
+        """Whether an array can be one input: of its shape, and of a type that converts safely enough (not float to integer)."""
+        return values.shape == self.input_shape and np.can_cast(values.dtype, self.input_dtype, "same_kind")
+
     def describe(self) -> dict[str, Any]:
         """Return the model's entry in `machine.json` of the measurement schema."""
         return {
