@@ -36,7 +36,7 @@ class InferCall:
     binary: bool
 
 
-def read_json(body: bytes | memoryview) -> dict[str, Any]:
+def read_json(body: bytes | bytearray | memoryview) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -51,7 +51,7 @@ def read_json(body: bytes | memoryview) -> dict[str, Any]:
     return value
 
 
-def decompress(body: bytes, encoding: str, most: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str, most: int) -> bytes:
     """A body in gzip or deflate, decompressed to at most `most` bytes.
 
     Raises:
@@ -69,7 +69,7 @@ def decompress(body: bytes, encoding: str, most: int) -> bytes:
     return made
 
 
-def read_infer(body: bytes, header_length: str | None, view: ModelView, most: int) -> InferCall:
+def read_infer(body: bytes | bytearray, header_length: str | None, view: ModelView, most: int) -> InferCall:
     """Parse and check a request's body.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from serving.dataplane import DataPlane, allowed
 from serving.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
@@ -114,6 +114,20 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return web.Response(body=orjson.dumps(value), status=status, headers=headers, content_type="application/json")
 
 
+async def _read(content: StreamReader, most: int) -> bytearray:
+    """A body as it arrives, in one piece of memory: large ones are many at once when the device is busy."""
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > most:
+            raise _too_large(most)
+    return body
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed")
+
+
 def _refused(kind: Kind, message: str) -> web.Response:
     headers = {}
     if kind.retry:
@@ -200,7 +214,7 @@ class _Routes:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
-    async def _body(self, request: web.Request) -> bytes:
+    async def _body(self, request: web.Request) -> bytes | bytearray:
         encoding = request.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ENCODINGS:
             raise Refusal(
@@ -209,16 +223,17 @@ class _Routes:
         most = self.limits.max_body_bytes
         if (request.content_length or 0) > most:
             raise Refusal(Kind.TOO_LARGE, f"the body has {request.content_length} bytes; {most} are allowed")
+        body: bytes | bytearray
         try:
             if request.content.is_eof():  # it came with the head, as small ones do: no time limit is worth its cost
                 body = await request.read()
             else:
                 async with asyncio.timeout(self.limits.body_timeout_s):
-                    body = await request.read()
+                    body = await _read(request.content, most)
         except TimeoutError:
             raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {self.limits.body_timeout_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
-            raise Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed") from None
+            raise _too_large(most) from None
         if encoding != "identity":
             body = await self._apart(len(body), decompress, body, encoding, most)
         return body
