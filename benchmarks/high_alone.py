@@ -1,0 +1,85 @@
+"""How few high-priority violations there can be: ``python -m benchmarks.high_alone``.
+
+Each policy serves the high-priority requests of a workload with all others taken away, too: what is violated then is not
+violated because of low priority. No policy that serves both can hope for much less than the least of these, so that bounds how
+far any can be below another. Prints one line of JSON: ``policies``, violations of high priority in percent by load; ``alone``,
+the least of any policy with high priority alone; and ``most``, the points by which the first policy is above that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jsonargparse import ArgumentParser
+
+from agents import tags
+from agents.evaluate import episodes, evaluate, make_groups, make_workloads, named_profile
+from agents.rollout import request_table
+from agents.suites import Suite
+from agents.summary import summarise
+from benchmarks.common import report
+from traces.workload import Workload
+
+
+@dataclass
+class HighAloneBenchmark:
+    """What to run.
+
+    Attributes:
+        profile: shipped profile by name, or a JSON file. workload: arrivals, as in the suites.
+        policies: who serves.
+        loads: offered load (of both priorities) over the measured capacity.
+        seeds: workloads a load. duration_ms: length of each. streams: of the device.
+    """
+
+    profile: str = "cpu2"
+    workload: str = "bursty"
+    policies: list[str] = field(default_factory=lambda: ["clockwork", "strait", "strait-guard"])
+    loads: list[float] = field(default_factory=lambda: [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+    seeds: int = 10
+    duration_ms: float = 5_000.0
+    streams: int = 4
+
+
+def high_only(workload: Workload) -> Workload:
+    """The high-priority requests of a workload."""
+    high = workload.priority == 0
+    arrays = {name: getattr(workload, name)[high] for name in ("arrival_ms", "model", "priority", "deadline_ms")}
+    return replace(workload, **arrays)
+
+
+def measure(config: HighAloneBenchmark) -> dict[str, object]:
+    """Run it; see the module for what is returned."""
+    c = config
+    suite = Suite("high-alone", tuple(c.policies), (c.workload,), tuple(c.loads), c.seeds, c.duration_ms)
+    frame = evaluate(suite, c.profile, c.streams, progress=False)
+    profile = suite.select(named_profile(c.profile))
+    alone: dict[float, list[float]] = {load: [] for load in c.loads}
+    for group in make_groups(suite, c.profile, frame.attrs["capacity_rps"], c.streams):
+        workloads = [high_only(workload) for workload in make_workloads(group, profile)]
+        violated: dict[float, list[float]] = {load: [] for load in c.loads}
+        for (load, _), sim, e in episodes(group, profile, workloads):
+            violated[load].append(100 * summarise(request_table(sim, e), c.duration_ms)[tags.VIOLATION_HIGH])
+        for load, found in violated.items():
+            alone[load].append(float(np.mean(found)))
+    floor = {load: min(means) for load, means in alone.items()}
+    rates = 100 * frame.groupby(["policy", "load"])[tags.VIOLATION_HIGH].mean()
+    return {
+        "profile": c.profile,
+        "workload": c.workload,
+        "alone": floor,
+        "policies": {name: rates[name].to_dict() for name in c.policies},
+        "most": {load: float(rates[c.policies[0]][load]) - floor[load] for load in c.loads},
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = ArgumentParser(prog="python -m benchmarks.high_alone", description=__doc__.split("\n\n")[0])
+    parser.add_class_arguments(HighAloneBenchmark, as_group=False)
+    report(measure(HighAloneBenchmark(**parser.parse_args().as_dict())))
+
+
+if __name__ == "__main__":
+    main()
