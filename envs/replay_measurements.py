@@ -133,7 +133,7 @@ class MeasuredReplay:
     def __init__(self, profile: Profile, streams: int, state: SchedState | None = None, learn: bool = True) -> None:
         self.tables: Tables = profile.tables()
         if not learn:
-            # No forgetting factor and no quantile rate: envs.predictor.learn leaves all as it is.
+            # No forgetting factor and no quantile rate: envs.learning.learn leaves all as it is.
             self.tables.device[:, 2:4] = 0.0
         self.n_models = len(profile.models)
         self.streams = streams

@@ -68,7 +68,7 @@ stream_t = np.dtype(
         ),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
         ("speed", "f8"),  # env.speed when it was dispatched
         ("pace", "f8"),  # of the core with this index: log of how much slower it is for the moment than the device
-        ("slower", "f8"),  # of that core: the factor exp(env.speed + pace), see envs.predictor.set_slower
+        ("slower", "f8"),  # of that core: the factor exp(env.speed + pace), see envs.learning.set_slower
         ("busy", "i4"),
         ("model", "i4"),
         ("priority", "i4"),
