@@ -40,6 +40,7 @@ from serving.profiler import ProfilerConfig, profile_device
 from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
+from traces.workload import Workload
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
@@ -51,6 +52,7 @@ SWITCHES = {
     "full": "long repetitions, for figures to be quoted",
     "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
 }
+ON_TIME = np.zeros(1)
 TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise", "+ speed")
 
 
@@ -82,7 +84,7 @@ class SimToLiveConfig:
     loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
     trace: str = "bursty"
     duration: float = 5.0
-    repetitions: int = 4
+    repetitions: int = 6
     worlds: int = 8
     models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
     streams: int = 4
@@ -109,6 +111,7 @@ def simulate(
     offered: Offered,
     streams: int,
     worlds: int,
+    late_ms: np.ndarray = ON_TIME,
     speed: np.ndarray | None = None,
 ) -> list[pd.DataFrame]:
     """Requests of one cell in simulation, one table a world.
@@ -117,17 +120,15 @@ def simulate(
         told: what the scheduler is told, as live. truth: what the device and the engine do.
         policy: as for ``agents.variants.resolve``.
         offered: the cell. streams: of the device. worlds: runs with other noise.
-        speed: of the device over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
+        late_ms: (n,) of these one is drawn for each request, by which it is offered late.
+        speed: of the cores over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
     """
     device = truth.truth(streams)
-    if speed is not None and len(speed):
+    if speed is not None and speed.size:
         device = at_speed(device, speed)
-    # The driver of a live run offers requests by a timer, too: they are seen late, and have that much less time.
-    late = truth.timer_ms
     workload = offered.workload
-    seen = replace(
-        workload, arrival_ms=workload.arrival_ms + late, deadline_ms=np.maximum(workload.deadline_ms - late, 1e-3)
-    )
+    seen = offered_late(workload, late_ms, offered.repetition)
+    late = seen.arrival_ms - workload.arrival_ms
     chosen, change = resolve(policy, worlds)
     sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
     # Live, what is queued is dropped once it is late by the engine's grace.
@@ -139,6 +140,14 @@ def simulate(
         table["latency_ms"] += late
         table["queue_ms"] += late
     return tables
+
+
+def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload:
+    """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
+    drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
+    arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
+    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, 1e-3)
+    return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
 
 
 def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def calibrate(machine: Machine, config: SimToLiveConfig, capacity: float, repeti
 
 
 def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
-    """Speed of the machine over the time of a live run, on the clock of its workload."""
+    """Speed of the cores over the time of a live run, on the clock of its workload."""
     ran = one.table[one.table["batch_id"] >= 0]
     start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
     shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
@@ -195,12 +204,13 @@ def _listed(means: Sequence[float]) -> str:
 def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
     """Truths that know ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it.
 
-    The last is that with noise once more: what it knows beside, the speed over time, is another one for each run.
+    The last is that with noise once more, less what the given speeds of the cores already say of it: what it knows beside,
+    these speeds over time, are others for each run.
     """
     delayed = overhead.delays(profile)
     slowed = overhead.slowdowns(delayed)
-    noisy = overhead.noise(slowed)
-    return dict(zip(TRUTHS, (profile, delayed, slowed, noisy, noisy), strict=True))
+    noisy, steady = overhead.noise(slowed), overhead.noise(slowed, by_core=True)
+    return dict(zip(TRUTHS, (profile, delayed, slowed, noisy, steady), strict=True))
 
 
 def compare(
@@ -214,6 +224,7 @@ def compare(
     """
     known = truths(profile, overhead)
     given = TRUTHS[-1]
+    late_ms = np.minimum(overhead.late_ms, np.quantile(overhead.late_ms, 0.999)) if overhead.timer_ms > 0 else ON_TIME
     speeds = {id(one): speed_of(one, known[given], info) for one in runs}
     policies = list(dict.fromkeys(one.policy for one in runs))
     rows = []
@@ -227,6 +238,7 @@ def compare(
                     for one in mine
                     for table in simulate(
                         profile, truth, policy, one.offered, config.streams, config.worlds,
+                        late_ms if truth.timer_ms > 0 else ON_TIME,
                         speeds[id(one)] if name == given else None,
                     )
                 ]  # fmt: skip
@@ -236,7 +248,7 @@ def compare(
                     | {f"live_{key}": value for key, value in live.items()}
                     | {f"sim_{key}": value for key, value in simulated.items()}
                 )
-    levels = pd.Series([speeds[id(one)].mean() if len(speeds[id(one)]) else np.nan for one in runs])
+    levels = pd.Series([speeds[id(one)].mean() if speeds[id(one)].size else np.nan for one in runs])
     by_policy = levels.groupby([one.policy for one in runs], sort=False).mean().dropna()
     slower = {str(policy): float(level) for policy, level in by_policy.items()}
     return pd.DataFrame(rows), slower

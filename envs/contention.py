@@ -36,18 +36,18 @@ NOISE, DRIFT, CROWD = 1, 2, 3
 
 
 @inlined
-def _drift(w, tr, e, g):
-    """Factor on execution times now: between knots that were measured or are hashed from the episode's seed."""
+def _drift(w, tr, e, g, core):
+    """Factor on execution times on a core now: between knots that were measured or are hashed from the episode's seed."""
     spread = tr.device[g, DRIFT_SPREAD]
-    last = tr.speed.shape[1] - 1
+    last = tr.speed.shape[2] - 1
     if spread == 0.0 and last < 0:
         return 1.0
     x = w.env[e]
     at = x.time / tr.device[g, DRIFT_KNOT_MS]
     knot = int(at)
     if last >= 0:
-        here = tr.speed[g, min(knot, last)]
-        return math.exp(here + (at - knot) * (tr.speed[g, min(knot + 1, last)] - here))
+        here = tr.speed[g, core, min(knot, last)]
+        return math.exp(here + (at - knot) * (tr.speed[g, core, min(knot + 1, last)] - here))
     if knot != x.knot:
         seed = rng.mix(x.seed, DRIFT)
         x.drift_a = rng.normal(seed, knot)
@@ -71,7 +71,6 @@ def _set_slowdowns(w, tr, e, g):
         for j in range(n_streams):
             if w.run[e, j].phase == EXECUTE and w.run[e, j].core == r.core:
                 r.sharing += 1
-    drift = _drift(w, tr, e, g)
     for k in range(n_streams):
         r = w.run[e, k]
         if r.phase != EXECUTE:
@@ -82,7 +81,7 @@ def _set_slowdowns(w, tr, e, g):
                 other = w.run[e, j]
                 if other.phase == EXECUTE and other.core != r.core:
                     log_slow += tr.pair[g, r.mb, other.mb] / other.sharing
-        r.slow = max(math.exp(log_slow), 1.0) * tr.count[g, r.sharing] * r.noise * drift
+        r.slow = max(math.exp(log_slow), 1.0) * tr.count[g, r.sharing] * r.noise * _drift(w, tr, e, g, r.core)
 
 
 @njit

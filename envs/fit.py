@@ -28,6 +28,7 @@ from traces.measurements import Measurements
 MEMORY = 500  # batches that the online predictor's prior is worth
 RESIDUALS = 512
 DRIFT_BATCHES = 25  # batches on each side whose median residual is taken for the drift of the device
+CORE_BATCHES = 5  # the same for one core: this many predict best what a batch between them took
 
 
 def demands(measurements: Measurements, solo_ms: np.ndarray) -> np.ndarray:
@@ -197,14 +198,28 @@ def quantiles(noise: np.ndarray) -> np.ndarray:
     return np.quantile(np.clip(noise, -1.0, 2.0), (np.arange(RESIDUALS) + 0.5) / RESIDUALS)
 
 
-def drift_of(segments: Segments, residual: np.ndarray, half: int = DRIFT_BATCHES) -> np.ndarray:
-    """What the residuals (N,) of batches near in time have in common: the median over ``half`` on each side, (N,)."""
-    order = np.argsort(segments.start_ms, kind="stable")
-    padded = np.pad(residual[order], half, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+def drift_of(segments: Segments, residual: np.ndarray) -> np.ndarray:
+    """What the residuals (N,) of batches near in time have in common, (N,)."""
+    return _running_median(segments.start_ms, residual, DRIFT_BATCHES)
+
+
+def core_drift_of(segments: Segments, residual: np.ndarray) -> np.ndarray:
+    """What the residuals (N,) of batches near in time on the same core have in common, (N,)."""
     drift = np.empty(len(residual))
-    drift[order] = np.median(windows, axis=1)
+    for core in np.unique(segments.core):
+        mine = np.flatnonzero(segments.core == core)
+        drift[mine] = _running_median(segments.start_ms[mine], residual[mine], CORE_BATCHES)
     return drift
+
+
+def _running_median(time_ms: np.ndarray, values: np.ndarray, half: int) -> np.ndarray:
+    """The median of each value (N,) and ``half`` on each side in time, (N,)."""
+    order = np.argsort(time_ms, kind="stable")
+    padded = np.pad(values[order], half, mode="reflect" if len(values) > half else "edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    out = np.empty(len(values))
+    out[order] = np.median(windows, axis=1)
+    return out
 
 
 def drift_period_ms(segments: Segments, drift: np.ndarray) -> float:

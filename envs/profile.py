@@ -211,7 +211,7 @@ class Profile:
                 [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]
             ),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
-            speed=np.zeros((1, 0)),
+            speed=np.zeros((1, 1, 0)),
         )
 
     def save(self, path: str | Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from envs.fit import (
+    core_drift_of,
     demands,
     drift_of,
     drift_period_ms,
@@ -30,7 +31,8 @@ from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
 MIN_BATCHES = 100  # fewer say nothing about noise
-KNOT_MS = 50.0  # between knots of a measured speed
+KNOT_MS = 25.0  # between knots of a measured speed
+STOP_MS = 50.0  # a batch that takes this much longer than its neighbours shows that the machine stood still
 SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
 
 
@@ -123,11 +125,15 @@ def residuals(profile: Profile, segments: Segments) -> np.ndarray:
     return np.log(np.maximum(total, 1e-9) / profile.solo_ms.ravel()[segments.mb])
 
 
-def with_noise(profile: Profile, log: Measurements) -> Profile:
+def with_noise(profile: Profile, log: Measurements, by_core: bool = False) -> Profile:
     """The profile with execution times, noise and drift as a log has them; its models must be those of the log, in order.
 
     What slows all batches alike, such as what the host takes from the device, stays in the middle of the residuals; what is
     a model's own goes into its execution times, as far as the log has batches of that size.
+
+    Args:
+        profile: to start from. log: batches.
+        by_core: leave out of the noise what the batches on a core have in common, too: for a truth `at_speed`.
     """
     if len(log.batches) < MIN_BATCHES:
         return profile
@@ -141,10 +147,11 @@ def with_noise(profile: Profile, log: Measurements) -> Profile:
     drift = drift_of(segments, residual)
     level = float(np.median(residual))
     spread = float(np.std(drift - level))
+    shared = core_drift_of(segments, residual) if by_core else drift
     return replace(
         profile,
         solo_ms=profile.solo_ms * np.exp(own).reshape(profile.solo_ms.shape),
-        residual=quantiles(residual - drift + level),
+        residual=quantiles(residual - shared + level),
         drift=(spread, drift_period_ms(segments, drift)),
     )
 
@@ -158,29 +165,46 @@ def with_slowdowns(profile: Profile, log: Measurements) -> Profile:
 
 
 def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms: float) -> np.ndarray:
-    """How slow the device was over the time of a log: the factor on execution times that all batches had in common.
+    """How slow each core was over the time of a log: the factor on execution times that the batches there had in common.
 
     Args:
         profile: what batches should have taken. log: of one run; models as for `with_noise`.
         begin_ms: time of the first knot, on the log's clock. end_ms: of the last.
 
     Returns:
-        (S,) log of the factor over the profile's own middle, every `KNOT_MS`; empty where the log says too little.
+        (C, S) log of the factor over the profile's own middle, every `KNOT_MS`; S = 0 where the log says too little. C is 1
+        where streams have no cores to share.
     """
+    cores = cores_of(log.machine) or 1
     if len(log.batches) < MIN_BATCHES:
-        return np.zeros(0)
+        return np.zeros((cores, 0))
     segments = cut(log)
-    drift = drift_of(segments, residuals(profile, segments) - float(np.median(profile.residual)))
-    middle_ms = segments.start_ms + segments.exec_ms / 2
+    residual = residuals(profile, segments) - float(np.median(profile.residual))
+    drift = core_drift_of(segments, residual) if cores > 1 else drift_of(segments, residual)
+    end_of, middle_ms = segments.start_ms + segments.exec_ms, segments.start_ms + segments.exec_ms / 2
     order = np.argsort(middle_ms)
-    return np.interp(np.arange(begin_ms, end_ms + KNOT_MS, KNOT_MS), middle_ms[order], drift[order])
+    stops = np.flatnonzero(segments.exec_ms * (1.0 - np.exp(drift - residual)) > STOP_MS)
+    knots = np.arange(begin_ms, end_ms + KNOT_MS, KNOT_MS)
+    speed = np.zeros((cores, len(knots)))
+    for core in range(cores):
+        mine = order[segments.core[order] == core] if cores > 1 else order
+        if len(mine):
+            speed[core] = np.interp(knots, middle_ms[mine], drift[mine])
+        for i in stops:
+            # Whoever began or ended meanwhile was not held up.
+            low, high = segments.start_ms[i] + KNOT_MS, end_of[i] - KNOT_MS
+            begins, ends = segments.start_ms[mine], end_of[mine]
+            if not np.any(((begins > low) & (begins < high)) | ((ends > low) & (ends < high))):
+                speed[core, (knots >= segments.start_ms[i]) & (knots <= end_of[i])] = residual[i]
+    return speed
 
 
 def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
-    """The truth of a device whose speed over time is given, by knots as `measured_speed` has them, and not drawn."""
+    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it, and not drawn."""
     device = truth.device.copy()
     device[:, DRIFT_KNOT_MS] = KNOT_MS
-    return truth._replace(device=device, speed=speed[None])
+    streams = truth.count.shape[1] - 1
+    return truth._replace(device=device, speed=speed[np.arange(streams) % len(speed)][None])
 
 
 def refit(base: Profile, log: Measurements) -> Profile:

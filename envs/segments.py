@@ -20,7 +20,7 @@ class Segments:
         n: (S,) batches that execute on its core, the batch itself counted. n_other: (S,) other cores that execute something.
         others: (S, K - 1) rows of the batches that execute on other cores, -1 where there is none.
         share: (S, K - 1) the share of its core that each of them has.
-        mb: (N,) model index * B + batch-size index of each batch. exec_ms: (N,) its execution time.
+        mb: (N,) model index * B + batch-size index of each batch. exec_ms: (N,) its execution time. core: (N,) that it ran on.
         run: (N,) scenario. solo: (N,) whether it ran alone by design. start_ms: (N,) start of its execution.
         set_id: (N,) number of the co-location set (models and sizes of its run that overlap it): the unit of splits.
     """
@@ -33,6 +33,7 @@ class Segments:
     share: np.ndarray
     mb: np.ndarray
     exec_ms: np.ndarray
+    core: np.ndarray
     run: np.ndarray
     solo: np.ndarray
     start_ms: np.ndarray
@@ -105,6 +106,7 @@ def cut(measurements: Measurements) -> Segments:
         share=np.array(shares),
         mb=mb,
         exec_ms=end - start,
+        core=core,
         run=run,
         solo=(frame["kind"] == "solo").to_numpy(),
         start_ms=start,

@@ -90,8 +90,8 @@ class Truth(NamedTuple):
             length of a turn on a shared core in ms (0: it is shared evenly).
         crowded: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN) take longer
             while batches share another core, and while they share its own (columns), ms.
-        speed: (G, S) log of the factor on execution times at the knots of the drift, as it was measured: it takes the place
-            of the drift that is drawn, and stays at its last value; S = 0: there is none.
+        speed: (G, C, S) log of the factor on execution times on each core at the knots of the drift, as it was measured: it
+            takes the place of the drift that is drawn, and stays at its last value; S = 0: there is none.
     """
 
     solo: np.ndarray

@@ -84,7 +84,7 @@ class Overhead:
         decision_ms: from the state's present to the submission of a batch: the policy and the bookkeeping in Python.
         handover_ms: from there to the start of its copy: the worker thread wakes up.
         completion_ms: from the end of its copy back to when the scheduler sees it: the engine's thread wakes up.
-        timer_ms: by how much a timer of the event loop rings late.
+        timer_ms: by how much a timer of the event loop rings late. late_ms: (n,) each time that it was measured.
         host_share: share of a core that the engine's thread uses.
         log: the batches.
     """
@@ -93,6 +93,7 @@ class Overhead:
     handover_ms: tuple[float, float, float]
     completion_ms: tuple[float, float, float]
     timer_ms: float
+    late_ms: np.ndarray
     host_share: float
     log: Measurements
 
@@ -110,9 +111,9 @@ class Overhead:
         """The profile with the slowdowns side by side that batches have beside a running engine."""
         return with_slowdowns(profile, self.log)
 
-    def noise(self, profile: Profile) -> Profile:
-        """The profile with speed, noise and drift of batches beside a running engine."""
-        return with_noise(profile, self.log)
+    def noise(self, profile: Profile, by_core: bool = False) -> Profile:
+        """The profile with speed, noise and drift of batches beside a running engine; ``by_core`` as of `with_noise`."""
+        return with_noise(profile, self.log, by_core)
 
 
 def measure_overhead(meters: Sequence[OverheadMeter], machine: MachineInfo) -> Overhead:
@@ -128,11 +129,13 @@ def measure_overhead(meters: Sequence[OverheadMeter], machine: MachineInfo) -> O
             decision.append(batch.dispatch_ms - start)
             handover[crowd].append(batch.h2d_start_ms - batch.dispatch_ms)
             completion[crowd_at_end].append(finish - batch.d2h_end_ms)
+    late_ms = np.array([late for meter in meters for late in meter.late_ms])
     return Overhead(
         _mean(decision),
         _means(handover),
         _means(completion),
-        _mean([late for meter in meters for late in meter.late_ms]),
+        _mean(late_ms),
+        late_ms,
         float(np.mean([meter.host_share for meter in meters])),
         joined([meter.log(machine) for meter in meters]),
     )
@@ -174,7 +177,7 @@ def _means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     return means[0], means[1], means[2]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Mean with the largest hundredth cut: one pause of the machine must not count as an overhead of every batch."""
     if not len(values):
         return 0.0

@@ -21,7 +21,7 @@ from envs.profile import Profile, synthetic_profile
 from envs.refit import KNOT_MS, joined, measured_speed, of_kind, refit, with_noise
 from envs.segments import cut
 from traces.errors import InputError
-from traces.measurements import Measurements
+from traces.measurements import PHASES, Measurements
 from traces.workload import Workload, WorkloadConfig, make_workload
 
 
@@ -90,9 +90,30 @@ def test_speed_over_time_is_read_from_a_log(truth: Profile, campaign: Measuremen
     live = of_kind(campaign, "live")
     end = float(live.batches["exec_end_ms"].max())
     own, slow = (measured_speed(p, live, 0.0, end) for p in (truth, replace(truth, solo_ms=truth.solo_ms / 1.3)))
-    assert len(own) == len(np.arange(0.0, end + KNOT_MS, KNOT_MS))
+    assert own.shape[1] == len(np.arange(0.0, end + KNOT_MS, KNOT_MS))
     np.testing.assert_allclose(slow - own, np.log(1.3), atol=0.02)
-    assert len(measured_speed(truth, Measurements(campaign.machine, live.batches.head(20)), 0.0, end)) == 0
+    assert measured_speed(truth, Measurements(campaign.machine, live.batches.head(20)), 0.0, end).size == 0
+
+
+def test_speed_is_read_for_each_core_and_stops_for_all(truth: Profile, campaign: Measurements) -> None:
+    """Batches one after the other, alone: those on core 1 take half as long again, and one of them 300 ms more."""
+    n = 240
+    stream, model = np.arange(n) % 2, np.arange(n) % len(truth.models)
+    took = truth.solo_ms[model, 0] * np.where(stream == 1, 1.5, 1.0)
+    took[121] += 300.0
+    end = np.cumsum(took)
+    start = end - took
+    frame = campaign.batches.head(n).assign(
+        run=0, batch_id=np.arange(n), kind="live", stream=stream, model=np.array(truth.models)[model], batch_size=1
+    )
+    for name in PHASES:
+        frame[name] = end if name in ("exec_end_ms", "d2h_end_ms") else start
+    quiet = replace(truth, residual=np.zeros(2))
+    speed = measured_speed(quiet, Measurements(campaign.machine, frame), 0.0, float(end[-1]))
+    knots = KNOT_MS * np.arange(speed.shape[1])
+    stopped = (knots >= start[121]) & (knots <= end[121])
+    np.testing.assert_allclose(speed[:, ~stopped], np.log([[1.0], [1.5]]) + np.zeros((2, (~stopped).sum())), atol=0.02)
+    assert stopped.sum() >= 11 and speed[:, stopped].min() > 2.0
 
 
 def test_joining_refuses_other_models(campaign: Measurements) -> None:

@@ -69,7 +69,7 @@ def test_a_given_speed_is_what_batches_run_at() -> None:
     profile = replace(synthetic_profile(2), residual=0.02 * np.random.default_rng(0).standard_normal(64))
     n = 600
     workload = Workload(15.0 * np.arange(n), np.arange(n) % 2, np.zeros(n), np.full(n, 1e5), profile.models)
-    knots = np.where(np.arange(0.0, 15.0 * n, KNOT_MS) < 7.5 * n, 0.0, 0.5)
+    knots = np.where(np.arange(0.0, 15.0 * n, KNOT_MS) < 7.5 * n, 0.0, 0.5)[None]
     sim = Simulator(profile, n_streams=1, truth=at_speed(profile.truth(1), knots))
     run(sim, make_policy("fifo"), [workload], [0])
     table = request_table(sim).groupby("batch_id").agg(start=("arrival_ms", "first"), finish=("finish_ms", "first"))
@@ -77,6 +77,16 @@ def test_a_given_speed_is_what_batches_run_at() -> None:
     first, second = (table[(table["start"] > a) & (table["start"] < b)] for a, b in ((0, 4000), (5000, 9000)))
     ratio = (second["finish"] - second["start"]).median() / (first["finish"] - first["start"]).median()
     assert ratio > 1.4
+
+
+def test_each_core_runs_at_its_own_speed() -> None:
+    profile = replace(synthetic_profile(1), residual=np.zeros(2), pair=np.zeros((4, 4)), cores=2.0)
+    workload = Workload(np.zeros(2), np.zeros(2), np.zeros(2), np.full(2, 1e5), profile.models)
+    speed = np.log([[1.0] * 100, [3.0] * 100])
+    sim = Simulator(profile, n_streams=2, truth=at_speed(profile.truth(2), speed))
+    run(sim, make_policy("fifo", max_batch=1), [workload], [0])
+    took = np.sort(request_table(sim)["latency_ms"])
+    assert took[1] - took[0] == pytest.approx(2.0 * profile.solo_ms[0, 0], rel=0.01)
 
 
 def batch(stream: int, start_ms: float, end_ms: float) -> BatchRecord:
@@ -146,7 +156,13 @@ def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
 
 def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
     overhead = measure_overhead([one.meter for one in runs], machine.info)
-    for part in (overhead.decision_ms, overhead.handover_ms, overhead.completion_ms, overhead.timer_ms):
+    for part in (
+        overhead.decision_ms,
+        overhead.handover_ms,
+        overhead.completion_ms,
+        overhead.timer_ms,
+        overhead.late_ms.max(),
+    ):
         assert np.all(np.array(part) > 0.0)
     assert 0.0 < overhead.host_share <= 1.0
     overhead.log.validate()
@@ -187,7 +203,7 @@ def test_late_offers_count_as_waiting(machine: Machine, runs: list[LiveRun]) -> 
     offered = runs[0].offered
     quiet = replace(machine.profile, residual=np.zeros(2))
     plain = simulate(quiet, quiet, "fifo", offered, 2, 1)[0]
-    late = simulate(quiet, replace(quiet, timer_ms=1.0), "fifo", offered, 2, 1)[0]
+    late = simulate(quiet, quiet, "fifo", offered, 2, 1, late_ms=np.ones(1))[0]
     np.testing.assert_allclose(late["latency_ms"], plain["latency_ms"] + 1.0, atol=1e-6)
     np.testing.assert_allclose(late["arrival_ms"], plain["arrival_ms"])
 
