@@ -176,8 +176,13 @@ def repeated_table(record: Record) -> str:
         rows.append((r["policy"], *rates, f"{r['p99_high_ms']:.0f} ms", f"{r['goodput']:.0f}/s", str(r["runs"])))
     heads = ("policy", "high, violated", "low, violated", "weighted", "p99 high", "in time", "runs")
     said = [
-        f"- {claim}: {c['points'][1]:+.2f} points [{c['points'][0]:+.2f}, {c['points'][2]:+.2f}], "
-        f"{'clear of zero' if c['clear'] else 'not clear of zero'}"
+        (
+            claim,
+            *(
+                f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+                for low, mean, high in (c["points"], c["at_common_speed"]["points"])
+            ),
+        )
         for claim, c in record["claims"].items()
     ]
     return "\n".join(
@@ -186,9 +191,10 @@ def repeated_table(record: Record) -> str:
             "",
             f"Live, on {record['device']}: {', '.join(record['traces'])} at {', '.join(f'{x:g}' for x in record['loads'])} of "
             f"the measured capacity ({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; "
-            "high priority counts five times in the weighted rate. Paired differences:",
+            "high priority counts five times in the weighted rate. Paired differences in points, as they were, and at a common "
+            "speed (less what the simulator says that the machine's changes of speed made of them):",
             "",
-            *said,
+            markdown(("difference", "live", "at a common speed"), said),
         )
     )
 

@@ -2,7 +2,8 @@
 
 Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine:
 arrivals of real traces (their fitted twins where the traces are absent), loads around the measured capacity, several
-repetitions with other requests; means with bootstrap intervals over repetitions, and paired differences.
+repetitions with other requests; means with bootstrap intervals over repetitions, and paired differences. Those are given once
+as they were, and once less what the simulator says that the machine's changes of speed made of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from agents import tags
 from agents.compare import bootstrap, difference, weighted_rate
 from benchmarks.common import machine as machine_name
 from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live_simulated import at_common_speed
 from envs.profile import Profile
 from serving.compare import capacity_rps, open_machine
 from serving.models.registry import DEFAULT_MODELS
@@ -75,11 +77,15 @@ class LiveConfig:
         check_amounts(self, ("duration", "repetitions"))
 
 
-def frame_of(runs: Sequence[LiveRun]) -> pd.DataFrame:
-    """One row a run, in the columns of ``agents.compare``: workload, load, seed, policy, violations in percent."""
+def frame_of(runs: Sequence[LiveRun], rates: np.ndarray | None = None) -> pd.DataFrame:
+    """One row a run, in the columns of ``agents.compare``: workload, load, seed, policy, violations in percent.
+
+    Args:
+        runs: the runs. rates: (R, 2) violations by priority in percent to take in place of those that were measured.
+    """
     rows = []
-    for one in runs:
-        high, low = (100 * one.result[tag] for tag in tags.VIOLATION)
+    for i, one in enumerate(runs):
+        high, low = (100 * one.result[tag] for tag in tags.VIOLATION) if rates is None else rates[i]
         n_high = int((one.table["priority"] == 0).sum())
         rows.append(
             {
@@ -121,8 +127,12 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [round(float(value), 3) for value in values]
 
 
-def claims(frame: pd.DataFrame) -> dict[str, Any]:
-    """What the headline says, as far as those it is about were run: each with the interval of the difference in points."""
+def claims(frame: pd.DataFrame, common: pd.DataFrame) -> dict[str, Any]:
+    """What the headline says, as far as those it is about were run: each with the interval of the difference in points.
+
+    Args:
+        frame: of the runs as they were. common: the same at a common speed (benchmarks.live_simulated).
+    """
     names = list(dict.fromkeys(frame["policy"]))
     learned = [name for name in names if name == LEARNED or name.endswith(".safetensors")]
     straits = [name for name in names if name.startswith("strait")]
@@ -131,8 +141,12 @@ def claims(frame: pd.DataFrame) -> dict[str, Any]:
     pairs += [(name, "strait", "weighted") for name in learned if "strait" in names]
     out = {}
     for policy, rival, rate in pairs:
-        low, mean, high = _rounded(bootstrap(difference(frame, policy, rival, rate)))
-        out[f"{policy} below {rival} in {rate}"] = {"points": [low, mean, high], "clear": high < 0}
+        measured, steadied = (_rounded(bootstrap(difference(f, policy, rival, rate))) for f in (frame, common))
+        out[f"{policy} below {rival} in {rate}"] = {
+            "points": measured,
+            "clear": measured[2] < 0,
+            "at_common_speed": {"points": steadied, "clear": steadied[2] < 0},
+        }
     return out
 
 
@@ -204,7 +218,9 @@ def run_benchmark(config: LiveConfig) -> dict[str, Any]:
         runs = list(run_all(machine, policies, cells, say))
     finally:
         machine.close()
+    say("simulating what the machine's changes of speed made of the rates")
     frame = frame_of(runs)
+    common = frame_of(runs, at_common_speed(runs, machine.profile, machine.info, config.streams))
     rows = table_of(frame, [name for name in ("strait", LEARNED) if name in policies])
     print_table(rows, Console(width=130, stderr=True))
     summary = {
@@ -215,7 +231,7 @@ def run_benchmark(config: LiveConfig) -> dict[str, Any]:
         "traces": config.traces,
         "seconds": time.monotonic() - began,
         "policies": rows,
-        "claims": claims(frame),
+        "claims": claims(frame, common),
     }
     out = Path(config.out)
     whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}

@@ -23,24 +23,19 @@ from jsonargparse import ArgumentParser
 
 from agents import tags
 from agents.compare import HIGH_WEIGHT
-from agents.rollout import request_table, run
 from agents.summary import summarise
-from agents.variants import resolve
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, Offered, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live_simulated import ON_TIME, simulate, speed_of
 from envs.fit import fit
 from envs.profile import Profile
-from envs.refit import at_speed, measured_speed
-from envs.simulator import Simulator
 from serving.compare import Machine, capacity_rps, open_machine
-from serving.config import EngineConfig
 from serving.models.registry import DEFAULT_MODELS
 from serving.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
 from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
-from traces.workload import Workload
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
@@ -52,7 +47,6 @@ SWITCHES = {
     "full": "long repetitions, for figures to be quoted",
     "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
 }
-ON_TIME = np.zeros(1)
 TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise", "+ speed")
 
 
@@ -104,52 +98,6 @@ class SimToLiveConfig:
         return replace(self, duration=10.0, repetitions=5) if self.full else self
 
 
-def simulate(
-    told: Profile,
-    truth: Profile,
-    policy: str,
-    offered: Offered,
-    streams: int,
-    worlds: int,
-    late_ms: np.ndarray = ON_TIME,
-    speed: np.ndarray | None = None,
-) -> list[pd.DataFrame]:
-    """Requests of one cell in simulation, one table a world.
-
-    Args:
-        told: what the scheduler is told, as live. truth: what the device and the engine do.
-        policy: as for ``agents.variants.resolve``.
-        offered: the cell. streams: of the device. worlds: runs with other noise.
-        late_ms: (n,) of these one is drawn for each request, by which it is offered late.
-        speed: of the cores over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
-    """
-    device = truth.truth(streams)
-    if speed is not None and speed.size:
-        device = at_speed(device, speed)
-    workload = offered.workload
-    seen = offered_late(workload, late_ms, offered.repetition)
-    late = seen.arrival_ms - workload.arrival_ms
-    chosen, change = resolve(policy, worlds)
-    sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
-    # Live, what is queued is dropped once it is late by the engine's grace.
-    sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)
-    run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
-    tables = [request_table(sim, e) for e in range(worlds)]
-    for table in tables:
-        table["arrival_ms"] -= late
-        table["latency_ms"] += late
-        table["queue_ms"] += late
-    return tables
-
-
-def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload:
-    """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
-    drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
-    arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
-    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, 1e-3)
-    return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
-
-
 def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
     """What is compared of one cell: the same for live and simulated tables of requests, pooled over runs."""
     pooled, busy_ms, span_ms, base = [], 0.0, 0.0, 0
@@ -188,15 +136,6 @@ def calibrate(machine: Machine, config: SimToLiveConfig, capacity: float, repeti
     return [one.meter for one in run_all(machine, CALIBRATE_WITH, cells)]
 
 
-def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
-    """Speed of the cores over the time of a live run, on the clock of its workload."""
-    ran = one.table[one.table["batch_id"] >= 0]
-    start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
-    shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
-    begin_ms = float(np.median(shifts)) if shifts else 0.0
-    return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
-
-
 def _listed(means: Sequence[float]) -> str:
     return "/".join(f"{value:.2f}" for value in means)
 
@@ -209,8 +148,8 @@ def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
     """
     delayed = overhead.delays(profile)
     slowed = overhead.slowdowns(delayed)
-    noisy, steady = overhead.noise(slowed), overhead.noise(slowed, by_core=True)
-    return dict(zip(TRUTHS, (profile, delayed, slowed, noisy, steady), strict=True))
+    known = (profile, delayed, slowed, overhead.noise(slowed), overhead.all_of_it(profile))
+    return dict(zip(TRUTHS, known, strict=True))
 
 
 def compare(
@@ -224,7 +163,6 @@ def compare(
     """
     known = truths(profile, overhead)
     given = TRUTHS[-1]
-    late_ms = np.minimum(overhead.late_ms, np.quantile(overhead.late_ms, 0.999)) if overhead.timer_ms > 0 else ON_TIME
     speeds = {id(one): speed_of(one, known[given], info) for one in runs}
     policies = list(dict.fromkeys(one.policy for one in runs))
     rows = []
@@ -238,7 +176,7 @@ def compare(
                     for one in mine
                     for table in simulate(
                         profile, truth, policy, one.offered, config.streams, config.worlds,
-                        late_ms if truth.timer_ms > 0 else ON_TIME,
+                        overhead.late_ms if truth.timer_ms > 0 else ON_TIME,
                         speeds[id(one)] if name == given else None,
                     )
                 ]  # fmt: skip

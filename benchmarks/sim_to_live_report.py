@@ -23,7 +23,9 @@ CAUSES = (
     ("engine's thread takes a core from the workers", "host_share", "modelled: in the middle of the residuals"),
 )
 LISTED = (
-    "noise of single batches: the simulator draws from the same distribution, not the same values;",
+    "noise of single batches: the simulator draws from the same distribution, not the same values, and from no wider one "
+    "while the machine is slow, when batches vary twice as much;",
+    "while the machine stands still, requests still arrive in simulation, and are dispatched;",
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
     "live, batches on one core take turns of a millisecond (serving.turns); in simulation they share it evenly "

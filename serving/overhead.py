@@ -84,7 +84,8 @@ class Overhead:
         decision_ms: from the state's present to the submission of a batch: the policy and the bookkeeping in Python.
         handover_ms: from there to the start of its copy: the worker thread wakes up.
         completion_ms: from the end of its copy back to when the scheduler sees it: the engine's thread wakes up.
-        timer_ms: by how much a timer of the event loop rings late. late_ms: (n,) each time that it was measured.
+        timer_ms: by how much a timer of the event loop rings late.
+        late_ms: (n,) by how much it did each time, the largest thousandth cut.
         host_share: share of a core that the engine's thread uses.
         log: the batches.
     """
@@ -111,6 +112,10 @@ class Overhead:
         """The profile with the slowdowns side by side that batches have beside a running engine."""
         return with_slowdowns(profile, self.log)
 
+    def all_of_it(self, profile: Profile) -> Profile:
+        """The profile with all of these, for a truth whose speed is given (envs.refit.at_speed)."""
+        return self.noise(self.slowdowns(self.delays(profile)), by_core=True)
+
     def noise(self, profile: Profile, by_core: bool = False) -> Profile:
         """The profile with speed, noise and drift of batches beside a running engine; ``by_core`` as of `with_noise`."""
         return with_noise(profile, self.log, by_core)
@@ -135,7 +140,7 @@ def measure_overhead(meters: Sequence[OverheadMeter], machine: MachineInfo) -> O
         _means(handover),
         _means(completion),
         _mean(late_ms),
-        late_ms,
+        np.minimum(late_ms, np.quantile(late_ms, 0.999)) if len(late_ms) else np.zeros(1),
         float(np.mean([meter.host_share for meter in meters])),
         joined([meter.log(machine) for meter in meters]),
     )

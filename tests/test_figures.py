@@ -53,7 +53,8 @@ def test_live_runs_and_their_simulation_are_shown(document: Path, tmp_path: Path
     live, both = tmp_path / "live.json", tmp_path / "both.json"
     row = {"policy": "edf", "runs": 6, "p99_high_ms": 50.0, "goodput": 99.6}
     row |= {rate: [1.0, 2.0, 3.0] for rate in ("high", "low", "weighted")}
-    claim = {"strait below edf in high": {"points": [-3.0, -2.0, -1.0], "clear": True}}
+    steadied = {"points": [-2.5, -1.5, -0.5], "clear": True}
+    claim = {"strait below edf in high": {"points": [-3.0, -2.0, -1.0], "clear": True, "at_common_speed": steadied}}
     of_both = {"traces": ["t"], "loads": [0.9], "device": "d", "capacity_rps": 5.0, "policies": [row], "claims": claim}
     live.write_text(json.dumps(of_both))
     cell = {"load": 0.9, "policy": "edf"}
@@ -66,7 +67,7 @@ def test_live_runs_and_their_simulation_are_shown(document: Path, tmp_path: Path
     text = document.read_text()
     assert (
         "| edf | 2.00 % [1.00, 3.00] |" in text
-        and "strait below edf in high: -2.00 points [-3.00, -1.00], clear" in text
+        and "| strait below edf in high | -2.00 [-3.00, -1.00] | -1.50 [-2.50, -0.50] |" in text
     )
     assert "| + noise | 1.50 | 0.50 | 7.0 % | yes |" in text and "| 0.9 | edf | 0.50 / 0.50 % |" in text
 

@@ -16,9 +16,10 @@ import pytest
 from agents import tags
 from agents.policy import make_policy
 from agents.rollout import request_table, run
-from benchmarks import live, sim_to_live
+from benchmarks import live, live_simulated, sim_to_live
 from benchmarks.live_runs import LiveRun, Offered, check_policies, make_cells, run_all
-from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, simulate, verdict
+from benchmarks.live_simulated import at_common_speed, simulate, violation_rates
+from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, verdict
 from benchmarks.sim_to_live_report import write_report
 from envs.profile import Profile, synthetic_profile
 from envs.refit import KNOT_MS, at_speed
@@ -208,6 +209,32 @@ def test_late_offers_count_as_waiting(machine: Machine, runs: list[LiveRun]) -> 
     np.testing.assert_allclose(late["arrival_ms"], plain["arrival_ms"])
 
 
+def test_runs_that_say_nothing_of_the_speed_stay_as_they_were(machine: Machine, runs: list[LiveRun]) -> None:
+    rates = at_common_speed(runs, machine.profile, machine.info, 2, 1)
+    measured = [[100 * one.result[tag] for tag in tags.VIOLATION] for one in runs]
+    np.testing.assert_allclose(rates, measured, atol=1e-9)
+
+
+def test_a_slow_machine_is_not_held_against_a_policy(
+    machine: Machine, runs: list[LiveRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same policy twice, by chance the second time on a machine of a third of the speed."""
+    profile = replace(machine.profile, residual=np.zeros(2))
+    same = replace(
+        runs[0].offered, workload=replace(runs[0].offered.workload, deadline_ms=np.full(len(runs[0].table), 2.0))
+    )
+    speeds = [np.zeros((2, 1)), np.full((2, 1), np.log(3.0))]
+    tables = [simulate(profile, profile, "fifo", same, 2, 1, speed=speed)[0] for speed in speeds]
+    both = [replace(runs[0], offered=same, table=table, policy="fifo") for table in tables]
+    raw = [violation_rates([table]) for table in tables]
+    nothing = SimpleNamespace(all_of_it=lambda profile: profile, late_ms=np.zeros(1))
+    monkeypatch.setattr(live_simulated, "measure_overhead", lambda meters, info: nothing)
+    monkeypatch.setattr(live_simulated, "speed_of", lambda one, truth, info: speeds[one is both[1]])
+    rates = at_common_speed(both, profile, machine.info, 2, 4)
+    assert raw[1].sum() > raw[0].sum() + 20.0
+    assert np.abs(rates[1] - rates[0]).sum() < 0.3 * (raw[1] - raw[0]).sum()
+
+
 def test_verdict_names_policies_that_swap() -> None:
     cell = {"load": 1.0, "live_low": 1.0, "sim_low": 1.0, "live_p99_ms": 100.0, "sim_p99_ms": 90.0}
     rows = [
@@ -261,7 +288,14 @@ def test_headline_is_paired_and_says_what_is_clear() -> None:
     frame = live.frame_of(runs)
     rows = live.table_of(frame, ["strait"])
     assert rows[1]["minus_strait"]["high"] == [30.0, 30.0, 30.0]
-    assert live.claims(frame) == {"strait below fifo in high": {"points": [-30.0, -30.0, -30.0], "clear": True}}
+    common = live.frame_of(runs, np.array([[10.0, 5.0] if one.policy == "strait" else [9.0, 5.0] for one in runs]))
+    assert live.claims(frame, common) == {
+        "strait below fifo in high": {
+            "points": [-30.0, -30.0, -30.0],
+            "clear": True,
+            "at_common_speed": {"points": [1.0, 1.0, 1.0], "clear": False},
+        }
+    }
     json.dumps(rows, allow_nan=False)
 
 

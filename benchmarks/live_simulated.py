@@ -1,0 +1,121 @@
+"""A live run once more in simulation: the same requests, offered as late, on cores as fast as they were.
+
+And what that is good for beside the comparison of the two (benchmarks.sim_to_live): policies that ran at different times met
+a machine of different speed. What that made of their rates is simulated and taken out (`at_common_speed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+
+from agents.rollout import request_table, run
+from agents.variants import resolve
+from benchmarks.live_runs import LiveRun, Offered
+from envs.profile import Profile
+from envs.refit import at_speed, measured_speed
+from envs.simulator import Simulator
+from envs.state import HIGH, LOW, MET, OUTCOMES
+from serving.config import EngineConfig
+from serving.overhead import measure_overhead
+from traces.machine import MachineInfo
+from traces.workload import Workload
+
+ON_TIME = np.zeros(1)
+
+
+def simulate(
+    told: Profile,
+    truth: Profile,
+    policy: str,
+    offered: Offered,
+    streams: int,
+    worlds: int,
+    late_ms: np.ndarray = ON_TIME,
+    speed: np.ndarray | None = None,
+) -> list[pd.DataFrame]:
+    """Requests of one cell in simulation, one table a world.
+
+    Args:
+        told: what the scheduler is told, as live. truth: what the device and the engine do.
+        policy: as for ``agents.variants.resolve``.
+        offered: the cell. streams: of the device. worlds: runs with other noise.
+        late_ms: (n,) of these one is drawn for each request, by which it is offered late.
+        speed: of the cores over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
+    """
+    device = truth.truth(streams)
+    if speed is not None and speed.size:
+        device = at_speed(device, speed)
+    workload = offered.workload
+    seen = offered_late(workload, late_ms, offered.repetition)
+    late = seen.arrival_ms - workload.arrival_ms
+    chosen, change = resolve(policy, worlds)
+    sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
+    # Live, what is queued is dropped once it is late by the engine's grace.
+    sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)
+    run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
+    tables = [request_table(sim, e) for e in range(worlds)]
+    for table in tables:
+        table["arrival_ms"] -= late
+        table["latency_ms"] += late
+        table["queue_ms"] += late
+    return tables
+
+
+def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload:
+    """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
+    drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
+    arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
+    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, 1e-3)
+    return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
+
+
+def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
+    """Speed of the cores over the time of a live run, on the clock of its workload."""
+    ran = one.table[one.table["batch_id"] >= 0]
+    start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
+    shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
+    begin_ms = float(np.median(shifts)) if shifts else 0.0
+    return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
+
+
+def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:
+    """(2,) percent of the requests of each priority that were not met, over all tables; 0 where there are none."""
+    whole = pd.concat(tables, ignore_index=True)
+    violated = (whole["outcome"] != OUTCOMES[MET]).to_numpy()
+    rates = [violated[whole["priority"].to_numpy() == priority] for priority in (HIGH, LOW)]
+    return np.array([100.0 * mine.mean() if len(mine) else 0.0 for mine in rates])
+
+
+def at_common_speed(
+    runs: Sequence[LiveRun], told: Profile, info: MachineInfo, streams: int, worlds: int = 8
+) -> np.ndarray:
+    """Live violation rates as if all policies had met the same machine, by control variates (Lavenberg and Welch, 1981).
+
+    From the rates of each run those are taken that the simulator gives for the speed that its own batches show, and the
+    mean of those that it gives the same policy for the speeds of all runs on the same requests is added. Policies take turns,
+    so that no speed belongs to any of them: what the simulator gets wrong about a policy cancels, and the spread shrinks. What
+    does not cancel is an error of the truth that makes batches seem slower under one policy than under another.
+
+    Args:
+        runs: of all policies, those on the same requests next to each other. told: what the schedulers are told.
+        info: the machine. streams: of the device. worlds: simulated runs for each speed.
+
+    Returns:
+        (R, 2) percent by priority, in the order of the runs.
+    """
+    overhead = measure_overhead([one.meter for one in runs], info)
+    truth = overhead.all_of_it(told)
+    out = []
+    for _, cell in groupby(runs, key=lambda one: id(one.offered)):
+        here = list(cell)
+        speeds = [speed_of(one, truth, info) for one in here]
+        for i, one in enumerate(here):
+            args = (told, truth, one.policy, one.offered, streams, worlds, overhead.late_ms)
+            at = np.array([violation_rates(simulate(*args, speed)) for speed in speeds])
+            out.append(violation_rates([one.table]) - at[i] + at.mean(axis=0))
+    return np.array(out)
