@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from agents.compare import HIGH_WEIGHT, bootstrap
-from agents.policy_file import CHECKPOINT, read_policy
+from agents.policy_file import CHECKPOINT, SHIPPED, read_policy
 from agents.rollout import run as run_policy
 from agents.train_config import TrainConfig
 from agents.variants import resolve
@@ -32,7 +32,7 @@ from traces.files import atomic_path, atomic_write_text
 from traces.measurements import Measurements
 from traces.workload import Workload
 
-SHIPPED = "cpu2"
+BASE = "cpu2"  # profile whose interference a log refines
 BUDGET_S = 240.0
 TRAIN_SHARE = 0.6  # of the log's time; the rest judges
 WINDOWS = 16  # of the rest, each an episode
@@ -73,8 +73,8 @@ class Loop:
     @property
     def weights(self) -> Path | None:
         """File of the weights to go on from; None where a heuristic serves."""
-        if self.policy == "ppo":
-            return CHECKPOINT
+        if self.policy in SHIPPED:
+            return SHIPPED[self.policy]
         return Path(self.policy) if self.policy.endswith(".safetensors") else None
 
 
@@ -118,7 +118,7 @@ def profile_of(log: Measurements) -> Profile:
     Raises:
         InputError: a model has no solo run.
     """
-    base = on_machine(Profile.load(SHIPPED), of_kind(log, "solo"))
+    base = on_machine(Profile.load(BASE), of_kind(log, "solo"))
     return replace(refit(base, of_kind(log, "live")), name="log")
 
 

@@ -17,7 +17,10 @@ from traces.errors import InputError
 from traces.files import atomic_path
 
 FORMAT = "strait-policy/2"
-CHECKPOINT = Path(__file__).resolve().parent / "data" / "default.safetensors"  # what ships with the project
+DATA = Path(__file__).resolve().parent / "data"
+CHECKPOINT = DATA / "default.safetensors"
+# What ships with the project: trained on a wide range of workloads, and on one machine as it served (configs default, live).
+SHIPPED = {"ppo": CHECKPOINT, "ppo-served": DATA / "served.safetensors"}
 
 
 @dataclass(frozen=True)

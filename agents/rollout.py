@@ -57,7 +57,7 @@ def _play_range(choose, mem, p, st, tb, w, tr, gen, lo, hi, decisions):
             if w.env[e].done == 1:
                 seed = mix(w.env[e].seed, 7)
                 generate(w, tb, gen, e, seed)
-                begin(st, w, tb, e, seed)
+                begin(st, w, tb, tr, e, seed)
                 for i in range(mem.shape[1]):
                     mem[e, i] = 0.0
                 run_to_decision(st, w, tb, tr, e)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from agents.policy import Policy, kinds, make_policy
-from agents.policy_file import CHECKPOINT
+from agents.policy_file import SHIPPED
 from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
@@ -88,7 +88,7 @@ def resolve(
     """A policy by name for n schedulers, and the change it makes to what the scheduler is told.
 
     Args:
-        name: a registered kind, "ppo" (the checkpoint that ships), the path of a checkpoint, or "KIND:SWITCH".
+        name: a registered kind, "ppo" or "ppo-served" (checkpoints that ship), the path of a checkpoint, or "KIND:SWITCH".
         n: number of schedulers.
         use_tuned: whether tuned parameters replace the defaults. profile: the device's, by name or path.
         params: overrides of parameters by name; these win.
@@ -96,10 +96,10 @@ def resolve(
     Raises:
         InputError: there is no such policy, switch or parameter.
     """
-    if name == "ppo" or name.endswith(".safetensors"):
+    if name in SHIPPED or name.endswith(".safetensors"):
         from agents.learned import load_policy
 
-        return load_policy(CHECKPOINT if name == "ppo" else Path(name), n), _same
+        return load_policy(SHIPPED.get(name, Path(name)), n), _same
     kind, _, switch = name.partition(":")
     if switch and switch not in SWITCHES:
         raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")

@@ -24,8 +24,9 @@ from rich.table import Table
 
 from agents import tags
 from agents.compare import bootstrap, difference, weighted_rate
+from agents.policy_file import SHIPPED
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live_runs import LiveRun, check_amounts, check_policies, make_cells, run_all
 from benchmarks.live_simulated import at_common_speed
 from envs.profile import Profile
 from serving.compare import capacity_rps, open_machine
@@ -42,7 +43,7 @@ class LiveConfig:
 
     Attributes:
         out: folder of results.
-        policies: who serves; ppo is left out where no trained policy ships, a policy.safetensors stands for itself.
+        policies: who serves; a policy.safetensors stands for itself.
         traces: arrivals, as for serve.py --replay.
         loads: offered loads over the measured capacity.
         duration: seconds of arrivals of each run.
@@ -60,7 +61,7 @@ class LiveConfig:
 
     out: str = "runs/live"
     policies: list[str] = field(
-        default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", "strait-guard", LEARNED]
+        default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", "strait-guard", *SHIPPED]
     )
     traces: list[str] = field(default_factory=lambda: ["azure_llm_2023", "mooncake"])
     loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
@@ -134,7 +135,7 @@ def claims(frame: pd.DataFrame, common: pd.DataFrame) -> dict[str, Any]:
         frame: of the runs as they were. common: the same at a common speed (benchmarks.live_simulated).
     """
     names = list(dict.fromkeys(frame["policy"]))
-    learned = [name for name in names if name == LEARNED or name.endswith(".safetensors")]
+    learned = [name for name in names if name in SHIPPED or name.endswith(".safetensors")]
     straits = [name for name in names if name.startswith("strait")]
     rivals = [name for name in names if name not in (*straits, *learned)]
     pairs = [(name, rival, "high") for name in straits for rival in rivals]
@@ -221,7 +222,7 @@ def run_benchmark(config: LiveConfig) -> dict[str, Any]:
     say("simulating what the machine's changes of speed made of the rates")
     frame = frame_of(runs)
     common = frame_of(runs, at_common_speed(runs, machine.profile, machine.info, config.streams))
-    rows = table_of(frame, [name for name in ("strait", LEARNED) if name in policies])
+    rows = table_of(frame, [name for name in ("strait", *SHIPPED) if name in policies])
     print_table(rows, Console(width=130, stderr=True))
     summary = {
         "device": machine.executor.device.name,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from agents.policy_file import CHECKPOINT
+from agents.policy_file import SHIPPED
 from agents.variants import resolve
 from envs.profile import Profile
 from serving.compare import Machine, run_live
@@ -61,12 +61,12 @@ def check_amounts(config: Any, names: Sequence[str]) -> None:
 
 
 def check_policies(names: Sequence[str]) -> tuple[str, ...]:
-    """The policies to run: an unknown name is told before anything runs, and "ppo" is left out where none ships.
+    """The policies to run: an unknown name is told before anything runs, a trained one that does not ship is left out.
 
     Raises:
         InputError: there is no such policy.
     """
-    found = [name for name in dict.fromkeys(names) if name != LEARNED or CHECKPOINT.is_file()]
+    found = [name for name in dict.fromkeys(names) if name not in SHIPPED or SHIPPED[name].is_file()]
     for name in found:
         resolve(name)
     return tuple(found)

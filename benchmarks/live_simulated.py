@@ -17,11 +17,11 @@ from agents.rollout import request_table, run
 from agents.variants import resolve
 from benchmarks.live_runs import LiveRun, Offered
 from envs.profile import Profile
-from envs.refit import at_speed, measured_speed
+from envs.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
 from envs.simulator import Simulator
 from envs.state import HIGH, LOW, MET, OUTCOMES
 from serving.config import EngineConfig
-from serving.overhead import measure_overhead
+from serving.overhead import Overhead, measure_overhead
 from traces.machine import MachineInfo
 from traces.workload import Workload
 
@@ -81,6 +81,23 @@ def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
     shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
     begin_ms = float(np.median(shifts)) if shifts else 0.0
     return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
+
+
+def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
+    """The profile of a machine as it serves: delays, slowdowns and noise, and how fast its cores were during the runs.
+
+    Args:
+        told: as calibrated. overhead: what the engine costs. runs: that are joined in time. info: the machine.
+    """
+    truth = overhead.all_of_it(told)
+    speeds = [speed for one in runs if (speed := speed_of(one, truth, info)).size]
+    if not speeds:
+        return truth
+    speed = np.concatenate(speeds, axis=1)[:, : int(SPEED_MS / KNOT_MS)]
+    source = (
+        f"{told.source}; {len(overhead.log.batches)} batches beside a running engine, {speed.shape[1]} knots of speed"
+    )
+    return replace(truth, name="served", speed=speed, drift=(truth.drift[0], KNOT_MS), source=source)
 
 
 def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:

@@ -26,7 +26,7 @@ from agents.compare import HIGH_WEIGHT
 from agents.summary import summarise
 from benchmarks.common import machine as machine_name
 from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
-from benchmarks.live_simulated import ON_TIME, simulate, speed_of
+from benchmarks.live_simulated import ON_TIME, as_served, simulate, speed_of
 from envs.fit import fit
 from envs.profile import Profile
 from serving.compare import Machine, capacity_rps, open_machine
@@ -286,6 +286,8 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
     out = Path(config.out)
     atomic_write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
     say(f"report: {write_report(record, out)}")
+    as_served(machine.profile, overhead, runs, info).save(out / "profile.json")
+    say(f"profile of this machine as it serves, to train on (train.py --config live): {out / 'profile.json'}")
     return record
 
 

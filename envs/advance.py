@@ -70,7 +70,7 @@ def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
         cut(w, rec, e, seed)
     else:
         generate(w, tb, gen, e, seed)
-    begin(st, w, tb, e, seed)
+    begin(st, w, tb, tr, e, seed)
     # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
     st.env[e].n_free = draw_streams(rnd, st.stream.shape[1], seed)
 

@@ -39,15 +39,15 @@ NOISE, DRIFT, CROWD = 1, 2, 3
 def _drift(w, tr, e, g, core):
     """Factor on execution times on a core now: between knots that were measured or are hashed from the episode's seed."""
     spread = tr.device[g, DRIFT_SPREAD]
-    last = tr.speed.shape[2] - 1
-    if spread == 0.0 and last < 0:
+    n_knots = tr.speed.shape[2]
+    if spread == 0.0 and n_knots == 0:
         return 1.0
     x = w.env[e]
     at = x.time / tr.device[g, DRIFT_KNOT_MS]
     knot = int(at)
-    if last >= 0:
-        here = tr.speed[g, core, min(knot, last)]
-        return math.exp(here + (at - knot) * (tr.speed[g, core, min(knot + 1, last)] - here))
+    if n_knots > 0:
+        here = tr.speed[0, core, (x.speed_at + knot) % n_knots]
+        return math.exp(here + (at - knot) * (tr.speed[0, core, (x.speed_at + knot + 1) % n_knots] - here))
     if knot != x.knot:
         seed = rng.mix(x.seed, DRIFT)
         x.drift_a = rng.normal(seed, knot)

@@ -35,6 +35,7 @@ SCHEMA = "strait-profile/2"
 DATA = Path(__file__).resolve().parent / "data"
 _ARRAYS = (
     "solo_ms", "h2d_ms", "d2h_ms", "demand", "prior", "prior_cov", "count", "pair", "residual", "weight_bytes", "load_ms",
+    "speed",
 )  # fmt: skip
 
 
@@ -62,6 +63,8 @@ class Profile:
             while they share its own. These three are of the truth alone; a live engine measures them (serving.overhead).
         turn_ms: length of the turns that batches on one core take, the newest first; 0: they share it evenly.
         straggler: probability and factor of a straggler.
+        speed: (C, S) log of the factor on execution times on each core over time, as it was measured, every ``drift[1]`` ms: it
+            takes the place of the drift, and each episode begins anywhere in it. Core k is row k % C; S = 0: there is none.
         source: where the numbers come from.
     """
 
@@ -92,12 +95,19 @@ class Profile:
     quantile_rate: float = 0.05
     speed_rate: float = 0.2
     turn_ms: float = 0.0
+    speed: np.ndarray = None  # type: ignore[assignment]  # none when not given
 
     def __post_init__(self) -> None:
         m, b = len(self.models), len(self.batch_sizes)
         for key in ("weight_bytes", "load_ms"):
             if getattr(self, key) is None:
                 object.__setattr__(self, key, np.zeros(m))
+        if self.speed is None:
+            object.__setattr__(self, "speed", np.zeros((1, 0)))
+        if self.speed.ndim != 2 or len(self.speed) == 0:
+            raise InputError(
+                f"profile {self.name!r}: field 'speed' has shape {self.speed.shape}, expected (cores, knots)"
+            )
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise InputError(
                 f"profile {self.name!r}: batch sizes {list(self.batch_sizes)} must be ascending, without repeats"
@@ -208,10 +218,10 @@ class Profile:
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=np.array(
-                [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms]]
+                [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms, 1.0]]
             ),
             crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
-            speed=np.zeros((1, 1, 0)),
+            speed=self.speed[np.arange(n_streams) % len(self.speed), : None if noise else 0][None].copy(),
         )
 
     def save(self, path: str | Path) -> None:
@@ -243,6 +253,7 @@ class Profile:
         for key in ("schema", "extra"):  # older files have an empty "extra"
             data.pop(key, None)
         try:
+            data.setdefault("speed", [[]])
             for key in _ARRAYS:
                 data[key] = np.asarray(data[key], float)
             data["models"] = tuple(data["models"])

@@ -34,8 +34,8 @@ def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: in
     if not config.changes_device:
         return Randomiser(np.zeros((0, 0)), np.zeros((0, 0)), spread), truth
     own = truth._replace(solo=np.repeat(truth.solo, n, axis=0), pair=np.repeat(truth.pair, n, axis=0))
-    # World code finds the row of every array by the first axis of ``solo``: all must have one for each world.
-    rest = {f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair")}
+    # World code finds the row of every array but the speed by the first axis of ``solo``: all must have one for each world.
+    rest = {f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair", "speed")}
     return Randomiser(truth.solo[0].copy(), truth.pair[0].copy(), spread), own._replace(**rest)
 
 

@@ -26,12 +26,13 @@ from envs.fit import (
 from envs.profile import Profile
 from envs.replay_measurements import MeasuredReplay, log_of
 from envs.segments import Segments, cores_of, cut, turn_of
-from envs.truth import DRIFT_KNOT_MS, Truth
+from envs.truth import ANYWHERE, DRIFT_KNOT_MS, Truth
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
 MIN_BATCHES = 100  # fewer say nothing about noise
 KNOT_MS = 25.0  # between knots of a measured speed
+SPEED_MS = 120_000.0  # of a log's measured speed that a profile keeps
 STOP_MS = 50.0  # a batch that takes this much longer than its neighbours shows that the machine stood still
 SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
 
@@ -199,10 +200,18 @@ def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms:
     return speed
 
 
+def with_speed(profile: Profile, log: Measurements) -> Profile:
+    """The profile with the speed of each core over the last minutes of a log; its noise must be what is left beside that."""
+    end_ms = float(log.batches["exec_end_ms"].max())
+    begin_ms = max(float(log.batches["exec_start_ms"].min()), end_ms - SPEED_MS)
+    speed = measured_speed(profile, log, begin_ms, end_ms)
+    return replace(profile, speed=speed, drift=(profile.drift[0], KNOT_MS)) if speed.size else profile
+
+
 def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
     """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it, and not drawn."""
     device = truth.device.copy()
-    device[:, DRIFT_KNOT_MS] = KNOT_MS
+    device[:, DRIFT_KNOT_MS], device[:, ANYWHERE] = KNOT_MS, 0.0
     streams = truth.count.shape[1] - 1
     return truth._replace(device=device, speed=speed[np.arange(streams) % len(speed)][None])
 
@@ -232,4 +241,4 @@ def refit(base: Profile, log: Measurements) -> Profile:
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{base.source}; refitted to {len(frame)} live batches",
     )
-    return with_noise(told, log)
+    return with_speed(with_noise(told, log, by_core=True), log)

@@ -33,7 +33,7 @@ def step_range(st, w, tb, tr, lo, hi, actions, wakes):
 def begin_range(st, w, tb, tr, lo, hi, seeds):
     """Begin an episode in each world lo..hi-1 on the arrivals it holds, and run to its first decision."""
     for e in range(lo, hi):
-        begin(st, w, tb, e, seeds[e])
+        begin(st, w, tb, tr, e, seeds[e])
         run_to_decision(st, w, tb, tr, e)
 
 
@@ -42,7 +42,7 @@ def generate_range(st, w, tb, tr, gen, lo, hi, seeds):
     """Generate arrivals and begin an episode in each world lo..hi-1."""
     for e in range(lo, hi):
         gen_mod.generate(w, tb, gen, e, seeds[e])
-        begin(st, w, tb, e, seeds[e])
+        begin(st, w, tb, tr, e, seeds[e])
         run_to_decision(st, w, tb, tr, e)
 
 

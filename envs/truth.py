@@ -16,8 +16,8 @@ HANDOVER, SEEN = range(2)  # what waits: a dispatched batch for its thread, the 
 # Columns of Truth.device; the weight of low priority follows that of high.
 (
     DISPATCH_MS, STRAGGLER_P, STRAGGLER_FACTOR, DRIFT_SPREAD, DRIFT_KNOT_MS, WEIGHT, WEIGHT_LOW, COMPLETION_MS, TIMER_MS,
-    SHARED_TURN_MS,
-) = range(10)  # fmt: skip
+    SHARED_TURN_MS, ANYWHERE,
+) = range(11)  # fmt: skip
 
 world_t = np.dtype(
     [
@@ -34,6 +34,7 @@ world_t = np.dtype(
         ("ret", "f8"),  # undiscounted return of the episode
         ("steps", "i8"),  # decisions in this episode
         ("suspend", "f8"),  # when low priority will be suspended; inf when nothing is under way
+        ("speed_at", "i8"),  # knot of the measured speed at which the episode began
         ("knot", "i8"),  # knots of the drift between which the present lies, -1 for none yet; and its values there
         ("drift_a", "f8"),
         ("drift_b", "f8"),
@@ -84,14 +85,15 @@ class Truth(NamedTuple):
         pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
             co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
-        device: (G, 10): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
+        device: (G, 11): dispatch cost ms, straggler probability, straggler factor, standard deviation of the drift (of the
             log of execution times), time between its knots in ms, weight of high priority in the reward, weight of low
-            priority, time from a batch's end until the scheduler sees it in ms, by how much a timer rings late in ms, and the
-            length of a turn on a shared core in ms (0: it is shared evenly).
+            priority, time from a batch's end until the scheduler sees it in ms, by how much a timer rings late in ms, the
+            length of a turn on a shared core in ms (0: it is shared evenly), and 1 where an episode begins anywhere in the
+            measured speed (0: with its first knot).
         crowded: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN) take longer
             while batches share another core, and while they share its own (columns), ms.
-        speed: (G, C, S) log of the factor on execution times on each core at the knots of the drift, as it was measured: it
-            takes the place of the drift that is drawn, and stays at its last value; S = 0: there is none.
+        speed: (1, K, S) log of the factor on execution times on each core at the knots of the drift, as it was measured; it
+            takes the place of the drift that is drawn, and begins anew after its last. S = 0: there is none.
     """
 
     solo: np.ndarray

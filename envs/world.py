@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.contention import device_event, launch, progress
+from envs import rng
+from envs.contention import DRIFT, device_event, launch, progress
 from envs.jit import inlined, njit
 from envs.predictor import advance
 from envs.scheduler import can_dispatch, clear, defer, dispatch, drop_all, drop_unreachable, end_batch, enqueue, valid
 from envs.state import MET, WAITING
-from envs.truth import COPY_OUT, EXECUTE, IDLE, SUSPENDED, TIMER_MS, WEIGHT
+from envs.truth import ANYWHERE, COPY_OUT, EXECUTE, IDLE, SUSPENDED, TIMER_MS, WEIGHT
 
 
 @njit
-def begin(st, w, tb, e, seed):
+def begin(st, w, tb, tr, e, seed):
     """Start an episode of world e on the arrivals already in ``w.request[e, :w.env[e].n]``."""
     clear(st, tb, e)
     x = w.env[e]
@@ -34,6 +35,9 @@ def begin(st, w, tb, e, seed):
     x.suspend = np.inf
     x.suspending = 0
     x.knot = -1
+    n_knots = tr.speed.shape[2]
+    anywhere = n_knots > 0 and tr.device[e % tr.device.shape[0], ANYWHERE] > 0.0
+    x.speed_at = int(rng.uniform(rng.mix(seed, DRIFT), 0) * n_knots) if anywhere else 0
     x.end = w.options[e, 2]
     if x.n > 0:
         x.end += w.request[e, x.n - 1].arrival

@@ -18,7 +18,7 @@ class ServeConfig:
     Attributes:
         models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
             and YAML files that list models with their shapes (serving.repository). None: the default set of built-in models.
-        policy: a policy by name (fifo, edf, strait, ...), "ppo" for the trained one that ships, or a policy.safetensors.
+        policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda or cuda:N.
         profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.

@@ -15,11 +15,14 @@ from tiny_training import tiny
 from agents import from_log, train_cli
 from agents.from_log import Loop, close_loop, profile_of, read_log, shadow
 from agents.learned import load_policy
+from agents.policy import make_policy
 from agents.policy_file import read_policy
+from agents.rollout import request_table, run
 from envs.fit import log_slowdown
 from envs.profile import Profile, synthetic_profile
 from envs.refit import KNOT_MS, joined, measured_speed, of_kind, refit, with_noise
 from envs.segments import cut
+from envs.simulator import Simulator
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 from traces.workload import Workload, WorkloadConfig, make_workload
@@ -114,6 +117,30 @@ def test_speed_is_read_for_each_core_and_stops_for_all(truth: Profile, campaign:
     stopped = (knots >= start[121]) & (knots <= end[121])
     np.testing.assert_allclose(speed[:, ~stopped], np.log([[1.0], [1.5]]) + np.zeros((2, (~stopped).sum())), atol=0.02)
     assert stopped.sum() >= 11 and speed[:, stopped].min() > 2.0
+
+
+def test_a_refitted_profile_replays_the_speed_of_the_log(
+    truth: Profile, campaign: Measurements, tmp_path: Path
+) -> None:
+    live = of_kind(campaign, "live")
+    profile = refit(truth, live)
+    assert profile.speed.shape[0] == 2 and profile.drift[1] == KNOT_MS
+    profile.save(tmp_path / "p.json")
+    again = Profile.load(tmp_path / "p.json")
+    np.testing.assert_allclose(again.truth(4).speed[0], profile.speed[[0, 1, 0, 1]], atol=1e-6)
+    assert again.truth(4, noise=False).speed.size == 0
+
+
+def test_episodes_begin_anywhere_in_the_speed_of_a_log(truth: Profile) -> None:
+    speed = np.log(np.where(np.arange(400) < 200, 1.0, 3.0))[None]
+    profile = replace(truth, speed=speed, drift=(0.0, KNOT_MS), residual=np.zeros(2))
+    workload = Workload(np.zeros(1), np.zeros(1), np.zeros(1), np.full(1, 1e5), profile.models)
+    sim = Simulator(profile, 64, 1)
+    run(sim, make_policy("fifo"), [workload] * 64, list(range(64)))
+    took = np.array([request_table(sim, e)["latency_ms"][0] for e in range(64)])
+    slow = took > 1.5 * took.min()
+    assert 16 < slow.sum() < 48
+    np.testing.assert_array_equal(slow, sim.world.env["speed_at"] >= 199)
 
 
 def test_joining_refuses_other_models(campaign: Measurements) -> None:
