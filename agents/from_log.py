@@ -33,7 +33,7 @@ from traces.measurements import Measurements
 from traces.workload import Workload
 
 BASE = "cpu2"  # profile whose interference a log refines
-BUDGET_S = 240.0
+BUDGET_S = 330.0
 TRAIN_SHARE = 0.6  # of the log's time; the rest judges
 WINDOWS = 16  # of the rest, each an episode
 SHORTEST_MS = 500.0

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         loop = loop_of(args)
-        config, resume, trials = settings(args if loop is None else ["--config", "quick", *args])
+        config, resume, trials = settings(args if loop is None else ["--config", "live", *args])
         if loop is not None:
             print(json.dumps(close_loop(config, loop)))
             return 0
