@@ -172,7 +172,7 @@ def test_clock_ends_with_the_budget() -> None:
     assert 0.0 <= late.share() <= 1.0
 
 
-@pytest.mark.parametrize("name", ["quick", "default", "full"])
+@pytest.mark.parametrize("name", ["quick", "default", "full", "live"])
 def test_configurations_that_ship_are_valid(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
@@ -192,7 +192,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, ["--config", "nope"], "no configuration 'nope'; one of default, full, quick"),
+        (None, ["--config", "nope"], "no configuration 'nope'; one of default, full, live, quick"),
         ("unknown: 1", [], "unknown"),
         ("ppo: {n_step: 3}", [], "n_step"),
         ("ppo: {n_steps: many}", [], "n_steps"),
