@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from agents.policy import Policy, kinds, make_policy
-from agents.policy_file import SHIPPED
+from agents.policy_file import DATA, SHIPPED
 from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
-DATA = Path(__file__).resolve().parent / "data"
 TUNED = DATA / "tuned.json"
 
 

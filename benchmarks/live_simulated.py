@@ -13,13 +13,14 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
+from agents import tags
 from agents.rollout import request_table, run
+from agents.summary import summarise
 from agents.variants import resolve
 from benchmarks.live_runs import LiveRun, Offered
 from envs.profile import Profile
 from envs.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
 from envs.simulator import Simulator
-from envs.state import HIGH, LOW, MET, OUTCOMES
 from serving.config import EngineConfig
 from serving.overhead import Overhead, measure_overhead
 from traces.machine import MachineInfo
@@ -101,11 +102,9 @@ def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: 
 
 
 def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:
-    """(2,) percent of the requests of each priority that were not met, over all tables; 0 where there are none."""
-    whole = pd.concat(tables, ignore_index=True)
-    violated = (whole["outcome"] != OUTCOMES[MET]).to_numpy()
-    rates = [violated[whole["priority"].to_numpy() == priority] for priority in (HIGH, LOW)]
-    return np.array([100.0 * mine.mean() if len(mine) else 0.0 for mine in rates])
+    """(2,) violations in percent by priority, over all tables."""
+    metrics = summarise(pd.concat(tables, ignore_index=True))
+    return 100.0 * np.array([metrics[tag] for tag in tags.VIOLATION])
 
 
 def at_common_speed(
