@@ -47,7 +47,7 @@ from agents.imitate import ImitateResult, imitate, return_scale
 from agents.learned import load_policy
 from agents.learner import Clock, make_model
 from agents.lookahead import look_ahead
-from agents.policy import kinds
+from agents.policy import Policy, kinds
 from agents.policy_file import read_policy, write_policy
 from agents.prior import Prior
 from agents.run_folder import LAST, POLICY, command_line, git_commit, make_logger, make_run_folder, note_run
@@ -91,7 +91,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
         self.config = config
-        resolve(config.teacher), resolve(config.reference)  # an unknown name is told before anything runs
+        self._resolve(config.teacher), self._resolve(config.reference)  # an unknown name is told before anything runs
         found = find_checkpoint(resume) if resume is not None else None
         start = read_checkpoint(found[1]) if found else None
         self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
@@ -99,12 +99,12 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
         self.batch = self.env.env.batch
-        teacher, strait = resolve(config.teacher)[0], kinds()["strait"]
+        teacher, strait = self._resolve(config.teacher), kinds()["strait"]
         if config.ppo.prior > 0 and teacher.kind is not strait:
             raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
         reference = teacher.vector.tolist() if teacher.kind is strait else None
         self.model = make_model(config.ppo, self.env, config.seed, reference)
-        self.baseline = Baseline(self.batch, resolve(config.reference, self.batch.n)[0]) if config.baseline else None
+        self.baseline = Baseline(self.batch, self._resolve(config.reference, self.batch.n)) if config.baseline else None
         if start is not None and self.baseline is not None:
             self.env.began = self.baseline.began
         if start is None:
@@ -116,6 +116,10 @@ class Trainer:
         self._follow()
         note_run(self.run, config)
         self._add_callbacks(start)
+
+    def _resolve(self, name: str, n: int = 1) -> Policy:
+        """A policy for n schedulers, with tuned parameters."""
+        return resolve(name, n, profile=self.config.tuned_for or self.config.env.profile)[0]
 
     @property
     def buffer(self) -> SemiMarkovBuffer:
@@ -177,13 +181,15 @@ class Trainer:
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
-        teacher = resolve(c.teacher, c.ppo.n_envs)[0]
+        teacher = self._resolve(c.teacher, c.ppo.n_envs)
         # Relative to itself a teacher's return is 0: there is no value to learn from it then.
         settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
         result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
         self.buffer.reward_scale = result.reward_scale
         if start is not None:
             self._take_weights(start)
+            if float(policy.net.prior) > 0:  # what it corrects is the Strait that it was trained with
+                teacher.vector = policy.net.reference.numpy().astype(float)
         # A policy that does not start from Strait's choice has nothing that gains over it could correct.
         if c.look_ahead.rounds and float(policy.net.prior) > 0:
             look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, self._looked_enough, c.progress)
@@ -257,7 +263,7 @@ class Trainer:
 
     def _make_duel(self, workloads: int, seed: int) -> Duel:
         c = self.config.duel
-        reference = resolve(self.config.reference, workloads)[0]
+        reference = self._resolve(self.config.reference, workloads)
         weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
         profile = self.batch.profile
         return Duel(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)

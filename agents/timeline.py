@@ -54,7 +54,7 @@ def run(config: TimelineConfig) -> str:
     Raises:
         InputError: an unknown policy, workload or profile, or nothing to draw.
     """
-    policy, change = resolve(config.policy)
+    policy, change = resolve(config.policy, profile=config.profile)
     profile = load_profile(EnvConfig(profile=config.profile))
     profile = profile.select(seen_models(profile))
     rate = config.load * measure_capacity(profile, config.streams)

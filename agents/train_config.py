@@ -113,6 +113,7 @@ class TrainConfig:
             where the run ends or is interrupted.
         keep: checkpoints kept, the newest.
         teacher: policy that the warm start imitates. reference: policy to beat.
+        tuned_for: profile whose tuned parameters both take; empty: that of the worlds.
         baseline: rewards are relative to what the reference does with the same requests (agents.baseline).
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
@@ -128,6 +129,7 @@ class TrainConfig:
     keep: int = 3
     teacher: str = "strait"
     reference: str = "strait"
+    tuned_for: str = ""
     baseline: bool = True
     logdir: str = "runs"
     name: str = ""

@@ -1,9 +1,9 @@
 """Every policy's own parameters, tuned alike: ``python -m agents.tune`` writes agents/data/tuned.json.
 
 One tuner (Optuna's TPE) with one budget for all, on training workloads: synthetic arrivals with seeds that no evaluation
-uses. The objective is the share of violated weight, high priority counting five times. The first trial is the defaults, so
-that what is kept is never worse than they are on these workloads. A file that is there already is resumed: policies that
-were tuned with the same settings are not tuned again.
+uses. The objective is the share of violated weight, high priority counting five times or as told. The first trial is the
+defaults, so that what is kept is never worse than they are on these workloads. A file that is there already is resumed:
+policies that were tuned with the same settings are not tuned again.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class TuneConfig:
         duration_ms: length of each.
         profile: shipped profile by name, or a JSON file written by envs.fit.
         streams: streams of the device.
+        high_weight: what a violation of high priority counts in the objective, one of low priority being 1.
         workers: processes; all cores by default.
         out: file to write; results in it that were made with the same settings are kept.
     """
@@ -106,6 +107,7 @@ class TuneConfig:
     duration_ms: float = 4_000.0
     profile: str = "cpu2"
     streams: int = 4
+    high_weight: float = HIGH_WEIGHT
     workers: int | None = None
     out: str = str(TUNED)
 
@@ -127,6 +129,7 @@ class Trainer:
         ]
         room = max(1, *(len(w) for w in self.workloads))
         self.sim = Simulator(profile, len(self.workloads), config.streams, room)
+        self.weights = np.array([config.high_weight, 1.0])
 
     def score(self, policy: Policy) -> float:
         """Share of violated weight, mean over the workloads."""
@@ -134,8 +137,7 @@ class Trainer:
         count = self.sim.state.count  # (N, 2, outcomes)
         total = count.sum(axis=2)
         bad = total - count[:, :, 1]
-        weight = np.array([HIGH_WEIGHT, 1.0])
-        return float(np.mean((bad @ weight) / np.maximum(total @ weight, 1e-9)))
+        return float(np.mean((bad @ self.weights) / np.maximum(total @ self.weights, 1e-9)))
 
 
 def suggest(trial: Any, name: str) -> dict[str, Any]:
@@ -209,7 +211,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     old = json.loads(out.read_text()) if out.is_file() else {}
     result: dict[str, Any] = {
         "command": " ".join(["python -m agents.tune", *_arguments(config)]),
-        "objective": "share of violated weight, high priority counting 5",
+        "objective": f"share of violated weight, high priority counting {config.high_weight:g}",
         "settings": settings,
         "policies": dict(old.get("policies", {})) if old.get("settings") == settings else {},
     }

@@ -1,6 +1,7 @@
 """Policies live on real traces: the headline table (``python -m benchmarks.live``).
 
-Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine:
+Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine,
+and the parameters that policies take live (agents.variants.LIVE):
 arrivals of real traces (their fitted twins where the traces are absent), loads around the measured capacity, several
 repetitions with other requests; means with bootstrap intervals over repetitions, and paired differences. Those are given once
 as they were, and once less what the simulator says that the machine's changes of speed made of them.
@@ -46,7 +47,7 @@ class LiveConfig:
         policies: who serves; a policy.safetensors stands for itself.
         traces: arrivals, as for serve.py --replay.
         loads: offered loads over the measured capacity.
-        duration: seconds of arrivals of each run.
+        duration: seconds of arrivals of each run; long enough for the trace's slow changes of rate to show.
         repetitions: runs of each policy, trace and load, policies in turn.
         models: built-in names, or NAME=SOURCE.
         high_fraction: share of high-priority requests.
@@ -60,12 +61,10 @@ class LiveConfig:
     """
 
     out: str = "runs/live"
-    policies: list[str] = field(
-        default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", "strait-guard", *SHIPPED]
-    )
+    policies: list[str] = field(default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", *SHIPPED])
     traces: list[str] = field(default_factory=lambda: ["azure_llm_2023", "mooncake"])
     loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
-    duration: float = 10.0
+    duration: float = 20.0
     repetitions: int = 3
     models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
     high_fraction: float = 0.3

@@ -9,7 +9,8 @@ from collections import deque
 
 import numpy as np
 
-from agents.policy import Policy, make_policy
+from agents.policy import Policy
+from agents.variants import LIVE, resolve
 from envs.state import SchedState, Tables, n_actions
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class GuardedPolicy:
 
     def __init__(self, policy: Policy, state: SchedState, tables: Tables, budget_ms: float = 10.0) -> None:
         self.policy = policy
-        self.fallback = make_policy("strait")
+        self.fallback = resolve("strait", profile=LIVE)[0]
         self.budget_ns = int(budget_ms * 1e6)
         self.decisions = 0
         self.fallbacks = 0

@@ -132,7 +132,7 @@ def command(folder: Path, models: dict[str, str], *flags: str) -> list[str]:
     """How the server is started with models, each with the module of its factory."""
     listing = folder / "models.yaml"
     listing.write_text("".join(ENTRY.format(name, module) for name, module in models.items()))
-    defaults = ("--streams=2", "--policy=edf", "--batch_sizes=[1,2,4]", "--port=0")
+    defaults = ("--streams=2", "--policy=fifo", "--batch_sizes=[1,2,4]", "--port=0")
     return [sys.executable, str(ROOT / "serve.py"), f"--models={listing}", *defaults, *flags]
 
 

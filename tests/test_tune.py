@@ -12,7 +12,7 @@ import pytest
 from agents.policy import kinds, make_policy
 from agents.suites import SYNTHETIC, UNSEEN
 from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
-from agents.variants import TUNED, resolve, tuned, tuned_path
+from agents.variants import LIVE, TUNED, resolve, tuned, tuned_path
 from traces.errors import InputError
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
@@ -52,7 +52,17 @@ def test_tuning_is_repeatable_never_worse_and_read_back(tmp_path: Path) -> None:
 def test_a_profile_takes_the_parameters_that_were_tuned_for_it() -> None:
     assert tuned_path("cpu2") == tuned_path("runs/mine/profile.json") == TUNED
     assert tuned_path("gpu-v100") != TUNED
-    assert resolve("clockwork", profile="cpu2")[0].params != resolve("clockwork", profile="gpu-v100")[0].params
+    params = [resolve("clockwork", profile=name)[0].params for name in ("cpu2", "gpu-v100", LIVE)]
+    assert len(set(params)) == len(params)
+
+
+def test_the_objective_counts_high_priority_as_told() -> None:
+    profile, edf = training_profile("cpu2"), make_policy("edf")
+    low, fair, high = (
+        Trainer(replace(SHORT, loads=(3.0,), high_weight=weight), profile, 300.0).score(edf)
+        for weight in (0.0, 1.0, 1e9)
+    )
+    assert min(low, high) < fair < max(low, high), "a mean of both priorities' rates, by weight"
 
 
 def test_a_file_with_the_same_settings_is_resumed(tmp_path: Path) -> None:
