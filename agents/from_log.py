@@ -21,7 +21,7 @@ from agents.compare import HIGH_WEIGHT, bootstrap
 from agents.policy_file import CHECKPOINT, SHIPPED, read_policy
 from agents.rollout import run as run_policy
 from agents.train_config import TrainConfig
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from envs.capacity import measure_capacity
 from envs.profile import Profile
 from envs.refit import joined, of_kind, on_machine, refit
@@ -139,7 +139,7 @@ def settings(
         budget_s=config.budget_s or BUDGET_S,
         teacher="strait",  # what the network corrects, whoever is running
         reference=loop.policy,
-        tuned_for=LIVE,
+        tuned_for=SERVED,
         env=replace(
             config.env,
             profile=str(work / "profile.json"),
@@ -161,7 +161,7 @@ def settings(
 def violated_weight(profile: Profile, policy: str, windows: list[Workload], streams: int, worlds: int) -> np.ndarray:
     """Share of violated weight in each window (W,), a mean over ``worlds`` noises that are the same for every policy."""
     n = len(windows) * worlds
-    chosen, change = resolve(policy, n, profile=LIVE)
+    chosen, change = resolve(policy, n, profile=SERVED)
     sim = Simulator(profile, n, streams, max(len(w) for w in windows), tables=change(profile.tables()))
     run_policy(sim, chosen, [w for w in windows for _ in range(worlds)], list(range(1, n + 1)))
     kept = sim.state.count.sum(axis=2) - sim.state.count[..., CANCELLED]

@@ -2,8 +2,7 @@
 
 ``strait:no-interference`` is the policy ``strait`` under the switch ``no-interference``. Switches of the predictor change
 what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters, written by agents.tune,
-apply unless told otherwise: those for the device's profile (agents/data/tuned-PROFILE.json), else agents/data/tuned.json; live,
-agents/data/tuned-live.json.
+apply unless told otherwise: those for the device's profile (agents/data/tuned-PROFILE.json), else agents/data/tuned.json.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
 TUNED = DATA / "tuned.json"
-LIVE = "live"  # what policies that serve live take: tuned on a machine as it serves, high priority first
+SERVED = "cpu2-served"  # profile of a machine as it serves: live, policies take what was tuned for it, high priority first
 
 
 def _no_interference(tables: Tables) -> Tables:

@@ -16,7 +16,7 @@ import pandas as pd
 from agents import tags
 from agents.rollout import request_table, run
 from agents.summary import summarise
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from benchmarks.live_runs import LiveRun, Offered
 from envs.profile import Profile
 from envs.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
@@ -54,7 +54,7 @@ def simulate(
     workload = offered.workload
     seen = offered_late(workload, late_ms, offered.repetition)
     late = seen.arrival_ms - workload.arrival_ms
-    chosen, change = resolve(policy, worlds, profile=LIVE)
+    chosen, change = resolve(policy, worlds, profile=SERVED)
     sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
     # Live, what is queued is dropped once it is late by the engine's grace.
     sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)

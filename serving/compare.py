@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from agents.policy import make_policy
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from envs.profile import Profile
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.config import EngineConfig
@@ -135,7 +135,7 @@ def run_live(
     """
 
     async def serve() -> tuple[dict[str, Any], pd.DataFrame]:
-        chosen, tell = resolve(policy, profile=LIVE)
+        chosen, tell = resolve(policy, profile=SERVED)
         engine = Engine(machine.executor, machine.profile, chosen, EngineConfig(), tell)
         await engine.start(warm_executor=False)  # ``open_machine`` did
         engine.observers.extend(observers)

@@ -22,7 +22,7 @@ from rich.table import Table
 from agents import tags
 from agents.ppo import train
 from agents.train_config import load_config
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from envs.fit import fit
 from envs.profile import Profile
 from serving.compare import Machine, capacity_rps, open_machine, run_live
@@ -100,7 +100,7 @@ def train_policy(config: DemoConfig, profile: Profile, out: Path, say: Any) -> s
         logdir=str(out),
         name=f"train-{time.strftime('%Y%m%d-%H%M%S')}",
         progress=sys.stderr.isatty(),
-        tuned_for=LIVE,
+        tuned_for=SERVED,
         env=replace(base.env, profile=str(path), models=(), streams=config.streams),
     )
     result = train(settings)

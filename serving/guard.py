@@ -10,7 +10,7 @@ from collections import deque
 import numpy as np
 
 from agents.policy import Policy
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from envs.state import SchedState, Tables, n_actions
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class GuardedPolicy:
 
     def __init__(self, policy: Policy, state: SchedState, tables: Tables, budget_ms: float = 10.0) -> None:
         self.policy = policy
-        self.fallback = resolve("strait", profile=LIVE)[0]
+        self.fallback = resolve("strait", profile=SERVED)[0]
         self.budget_ns = int(budget_ms * 1e6)
         self.decisions = 0
         self.fallbacks = 0

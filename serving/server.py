@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agents.policy import Policy
-from agents.variants import LIVE, resolve
+from agents.variants import SERVED, resolve
 from envs.profile import Profile
 from envs.state import Tables
 from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
@@ -338,4 +338,4 @@ class Server:
 
 def resolve_policy(config: ServeConfig) -> tuple[Policy, Callable[[Tables], Tables]]:
     """The policy that the settings name, and what it changes in what the scheduler is told."""
-    return resolve(config.policy, profile=LIVE)
+    return resolve(config.policy, profile=SERVED)

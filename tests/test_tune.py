@@ -12,7 +12,7 @@ import pytest
 from agents.policy import kinds, make_policy
 from agents.suites import SYNTHETIC, UNSEEN
 from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
-from agents.variants import LIVE, TUNED, resolve, tuned, tuned_path
+from agents.variants import SERVED, TUNED, resolve, tuned, tuned_path
 from traces.errors import InputError
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
@@ -52,7 +52,7 @@ def test_tuning_is_repeatable_never_worse_and_read_back(tmp_path: Path) -> None:
 def test_a_profile_takes_the_parameters_that_were_tuned_for_it() -> None:
     assert tuned_path("cpu2") == tuned_path("runs/mine/profile.json") == TUNED
     assert tuned_path("gpu-v100") != TUNED
-    params = [resolve("clockwork", profile=name)[0].params for name in ("cpu2", "gpu-v100", LIVE)]
+    params = [resolve("clockwork", profile=name)[0].params for name in ("cpu2", "gpu-v100", SERVED)]
     assert len(set(params)) == len(params)
 
 
