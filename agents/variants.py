@@ -22,7 +22,9 @@ from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
 TUNED = DATA / "tuned.json"
-SERVED = "cpu2-served"  # profile of a machine as it serves: live, policies take what was tuned for it, high priority first
+SERVED = (
+    "cpu2-served"  # profile of a machine as it serves: live, policies take what was tuned for it, high priority first
+)
 
 
 def _no_interference(tables: Tables) -> Tables:

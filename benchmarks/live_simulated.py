@@ -56,8 +56,8 @@ def simulate(
     late = seen.arrival_ms - workload.arrival_ms
     chosen, change = resolve(policy, worlds, profile=SERVED)
     sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
-    # Live, what is queued is dropped once it is late by the engine's grace.
-    sim.world.options[:, 2] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0)
+    # Live, what is queued is dropped once it is late by the engine's grace, and nothing before that for want of arrivals.
+    sim.world.options[:, 2:] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0), EngineConfig().grace_ms
     run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
     tables = [request_table(sim, e) for e in range(worlds)]
     for table in tables:

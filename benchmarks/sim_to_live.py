@@ -106,7 +106,8 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
         start = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).min()
         finish = ran["finish_ms"].groupby(ran["batch_id"]).max()
         busy_ms += float((finish - start).sum())
-        span_ms += streams * float(table["finish_ms"].max() - table["arrival_ms"].min())
+        # To the last batch: what no policy would dispatch any more ends by a timer live, in simulation at the episode's end.
+        span_ms += streams * max(float(finish.max() - table["arrival_ms"].min()), 0.0) if len(ran) else 0.0
         batch = table["batch_id"].to_numpy()
         pooled.append(table.assign(batch_id=np.where(batch >= 0, batch + base, -1)))
         base += int(batch.max(initial=0)) + 1

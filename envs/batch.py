@@ -88,7 +88,7 @@ class Batch:
         self.randomiser, self.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
         self.sim.truth = self.truth
         self.sim.tables.device[:, TURNS] = config.turns
-        self.sim.world.options[:] = (config.drop, config.defer_ms, config.end_ms)
+        self.sim.world.options[:, :3] = (config.drop, config.defer_ms, config.end_ms)
         n_actions, size = self.sim.n_actions, self.sim.obs_size
         self._pairs = [(np.zeros((n, size), np.float32), np.zeros((n, n_actions), bool)) for _ in range(2)]
         self._turn = 0

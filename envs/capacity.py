@@ -107,7 +107,7 @@ def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
     The loop of the training worlds is used, since they need it anyhow and compiling one for this alone takes seconds.
     """
     n, n_models = sim.n, len(sim.profile.models)
-    sim.world.options[:] = (0.0, np.inf, np.inf)  # nothing is dropped, ever
+    sim.world.options[:] = (0.0, np.inf, np.inf, np.inf)  # nothing is dropped, ever
     none = np.zeros((1, COLUMNS))
     generator = make_arrivals(none, none, np.full((1, n_models), 1.0 / n_models), np.zeros(1), n)
     randomiser, truth = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)

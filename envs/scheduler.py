@@ -335,6 +335,18 @@ def cancel(st, e, p, m, id_):
 
 
 @inlined
+def _drop_heads(st, e, p, m, earliest):
+    """Drop requests from the head of a queue as long as their deadline is before ``earliest``, ms; returns how many."""
+    n = 0
+    while st.queue[e, p, m].length > 0 and head_deadline(st, e, p, m) < earliest:
+        r = st.entry[e, p, m, st.queue[e, p, m].head]
+        _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
+        _pop(st, e, p, m)
+        n += 1
+    return n
+
+
+@inlined
 def drop_unreachable(st, tb, e, scale):
     """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
 
@@ -346,11 +358,17 @@ def drop_unreachable(st, tb, e, scale):
     for p in range(2):
         for m in range(st.queue.shape[2]):
             need = scale * (tb.h2d[g, m, 0] + tb.solo[g, m, 0] + tb.d2h[g, m, 0])
-            while st.queue[e, p, m].length > 0 and head_deadline(st, e, p, m) < now + need:
-                r = st.entry[e, p, m, st.queue[e, p, m].head]
-                _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
-                _pop(st, e, p, m)
-                n += 1
+            n += _drop_heads(st, e, p, m, now + need)
+    return n
+
+
+@njit
+def drop_late(st, e, grace):
+    """Drop queued requests whose deadline passed more than ``grace`` ms ago; otherwise as ``drop_unreachable``."""
+    n = 0
+    for p in range(2):
+        for m in range(st.queue.shape[2]):
+            n += _drop_heads(st, e, p, m, st.env[e].now - grace)
     return n
 
 

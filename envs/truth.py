@@ -113,8 +113,9 @@ class World(NamedTuple):
 
     Attributes:
         env: (N,) records. run: (N, K) records, the true state of each stream. request: (N, R) records.
-        options: (N, 3): drop scale (a queued request is dropped when even this many times its solo latency is too late; 0
-            never drops), deferral timer ms, time after the last arrival until what is queued is dropped, ms.
+        options: (N, 4): drop scale (a queued request is dropped when even this many times its solo latency is too late; 0
+            never drops), deferral timer ms, time after the last arrival until what is queued is dropped, ms,
+            and how long after its deadline a queued request is dropped in any case, ms (inf: never).
         preempt: (N, 4) software preemption: 1 where low-priority batches are suspended while a high-priority one executes
             (else 0), ms until a suspension takes effect, share by which it lengthens every execution, and execution that
             a resumed batch does again, ms.
@@ -129,8 +130,9 @@ class World(NamedTuple):
 
 def make_world(n: int, n_streams: int, n_requests: int) -> World:
     """Allocate n worlds with room for ``n_requests`` arrivals an episode each."""
-    options = np.zeros((n, 3))
+    options = np.zeros((n, 4))
     options[:, 1] = 2.0
     options[:, 2] = 2000.0
+    options[:, 3] = np.inf
     run = records((n, n_streams), run_t)
     return World(records((n,), world_t), run, records((n, n_requests), request_t), options, np.zeros((n, 4)))

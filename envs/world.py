@@ -12,7 +12,18 @@ from envs import rng
 from envs.contention import DRIFT, device_event, launch, progress
 from envs.jit import inlined, njit
 from envs.predictor import advance
-from envs.scheduler import can_dispatch, clear, defer, dispatch, drop_all, drop_unreachable, end_batch, enqueue, valid
+from envs.scheduler import (
+    can_dispatch,
+    clear,
+    defer,
+    dispatch,
+    drop_all,
+    drop_late,
+    drop_unreachable,
+    end_batch,
+    enqueue,
+    valid,
+)
 from envs.state import MET, WAITING
 from envs.truth import ANYWHERE, COPY_OUT, EXECUTE, IDLE, SUSPENDED, TIMER_MS, WEIGHT
 
@@ -148,6 +159,8 @@ def run_to_decision(st, w, tb, tr, e):
     while x.done == 0:
         if env.deferred == 0 and can_dispatch(st, e, tb):
             if w.options[e, 0] > 0.0 and drop_unreachable(st, tb, e, w.options[e, 0]) > 0:
+                continue
+            if w.options[e, 3] < np.inf and drop_late(st, e, w.options[e, 3]) > 0:
                 continue
             break
         run_event(st, w, tb, tr, e)

@@ -21,6 +21,7 @@ from envs.scheduler import (
     defer,
     dispatch,
     drop_all,
+    drop_late,
     drop_unreachable,
     enqueue,
     fail,
@@ -57,11 +58,7 @@ def _expire(st, tb, e, drop, grace):
     """Drop what is out of reach (`drop` > 0), and in any case what has been late for `grace` ms."""
     if drop > 0.0:
         drop_unreachable(st, tb, e, drop)
-    env = st.env[e]
-    now = env.now
-    env.now = now - grace
-    drop_unreachable(st, tb, e, 0.0)
-    env.now = now
+    drop_late(st, e, grace)
 
 
 @_compiled

@@ -60,11 +60,19 @@ def check_state(state: SchedState, e: int = 0) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rows=requests, seed=st.integers(0, 2**63), drop=st.sampled_from([0.0, 1.0, 3.0]), data=st.data())
-def test_any_workload_under_any_actions_is_conserved(rows: list, seed: int, drop: float, data: st.DataObject) -> None:
+@given(
+    rows=requests,
+    seed=st.integers(0, 2**63),
+    drop=st.sampled_from([0.0, 1.0, 3.0]),
+    grace=st.sampled_from([np.inf, 5.0]),
+    data=st.data(),
+)
+def test_any_workload_under_any_actions_is_conserved(
+    rows: list, seed: int, drop: float, grace: float, data: st.DataObject
+) -> None:
     arrivals, sim = workload(rows), SIM
     sim.load([arrivals])
-    sim.world.options[:] = (drop, 1.0, 100.0)
+    sim.world.options[:] = (drop, 1.0, 100.0, grace)
     sim.world.preempt[:] = data.draw(st.sampled_from([(0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.05, 0.2)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     # Actions are drawn valid or not.
@@ -154,10 +162,22 @@ def test_empty_workload_is_done_at_once() -> None:
     assert SIM.done[0] and SIM.state.count[0].sum() == 0
 
 
+def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
+    SIM.load([workload([(0.0, 0, 1, 1.0)])])
+    SIM.world.options[:] = (0.0, 1.0, 100.0, 5.0)
+    SIM.world.preempt[:] = 0.0
+    for wake, done in ((5.9, False), (6.1, True)):
+        SIM.begin([0])
+        SIM.step(np.array([SIM.n_actions - 1]), np.array([wake]))
+        assert SIM.done[0] == done, "it waits until its deadline and the grace have passed"
+    assert SIM.state.count[0, 1, DROPPED] == 1
+    assert np.allclose(SIM.world.request[0, :1]["finish"], 6.1, atol=0.05)
+
+
 def test_full_queue_refuses() -> None:
     n = PLACES + 4
     SIM.load([workload([(0.0, 0, 1, 50.0)] * n)])
-    SIM.world.options[:] = (0.0, 1.0, 100.0)
+    SIM.world.options[:] = (0.0, 1.0, 100.0, np.inf)
     SIM.world.preempt[:] = 0.0
     SIM.begin([0])
     while not SIM.done[0]:
