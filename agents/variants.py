@@ -22,9 +22,8 @@ from envs.state import DISPATCH, FORGETTING, Tables
 from traces.errors import InputError
 
 TUNED = DATA / "tuned.json"
-SERVED = (
-    "cpu2-served"  # profile of a machine as it serves: live, policies take what was tuned for it, high priority first
-)
+# Profile of a machine as it serves. Live, on whatever machine, policies take what was tuned for it: high priority first.
+SERVED = "cpu2-served"
 
 
 def _no_interference(tables: Tables) -> Tables:

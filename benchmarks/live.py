@@ -1,10 +1,10 @@
 """Policies live on real traces: the headline table (``python -m benchmarks.live``).
 
-Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine,
-and the parameters that policies take live (agents.variants.SERVED):
-arrivals of real traces (their fitted twins where the traces are absent), loads around the measured capacity, several
-repetitions with other requests; means with bootstrap intervals over repetitions, and paired differences. Those are given once
-as they were, and once less what the simulator says that the machine's changes of speed made of them.
+Every policy serves the same requests on this machine, one after another in turn, with real models behind the live engine and
+the parameters that policies take live (agents.variants.SERVED). There are arrivals of real traces (their fitted twins where the
+traces are absent), loads around the measured capacity, and several repetitions with other requests; means with bootstrap
+intervals over repetitions, and paired differences. Those are given once as they were, and once less what the simulator says
+that the machine's changes of speed made of them.
 """
 
 from __future__ import annotations
