@@ -215,9 +215,16 @@ def small_instance(profile: Profile, config: SmallConfig, seed: int) -> tuple[Pr
 
 
 def distances(
-    profile: Profile, policies: Sequence[str], config: SmallConfig = SmallConfig(), progress: bool = True
+    profile: Profile,
+    policies: Sequence[str],
+    config: SmallConfig = SmallConfig(),
+    tuned_for: str = "",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Weighted violations of each policy on small instances without noise beside the optimum, in percent of the weight.
+
+    Args:
+        tuned_for: name or path of the profile whose tuned parameters heuristics take.
 
     Returns:
         One row for each instance and policy: instance, policy, weighted, optimum, distance. Instances whose optimum was not
@@ -235,7 +242,7 @@ def distances(
         }
         costs = {}
         for name in policies:
-            policy, change = resolve(name)
+            policy, change = resolve(name, profile=tuned_for)
             sim = Simulator(few, 1, tables=change(few.tables()), **settings)
             run(sim, policy, [workload], [0])
             costs[name] = 0.0 - float(sim.world.env[0].ret)

@@ -205,7 +205,7 @@ def _print_small(suite: Suite, config: EvaluateConfig, only_json: bool) -> int:
     """Distances to the exact optimum on small instances: the JSON line, and unless told otherwise a file of it."""
     profile = suite.select(named_profile(config.profile))
     small = clairvoyant.SmallConfig(instances=suite.seeds)
-    frame = clairvoyant.distances(profile, suite.policies, small, progress=sys.stderr.isatty())
+    frame = clairvoyant.distances(profile, suite.policies, small, config.profile, progress=sys.stderr.isatty())
     result = {
         "suite": suite.name,
         "instances": suite.seeds,

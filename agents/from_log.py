@@ -1,8 +1,8 @@
 """Closing the loop: from the log of a live server to a better policy for it (``train.py --from-log FOLDER``).
 
 Predictor and noise are refitted to the recorded batches, the recorded arrivals become the workload, and the policy that
-serves is fine-tuned on their first part. The result replaces it only if it is better on the rest, in paired simulation with
-an interval clear of zero; a running server then reads it again.
+serves is fine-tuned on their first part. The result replaces it only if it is better on the rest, in paired simulation of that
+time, at the speed that the cores had, with an interval clear of zero; a running server then reads it again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from agents.compare import HIGH_WEIGHT, bootstrap
 from agents.policy_file import CHECKPOINT, SHIPPED, read_policy
@@ -24,20 +25,22 @@ from agents.train_config import TrainConfig
 from agents.variants import SERVED, resolve
 from envs.capacity import measure_capacity
 from envs.profile import Profile
-from envs.refit import joined, of_kind, on_machine, refit
+from envs.refit import at_speed, joined, measured_speed, of_kind, on_machine, refit
 from envs.simulator import Simulator
-from envs.state import CANCELLED, MET
+from envs.state import HIGH, MET
+from envs.truth import Truth
 from traces.errors import InputError
 from traces.files import atomic_path, atomic_write_text
-from traces.measurements import Measurements
+from traces.measurements import PHASES, Measurements
 from traces.workload import Workload
 
 BASE = "cpu2"  # profile whose interference a log refines
 BUDGET_S = 330.0
 TRAIN_SHARE = 0.6  # of the log's time; the rest judges
-WINDOWS = 16  # of the rest, each an episode
+WINDOWS = 16  # of the rest, which the interval is over
 SHORTEST_MS = 500.0
-WORLDS = 4  # noises for each window
+SAME_CLOCK_MS = 1000.0  # batches of one server are recorded in the order of their ends, give or take less than this
+WORLDS = 8  # noises
 SLOWER = 0.4  # learning rate of fine-tuning over that of training anew
 SPREAD = 1.25  # loads of training: the log's over and times this
 
@@ -79,7 +82,7 @@ class Loop:
 
 
 def read_log(folder: Path | str) -> tuple[Workload, Measurements]:
-    """The arrivals and batches of a recorded folder, its parts one after another.
+    """The arrivals and batches of a recorded folder, its parts one after another, on one clock.
 
     Raises:
         InputError: there are none, or a part is malformed.
@@ -88,28 +91,52 @@ def read_log(folder: Path | str) -> tuple[Workload, Measurements]:
     parts = sorted(p.parent for p in (*folder.glob("*/arrivals.parquet"), *folder.glob("arrivals.parquet")))
     if not parts:
         raise InputError(f"--from-log: {folder} holds no recording; a folder that serve.py --record wrote is wanted")
-    campaigns = [Measurements.load(part) for part in parts if (part / "batches.parquet").is_file()]
+    campaigns = {i: Measurements.load(part) for i, part in enumerate(parts) if (part / "batches.parquet").is_file()}
     if not campaigns:
         raise InputError(f"--from-log: {folder} holds arrivals, but no batch that ended")
-    return _one_after_another([Workload.load(part / "arrivals.parquet") for part in parts]), joined(campaigns)
+    workloads = [Workload.load(part / "arrivals.parquet") for part in parts]
+    if not any(map(len, workloads)):
+        raise InputError(f"--from-log: the recording {folder} holds no request")
+    shift_ms = _shifts(workloads, campaigns)
+    return _as_one(workloads, shift_ms), joined(list(campaigns.values()), [shift_ms[i] for i in campaigns])
 
 
-def _one_after_another(parts: list[Workload]) -> Workload:
+def _shifts(workloads: list[Workload], campaigns: dict[int, Measurements]) -> list[float]:
+    """What is added to the times of each part so that it follows the one before; parts of one server go on with its clock."""
+    shifts: list[float] = []
+    shift_ms = 0.0
+    last_ms: float | None = None  # on the clock of the part before
+    for i, workload in enumerate(workloads):
+        live = of_kind(campaigns[i], "live").batches if i in campaigns else pd.DataFrame(columns=PHASES, dtype=float)
+        begins = [float(times.min()) for times in (workload.arrival_ms, live["dispatch_ms"]) if len(times)]
+        ends = [float(times.max()) for times in (workload.arrival_ms, live["d2h_end_ms"]) if len(times)]
+        if begins:
+            # A part holds what ended in its time: some of that arrived before the last arrival of the part before.
+            first_end_ms = float(live["d2h_end_ms"].min()) if len(live) else min(begins)
+            if last_ms is None or first_end_ms < last_ms - SAME_CLOCK_MS:
+                shift_ms += (last_ms or 0.0) - min(begins)
+            last_ms = max(ends)
+        shifts.append(shift_ms)
+    return shifts
+
+
+def _as_one(parts: list[Workload], shift_ms: list[float]) -> Workload:
     names = tuple(sorted({name for part in parts for name in part.models}))
-    times: list[np.ndarray] = []
-    end_ms = 0.0
-    for part in parts:
-        # The parts of one server go on with its clock; a server that was started anew begins at 0.
-        first = float(part.arrival_ms[0]) if len(part) else end_ms
-        shift = 0.0 if times and first >= end_ms else end_ms - first
-        times.append(part.arrival_ms + shift)
-        end_ms = float(times[-1][-1]) if len(part) else end_ms
     index = {name: number for number, name in enumerate(names)}
-    models = [np.array([index[name] for name in part.models], np.int32)[part.model] for part in parts if len(part)]
-    if not models:
-        raise InputError("--from-log: the recording holds no request")
-    priority, deadline = (np.concatenate([getattr(p, field) for p in parts]) for field in ("priority", "deadline_ms"))
-    return Workload(np.concatenate(times), np.concatenate(models), priority, deadline, names, "log")
+    arrival_ms = np.concatenate([part.arrival_ms + shift for part, shift in zip(parts, shift_ms, strict=True)])
+    model = np.concatenate(
+        [np.array([index[name] for name in part.models], np.int32)[part.model] for part in parts if len(part)]
+    )
+    priority, deadline_ms = (np.concatenate([getattr(p, name) for p in parts]) for name in ("priority", "deadline_ms"))
+    order = np.argsort(arrival_ms, kind="stable")
+    return Workload(arrival_ms[order], model[order], priority[order], deadline_ms[order], names, "log")
+
+
+def _before(log: Measurements, end_ms: float) -> Measurements:
+    """The log up to a time, with all solo runs."""
+    frame = log.batches
+    keep = (frame["kind"] != "live") | (frame["d2h_end_ms"] < end_ms)
+    return Measurements(log.machine, frame[keep].reset_index(drop=True))
 
 
 def profile_of(log: Measurements) -> Profile:
@@ -158,38 +185,62 @@ def settings(
     )
 
 
-def violated_weight(profile: Profile, policy: str, windows: list[Workload], streams: int, worlds: int) -> np.ndarray:
-    """Share of violated weight in each window (W,), a mean over ``worlds`` noises that are the same for every policy."""
-    n = len(windows) * worlds
-    chosen, change = resolve(policy, n, profile=SERVED)
-    sim = Simulator(profile, n, streams, max(len(w) for w in windows), tables=change(profile.tables()))
-    run_policy(sim, chosen, [w for w in windows for _ in range(worlds)], list(range(1, n + 1)))
-    kept = sim.state.count.sum(axis=2) - sim.state.count[..., CANCELLED]
-    bad = kept - sim.state.count[..., MET]
-    weight = np.array([HIGH_WEIGHT, 1.0])
-    return ((bad @ weight) / np.maximum(kept @ weight, 1e-9)).reshape(len(windows), worlds).mean(axis=1)
+def violated_weight(
+    profile: Profile, truth: Truth, policy: str, workload: Workload, edges_ms: np.ndarray, worlds: int
+) -> np.ndarray:
+    """Violated weight of the requests that arrive in each window (W,), whose mean is the share over all of them.
+
+    Args:
+        profile: what the schedulers are told. truth: what the device does. policy: as for ``resolve``.
+        workload: served in one go, so that a window begins with the queues that the one before left.
+        edges_ms: (W + 1,) of the windows. worlds: noises to take the mean over, the same for every policy.
+    """
+    chosen, change = resolve(policy, worlds, profile=SERVED)
+    streams = truth.count.shape[1] - 1
+    sim = Simulator(profile, worlds, streams, len(workload), tables=change(profile.tables()), truth=truth)
+    run_policy(sim, chosen, [workload], list(range(1, worlds + 1)))
+    rows, windows = sim.world.request, len(edges_ms) - 1
+    weight = np.where(rows["priority"] == HIGH, HIGH_WEIGHT, 1.0)
+    bad = (weight * (rows["outcome"] != MET)).mean(axis=0)
+    window = np.clip(np.searchsorted(edges_ms, workload.arrival_ms, side="right") - 1, 0, windows - 1)
+    return np.bincount(window, bad, windows) * windows / weight[0].sum()
 
 
 def shadow(
-    profile: Profile, workload: Workload, running: str, candidate: str, streams: int, worlds: int = WORLDS
+    profile: Profile,
+    workload: Workload,
+    running: str,
+    candidate: str,
+    streams: int,
+    speed: np.ndarray | None = None,
+    worlds: int = WORLDS,
 ) -> dict[str, Any]:
     """Compare two policies on a workload that neither was tuned on, window by window.
 
+    Args:
+        profile: the machine's. workload: to serve. running, candidate: as for ``resolve``. streams: of the device.
+        speed: of the cores over the time of the workload (envs.refit.measured_speed); None: as the profile has it.
+        worlds: noises.
+
     Returns:
-        Violated weight of both in percent, and the paired difference in points with its 95 % interval.
+        Violated weight of both in percent, and the paired difference in points with its 95 % interval over windows.
 
     Raises:
         InputError: the workload is too short to be cut into windows.
     """
-    length = max(workload.duration_ms / WINDOWS, SHORTEST_MS)
-    edges = np.arange(0.0, workload.duration_ms, length)
-    windows = [w for start in edges if len(w := workload.window(start, start + length))]
-    if len(windows) < 2:
+    windows = min(WINDOWS, int(workload.duration_ms / SHORTEST_MS))
+    if windows < 2:
         raise InputError(f"--from-log: a recording of {workload.duration_ms / 1e3:.1f} s to judge by is too short")
-    mine, theirs = (100 * violated_weight(profile, name, windows, streams, worlds) for name in (candidate, running))
+    edges_ms = np.linspace(0.0, workload.duration_ms, windows + 1)
+    truth = profile.truth(streams)
+    if speed is not None and speed.size:
+        truth = at_speed(truth, speed)
+    mine, theirs = (
+        100 * violated_weight(profile, truth, name, workload, edges_ms, worlds) for name in (candidate, running)
+    )
     low, mean, high = bootstrap(mine - theirs)
     return {
-        "windows": len(windows),
+        "windows": windows,
         "running": float(theirs.mean()),
         "candidate": float(mine.mean()),
         "difference": [low, mean, high],
@@ -209,17 +260,19 @@ def close_loop(config: TrainConfig, loop: Loop) -> dict[str, Any]:
     if loop.pid is not None:
         _signal(loop.pid, 0)
     whole, log = read_log(loop.log)
-    profile, streams = profile_of(log), log.machine.streams
-    cut_ms = TRAIN_SHARE * whole.duration_ms
+    streams, cut_ms = log.machine.streams, TRAIN_SHARE * whole.duration_ms
     if not len(first := whole.window(0.0, cut_ms)):
         raise InputError(f"--from-log: {loop.log} holds too few requests to learn from")
     rest = whole.window(cut_ms, np.inf)
     work = Path(config.logdir) / "from-log"
     work.mkdir(parents=True, exist_ok=True)
-    result = train(settings(config, loop, profile, first, streams, work), start=loop.weights)
+    taught = profile_of(_before(log, cut_ms))
+    result = train(settings(config, loop, taught, first, streams, work), start=loop.weights)
     if result.interrupted:
         raise KeyboardInterrupt
-    verdict = shadow(profile, rest, loop.policy, str(result.policy), streams)
+    profile = profile_of(log)
+    speed = measured_speed(profile, of_kind(log, "live"), cut_ms, whole.duration_ms)
+    verdict = shadow(profile, rest, loop.policy, str(result.policy), streams, speed)
     adopted = verdict["better"] and loop.target is not None
     if adopted:
         assert loop.target is not None

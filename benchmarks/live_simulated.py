@@ -79,7 +79,7 @@ def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
     """Speed of the cores over the time of a live run, on the clock of its workload."""
     ran = one.table[one.table["batch_id"] >= 0]
     start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
-    shifts = [one.meter.seen[batch][0] - start for batch, start in start_ms.items() if batch in one.meter.seen]
+    shifts = [b.decided_ms - start_ms[b.batch_id] for b in one.meter.batches if b.batch_id in start_ms.index]
     begin_ms = float(np.median(shifts)) if shifts else 0.0
     return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
 
@@ -90,7 +90,7 @@ def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: 
     Args:
         told: as calibrated. overhead: what the engine costs. runs: that are joined in time. info: the machine.
     """
-    truth = overhead.all_of_it(told)
+    truth = overhead.put_into(told)
     speeds = [speed for one in runs if (speed := speed_of(one, truth, info)).size]
     if not speeds:
         return truth
@@ -125,7 +125,7 @@ def at_common_speed(
         (R, 2) percent by priority, in the order of the runs.
     """
     overhead = measure_overhead([one.meter for one in runs], info)
-    truth = overhead.all_of_it(told)
+    truth = overhead.put_into(told)
     out = []
     for _, cell in groupby(runs, key=lambda one: id(one.offered)):
         here = list(cell)

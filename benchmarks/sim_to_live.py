@@ -147,9 +147,9 @@ def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
     The last is that with noise once more, less what the given speeds of the cores already say of it: what it knows beside,
     these speeds over time, are others for each run.
     """
-    delayed = overhead.delays(profile)
+    delayed = overhead.with_delays(profile)
     slowed = overhead.slowdowns(delayed)
-    known = (profile, delayed, slowed, overhead.noise(slowed), overhead.all_of_it(profile))
+    known = (profile, delayed, slowed, overhead.noise(slowed), overhead.put_into(profile))
     return dict(zip(TRUTHS, known, strict=True))
 
 
@@ -264,21 +264,20 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
         machine.close()
     overhead = measure_overhead(meters, info)
     say(
-        f"overheads: decision {overhead.decision_ms:.2f} ms, hand-over {_listed(overhead.handover_ms)}, "
-        f"completion {_listed(overhead.completion_ms)}, timers {overhead.timer_ms:.2f}; "
+        f"overheads: decision {overhead.delays.decision_ms:.2f} ms, hand-over {_listed(overhead.delays.handover_ms)}, "
+        f"completion {_listed(overhead.delays.completion_ms)}, timers {overhead.timer_ms:.2f}; "
         f"engine's thread {overhead.host_share:.0%} of a core; simulating the same"
     )
     frame, slower = compare(runs, machine.profile, overhead, info, config)
     final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
     explained = {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS}
-    parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
     record = {
         "device": machine.executor.device.name,
         "machine": machine_name(),
         "capacity_rps": capacity,
         "seconds": time.monotonic() - began,
         "config": asdict(config),
-        "overheads": {part: getattr(overhead, part) for part in parts},
+        "overheads": overhead.figures,
         "slower_by_policy": slower,
         "explained": explained,
         "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),

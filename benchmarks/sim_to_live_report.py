@@ -29,8 +29,7 @@ LISTED = (
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
     "live, batches on one core take turns of a millisecond (serving.turns); in simulation they share it evenly "
-    "but for the first turn, which the newest has, and only the wait for it is drawn;",
-    "live, a queued request is dropped when it is 2 s late, in simulation 2 s after the last deadline.",
+    "but for the first turn, which the newest has, and only the wait for it is drawn.",
 )
 COLOURS = ("#d6603a", "#467ab2")
 

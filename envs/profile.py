@@ -60,7 +60,7 @@ class Profile:
         dispatch_ms: cost of a dispatch before its copy begins.
         completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late.
         crowded_ms: what the hand-over of a batch and the sight of its end take longer while batches share another core, and
-            while they share its own. These three are of the truth alone; a live engine measures them (serving.overhead).
+            while they share its own. These three are of the truth alone; a live engine measures them (envs.delays).
         turn_ms: length of the turns that batches on one core take, the newest first; 0: they share it evenly.
         straggler: probability and factor of a straggler.
         speed: (C, S) log of the factor on execution times on each core over time, as it was measured, every ``drift[1]`` ms: it

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from envs.delays import measured_delays
 from envs.fit import (
     core_drift_of,
     demands,
@@ -28,7 +29,7 @@ from envs.replay_measurements import MeasuredReplay, log_of
 from envs.segments import Segments, cores_of, cut, turn_of
 from envs.truth import ANYWHERE, DRIFT_KNOT_MS, Truth
 from traces.errors import InputError
-from traces.measurements import PHASES, Measurements
+from traces.measurements import PHASES, SCHEDULED, Measurements
 
 MIN_BATCHES = 100  # fewer say nothing about noise
 KNOT_MS = 25.0  # between knots of a measured speed
@@ -37,8 +38,12 @@ STOP_MS = 50.0  # a batch that takes this much longer than its neighbours shows 
 SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
 
 
-def joined(parts: Sequence[Measurements]) -> Measurements:
-    """Campaigns of one machine as one, laid one after another in time.
+def joined(parts: Sequence[Measurements], shift_ms: Sequence[float] | None = None) -> Measurements:
+    """Campaigns of one machine as one.
+
+    Args:
+        parts: campaigns.
+        shift_ms: what is added to the times of the live batches of each; None: all are laid one after another.
 
     Raises:
         InputError: there is none, or their models differ.
@@ -50,13 +55,17 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
     frames: list[pd.DataFrame] = []
     run = batch = 0
     end_ms = 0.0
-    for part in parts:
+    for number, part in enumerate(parts):
         if sorted(model.name for model in part.machine.models) != sorted(names):
             raise InputError(f"parts of a log serve different models; the last serves {', '.join(names)}")
         frame = part.batches.copy()
         frame["run"] += run
         frame["batch_id"] = np.arange(len(frame)) + batch
-        frame[list(PHASES)] += end_ms
+        times = [name for name in (*PHASES, *SCHEDULED) if name in frame]
+        if shift_ms is None:
+            frame[times] += end_ms
+        else:
+            frame.loc[frame["kind"] == "live", times] += shift_ms[number]
         run, batch = int(frame["run"].to_numpy().max(initial=run)) + 1, batch + len(frame)
         end_ms = float(frame["d2h_end_ms"].max()) + 1.0 if len(frame) else end_ms
         frames.append(frame)
@@ -241,4 +250,6 @@ def refit(base: Profile, log: Measurements) -> Profile:
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{base.source}; refitted to {len(frame)} live batches",
     )
+    if (delays := measured_delays(log)) is not None:
+        told = delays.put_into(told)
     return with_speed(with_noise(told, log, by_core=True), log)

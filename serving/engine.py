@@ -318,7 +318,7 @@ class Engine:
     def _take(self, flight: Flight, result: BatchResult) -> None:
         self.batches += 1
         if self.observers:
-            record = flight.record(result, self.start_ms)
+            record = flight.record(result, self.start_ms, self.now_ms())
             for observer in self.observers:
                 observer.batch_ended(record)
         flight.take(result)

@@ -76,13 +76,14 @@ class Flight:
         for request in self.running:
             request.message = error
 
-    def record(self, result: BatchResult, start_ms: float) -> BatchRecord:
-        """What observers are told of the part that ran, on a clock that began at `start_ms`."""
+    def record(self, result: BatchResult, start_ms: float, now_ms: float) -> BatchRecord:
+        """What observers are told of the part that ran and is seen to end now, on a clock that began at `start_ms`."""
         o = start_ms
         return BatchRecord(
             self.batch_id, result.stream, self.priority, self.model, len(self.running), result.error,
+            result.dispatch_ms - o if self.retried else self.requests[0].start_ms,
             result.dispatch_ms - o, result.h2d_start_ms - o, result.h2d_end_ms - o, result.exec_start_ms - o,
-            result.exec_end_ms - o, result.d2h_end_ms - o, self.predicted_ms, self.co_runners,
+            result.exec_end_ms - o, result.d2h_end_ms - o, now_ms, self.predicted_ms, self.co_runners,
         )  # fmt: skip
 
     @property

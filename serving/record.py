@@ -19,7 +19,7 @@ from serving.logs import OnceLog
 from serving.request import BatchRecord, Observer, Outcome
 from traces.errors import InputError
 from traces.machine import MachineInfo
-from traces.measurements import PHASES, Measurements
+from traces.measurements import PHASES, SCHEDULED, Measurements
 from traces.workload import Workload
 
 PART_ROWS = 20_000  # of requests or batches: what one write costs is bounded
@@ -66,7 +66,7 @@ class Recorder(Observer):
         phases = tuple(getattr(batch, phase) for phase in PHASES)
         # Clocks of a device may be a hair apart from ours; a batch with phases out of order teaches nothing.
         if batch.error is None and phases[0] >= 0 and all(a <= b for a, b in zip(phases, phases[1:])):
-            self._batches.append((batch.stream, batch.priority, batch.model, batch.batch_size, *phases))
+            self._batches.append(row_of(batch))
             self._changed = True
 
     def flush(self) -> None:
@@ -112,13 +112,20 @@ def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
     )
 
 
+def row_of(batch: BatchRecord) -> tuple:
+    """A batch as a row for `campaign_of`."""
+    seen = min(batch.decided_ms, batch.dispatch_ms), max(batch.seen_ms, batch.d2h_end_ms)
+    phases = (getattr(batch, phase) for phase in PHASES)
+    return batch.stream, batch.priority, batch.model, batch.batch_size, *phases, *seen
+
+
 def campaign_of(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
-    """Live batches, rows of stream, priority, model, batch size and phases, as a campaign with the solo runs."""
+    """Live batches, rows of `row_of`, as a campaign with the solo runs."""
     sizes = set(machine.batch_sizes)
     known = {model.name for model in machine.models}
     frame = solo_rows([run for run in solo if run.model in known and run.batch_size in sizes])
     # Halves of a batch that ran out of memory may have a size that the profile does not know.
-    live = pd.DataFrame(batches, columns=["stream", "priority", "model", "batch_size", *PHASES])
+    live = pd.DataFrame(batches, columns=["stream", "priority", "model", "batch_size", *PHASES, *SCHEDULED])
     live = live[live["batch_size"].isin(sizes) & live["model"].isin(known)]
     live.insert(0, "batch_id", np.arange(len(live)) + len(frame))
     live.insert(0, "kind", "live")

@@ -102,7 +102,8 @@ class Request:
 class BatchRecord:
     """A batch that ended, ms on the engine's clock; the phases are those of traces.measurements.
 
-    `predicted_ms` is the time from dispatch to finish predicted at dispatch, `co_runners` the batches in flight then.
+    `decided_ms` and `seen_ms` are when the scheduler decided on it and saw it end; `predicted_ms` is the time from dispatch to
+    finish predicted at dispatch, `co_runners` the batches in flight then.
     """
 
     batch_id: int
@@ -111,12 +112,14 @@ class BatchRecord:
     model: str
     batch_size: int
     error: str | None
+    decided_ms: float
     dispatch_ms: float
     h2d_start_ms: float
     h2d_end_ms: float
     exec_start_ms: float
     exec_end_ms: float
     d2h_end_ms: float
+    seen_ms: float
     predicted_ms: float
     co_runners: int
 

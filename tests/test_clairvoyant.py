@@ -20,6 +20,7 @@ from agents.clairvoyant import (
 from agents.policy import make_policy
 from agents.rollout import run
 from agents.suites import workload_for
+from agents.variants import resolve
 from envs.profile import Profile, synthetic_profile
 from envs.scheduler import valid
 from envs.simulator import Simulator
@@ -67,6 +68,22 @@ def test_no_policy_without_timers_beats_the_optimum() -> None:
     digest = distance_digest(frame)
     assert set(digest) == {"fifo", "edf", "strait"}
     assert set(digest["edf"]) == {"weighted", "optimum", "distance", "at_optimum_pct"}
+
+
+def test_policies_take_the_parameters_of_the_profile_that_is_named() -> None:
+    config = SmallConfig(instances=12, requests=5)
+    profile = Profile.load("gpu-v100")
+    frames = {name: distances(profile, ("strait",), config, name, progress=False) for name in ("cpu2", "gpu-v100")}
+    for name, frame in frames.items():
+        for _, row in frame.iterrows():
+            few, workload = small_instance(profile, config, int(row["instance"]))
+            policy, _ = resolve("strait", profile=name)
+            sim = Simulator(few, 1, config.streams, config.requests, 16, noise=False)
+            run(sim, policy, [workload], [0])
+            high = workload.priority == 0
+            cost = -100 * float(sim.world.env[0].ret) / float(5.0 * high.sum() + (~high).sum())
+            assert row["weighted"] == pytest.approx(cost)
+    assert not frames["cpu2"]["weighted"].equals(frames["gpu-v100"]["weighted"])
 
 
 def test_a_search_that_hits_its_limit_says_so() -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_fit import made_up_campaign
 from tiny_training import tiny
 
 from agents import from_log, train_cli
-from agents.from_log import Loop, close_loop, profile_of, read_log, shadow
+from agents.from_log import Loop, close_loop, profile_of, read_log, shadow, violated_weight
 from agents.learned import load_policy
 from agents.policy import make_policy
 from agents.policy_file import read_policy
 from agents.rollout import request_table, run
+from envs.delays import TIMER_MS, measured_delays
 from envs.fit import log_slowdown
 from envs.profile import Profile, synthetic_profile
 from envs.refit import KNOT_MS, joined, measured_speed, of_kind, refit, with_noise
@@ -58,8 +60,69 @@ def test_parts_follow_one_another(recorded: Path, campaign: Measurements) -> Non
     assert len(workload) == 2600 and 9000 < workload.duration_ms < 10_100
     assert len(log.batches) == 2 * len(campaign.batches)
     log.validate()
-    half = log.batches["d2h_end_ms"][: len(campaign.batches)].max()
-    assert (log.batches["dispatch_ms"][len(campaign.batches) :] > half).all()
+    live = of_kind(log, "live").batches
+    half = len(live) // 2
+    assert (live["dispatch_ms"][half:] > live["d2h_end_ms"][:half].max()).all()
+
+
+def test_batches_and_arrivals_are_on_one_clock(recorded: Path, campaign: Measurements) -> None:
+    """The second part is of a server that was started anew: both begin again where the first part ends."""
+    workload, log = read_log(recorded)
+    parts = [Workload.load(recorded / f"{part:04d}" / "arrivals.parquet") for part in range(2)]
+    n, live = len(campaign.batches), (campaign.batches["kind"] == "live").to_numpy()
+    begin = min(parts[0].arrival_ms[0], campaign.batches["dispatch_ms"][live].min())
+    shift = workload.arrival_ms[1300] - parts[1].arrival_ms[0]
+    assert shift == pytest.approx(parts[0].arrival_ms[-1] - begin - min(parts[1].arrival_ms[0], begin), abs=1.0)
+    for name in PHASES:
+        moved = log.batches[name].to_numpy()[n:] - campaign.batches[name].to_numpy()
+        np.testing.assert_allclose(moved, np.where(live, shift, 0.0))
+
+
+def test_parts_of_one_server_go_on_with_its_clock(truth: Profile, campaign: Measurements, tmp_path: Path) -> None:
+    """A part holds what ended in its time: a request of the second one arrived before the last one of the first."""
+    whole, live = made_up_log(truth, campaign)
+    waits = (whole.arrival_ms >= 1900.0) & (whole.arrival_ms < 2000.0) & (np.arange(len(whole)) % 2 == 0)
+    later = waits | (whole.arrival_ms >= 2000.0)
+    assert waits.any()
+    for part, (requests, batches) in enumerate(((~later, live[:40]), (later, live[40:]))):
+        columns = (getattr(whole, name)[requests] for name in ("arrival_ms", "model", "priority", "deadline_ms"))
+        Workload(*columns, whole.models).save(tmp_path / f"{part:04d}" / "arrivals.parquet")
+        Measurements(campaign.machine, batches).save(tmp_path / f"{part:04d}")
+    workload, log = read_log(tmp_path)
+    np.testing.assert_allclose(workload.arrival_ms, whole.arrival_ms - whole.arrival_ms[0])
+    np.testing.assert_array_equal(workload.deadline_ms, whole.deadline_ms)
+    np.testing.assert_allclose(log.batches["dispatch_ms"], live["dispatch_ms"] - whole.arrival_ms[0])
+
+
+def made_up_log(truth: Profile, campaign: Measurements) -> tuple[Workload, pd.DataFrame]:
+    """Requests of four seconds, and a batch every 50 ms."""
+    rng = np.random.default_rng(0)
+    arrivals = np.sort(rng.uniform(5.0, 4000.0, 400))
+    workload = make_workload(arrivals, truth.models, truth.solo_latency_ms, WorkloadConfig(), rng)
+    n, start = 80, 10.0 + 50.0 * np.arange(80)
+    frame = campaign.batches.head(n).assign(run=0, batch_id=np.arange(n), kind="live", **dict.fromkeys(PHASES, start))
+    return workload, frame.assign(exec_end_ms=start + 5.0, d2h_end_ms=start + 5.0)
+
+
+def test_delays_of_the_engine_are_read_from_a_log(truth: Profile, campaign: Measurements) -> None:
+    """Single batches, each decided on 0.2 ms before its dispatch and seen to end 0.4 ms after; it waits 0.3 for its worker."""
+    n = 200
+    start = 100.0 * np.arange(n)
+    frame = campaign.batches.head(n).assign(run=0, batch_id=np.arange(n), kind="live", decided_ms=start - 0.2)
+    frame = frame.assign(dispatch_ms=start, h2d_start_ms=start + 0.3, h2d_end_ms=start + 0.3, exec_start_ms=start + 0.3)
+    frame = frame.assign(exec_end_ms=start + 5.0, d2h_end_ms=start + 5.0, seen_ms=start + 5.4)
+    frame.loc[0, ["decided_ms", "dispatch_ms"]] = 0.0
+    log = Measurements(campaign.machine, frame)
+    log.validate()
+    delays = measured_delays(log)
+    assert delays is not None
+    assert delays.decision_ms == pytest.approx(0.2, abs=0.002)
+    np.testing.assert_allclose((delays.handover_ms, delays.completion_ms), [[0.3] * 3, [0.4] * 3])
+    told = refit(truth, log)
+    assert told.dispatch_ms == pytest.approx(0.5, abs=0.002) and told.completion_ms == pytest.approx(0.4)
+    assert told.timer_ms == pytest.approx(TIMER_MS + 0.4)
+    none = Measurements(campaign.machine, frame.drop(columns=["decided_ms", "seen_ms"]))
+    assert measured_delays(none) is None and refit(truth, none).completion_ms == truth.completion_ms
 
 
 def test_refit_explains_the_log_better_than_the_shipped_interference(recorded: Path) -> None:
@@ -157,6 +220,30 @@ def test_shadow_tells_a_better_policy_from_a_worse_one(recorded: Path) -> None:
     worse = shadow(profile, workload, "strait", "fifo", log.machine.streams)
     assert better["better"] and not worse["better"]
     assert better["difference"][1] == pytest.approx(-worse["difference"][1])
+
+
+def test_windows_begin_with_the_queues_that_the_one_before_left(truth: Profile) -> None:
+    """Everything arrives in the first half second and much of it is late for it; no request of the rest would be late alone."""
+    rng = np.random.default_rng(0)
+    calm = np.arange(600.0, 4000.0, 100.0)
+    arrivals = np.sort(np.concatenate([rng.uniform(0.0, 500.0, 500), calm]))
+    workload = make_workload(arrivals, truth.models, truth.solo_latency_ms, WorkloadConfig(), rng)
+    edges = np.array([0.0, 500.0, workload.duration_ms])
+    share = violated_weight(truth, truth.truth(2), "fifo", workload, edges, 2)
+    rest = workload.window(500.0, np.inf)
+    alone = violated_weight(truth, truth.truth(2), "fifo", rest, np.array([0.0, rest.duration_ms]), 2)
+    assert alone[0] < 0.1 and share[0] > 0.3
+    assert share[1] * (5.0 * (workload.priority == 0) + (workload.priority == 1)).sum() / 2 > len(calm) / 4
+
+
+def test_a_slow_machine_is_slow_in_its_shadow(recorded: Path) -> None:
+    workload, log = read_log(recorded)
+    profile, streams = profile_of(log), log.machine.streams
+    usual, slow = (
+        shadow(profile, workload, "fifo", "strait", streams, np.full((2, 1), factor))["running"]
+        for factor in (0.0, np.log(2.0))
+    )
+    assert slow > usual + 5.0
 
 
 def test_a_policy_is_no_better_than_itself(recorded: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from agents import tags
 from agents.policy import make_policy
+from envs.delays import measured_delays
 from envs.fit import fit
 from envs.profile import Profile
 from envs.trace_events import BatchRow, RequestRow, trace_events
@@ -66,7 +67,7 @@ def outcome(number: int = 0, **changes: Any) -> Outcome:
 
 def batch(number: int = 0, **changes: Any) -> BatchRecord:
     t = 10.0 * number
-    values = BatchRecord(number, 0, 0, "wide", 1, None, t, t + 1, t + 2, t + 2, t + 7, t + 8, 6.0, 0)
+    values = BatchRecord(number, 0, 0, "wide", 1, None, t, t, t + 1, t + 2, t + 2, t + 7, t + 8, t + 8, 6.0, 0)
     return replace(values, **changes)
 
 
@@ -115,6 +116,8 @@ async def test_a_recording_is_read_by_the_rest_of_the_project(measured: Any, tmp
     kinds = measurements.batches["kind"].value_counts()
     assert kinds["solo"] == len(measured.runs) and kinds["live"] >= 20
     assert fit(measurements, "again").models == NAMES
+    delays = measured_delays(measurements)
+    assert delays is not None and delays.decision_ms > 0 and delays.completion_ms[0] > 0
     workload = Workload.load(part / "arrivals.parquet", NAMES)
     assert len(workload) == 40
     assert set(workload.priority.tolist()) == {0, 1}

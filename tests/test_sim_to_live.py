@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,15 @@ from benchmarks.live_runs import LiveRun, Offered, check_policies, make_cells, r
 from benchmarks.live_simulated import at_common_speed, simulate, violation_rates
 from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, verdict
 from benchmarks.sim_to_live_report import write_report
+from envs.delays import crowds
 from envs.profile import Profile, synthetic_profile
 from envs.refit import KNOT_MS, at_speed
 from envs.simulator import Simulator
 from serving.compare import Machine
 from serving.cpu_executor import CpuExecutor
 from serving.models import ModelSpec, load_model
-from serving.overhead import OverheadMeter, crowds, measure_overhead
+from serving.overhead import OverheadMeter, measure_overhead
 from serving.replay import make_inputs
-from serving.request import BatchRecord
 from traces.errors import InputError
 from traces.workload import Workload
 
@@ -90,16 +90,12 @@ def test_each_core_runs_at_its_own_speed() -> None:
     assert took[1] - took[0] == pytest.approx(2.0 * profile.solo_ms[0, 0], rel=0.01)
 
 
-def batch(stream: int, start_ms: float, end_ms: float) -> BatchRecord:
-    return cast(BatchRecord, SimpleNamespace(stream=stream, dispatch_ms=start_ms, d2h_end_ms=end_ms))
-
-
 def test_crowds_tell_own_core_from_another() -> None:
-    batches = [batch(0, 0.0, 10.0), batch(1, 1.0, 9.0), batch(2, 2.0, 8.0), batch(3, 12.0, 13.0)]
-    assert crowds(batches, 2).tolist() == [[0, 0], [0, 0], [2, 2], [0, 0]]
-    batches[1] = batch(1, 3.0, 7.0)  # begins and ends while core 0 has two
-    assert crowds(batches, 2).tolist() == [[0, 0], [1, 1], [2, 2], [0, 0]]
-    assert not crowds(batches, 0).any()
+    stream, start, end = np.array([[0, 0.0, 10.0], [1, 1.0, 9.0], [2, 2.0, 8.0], [3, 12.0, 13.0]]).T
+    assert crowds(stream, start, end, 2).tolist() == [[0, 0], [0, 0], [2, 2], [0, 0]]
+    start[1], end[1] = 3.0, 7.0  # begins and ends while core 0 has two
+    assert crowds(stream, start, end, 2).tolist() == [[0, 0], [1, 1], [2, 2], [0, 0]]
+    assert not crowds(stream, start, end, 0).any()
 
 
 def test_late_timers_delay_deferrals() -> None:
@@ -157,10 +153,11 @@ def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
 
 def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
     overhead = measure_overhead([one.meter for one in runs], machine.info)
+    delays = overhead.delays
     for part in (
-        overhead.decision_ms,
-        overhead.handover_ms,
-        overhead.completion_ms,
+        delays.decision_ms,
+        delays.handover_ms,
+        delays.completion_ms,
         overhead.timer_ms,
         overhead.late_ms.max(),
     ):
@@ -168,8 +165,8 @@ def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[Liv
     assert 0.0 < overhead.host_share <= 1.0
     overhead.log.validate()
     assert len(overhead.log.batches) == sum(one.result["batches"] for one in runs)
-    told = overhead.delays(machine.profile)
-    assert told.dispatch_ms == pytest.approx(overhead.decision_ms + overhead.handover_ms[0])
+    told = overhead.with_delays(machine.profile)
+    assert told.dispatch_ms == pytest.approx(delays.decision_ms + delays.handover_ms[0])
     np.testing.assert_array_equal(told.solo_ms, machine.profile.solo_ms)
     # Toy models run faster than the profile says: the noise of the log tells.
     assert overhead.noise(told).truth(2).solo.mean() != machine.profile.solo_ms.mean()
@@ -177,7 +174,7 @@ def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[Liv
 
 def test_a_meter_that_saw_nothing_says_nothing(machine: Machine) -> None:
     overhead = measure_overhead([OverheadMeter()], machine.info)
-    assert overhead.decision_ms == 0.0 and len(overhead.log.batches) == 0
+    assert overhead.delays.decision_ms == 0.0 and len(overhead.log.batches) == 0
     assert overhead.noise(machine.profile) is machine.profile
 
 
@@ -227,7 +224,7 @@ def test_a_slow_machine_is_not_held_against_a_policy(
     tables = [simulate(profile, profile, "fifo", same, 2, 1, speed=speed)[0] for speed in speeds]
     both = [replace(runs[0], offered=same, table=table, policy="fifo") for table in tables]
     raw = [violation_rates([table]) for table in tables]
-    nothing = SimpleNamespace(all_of_it=lambda profile: profile, late_ms=np.zeros(1))
+    nothing = SimpleNamespace(put_into=lambda profile: profile, late_ms=np.zeros(1))
     monkeypatch.setattr(live_simulated, "measure_overhead", lambda meters, info: nothing)
     monkeypatch.setattr(live_simulated, "speed_of", lambda one, truth, info: speeds[one is both[1]])
     rates = at_common_speed(both, profile, machine.info, 2, 4)
@@ -254,13 +251,12 @@ def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], 
     frame, slower = compare(runs, machine.profile, overhead, machine.info, config)
     assert len(frame) == 2 * 2 * len(sim_to_live.TRUTHS)
     final = frame[frame["truth"] == sim_to_live.TRUTHS[-1]]
-    parts = ("decision_ms", "handover_ms", "completion_ms", "timer_ms", "host_share")
     record = {
         "device": "made up",
         "machine": "made up",
         "capacity_rps": 200.0,
         "config": {"repetitions": 2, "duration": 0.5, "trace": "poisson", "worlds": 2},
-        "overheads": {part: getattr(overhead, part) for part in parts},
+        "overheads": overhead.figures,
         "explained": {name: verdict(frame[frame["truth"] == name]) for name in sim_to_live.TRUTHS},
         "slower_by_policy": slower,
         "cells": json.loads(final.to_json(orient="records")),

@@ -91,6 +91,27 @@ def test_a_wrong_value_is_named_by_column_row_and_value(tmp_path: Path, column: 
         Measurements.load(tmp_path)
 
 
+def test_times_of_a_scheduler_are_kept_where_there_was_one(tmp_path: Path) -> None:
+    plain = campaign()
+    decided = (plain.batches["dispatch_ms"] - 0.5).where(plain.batches["kind"] == "live")
+    frame = plain.batches.assign(decided_ms=decided, seen_ms=plain.batches["d2h_end_ms"] + 0.25)
+    replace(plain, batches=frame).save(tmp_path)
+    loaded = Measurements.load(tmp_path).batches
+    for name in ("decided_ms", "seen_ms"):
+        np.testing.assert_array_equal(loaded[name], frame[name])
+    for column, value, message in (
+        ("decided_ms", 1e9, "row 5: column 'decided_ms' is 1000000000.0; it is after dispatch_ms"),
+        ("seen_ms", 0.0, "row 5: column 'seen_ms' is 0.0; it is before d2h_end_ms"),
+        ("seen_ms", "late", "column 'seen_ms' has type .*; numbers are wanted"),
+    ):
+        wrong = frame.astype({column: object}) if isinstance(value, str) else frame.copy()
+        wrong.loc[5, column] = value
+        with pytest.raises(InputError, match=message):
+            replace(plain, batches=wrong).validate()
+    with pytest.raises(InputError, match="column 'seen_ms' is missing"):
+        replace(plain, batches=frame.drop(columns="seen_ms")).validate()
+
+
 def test_nothing_is_written_when_a_value_is_wrong(tmp_path: Path) -> None:
     bad = campaign()
     bad.batches.loc[0, "batch_size"] = 0

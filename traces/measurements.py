@@ -19,6 +19,7 @@ from .machine import SCHEMA, MachineInfo
 
 KINDS = ("solo", "colocation", "live")
 PHASES = ("dispatch_ms", "h2d_start_ms", "h2d_end_ms", "exec_start_ms", "exec_end_ms", "d2h_end_ms")
+SCHEDULED = ("decided_ms", "seen_ms")  # present where a scheduler dispatched the batches
 COLUMN_TYPES: dict[str, str] = {
     "run": "int32",
     "kind": "category",
@@ -39,7 +40,8 @@ class Measurements:
         machine: the device, its streams and the models that ran.
         batches: one row a batch, columns of `COLUMN_TYPES`: run (batches of one run share the device and a clock), kind
             (one of `KINDS`), batch_id (unique), stream, priority (0 high, 1 low), model, batch_size, and the `PHASES`
-            in ms since the recording started, non-decreasing in that order.
+            in ms since the recording started, non-decreasing in that order. The log of a live engine also has those of
+            `SCHEDULED`: when the scheduler decided on the batch, and when it saw it end (NaN where no scheduler did).
     """
 
     machine: MachineInfo
@@ -101,6 +103,10 @@ class Measurements:
         for number in range(1, len(PHASES)):
             before = PHASES[number - 1]
             _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"it is before {before}")
+        if SCHEDULED[0] in frame:
+            decided, seen = (frame[name].to_numpy() for name in SCHEDULED)
+            _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"it is after {PHASES[0]}")
+            _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"it is before {PHASES[-1]}")
 
     def solo_table(self) -> pd.DataFrame:
         """Medians of the solo runs.
@@ -192,6 +198,13 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         elif kind == "float64" and not pd.api.types.is_numeric_dtype(column):
             raise InputError(f"column {name!r} has type {column.dtype}; numbers are wanted")
         columns[name] = column.astype(kind)  # type: ignore[call-overload]
+    if any(name in frame for name in SCHEDULED):
+        for name in SCHEDULED:
+            if name not in frame:
+                raise InputError(f"column {name!r} is missing; {' and '.join(SCHEDULED)} go together")
+            if not pd.api.types.is_numeric_dtype(frame[name]):
+                raise InputError(f"column {name!r} has type {frame[name].dtype}; numbers are wanted")
+            columns[name] = frame[name].reset_index(drop=True).astype("float64")
     return pd.DataFrame(columns)
 
 
