@@ -181,7 +181,7 @@ class Engine:
         requests = []
         for one in values:
             request = self.ledger.open(
-                m, model, priority, arrival, arrival + deadline_ms, one, self._loop.create_future()
+                m, model, priority, arrival, arrival + deadline_ms, now, one, self._loop.create_future()
             )
             requests.append(request)
             if refusal or not self._accepting:

@@ -36,11 +36,12 @@ class Ledger:
         priority: int,
         arrival_ms: float,
         deadline_ms: float,
+        offered_ms: float,
         values: np.ndarray,
         future: asyncio.Future[Outcome],
     ) -> Request:
         """A new request. Times are absolute; `m` is the index of the model, `future` gets its end."""
-        request = Request(self._next_id, m, model, priority, arrival_ms, deadline_ms, values, future)
+        request = Request(self._next_id, m, model, priority, arrival_ms, deadline_ms, offered_ms, values, future)
         self._next_id += 1
         self.offered[priority] += 1
         self.inside[request.id] = request

@@ -22,6 +22,7 @@ from traces.machine import MachineInfo
 from traces.measurements import PHASES, SCHEDULED, Measurements
 from traces.workload import Workload
 
+LEAST_MS = 1e-3  # of a deadline that had passed when the engine was given the request
 PART_ROWS = 20_000  # of requests or batches: what one write costs is bounded
 
 
@@ -55,10 +56,10 @@ class Recorder(Observer):
         self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
 
     def request_ended(self, outcome: Outcome) -> None:
-        """Keep its arrival."""
-        deadline = outcome.deadline_ms - outcome.arrival_ms
-        if outcome.arrival_ms >= 0 and deadline > 0:
-            self._arrivals.append((outcome.arrival_ms, outcome.model, outcome.priority, deadline))
+        """Keep when the engine was given it, which is what it arrived at in the world that it is learned from."""
+        if outcome.arrival_ms >= 0 and outcome.deadline_ms > outcome.arrival_ms:
+            left_ms = max(outcome.deadline_ms - outcome.offered_ms, LEAST_MS)
+            self._arrivals.append((outcome.offered_ms, outcome.model, outcome.priority, left_ms))
             self._changed = True
 
     def batch_ended(self, batch: BatchRecord) -> None:

@@ -32,6 +32,7 @@ class Outcome:
         reason: why it was dropped, failed or cancelled (one of the constants of this module), else "".
         message: one line for people that says more, else "".
         arrival_ms: when it arrived. deadline_ms: when it was due (absolute).
+        offered_ms: when the engine was given it; after its arrival where a replay's timer rang late.
         start_ms: when its batch was dispatched; NaN if never.
         finish_ms: when it ended.
         batch_id: its batch; -1 if never dispatched. batch_size: requests in that batch; 0 if never dispatched.
@@ -47,6 +48,7 @@ class Outcome:
     message: str
     arrival_ms: float
     deadline_ms: float
+    offered_ms: float
     start_ms: float
     finish_ms: float
     batch_id: int
@@ -79,6 +81,7 @@ class Request:
     priority: int
     arrival_ms: float
     deadline_ms: float
+    offered_ms: float
     values: np.ndarray | None
     future: asyncio.Future[Outcome]
     start_ms: float = math.nan
@@ -94,7 +97,7 @@ class Request:
         self.values = None
         return Outcome(
             self.id, self.name, self.priority, OUTCOMES[outcome], self.output, reason, message, self.arrival_ms,
-            self.deadline_ms, self.start_ms, now_ms, self.batch_id, self.batch_size, self.predicted_ms,
+            self.deadline_ms, self.offered_ms, self.start_ms, now_ms, self.batch_id, self.batch_size, self.predicted_ms,
         )  # fmt: skip
 
 

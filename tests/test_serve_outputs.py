@@ -60,8 +60,8 @@ def measured() -> Any:
 
 
 def outcome(number: int = 0, **changes: Any) -> Outcome:
-    values = Outcome(number, "wide", 0, "met", None, "", "", 1.0 + number, 51.0 + number, 2.0 + number, 9.0 + number,
-                     number, 1, 6.0)  # fmt: skip
+    t = float(number)
+    values = Outcome(number, "wide", 0, "met", None, "", "", t + 1, t + 51, t + 1, t + 2, t + 9, number, 1, 6.0)
     return replace(values, **changes)
 
 
@@ -127,6 +127,17 @@ async def test_a_recording_is_read_by_the_rest_of_the_project(measured: Any, tmp
     later.request_ended(outcome())
     later.close()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["0000", "0001"], "earlier parts are kept"
+
+
+def test_a_recording_has_requests_as_the_engine_saw_them(measured: Any, tmp_path: Path) -> None:
+    """A replay's timer rang late, for one request after its deadline; deadlines stay where they are."""
+    recorder = Recorder(tmp_path, lambda: measured.machine, lambda: measured.runs)
+    for number, offered_ms in enumerate((1.0, 3.5, 60.0)):
+        recorder.request_ended(outcome(number, arrival_ms=1.0, deadline_ms=51.0, offered_ms=offered_ms))
+    recorder.close()
+    workload = Workload.load(tmp_path / "0000" / "arrivals.parquet", NAMES)
+    assert workload.arrival_ms.tolist() == [1.0, 3.5, 60.0]
+    assert workload.deadline_ms.tolist() == pytest.approx([50.0, 47.5, 1e-3])
 
 
 def test_a_recording_is_rotated(measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
