@@ -206,6 +206,18 @@ def violated_weight(
     return np.bincount(window, bad, windows) * windows / weight[0].sum()
 
 
+def window_edges(workload: Workload) -> np.ndarray:
+    """Edges of the windows that a comparison on a workload is judged by, in ms (W + 1,).
+
+    Raises:
+        InputError: the workload is too short to be cut into windows.
+    """
+    windows = min(WINDOWS, int(workload.duration_ms / SHORTEST_MS))
+    if windows < 2:
+        raise InputError(f"--from-log: a recording of {workload.duration_ms / 1e3:.1f} s to judge by is too short")
+    return np.linspace(0.0, workload.duration_ms, windows + 1)
+
+
 def shadow(
     profile: Profile,
     workload: Workload,
@@ -228,10 +240,7 @@ def shadow(
     Raises:
         InputError: the workload is too short to be cut into windows.
     """
-    windows = min(WINDOWS, int(workload.duration_ms / SHORTEST_MS))
-    if windows < 2:
-        raise InputError(f"--from-log: a recording of {workload.duration_ms / 1e3:.1f} s to judge by is too short")
-    edges_ms = np.linspace(0.0, workload.duration_ms, windows + 1)
+    edges_ms = window_edges(workload)
     truth = profile.truth(streams)
     if speed is not None and speed.size:
         truth = at_speed(truth, speed)
@@ -240,7 +249,7 @@ def shadow(
     )
     low, mean, high = bootstrap(mine - theirs)
     return {
-        "windows": windows,
+        "windows": len(mine),
         "running": float(theirs.mean()),
         "candidate": float(mine.mean()),
         "difference": [low, mean, high],
@@ -263,7 +272,7 @@ def close_loop(config: TrainConfig, loop: Loop) -> dict[str, Any]:
     streams, cut_ms = log.machine.streams, TRAIN_SHARE * whole.duration_ms
     if not len(first := whole.window(0.0, cut_ms)):
         raise InputError(f"--from-log: {loop.log} holds too few requests to learn from")
-    rest = whole.window(cut_ms, np.inf)
+    window_edges(rest := whole.window(cut_ms, np.inf))  # too short a log is told before anything is trained
     work = Path(config.logdir) / "from-log"
     work.mkdir(parents=True, exist_ok=True)
     taught = profile_of(_before(log, cut_ms))

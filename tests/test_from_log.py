@@ -290,6 +290,16 @@ def test_bad_flags_are_one_clear_line(flags: list[str], words: str, capsys: pyte
     assert words in capsys.readouterr().err
 
 
+def test_a_recording_too_short_to_judge_by_is_refused_before_training(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload, log = read_log(recorded)
+    monkeypatch.setattr(from_log, "read_log", lambda folder: (workload.window(0.0, 2000.0), log))
+    with pytest.raises(InputError, match="0.8 s to judge by is too short"):
+        close_loop(tiny(tmp_path), Loop(str(recorded), "strait"))
+    assert not list(tmp_path.glob("ppo-*"))
+
+
 def test_recording_without_batches_is_refused(tmp_path: Path) -> None:
     none = np.empty(0)
     Workload(none, none, none, none, ("a",)).save(tmp_path / "0000" / "arrivals.parquet")
