@@ -115,9 +115,9 @@ def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
 
 def row_of(batch: BatchRecord) -> tuple:
     """A batch as a row for `campaign_of`."""
-    seen = min(batch.decided_ms, batch.dispatch_ms), max(batch.seen_ms, batch.d2h_end_ms)
+    scheduled = min(batch.decided_ms, batch.dispatch_ms), max(batch.seen_ms, batch.d2h_end_ms)
     phases = (getattr(batch, phase) for phase in PHASES)
-    return batch.stream, batch.priority, batch.model, batch.batch_size, *phases, *seen
+    return batch.stream, batch.priority, batch.model, batch.batch_size, *phases, *scheduled
 
 
 def campaign_of(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
