@@ -242,7 +242,7 @@ def shadow(
     """
     edges_ms = window_edges(workload)
     truth = profile.truth(streams)
-    if speed is not None and speed.size:
+    if speed is not None:
         truth = at_speed(truth, speed)
     mine, theirs = (
         100 * violated_weight(profile, truth, name, workload, edges_ms, worlds) for name in (candidate, running)

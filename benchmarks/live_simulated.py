@@ -49,7 +49,7 @@ def simulate(
         speed: of the cores over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
     """
     device = truth.truth(streams)
-    if speed is not None and speed.size:
+    if speed is not None:
         device = at_speed(device, speed)
     workload = offered.workload
     seen = offered_late(workload, late_ms, offered.repetition)

@@ -218,7 +218,9 @@ def with_speed(profile: Profile, log: Measurements) -> Profile:
 
 
 def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
-    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it, and not drawn."""
+    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it, and not drawn unless S is 0."""
+    if not speed.size:
+        return truth
     device = truth.device.copy()
     device[:, DRIFT_KNOT_MS], device[:, ANYWHERE] = KNOT_MS, 0.0
     streams = truth.count.shape[1] - 1

@@ -182,12 +182,15 @@ class Measurements:
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of the schema in their order and types; others are left out, missing ones refused."""
     columns = {}
-    for name, kind in COLUMN_TYPES.items():
+    wanted = dict(COLUMN_TYPES)
+    if any(name in frame for name in SCHEDULED):
+        wanted |= dict.fromkeys(SCHEDULED, "float64")
+    for name, kind in wanted.items():
         if name not in frame:
             raise InputError(f"column {name!r} is missing; it has {', '.join(map(str, frame.columns))}")
         column = frame[name].reset_index(drop=True)
         absent = column.isna().to_numpy()
-        if absent.any():
+        if absent.any() and name not in SCHEDULED:
             raise InputError(f"row {int(np.argmax(absent))}: column {name!r} is empty (NaN); a value is wanted")
         if kind.startswith("int"):
             if not pd.api.types.is_integer_dtype(column):
@@ -198,13 +201,6 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         elif kind == "float64" and not pd.api.types.is_numeric_dtype(column):
             raise InputError(f"column {name!r} has type {column.dtype}; numbers are wanted")
         columns[name] = column.astype(kind)  # type: ignore[call-overload]
-    if any(name in frame for name in SCHEDULED):
-        for name in SCHEDULED:
-            if name not in frame:
-                raise InputError(f"column {name!r} is missing; {' and '.join(SCHEDULED)} go together")
-            if not pd.api.types.is_numeric_dtype(frame[name]):
-                raise InputError(f"column {name!r} has type {frame[name].dtype}; numbers are wanted")
-            columns[name] = frame[name].reset_index(drop=True).astype("float64")
     return pd.DataFrame(columns)
 
 
