@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import toy_models
 from front_server import make_executor
 from http_client import Client, opened
 
@@ -21,6 +23,14 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("needs ../shared/data (real traces and GPU measurements), which is not here")
     return path
+
+
+@pytest.fixture(autouse=True)
+def gate() -> Iterator[threading.Event]:
+    """What toy models wait for that are to take until something else has happened."""
+    toy_models.GATE.clear()
+    yield toy_models.GATE
+    toy_models.GATE.set()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from toy_models import HELD
 
 from agents.policy import make_policy
 from envs.profile import Profile, synthetic_profile
@@ -21,6 +22,7 @@ from traces.errors import InputError
 
 NAMES = ("double", "slow", "faulty")
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
+BLOCKS = np.full((1, 4), HELD, np.float32)  # "slow" executes it until the gate is open
 
 
 def make_executor() -> CpuExecutor:
@@ -81,6 +83,6 @@ async def serving_plane(
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that takes a moment."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20.0):
         while not condition():
             await asyncio.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from front_server import NAMES, FakeRepository, X, serving_plane, until
+from front_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -63,10 +64,6 @@ def tensor(values: np.ndarray = X) -> triton.InferInput:
     made = triton.InferInput("input", values.shape, "FP32")
     made.set_data_from_numpy(values)
     return made
-
-
-def sleep(ms: float, n: int = 1) -> list[triton.InferInput]:
-    return [tensor(np.full((n, 4), ms, np.float32))]
 
 
 async def refused(call: Any) -> tuple[str, str]:
@@ -153,7 +150,7 @@ async def test_typed_contents_are_as_good_as_raw_ones(client: Client) -> None:
         await client.call("ModelInfer", request)
 
 
-async def test_each_end_has_its_status(executor: CpuExecutor) -> None:
+async def test_each_end_has_its_status(executor: CpuExecutor, gate: threading.Event) -> None:
     async with opened(executor, config=EngineConfig(queue_places=4)) as client:
         engine = client.plane.engine
         assert (await refused(client.infer("nowhere", [tensor()])))[0] == "NOT_FOUND"
@@ -171,32 +168,34 @@ async def test_each_end_has_its_status(executor: CpuExecutor) -> None:
         assert status == "DEADLINE_EXCEEDED" and "predicted finish at" in message
         status, message = await refused(client.infer("faulty", [tensor(X + 666)]))
         assert status == "INTERNAL" and "this input is cursed" in message
-        blockers = [asyncio.ensure_future(client.infer("slow", sleep(150))) for _ in range(2)]
+        blockers = [asyncio.ensure_future(client.infer("slow", [tensor(BLOCKS)])) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
-        waiting = asyncio.ensure_future(client.infer("double", sleep(0, 3)))
+        waiting = asyncio.ensure_future(client.infer("double", [tensor(np.ones((3, 4), np.float32))]))
         await until(lambda: engine.queued == 3)
         assert (await refused(client.infer("double", [tensor()])))[0] == "RESOURCE_EXHAUSTED"
         assert engine.queued == 3, "all or nothing"
+        gate.set()
         await asyncio.gather(*blockers, waiting)
         await engine.stop(1.0)
         assert (await refused(client.infer("double", [tensor()])))[0] == "UNAVAILABLE"
         assert not await client.is_server_ready()
 
 
-async def test_a_cancelled_call_takes_its_requests_with_it(executor: CpuExecutor) -> None:
+async def test_a_cancelled_call_takes_its_requests_with_it(executor: CpuExecutor, gate: threading.Event) -> None:
     async with opened(executor) as client:
         engine = client.plane.engine
-        blockers = [asyncio.ensure_future(client.infer("slow", sleep(200))) for _ in range(2)]
+        blockers = [asyncio.ensure_future(client.infer("slow", [tensor(BLOCKS)])) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
-        leaver = asyncio.ensure_future(client.infer("double", sleep(0, 3)))
+        leaver = asyncio.ensure_future(client.infer("double", [tensor(np.ones((3, 4), np.float32))]))
         await until(lambda: engine.queued == 3)
         leaver.cancel()
         await until(lambda: engine.queued == 0)
-        impatient = asyncio.ensure_future(client.infer("double", sleep(0, 2), client_timeout=0.05))
+        impatient = asyncio.ensure_future(client.infer("double", [tensor()], client_timeout=0.5))
         await until(lambda: engine.queued == 2)
         assert (await refused(impatient))[0] == "DEADLINE_EXCEEDED"
         await until(lambda: engine.queued == 0)
         assert engine.ended[1, 5] == 5, "they ended as cancelled"
+        gate.set()
         await asyncio.gather(*blockers)
 
 
@@ -218,13 +217,13 @@ async def test_a_stream_answers_in_order_and_survives_errors(client: Client) -> 
     assert seen == [str(i) for i in range(30)]
 
 
-async def test_a_stream_that_is_left_takes_its_requests_with_it(executor: CpuExecutor) -> None:
+async def test_a_stream_that_is_left_takes_its_requests_with_it(executor: CpuExecutor, gate: threading.Event) -> None:
     async with opened(executor) as client:
         engine = client.plane.engine
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             for _ in range(6):
-                yield {"model_name": "slow", "inputs": sleep(150)}
+                yield {"model_name": "slow", "inputs": [tensor(BLOCKS)]}
             await asyncio.sleep(10)
 
         stream = client.stream_infer(requests())
@@ -232,8 +231,10 @@ async def test_a_stream_that_is_left_takes_its_requests_with_it(executor: CpuExe
         await until(lambda: engine.queued + engine.in_flight >= 4)
         reader.cancel()
         stream.cancel()
-        await until(lambda: engine.queued == 0 and engine.in_flight == 0)
-        assert engine.ended[1, 5] > 0
+        await until(lambda: engine.queued == 0)
+        gate.set()
+        await until(lambda: engine.in_flight == 0)
+        assert engine.ended[1, 5] == engine.ended.sum() == engine.offered.sum() > 0
 
 
 async def test_the_repository_is_asked(executor: CpuExecutor) -> None:
@@ -264,12 +265,13 @@ async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecu
                 pass
 
 
-async def test_limits(executor: CpuExecutor) -> None:
+async def test_limits(executor: CpuExecutor, gate: threading.Event) -> None:
     async with opened(executor, FrontLimits(max_per_client=3, max_body_bytes=10_000)) as client:
-        first = asyncio.ensure_future(client.infer("slow", sleep(100, 2)))
+        first = asyncio.ensure_future(client.infer("slow", [tensor(np.repeat(BLOCKS, 2, axis=0))]))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, message = await refused(client.infer("double", [tensor()]))
         assert status == "RESOURCE_EXHAUSTED" and "3 are allowed" in message
+        gate.set()
         await first
         large = np.zeros((1000, 4), np.float32)
         assert (await refused(client.infer("double", [tensor(large)])))[0] == "RESOURCE_EXHAUSTED"

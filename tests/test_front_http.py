@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import threading
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from front_server import NAMES, FakeRepository, X, until
+from front_server import BLOCKS, NAMES, FakeRepository, X, until
 from http_client import Client, body, opened
 from tritonclient.utils import InferenceServerException
 
@@ -197,16 +198,19 @@ async def test_a_late_answer_says_so(executor: CpuExecutor) -> None:
         assert answer["parameters"]["latency_us"] > 20_000
 
 
-async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(executor: CpuExecutor) -> None:
+async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
     async with opened(executor, config=EngineConfig(queue_places=4)) as client:
         engine = client.plane.engine
-        blockers = [asyncio.ensure_future(client.infer("slow", np.full((1, 4), 150, np.float32))) for _ in range(2)]
+        blockers = [asyncio.ensure_future(client.infer("slow", BLOCKS)) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
         waiting = asyncio.ensure_future(client.infer("double", np.ones((3, 4), np.float32)))
         await until(lambda: engine.queued == 3)
         status, answer, headers = await client.infer("double", X)
         assert status == 503 and "is full" in answer["error"] and headers["Retry-After"] == "1"
         assert engine.queued == 3, "the item that found a place left it again: all or nothing"
+        gate.set()
         assert (await waiting)[0] == 200
         assert {(await b)[0] for b in blockers} == {200}
         status, answer, _ = await client.infer("double", np.ones((5, 4), np.float32))

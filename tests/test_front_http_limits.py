@@ -8,6 +8,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from front_server import X, serving_plane, until
+from front_server import BLOCKS, X, serving_plane, until
 from http_client import Client, body, opened
 
 from serving.cpu_executor import CpuExecutor
@@ -147,26 +148,31 @@ async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuEx
         assert (await client.infer())[0] == 200
 
 
-async def test_one_client_cannot_have_more_in_flight_than_its_share(executor: CpuExecutor) -> None:
+async def test_one_client_cannot_have_more_in_flight_than_its_share(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
     async with opened(executor, FrontLimits(max_per_client=3)) as client:
-        first = asyncio.ensure_future(client.infer("slow", np.full((2, 4), 100, np.float32)))
+        first = asyncio.ensure_future(client.infer("slow", np.repeat(BLOCKS, 2, axis=0)))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, answer, headers = await client.infer("double", X)
         assert status == 429 and "2 requests in flight; 3 are allowed" in answer["error"] and "Retry-After" in headers
-        assert (await client.infer("double", X[:1]))[0] == 200
-        assert (await first)[0] == 200
+        third = asyncio.ensure_future(client.infer("double", X[:1]))
+        await until(lambda: client.plane.engine.offered.sum() == 3)
+        gate.set()
+        assert {(await call)[0] for call in (first, third)} == {200}
 
 
-async def test_a_client_that_leaves_takes_its_requests_with_it(executor: CpuExecutor) -> None:
+async def test_a_client_that_leaves_takes_its_requests_with_it(executor: CpuExecutor, gate: threading.Event) -> None:
     async with opened(executor) as client:
         engine = client.plane.engine
-        blockers = [asyncio.ensure_future(client.infer("slow", np.full((1, 4), 200, np.float32))) for _ in range(2)]
+        blockers = [asyncio.ensure_future(client.infer("slow", BLOCKS)) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
         leaver = asyncio.ensure_future(client.infer("double", np.ones((3, 4), np.float32)))
         await until(lambda: engine.queued == 3)
         leaver.cancel()  # aiohttp closes the connection
         await until(lambda: engine.queued == 0)
         assert engine.ended[1, 5] == 3, "they ended as cancelled"
+        gate.set()
         assert {(await b)[0] for b in blockers} == {200}
 
 
@@ -206,13 +212,17 @@ async def test_a_port_that_is_taken_is_a_plain_error(client: Client) -> None:
         await start_http(client.plane, port=client.port)
 
 
-async def test_closing_waits_for_the_requests_in_hand(executor: CpuExecutor) -> None:
+async def test_closing_waits_for_the_requests_in_hand(executor: CpuExecutor, gate: threading.Event) -> None:
     async with serving_plane(executor) as plane, aiohttp.ClientSession() as session:
         front = await start_http(plane, port=0)
         client = Client(plane, front.port, session)
-        job = asyncio.ensure_future(client.infer("slow", np.full((1, 4), 100, np.float32)))
+        job = asyncio.ensure_future(client.infer("slow", BLOCKS))
         await until(lambda: plane.engine.in_flight == 1)
-        await front.close()
+        closing = asyncio.ensure_future(front.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        gate.set()
+        await closing
         assert (await job)[0] == 200
 
 

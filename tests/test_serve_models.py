@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from front_server import BLOCKS, until
 
 from agents.policy import make_policy
 from envs.state import HIGH, LOW
@@ -78,15 +80,15 @@ async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
         await repository.load("slow")
         assert (await engine.submit("slow", 0, 1e5, X)).outcome == "met"
         before = sum(counts.values())
-        await asyncio.sleep(0.05)
+        await until(lambda: sum(counts.values()) > before)
         stop.set()
         await asyncio.gather(*clients)
-        assert set(counts) == {"met"} and sum(counts.values()) > before
+        assert set(counts) == {"met"}
         rows = {row["name"]: row["state"] for row in repository.index()}
         assert rows == {"double": "READY", "slow": "READY", "faulty": "READY"}
 
 
-async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path) -> None:
+async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path, gate: threading.Event) -> None:
     listing = write_models(tmp_path / "models.yaml", "double")
     async with serving(listing) as server:
         engine, repository = engine_of(server), server.repository
@@ -101,22 +103,21 @@ async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path
                 await asyncio.sleep(0)
 
         clients = [asyncio.ensure_future(client(answers)) for answers in seen]
-        listing.write_text("- {name: double, source: 'toy_models:triple', input_shape: [4], compiled: false}\n")
+        listing.write_text(listing.read_text().replace("toy_models:double", "toy_models:triple_behind_gate"))
         loading = asyncio.ensure_future(repository.load("double"))
-        while not loading.done():
-            assert repository.index() == [{"name": "double", "version": "1", "state": "READY", "reason": ""}]
-            before = min(map(len, seen))
-            await asyncio.sleep(0.01)
+        await until(lambda: min(map(len, seen)) > 10)
+        assert not loading.done(), "the old one serves until the new one is ready"
+        assert repository.index() == [{"name": "double", "version": "1", "state": "READY", "reason": ""}]
+        gate.set()
         await loading
-        await asyncio.sleep(0.05)
+        await until(lambda: all(answers[-1] == 3.0 for answers in seen))
         stop.set()
         await asyncio.gather(*clients)
-        assert before > 10, "the old one served until the new one was ready"
         for answers in seen:
             assert set(answers) == {0.0, 2.0, 3.0} and answers == sorted(answers)
         assert list(server.executor.models) == ["double"]  # type: ignore[union-attr]
 
-        listing.write_text(listing.read_text().replace("triple", "unbuilt"))
+        listing.write_text(listing.read_text().replace("triple_behind_gate", "unbuilt"))
         with pytest.raises(Exception, match="cannot be built"):
             await repository.load("double")
         assert repository.index()[0]["state"] == "READY"
@@ -125,18 +126,19 @@ async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path
 
 @pytest.mark.parametrize(("takes", "dtype"), [(4, "float32"), (3, "float32"), (4, "int64")])
 async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
-    tmp_path: Path, takes: int, dtype: str
+    tmp_path: Path, gate: threading.Event, takes: int, dtype: str
 ) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
         engine, executor = engine_of(server), server.executor
         assert executor is not None
-        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 400, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0.02)
+        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
+        await until(lambda: engine.in_flight == 2)
         queued = asyncio.ensure_future(engine.submit("double", 0, 1e5, X))
-        await asyncio.sleep(0.02)
+        await until(lambda: engine.queued == 1)
         executor.load(load_model(ModelSpec("next", "toy_models:triple", (takes,), dtype, compiled=False)))
         assert (engine.in_flight, engine.queued) == (2, 1)
         engine.put_model(engine.profile.select(["double"]), "next")
+        gate.set()
         outcome = await queued
         if (takes, dtype) == (4, "float32"):
             assert outcome.outcome == "met" and outcome.output is not None
@@ -160,16 +162,20 @@ async def test_without_room_for_both_the_old_model_ends_before_it_is_loaded_agai
         assert (await engine.submit("wide", 0, 1e5, X)).outcome == "met"
 
 
-async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(tmp_path: Path) -> None:
+async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
         engine = engine_of(server)
         await engine.reload_policy(make_policy("edf", max_batch=1))
-        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 100, np.float32))) for _ in range(5)]
+        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(5)]
         other = asyncio.ensure_future(engine.submit("double", 1, 1e5, X))
-        await asyncio.sleep(0.02)
-        assert engine.in_flight == 2 and engine.queued == 4
+        await until(lambda: engine.in_flight == 2 and engine.queued == 4)
         assert server.repository is not None
-        await server.repository.unload("slow")
+        unloading = asyncio.ensure_future(server.repository.unload("slow"))
+        await until(lambda: engine.queued == 1)
+        gate.set()
+        await unloading
         outcomes = [await job for job in slow]
         assert Counter((o.outcome, o.reason) for o in outcomes) == {("met", ""): 2, ("dropped", "model unloaded"): 3}
         assert (await other).outcome == "met", "queued behind, it moved to another index"

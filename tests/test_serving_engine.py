@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from front_server import BLOCKS, until
 
 from agents.policy import Policy, make_policy
 from envs.profile import Profile, synthetic_profile
@@ -51,6 +53,16 @@ async def running(
     finally:
         await engine.stop(5.0)
         assert engine.offered.sum() == engine.ended.sum()
+
+
+@asynccontextmanager
+async def blocked(executor: CpuExecutor, config: EngineConfig | None = None) -> AsyncIterator[Engine]:
+    """An engine whose two streams are busy until the gate is open."""
+    async with running(executor, config=config) as engine:
+        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
+        await until(lambda: engine.in_flight == 2)
+        yield engine
+        assert {(await blocker).outcome for blocker in blockers} == {"met"}
 
 
 @dataclass
@@ -124,39 +136,37 @@ async def test_out_of_reach_is_dropped_at_once_and_says_why(executor: CpuExecuto
 
 
 async def test_a_queued_request_is_dropped_when_its_time_is_up_though_nothing_else_happens(
-    executor: CpuExecutor,
+    executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with running(executor) as engine:
-        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 400, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0.02)
-        assert engine.in_flight == 2
+    async with blocked(executor) as engine:
         outcome = await engine.submit("double", 1, 50.0, X)
         assert outcome.reason == "deadline out of reach"
-        assert not any(b.done() for b in blockers), "it did not wait for a stream"
-        await asyncio.gather(*blockers)
+        assert engine.in_flight == 2, "it did not wait for a stream"
+        gate.set()
 
 
-async def test_a_full_queue_refuses_at_once(executor: CpuExecutor) -> None:
-    async with running(executor, config=EngineConfig(queue_places=8)) as engine:
-        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 100, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0.02)
-        outcomes = await engine.submit_all("double", 1, 1e5, [X] * 11)
+async def test_a_full_queue_refuses_at_once(executor: CpuExecutor, gate: threading.Event) -> None:
+    async with blocked(executor, config=EngineConfig(queue_places=8)) as engine:
+        requests = engine.offer("double", 1, 1e5, [X] * 11)
+        refused = [request.future.result() for request in requests if request.future.done()]
+        assert [(o.outcome, o.reason) for o in refused] == 3 * [("dropped", "queue full")]
+        gate.set()
+        outcomes = await asyncio.gather(*(request.future for request in requests))
         assert Counter(o.outcome for o in outcomes) == {"met": 8, "dropped": 3}
-        assert {o.reason for o in outcomes if o.outcome == "dropped"} == {"queue full"}
-        await asyncio.gather(*blockers)
 
 
-async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(executor: CpuExecutor) -> None:
+async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
     async with running(executor, make_policy("edf", max_batch=1)) as engine:
         log = Log()
         engine.observers.append(log)
-        jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 100, np.float32))) for _ in range(3)]
-        await asyncio.sleep(0.02)
-        assert engine.in_flight == 2 and engine.queued == 1
+        jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(3)]
+        await until(lambda: engine.in_flight == 2 and engine.queued == 1)
         jobs[0].cancel()
         jobs[2].cancel()
-        await asyncio.sleep(0.02)
-        assert engine.queued == 0
+        await until(lambda: engine.queued == 0)
+        gate.set()
         assert (await jobs[1]).outcome == "met"
         await engine.stop(5.0)
         assert sorted(o.outcome for o in log.outcomes) == ["cancelled", "cancelled", "met"]
@@ -172,20 +182,19 @@ async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: Cp
         assert engine.in_flight == 0
 
 
-async def test_out_of_memory_halves_the_batch_and_tries_once_more(executor: CpuExecutor) -> None:
-    async with running(executor) as engine:
-        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 50, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0.02)
+@pytest.mark.parametrize(
+    ("size", "ends"), [(2, ["met", "met"]), (4, ["failed", "failed", "met", "met"])], ids=["halves fit", "one does not"]
+)
+async def test_out_of_memory_halves_the_batch_and_tries_once_more(
+    executor: CpuExecutor, gate: threading.Event, size: int, ends: list[str]
+) -> None:
+    async with blocked(executor) as engine:
         greedy = np.full(4, 667, np.float32)
-        outcomes = await engine.submit_all("faulty", 0, 1e5, [greedy, X])
-        assert [o.outcome for o in outcomes] == ["met", "met"], "two halves of one fit"
-        await asyncio.gather(*blockers)
-        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 50, np.float32))) for _ in range(2)]
-        await asyncio.sleep(0.02)
-        outcomes = await engine.submit_all("faulty", 0, 1e5, [greedy, X, X, X])
-        assert [o.outcome for o in outcomes] == ["failed", "failed", "met", "met"], "a half that does not fit fails"
-        assert "not enough memory" in outcomes[0].message
-        await asyncio.gather(*blockers)
+        requests = engine.offer("faulty", 0, 1e5, [greedy, *[X] * (size - 1)])
+        gate.set()
+        outcomes = await asyncio.gather(*(request.future for request in requests))
+        assert [o.outcome for o in outcomes] == ends
+        assert all("not enough memory" in o.message for o in outcomes if o.outcome == "failed")
 
 
 async def test_a_worker_thread_that_dies_fails_its_batch_and_is_replaced(executor: CpuExecutor) -> None:
@@ -252,29 +261,33 @@ async def test_a_policy_that_never_dispatches_cannot_hold_a_request_for_ever(exe
     await engine.stop()
 
 
-async def test_stopping_finishes_what_is_inside_and_refuses_the_rest(executor: CpuExecutor) -> None:
+async def test_stopping_finishes_what_is_inside_and_refuses_the_rest(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
     engine = Engine(executor, toy_profile(), make_policy("edf"))
     await engine.start()
-    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 30, np.float32))) for _ in range(6)]
-    await asyncio.sleep(0.02)
+    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(6)]
+    await until(lambda: engine.in_flight == 2)
     stopping = asyncio.ensure_future(engine.stop(5.0))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)
     refused = await engine.submit("double", 0, 1e5, X)
     assert (refused.outcome, refused.reason) == ("dropped", "stopping")
+    gate.set()
     await stopping
     assert {(await job).outcome for job in jobs} == {"met"}
 
 
-async def test_stopping_ends_what_does_not_finish_in_time(executor: CpuExecutor) -> None:
+async def test_stopping_ends_what_does_not_finish_in_time(executor: CpuExecutor, gate: threading.Event) -> None:
     engine = Engine(executor, toy_profile(), make_policy("edf", max_batch=1))
     await engine.start()
-    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, np.full(4, 300, np.float32))) for _ in range(5)]
-    await asyncio.sleep(0.01)
+    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(5)]
+    await until(lambda: engine.in_flight == 2)
     await engine.stop(0.02)
     outcomes = await asyncio.gather(*jobs)
     assert Counter((o.outcome, o.reason) for o in outcomes) == {("failed", "stopping"): 2, ("dropped", "stopping"): 3}
     assert engine.offered.sum() == engine.ended.sum() == 5
-    await asyncio.sleep(0.4)  # the executor is shared with the next test: let it finish
+    gate.set()
+    await asyncio.sleep(0.1)  # what was given up ends
     assert engine.ended.sum() == 5
 
 

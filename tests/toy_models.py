@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import torch
 from torch import Tensor, nn
+
+GATE = threading.Event()  # closed as a test begins (conftest.py), and open after it
+HELD = 1e6
+
+
+def pass_gate() -> None:
+    if not GATE.wait(60.0):
+        raise RuntimeError("the test did not open the gate")
 
 
 class Double(nn.Module):
@@ -19,10 +28,14 @@ class Triple(nn.Module):
 
 
 class Slow(nn.Module):
-    """Takes as many ms as the first number of its first input, and doubles."""
+    """Takes as many ms as the first number of its first input, or until the gate is open for `HELD`, and doubles."""
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(max(float(x.flatten()[0]), 0.0) / 1e3)
+        ms = max(float(x.flatten()[0]), 0.0)
+        if ms == HELD:
+            pass_gate()
+        else:
+            time.sleep(ms / 1e3)
         return 2 * x
 
 
@@ -45,6 +58,12 @@ def double() -> nn.Module:
 
 
 def triple() -> nn.Module:
+    return Triple()
+
+
+def triple_behind_gate() -> nn.Module:
+    """A model that is built once the gate is open."""
+    pass_gate()
     return Triple()
 
 
