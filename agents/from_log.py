@@ -198,6 +198,7 @@ def violated_weight(
     chosen, change = resolve(policy, worlds, profile=SERVED)
     streams = truth.count.shape[1] - 1
     sim = Simulator(profile, worlds, streams, len(workload), tables=change(profile.tables()), truth=truth)
+    sim.end_as_served(workload.deadline_ms.max(initial=0.0))
     run_policy(sim, chosen, [workload], list(range(1, worlds + 1)))
     rows, windows = sim.world.request, len(edges_ms) - 1
     weight = np.where(rows["priority"] == HIGH, HIGH_WEIGHT, 1.0)

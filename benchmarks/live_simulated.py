@@ -21,7 +21,6 @@ from benchmarks.live_runs import LiveRun, Offered
 from envs.profile import Profile
 from envs.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
 from envs.simulator import Simulator
-from serving.config import EngineConfig
 from serving.overhead import Overhead, measure_overhead
 from traces.machine import MachineInfo
 from traces.workload import Workload
@@ -56,8 +55,7 @@ def simulate(
     late = seen.arrival_ms - workload.arrival_ms
     chosen, change = resolve(policy, worlds, profile=SERVED)
     sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
-    # Live, what is queued is dropped once it is late by the engine's grace, and nothing before that for want of arrivals.
-    sim.world.options[:, 2:] = EngineConfig().grace_ms + workload.deadline_ms.max(initial=0.0), EngineConfig().grace_ms
+    sim.end_as_served(workload.deadline_ms.max(initial=0.0))
     run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
     tables = [request_table(sim, e) for e in range(worlds)]
     for table in tables:

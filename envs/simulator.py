@@ -14,7 +14,7 @@ from envs.generate import Generator
 from envs.jit import njit
 from envs.observation import observation_size
 from envs.profile import Profile
-from envs.state import SchedState, Tables, make_state, n_actions
+from envs.state import GRACE_MS, SchedState, Tables, make_state, n_actions
 from envs.truth import Truth, World, make_world
 from envs.world import begin, run_to_decision, step
 from traces.errors import InputError
@@ -106,6 +106,14 @@ class Simulator:
             request["model"][:count] = index[workload.model] if count else 0
             request["priority"][:count] = workload.priority
             self.world.env["n"][e] = count
+
+    def end_as_served(self, longest_deadline_ms: float, grace_ms: float = GRACE_MS) -> None:
+        """Drop what is queued as a live engine does: once it is late by the grace, not before that for want of arrivals.
+
+        Args:
+            longest_deadline_ms: longest relative deadline of the requests. grace_ms: see ``serving.config.EngineConfig``.
+        """
+        self.world.options[:, 2:] = grace_ms + longest_deadline_ms, grace_ms
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""

@@ -24,6 +24,7 @@ N_DEMAND = 3  # demand of a batch on the device: compute, memory bandwidth, cach
 N_FEATURES = 8  # features of the online interference predictor, see envs.predictor.features
 N_WORK = 19  # rows of the finish-time integration's scratch, see envs.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
+GRACE_MS = 2000.0  # after its deadline, what is still queued in a live engine is dropped, whatever the policy says
 
 env_t = np.dtype(
     [

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from envs.state import GRACE_MS
 from traces.errors import InputError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -132,5 +133,5 @@ class EngineConfig:
     """
 
     queue_places: int = 128
-    grace_ms: float = 2000.0
+    grace_ms: float = GRACE_MS
     decision_budget_ms: float = 10.0

@@ -174,6 +174,18 @@ def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
     assert np.allclose(SIM.world.request[0, :1]["finish"], 6.1, atol=0.05)
 
 
+def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrivals() -> None:
+    SIM.load([workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 30.0)])])
+    SIM.world.options[:, :2] = 0.0, 1.0
+    SIM.end_as_served(30.0, 5.0)
+    SIM.world.preempt[:] = 0.0
+    SIM.begin([0])
+    while not SIM.done[0]:
+        SIM.step(np.array([SIM.n_actions - 1]), np.array([np.inf]))
+    assert SIM.state.count[0, 1, DROPPED] == 2
+    assert SIM.world.request[0, :2]["finish"].tolist() == [10.0, 45.0], "with the next event, and at the end"
+
+
 def test_full_queue_refuses() -> None:
     n = PLACES + 4
     SIM.load([workload([(0.0, 0, 1, 50.0)] * n)])

@@ -102,6 +102,8 @@ def test_times_of_a_scheduler_are_kept_where_there_was_one(tmp_path: Path) -> No
     for column, value, message in (
         ("decided_ms", 1e9, "row 5: column 'decided_ms' is 1000000000.0; it is after dispatch_ms"),
         ("seen_ms", 0.0, "row 5: column 'seen_ms' is 0.0; it is before d2h_end_ms"),
+        ("seen_ms", np.inf, "row 5: column 'seen_ms' is inf; a finite time in ms, or none, is wanted"),
+        ("decided_ms", -np.inf, "row 5: column 'decided_ms' is -inf; a finite time"),
         ("seen_ms", "late", "column 'seen_ms' has type .*; numbers are wanted"),
     ):
         wrong = frame.astype({column: object}) if isinstance(value, str) else frame.copy()

@@ -105,6 +105,8 @@ class Measurements:
             _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"it is before {before}")
         if SCHEDULED[0] in frame:
             decided, seen = (frame[name].to_numpy() for name in SCHEDULED)
+            for name, times in zip(SCHEDULED, (decided, seen)):
+                _refuse(frame, np.isinf(times), name, "a finite time in ms, or none, is wanted")
             _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"it is after {PHASES[0]}")
             _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"it is before {PHASES[-1]}")
 
