@@ -198,7 +198,7 @@ def violated_weight(
     chosen, change = resolve(policy, worlds, profile=SERVED)
     streams = truth.count.shape[1] - 1
     sim = Simulator(profile, worlds, streams, len(workload), tables=change(profile.tables()), truth=truth)
-    sim.end_as_served(workload.deadline_ms.max(initial=0.0))
+    sim.end_as_served(workload)
     run_policy(sim, chosen, [workload], list(range(1, worlds + 1)))
     rows, windows = sim.world.request, len(edges_ms) - 1
     weight = np.where(rows["priority"] == HIGH, HIGH_WEIGHT, 1.0)
@@ -242,9 +242,7 @@ def shadow(
         InputError: the workload is too short to be cut into windows.
     """
     edges_ms = window_edges(workload)
-    truth = profile.truth(streams)
-    if speed is not None:
-        truth = at_speed(truth, speed)
+    truth = at_speed(profile.truth(streams), speed)
     mine, theirs = (
         100 * violated_weight(profile, truth, name, workload, edges_ms, worlds) for name in (candidate, running)
     )

@@ -22,6 +22,7 @@ from envs.profile import Profile
 from envs.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
 from envs.simulator import Simulator
 from serving.overhead import Overhead, measure_overhead
+from serving.record import LEAST_MS
 from traces.machine import MachineInfo
 from traces.workload import Workload
 
@@ -47,15 +48,13 @@ def simulate(
         late_ms: (n,) of these one is drawn for each request, by which it is offered late.
         speed: of the cores over time, see ``envs.refit.measured_speed``; None: it drifts as the truth says.
     """
-    device = truth.truth(streams)
-    if speed is not None:
-        device = at_speed(device, speed)
+    device = at_speed(truth.truth(streams), speed)
     workload = offered.workload
     seen = offered_late(workload, late_ms, offered.repetition)
     late = seen.arrival_ms - workload.arrival_ms
     chosen, change = resolve(policy, worlds, profile=SERVED)
     sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
-    sim.end_as_served(workload.deadline_ms.max(initial=0.0))
+    sim.end_as_served(workload)
     run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
     tables = [request_table(sim, e) for e in range(worlds)]
     for table in tables:
@@ -69,7 +68,7 @@ def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload
     """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
     drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
     arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
-    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, 1e-3)
+    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, LEAST_MS)
     return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
 
 

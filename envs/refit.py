@@ -217,9 +217,9 @@ def with_speed(profile: Profile, log: Measurements) -> Profile:
     return replace(profile, speed=speed, drift=(profile.drift[0], KNOT_MS)) if speed.size else profile
 
 
-def at_speed(truth: Truth, speed: np.ndarray) -> Truth:
-    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it, and not drawn unless S is 0."""
-    if not speed.size:
+def at_speed(truth: Truth, speed: np.ndarray | None) -> Truth:
+    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it; drawn where None, or S is 0."""
+    if speed is None or not speed.size:
         return truth
     device = truth.device.copy()
     device[:, DRIFT_KNOT_MS], device[:, ANYWHERE] = KNOT_MS, 0.0

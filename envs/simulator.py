@@ -107,13 +107,13 @@ class Simulator:
             request["priority"][:count] = workload.priority
             self.world.env["n"][e] = count
 
-    def end_as_served(self, longest_deadline_ms: float, grace_ms: float = GRACE_MS) -> None:
+    def end_as_served(self, workload: Workload, grace_ms: float = GRACE_MS) -> None:
         """Drop what is queued as a live engine does: once it is late by the grace, not before that for want of arrivals.
 
         Args:
-            longest_deadline_ms: longest relative deadline of the requests. grace_ms: see ``serving.config.EngineConfig``.
+            workload: the requests. grace_ms: see ``serving.config.EngineConfig``.
         """
-        self.world.options[:, 2:] = grace_ms + longest_deadline_ms, grace_ms
+        self.world.options[:, 2:] = grace_ms + workload.deadline_ms.max(initial=0.0), grace_ms
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""

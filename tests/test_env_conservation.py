@@ -175,9 +175,10 @@ def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
 
 
 def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrivals() -> None:
-    SIM.load([workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 30.0)])])
+    rows = workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 30.0)])
+    SIM.load([rows])
     SIM.world.options[:, :2] = 0.0, 1.0
-    SIM.end_as_served(30.0, 5.0)
+    SIM.end_as_served(rows, 5.0)
     SIM.world.preempt[:] = 0.0
     SIM.begin([0])
     while not SIM.done[0]:
