@@ -46,12 +46,12 @@ def suites() -> dict[str, Suite]:
     """The suites by name."""
     learned = ("ppo",) if CHECKPOINT.is_file() else ()
     everyone = (*sorted(kinds()), *learned)
-    rivals = ("strait", "strait-risk", *learned)
+    rivals = ("strait", *learned)
     held_out = Suite("heldout", rivals, (*REAL, "gamma", "diurnal"), HELDOUT_LOADS, 10, 20_000.0)
     known = (
         Suite("quick", everyone, ("bursty",), QUICK_LOADS, 10, 5_000.0),
         Suite("full", everyone + ABLATIONS, ("poisson", "bursty", "diurnal", *REAL), QUICK_LOADS, 20, 20_000.0),
-        Suite("ablation", ("strait", "strait-risk", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
+        Suite("ablation", ("strait", *ABLATIONS), ("poisson", "bursty"), QUICK_LOADS, 10, 10_000.0),
         held_out,
         replace(held_out, name="unseen", workloads=("bursty", *REAL), models=("unet", "mixer", "lstm", "bert")),
         Suite("large", (*everyone, clairvoyant.NAME), ("bursty",), (0.8, 0.9, 1.0, 1.1, 1.2), 5, 2_000.0),

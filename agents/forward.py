@@ -264,13 +264,14 @@ def score(p, memory, n_candidates):
 
 @njit
 def choose(st, tb, mem, e, p):
-    """One decision: ask Strait, observe, score, take the best."""
+    """One decision: ask Strait, observe, score, take the best; where a core would be shared, Strait's is final."""
     n_candidates = 2 * st.queue.shape[2] * tb.size.shape[0]
     env = st.env[e]
     if env.n_queued == 0 or not has_room(st, tb, e):
         return n_candidates, np.inf
     if p[TURNS] > 0.0 and turns_on_spare(st, e) > p[TURNS]:
-        return n_candidates, np.inf
+        # In training no batch shared a core. Strait knows when one should.
+        return strait.choose(st, tb, mem, e, p[REFERENCE:HEAD]) if p[PRIOR] > 0.0 else (n_candidates, np.inf)
     at = _observation_at(int(p[HIDDEN]), n_candidates)
     size = n_candidates * N_CANDIDATE + N_SUMMARY
     if at + size > 2 * mem.shape[1]:

@@ -26,7 +26,7 @@ from agents.suites import Suite
 from traces.files import atomic_path, atomic_write_text
 
 PACKAGES = ("numba", "numpy", "pandas", "torch")
-FRONT = ("strait", "strait-risk", "ppo", "clairvoyant")  # drawn bold, before the others
+FRONT = ("strait", "ppo", "clairvoyant")  # drawn bold, before the others
 DPI = 90
 PRIORITY_TITLES = ("high priority", "low priority")
 

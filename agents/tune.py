@@ -39,12 +39,12 @@ from traces.workload import Workload, WorkloadConfig
 # What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
 Range = tuple[int, int] | tuple[float, float] | tuple[bool, bool]
 STRAIT: dict[str, Range] = {
+    "risk": (0, 3),
     "low_streams": (1, 4),
     "low_max": (1.0, 12.0),
     "starve": (0.1, 1.0),
     "gamble": (0.0, 0.5),
-    "high_turns": (1, 2),
-    "low_turns": (1, 2),
+    "may_share": (False, True),
     "patience": (0.5, 30.0),
     "thrift": (0.0, 1.0),
     "guard": (0.0, 2.0),
@@ -71,7 +71,6 @@ RANGES: dict[str, dict[str, Range]] = {
     "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "strait": STRAIT,
-    "strait-risk": STRAIT | {"risk": (1, 3)},
     # What makes it what it is stays: where it stands between high and low priority was chosen otherwise.
     "strait-guard": {k: v for k, v in STRAIT.items() if k not in ("guard", "low_max", "starve")},
 }

@@ -55,10 +55,10 @@ PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
     "no-priority": {"by_priority": False},
     "no-haste": {"high_haste": np.inf, "low_haste": np.inf},
     "no-risk": {"risk": 0},
+    "no-sharing": {"may_share": False},
 }
 SWITCHES = (*TABLE_SWITCHES, *PARAMETER_SWITCHES)
-# Risk is a part of strait-risk alone; it is judged against that.
-ABLATIONS = tuple(f"strait{'-risk' if switch == 'no-risk' else ''}:{switch}" for switch in SWITCHES)
+ABLATIONS = tuple(f"strait:{switch}" for switch in SWITCHES)
 
 
 def tuned_path(profile: str) -> Path:

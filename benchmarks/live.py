@@ -4,7 +4,7 @@ Every policy serves the same requests on this machine, one after another in turn
 the parameters that policies take live (agents.variants.SERVED). There are arrivals of real traces (their fitted twins where the
 traces are absent), loads around the measured capacity, and several repetitions with other requests; means with bootstrap
 intervals over repetitions, and paired differences. Those are given once as they were, and once less what the simulator says
-that the machine's changes of speed made of them.
+that the machine's changes of speed made of them. A run is cut into short turns, which all policies serve before the next one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agents import tags
 from agents.compare import bootstrap, difference, weighted_rate
 from agents.policy_file import SHIPPED
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live_runs import LiveRun, check_amounts, check_policies, in_turns, make_cells, run_all
 from benchmarks.live_simulated import at_common_speed
 from envs.profile import Profile
 from serving.compare import capacity_rps, open_machine
@@ -48,7 +48,9 @@ class LiveConfig:
         traces: arrivals, as for serve.py --replay.
         loads: offered loads over the measured capacity.
         duration: seconds of arrivals of each run; long enough for the trace's slow changes of rate to show.
-        repetitions: runs of each policy, trace and load, policies in turn.
+        turn: seconds that a policy serves before it is the next one's turn at the same requests, on an engine that starts
+            without having learned; the speed of a shared machine changes within tens of seconds.
+        repetitions: runs of each policy, trace and load.
         models: built-in names, or NAME=SOURCE.
         high_fraction: share of high-priority requests.
         profile: what the schedulers are told of interference: a profile by name, or a JSON file.
@@ -65,6 +67,7 @@ class LiveConfig:
     traces: list[str] = field(default_factory=lambda: ["azure_llm_2023", "mooncake"])
     loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
     duration: float = 20.0
+    turn: float = 5.0
     repetitions: int = 3
     models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
     high_fraction: float = 0.3
@@ -74,14 +77,16 @@ class LiveConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_amounts(self, ("duration", "repetitions"))
+        check_amounts(self, ("duration", "turn", "repetitions"))
 
 
 def frame_of(runs: Sequence[LiveRun], rates: np.ndarray | None = None) -> pd.DataFrame:
     """One row a run, in the columns of ``agents.compare``: workload, load, seed, policy, violations in percent.
 
+    Violations are those of all requests of a run; other columns are means over its turns.
+
     Args:
-        runs: the runs. rates: (R, 2) violations by priority in percent to take in place of those that were measured.
+        runs: the turns of all runs. rates: (R, 2) violations by priority in percent to take in place of those measured.
     """
     rows = []
     for i, one in enumerate(runs):
@@ -102,7 +107,14 @@ def frame_of(runs: Sequence[LiveRun], rates: np.ndarray | None = None) -> pd.Dat
                 "decision_p99_us": one.result[tags.DECISION_P99_US],
             }
         )
-    frame = pd.DataFrame(rows)
+    turns = pd.DataFrame(rows)
+    for rate in ("high", "low"):
+        turns[rate] *= turns[f"n_{rate}"]
+    by_run = turns.groupby(["workload", "load", "seed", "policy"], sort=False)
+    sums = by_run[["high", "low", "n_high", "n_low"]].sum()
+    for rate in ("high", "low"):
+        sums[rate] /= sums[f"n_{rate}"].clip(lower=1)
+    frame = sums.join(by_run[["p99_high_ms", "goodput", "decision_p99_us"]].mean()).reset_index()
     columns = (frame[name].to_numpy() for name in ("high", "low", "n_high", "n_low"))
     return frame.assign(weighted=weighted_rate(*columns))
 
@@ -215,6 +227,7 @@ def run_benchmark(config: LiveConfig) -> dict[str, Any]:
             config.high_fraction,
             config.seed,
         )
+        cells = in_turns(cells, config.turn)
         runs = list(run_all(machine, policies, cells, say))
     finally:
         machine.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -28,6 +28,7 @@ class Offered:
 
     Attributes:
         trace: name of the arrivals. load: over the measured capacity. repetition: number of it, which seeds the workload.
+        workload: the requests, or those of one turn.
     """
 
     trace: str
@@ -95,6 +96,21 @@ def make_cells(
         workload = lay_out(source, profile, load * capacity_rps, duration_s, mix, drawn)
         cells.append(Offered(trace, load, repetition, workload))
     return cells
+
+
+def in_turns(cells: Sequence[Offered], turn_s: float) -> list[Offered]:
+    """Each cell cut into turns of ``turn_s`` seconds, the last one shorter where it must be; those with a request in them.
+
+    What the policies serve in turn is then close together in time, and what a slow minute of the machine does to one of
+    them it does to all.
+    """
+    out = []
+    for cell in cells:
+        turn_ms = 1e3 * turn_s
+        count = int(cell.workload.arrival_ms[-1] // turn_ms) + 1
+        turns = [cell.workload.window(i * turn_ms, (i + 1) * turn_ms) for i in range(count)]
+        out += [replace(cell, workload=turn) for turn in turns if len(turn)]
+    return out
 
 
 def run_all(

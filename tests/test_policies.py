@@ -88,7 +88,7 @@ def test_edf_takes_the_earliest_deadline_whatever_the_priority() -> None:
     assert scene.ask("edf") == (1, 2, 1)
 
 
-@pytest.mark.parametrize("name", ["priority-edf", "preempt", "preempt-instant", "strait", "strait-risk", "gpulet"])
+@pytest.mark.parametrize("name", ["priority-edf", "preempt", "preempt-instant", "strait", "gpulet"])
 def test_policies_with_priority_take_high_first(name: str) -> None:
     scene = Scene().queue(1, 2, 300.0).queue(0, 0, 500.0).queue(0, 1, 400.0)
     answer = scene.ask(name)
@@ -127,10 +127,14 @@ def test_symphony_waits_while_a_larger_batch_could_still_be_in_time() -> None:
 def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> None:
     # A high-priority batch runs and would end just in time if none joined it on the other core.
     scene = Scene(3).run(0, 0).queue(1, 1)
-    assert scene.ask("strait") == (1, 1, 1)
-    high = scene.st.stream[0, 0]
-    high.deadline = scene.st.member[0, 0, 0].deadline = high.finish + 0.01
-    assert scene.ask("strait") is None
+    for risk in (0, 2):
+        high = scene.st.stream[0, 0]
+        high.deadline = scene.st.member[0, 0, 0].deadline = FAR
+        policy = make_policy("strait", risk=risk)
+        assert scene.ask(policy) == (1, 1, 1)
+        scale = scene.st.scale[0, 1, risk - 1] if risk else 1.0
+        high.deadline = scene.st.member[0, 0, 0].deadline = scale * high.finish + 0.01
+        assert scene.ask(policy) is None
 
 
 def test_strait_waits_where_running_side_by_side_loses_more_time_than_waiting() -> None:
@@ -142,6 +146,24 @@ def test_strait_waits_where_running_side_by_side_loses_more_time_than_waiting() 
     assert scene.ask(resolve("strait:no-haste", use_tuned=False)[0]) == (0, 0, 1)
     # Nor does low priority take the place of the request that waits.
     assert scene.queue(1, 1).ask(make_policy("strait", low_haste=100.0)) is None
+
+
+def test_strait_shares_a_core_only_where_waiting_would_make_the_request_late() -> None:
+    def with_request(deadline: float) -> Scene:
+        return Scene().run(1, 1, 1).run(1, 1, 1).queue(0, 2, deadline)
+
+    busy = with_request(FAR)
+    assert busy.ask("strait") is None
+    first = float(busy.st.stream[0]["finish"][:2].min())
+    alone = float(busy.tb.solo[0, 2, 0])
+    assert first > 5.0 * alone
+    urgent = 0.9 * first
+    assert with_request(urgent).ask("strait") == (0, 2, 1)
+    assert with_request(urgent).ask(resolve("strait:no-sharing", use_tuned=False)[0]) is None
+    # It would be late beside the other batch, too.
+    assert with_request(1.2 * alone).ask("strait") is None
+    # Low priority never shares.
+    assert Scene().run(1, 1, 1).run(1, 1, 1).queue(1, 2, urgent).ask(make_policy("strait", low_streams=4)) is None
 
 
 def test_strait_keeps_low_priority_back_while_high_priority_arrives_fast_but_does_not_starve_it() -> None:

@@ -17,7 +17,7 @@ from agents import tags
 from agents.policy import make_policy
 from agents.rollout import request_table, run
 from benchmarks import live, live_simulated, sim_to_live
-from benchmarks.live_runs import LiveRun, Offered, check_policies, make_cells, run_all
+from benchmarks.live_runs import LiveRun, Offered, check_policies, in_turns, make_cells, run_all
 from benchmarks.live_simulated import at_common_speed, simulate, violation_rates
 from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, verdict
 from benchmarks.sim_to_live_report import write_report
@@ -149,6 +149,15 @@ def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
     first, other = runs[0].offered.workload, runs[4].offered.workload
     assert not np.array_equal(first.arrival_ms, other.arrival_ms)
     assert all(len(one.table) == len(one.offered.workload) for one in runs)
+
+
+def test_turns_are_the_whole_run_in_pieces() -> None:
+    cell = make_cells(synthetic_profile(2), ["poisson"], [0.5], 1, 200.0, 0.5)[0]
+    turns = [one.workload for one in in_turns([cell], 0.2)]
+    assert [int(turn.arrival_ms[-1] // 200) for turn in turns] == [0, 0, 0]
+    joined = np.concatenate([turn.arrival_ms + 200.0 * i for i, turn in enumerate(turns)])
+    np.testing.assert_allclose(joined, cell.workload.arrival_ms)
+    assert len(in_turns([cell], 60.0)) == 1
 
 
 def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
@@ -293,6 +302,14 @@ def test_headline_is_paired_and_says_what_is_clear() -> None:
         }
     }
     json.dumps(rows, allow_nan=False)
+
+
+def test_a_run_in_turns_is_judged_by_all_its_requests() -> None:
+    busy, calm = made_up_run("strait", 0, 0.5), made_up_run("strait", 0, 0.0)
+    busy.table = pd.DataFrame({"priority": [0, 0, 0, 1]})
+    frame = live.frame_of([busy, calm])
+    assert len(frame) == 1 and frame["high"].item() == pytest.approx(100 * 1.5 / 4)
+    assert frame["n_high"].item() == 4 and frame["goodput"].item() == 1.0
 
 
 def test_unknown_policy_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

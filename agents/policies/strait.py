@@ -4,9 +4,10 @@ After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference
 published description; the rules below are our own. Each candidate's finish is predicted with the transfers before it and
 the interference of what is in flight, integrated through the predicted changes of the co-running set (envs.predictor).
 A batch starts beside others only where the time lost to interference, its own and theirs, is worth not waiting for the
-first of them to end. A high-priority batch must not make another one in flight late. A low-priority batch must not make
-anything late, defers while a high-priority request waits or the streams that it may hold are full, and is the shorter the
-more high-priority work has been arriving.
+first of them to end. A high-priority batch must not make another one in flight late; it shares a core only if it would be
+late after waiting for the first batch to end, and is in time if it does not wait. A low-priority batch must not make anything
+late, defers while a high-priority request waits or the streams that it may hold are full, and is the shorter the more
+high-priority work has been arriving.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agents.policies.common import alone_ms, defer_action, held_by_low
 from agents.policy import PolicyKind, register
 from envs.jit import njit
 from envs.outlook import consider, in_flight, late_heads, look
-from envs.scheduler import action_of, turns_on_spare
+from envs.scheduler import action_of, has_room, turns_on_spare
 from envs.state import CORES, UNIT
 
 NEGLIGIBLE = 0.1  # share of a batch's own time that it may always lose to those beside it
@@ -38,9 +39,8 @@ class StraitParams:
         starve: share of its relative deadline after which a low-priority request may be dispatched although it makes
             other low-priority requests late, and whatever ``guard`` says; at most so long can it be held back for these.
         gamble: how far past its deadline, as a share of the relative deadline, a high-priority request may be predicted
-            to end and still be tried.
-        high_turns: batches, itself counted, that may share the core that a high-priority batch goes to.
-        low_turns: the same for a low-priority batch.
+            to end (by the prediction itself, whatever ``risk`` says) and still be tried.
+        may_share: whether a high-priority batch may share a core with another one that is in flight.
         by_priority: False treats both priorities as one (ablation).
         may_defer: False dispatches low priority whatever it does to others (ablation).
         patience: slack, in mean solo latencies, at which the worth of serving a queue now has fallen by e; 0: the least
@@ -53,13 +53,12 @@ class StraitParams:
         low_haste: the same for a low-priority batch.
     """
 
-    risk: int = 0
+    risk: int = 2
     low_streams: int = 2
     low_max: float = 2.5
     starve: float = 0.6
     gamble: float = 0.0
-    high_turns: int = 1
-    low_turns: int = 1
+    may_share: bool = True
     by_priority: bool = True
     may_defer: bool = True
     patience: float = 6.0
@@ -154,64 +153,71 @@ def _best_size(st, tb, e, pr, m, scale, longest, haste, spare_low, tolerance, th
 
 
 @njit
+def _can_wait(st, tb, e, m, wait_ms, scale):
+    """Whether the head of the high-priority queue of m is predicted to be met if it starts alone in ``wait_ms``."""
+    head = st.entry[e, 0, m, st.queue[e, 0, m].head]
+    return st.env[e].now + scale * (wait_ms + alone_ms(st, tb, e, m, 0)) <= head.deadline
+
+
+@njit
 def choose(st, tb, mem, e, p):
     """One decision, see the module's text."""
     env = st.env[e]
-    if env.n_free == 0 or env.n_queued == 0:
+    if env.n_queued == 0 or not has_room(st, tb, e):
         return defer_action(st, tb), np.inf
     g = e % tb.solo.shape[0]
     n_models = st.queue.shape[2]
     first = look(st, tb, e)
     turns = turns_on_spare(st, e)
-    if turns > max(p[5], p[6]):
+    shares = turns > 1
+    if turns > 2 or (shares and p[5] == 0.0):
         return defer_action(st, tb), np.inf
     scale = _scale(st, e, p)
-    by_priority = p[7] > 0.0
+    by_priority = p[6] > 0.0
+    # Who shares has no time to lose by waiting.
+    high_haste = np.inf if shares else p[11] * first
+    low_haste = p[12] * first
     waiting_high = 0
     visited = 0
-    while turns <= p[5]:
-        m, worth = _next_queue(st, tb, e, 0, g, visited, p[9])
+    while True:
+        m, worth = _next_queue(st, tb, e, 0, g, visited, p[8])
         if m < 0:
             break
-        if not by_priority:
-            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[9])
+        if not by_priority and not shares:
+            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[8])
             if low_worth > worth:
-                b = _best_size(st, tb, e, 1, low, scale, np.inf, p[13] * first, True, 0.0, p[10])
+                b = _best_size(st, tb, e, 1, low, scale, np.inf, low_haste, True, 0.0, p[9])
                 if b >= 0:
                     return action_of(tb, n_models, 1, low, b), np.inf
         visited |= 1 << m
-        b = _best_size(st, tb, e, 0, m, scale, np.inf, p[12] * first, not by_priority, 0.0, p[10])
-        if b < 0 and p[4] > 0.0:
-            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, p[12] * first, not by_priority, p[4], p[10])
+        if shares and _can_wait(st, tb, e, m, first, scale):
+            continue
+        b = _best_size(st, tb, e, 0, m, scale, np.inf, high_haste, not by_priority, 0.0, p[9])
+        # Alone on its core, what may be late is better tried than given up.
+        if b < 0 and not shares and (scale > 1.0 or p[4] > 0.0):
+            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, high_haste, not by_priority, p[4], p[9])
         if b >= 0:
             return action_of(tb, n_models, 0, m, b), np.inf
         waiting_high += 1
-    may_defer = p[8] > 0.0
-    if turns > p[6] or (may_defer and by_priority and (held_by_low(st, e) >= p[1] or waiting_high > 0)):
+    may_defer = p[7] > 0.0
+    if shares or (may_defer and by_priority and (held_by_low(st, e) >= p[1] or waiting_high > 0)):
         return defer_action(st, tb), np.inf
-    room = 1.0 - p[11] * env.rate_high / max(tb.device[g, CORES], 1.0)
+    room = 1.0 - p[10] * env.rate_high / max(tb.device[g, CORES], 1.0)
     visited = 0
     while True:
-        m, _ = _next_queue(st, tb, e, 1, g, visited, p[9])
+        m, _ = _next_queue(st, tb, e, 1, g, visited, p[8])
         if m < 0:
             break
         visited |= 1 << m
         head = st.entry[e, 1, m, st.queue[e, 1, m].head]
         starving = env.now - head.arrival > p[3] * (head.deadline - head.arrival)
         longest = max(p[2] * tb.device[g, UNIT], tb.solo[g, m, 0]) * (1.0 if starving else room)
-        b = _best_size(st, tb, e, 1, m, scale, longest, p[13] * first, not starving, 0.0, p[10])
+        b = _best_size(st, tb, e, 1, m, scale, longest, low_haste, not starving, 0.0, p[9])
         if b < 0 and not may_defer:
             b = 0
         if b >= 0:
             return action_of(tb, n_models, 1, m, b), np.inf
     return defer_action(st, tb), np.inf
-
-
-@dataclass(frozen=True)
-class StraitRiskParams(StraitParams):
-    """Parameters, see ``StraitParams``; deadlines are judged by the calibrated 90 % quantile of the finish time."""
-
-    risk: int = 2
 
 
 @dataclass(frozen=True)
@@ -228,5 +234,4 @@ class StraitGuardParams(StraitParams):
 
 
 register(PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True))
-register(PolicyKind("strait-risk", choose, StraitRiskParams, "Strait with calibrated quantiles", adapts=True))
 register(PolicyKind("strait-guard", choose, StraitGuardParams, "Strait that keeps room for high priority", adapts=True))
