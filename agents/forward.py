@@ -65,7 +65,7 @@ def pack(weights: Mapping[str, np.ndarray], timer_ms: float, turns: float = 0.0)
     Args:
         weights: arrays by name; the value head is not needed.
         timer_ms: a deferral ends after so long, if no event ends it before.
-        turns: batches that may share a core; 0: no limit.
+        turns: batches that may share a core where the network decides; 0: no limit.
     """
     w = {k: np.array(v, np.float64) for k, v in weights.items()}
     hidden = w["summary.weight"].shape[0]

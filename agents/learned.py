@@ -25,7 +25,7 @@ class LearnedParams:
 
     Attributes:
         defer_ms: a deferral ends after so long, if no event ends it before; as in training.
-        turns: batches that may share a core; 0: no limit; as in training.
+        turns: batches that may share a core where it decides, as in training (0: no limit); beyond that Strait does.
     """
 
     defer_ms: float = 2.0
@@ -43,7 +43,7 @@ class LearnedPolicy(Policy):
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
         defer_ms: a deferral ends after so long, if no event ends it before.
-        turns: batches that may share a core; 0: no limit.
+        turns: batches that may share a core where it decides; 0: no limit.
         metadata: of the file that the weights came from.
     """
 

@@ -95,7 +95,7 @@ def write_policy(
         path: where to.
         weights: arrays by name, see ``shapes``.
         drop: drop scale that it was trained with. defer_ms: deferral timer that it was trained with.
-        turns: batches that it lets share a core; 0: no limit.
+        turns: batches that may share a core where it decides; 0: no limit.
         notes: strings about how it was made; "command" and "seed" are expected of training.
     """
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()}

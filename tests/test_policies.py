@@ -162,6 +162,9 @@ def test_strait_shares_a_core_only_where_waiting_would_make_the_request_late() -
     assert with_request(urgent).ask(resolve("strait:no-sharing", use_tuned=False)[0]) is None
     # It would be late beside the other batch, too.
     assert with_request(1.2 * alone).ask("strait") is None
+    # The learned policy leaves this to Strait.
+    assert with_request(urgent).ask(resolve("ppo")[0]) == (0, 2, 1)
+    assert with_request(FAR).ask(resolve("ppo")[0]) is None
     # Low priority never shares.
     assert Scene().run(1, 1, 1).run(1, 1, 1).queue(1, 2, urgent).ask(make_policy("strait", low_streams=4)) is None
 

@@ -224,8 +224,9 @@ def choose(st, tb, mem, e, p):
 class StraitGuardParams(StraitParams):
     """Parameters, see ``StraitParams``; room is kept for high priority while it arrives fast, at a price to low priority.
 
-    Of a grid over ``guard`` and ``low_max``, the setting with the fewest high-priority violations on the tuner's bursty
-    workloads (loads 0.8 to 1.2) that keeps low-priority goodput at 90 % of tuned Clockwork's or more, at each load.
+    Of a grid over ``guard`` and ``low_max`` (of Strait before it shared cores), the setting with the fewest high-priority
+    violations on the tuner's bursty workloads (loads 0.8 to 1.2) that keeps low-priority goodput at 90 % of tuned Clockwork's
+    or more, at each load.
     """
 
     guard: float = 1.25
