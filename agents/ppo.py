@@ -50,7 +50,7 @@ from agents.lookahead import look_ahead
 from agents.policy import Policy, kinds
 from agents.policy_file import read_policy, write_policy
 from agents.prior import Prior
-from agents.run_folder import LAST, POLICY, command_line, git_commit, make_logger, make_run_folder, note_run
+from agents.run_folder import LAST, POLICY, WHERE, command_line, git_commit, make_logger, make_run_folder, note_run
 from agents.train_config import TrainConfig, one_line
 from agents.variants import resolve
 from envs.sb3 import SB3VecEnv
@@ -91,7 +91,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
         self.config = config
-        self._resolve(config.teacher), self._resolve(config.reference)  # an unknown name is told before anything runs
+        teacher, strait = self._teacher(), kinds()["strait"]
+        self._resolve(config.reference)  # an unknown name is told before anything runs
         found = find_checkpoint(resume) if resume is not None else None
         start = read_checkpoint(found[1]) if found else None
         self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
@@ -99,7 +100,6 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
         self.batch = self.env.env.batch
-        teacher, strait = self._resolve(config.teacher), kinds()["strait"]
         if config.ppo.prior > 0 and teacher.kind is not strait:
             raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
         reference = teacher.vector.tolist() if teacher.kind is strait else None
@@ -117,9 +117,13 @@ class Trainer:
         note_run(self.run, config)
         self._add_callbacks(start)
 
-    def _resolve(self, name: str, n: int = 1) -> Policy:
-        """A policy for n schedulers, with tuned parameters."""
-        return resolve(name, n, profile=self.config.tuned_for or self.config.env.profile)[0]
+    def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:
+        """A policy for n schedulers, with tuned parameters unless told otherwise."""
+        return resolve(name, n, use_tuned, self.config.tuned_for or self.config.env.profile)[0]
+
+    def _teacher(self, n: int = 1) -> Policy:
+        """The teacher for n schedulers."""
+        return self._resolve(self.config.teacher, n, self.config.teacher_tuned)
 
     @property
     def buffer(self) -> SemiMarkovBuffer:
@@ -159,7 +163,7 @@ class Trainer:
 
     def _notes(self) -> dict[str, str]:
         return {
-            "command": command_line(),
+            "command": command_line(WHERE),
             "seed": str(self.config.seed),
             "n_timesteps": str(self.model.num_timesteps),
             "profile": self.config.env.profile,
@@ -181,7 +185,7 @@ class Trainer:
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
-        teacher = self._resolve(c.teacher, c.ppo.n_envs)
+        teacher = self._teacher(c.ppo.n_envs)
         # Relative to itself a teacher's return is 0: there is no value to learn from it then.
         settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
         result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from traces.errors import InputError
 from traces.files import atomic_write_text
 
 CONFIG, INFO, POLICY, LAST = "config.yaml", "run.json", "policy.safetensors", "last.safetensors"
+WHERE = ("-f", "--log-folder", "--logdir", "--name")  # flags that say where a run is written, and change nothing in it
 PACKAGES = ("strait-rl", "numpy", "numba", "torch", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -46,19 +48,31 @@ def make_run_folder(config: TrainConfig) -> Path:
 
 
 def git_commit() -> str:
-    """Commit of the sources, or "" where they are not under git."""
+    """Commit of the sources, with "-dirty" after it where they were changed since; "" where they are not under git."""
     here = Path(__file__).resolve().parent
     try:
         return subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def command_line() -> str:
-    """The command that this process was started with, without the path of the script."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+def command_line(leave_out: Sequence[str] = ()) -> str:
+    """The command that this process was started with, without the path of the script and the flags to leave out."""
+    words = ["python", Path(sys.argv[0]).name]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word in leave_out:
+            next(rest, None)
+        elif word.partition("=")[0] not in leave_out:
+            words.append(word)
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

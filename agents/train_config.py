@@ -114,6 +114,7 @@ class TrainConfig:
         keep: checkpoints kept, the newest.
         teacher: policy that the warm start imitates. reference: policy to beat.
         tuned_for: profile whose tuned parameters both take; empty: that of the worlds.
+        teacher_tuned: whether the teacher takes them, too; else its parameters are the defaults.
         baseline: rewards are relative to what the reference does with the same requests (agents.baseline).
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
@@ -130,6 +131,7 @@ class TrainConfig:
     teacher: str = "strait"
     reference: str = "strait"
     tuned_for: str = ""
+    teacher_tuned: bool = True
     baseline: bool = True
     logdir: str = "runs"
     name: str = ""

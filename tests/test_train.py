@@ -17,9 +17,10 @@ from agents import ppo, tags, train_cli
 from agents.checkpoint import checkpoints, find_checkpoint, random_arrays, read_checkpoint, set_random
 from agents.learned import load_policy
 from agents.learner import Clock
-from agents.policy_file import read_policy
-from agents.run_folder import make_run_folder
+from agents.policy_file import SHIPPED, read_policy
+from agents.run_folder import WHERE, command_line, make_run_folder
 from agents.train_config import TrainConfig, load_config, to_yaml
+from agents.variants import SERVED, resolve
 from traces.errors import InputError
 
 TIMES = ("time/",)  # scalars that differ between runs that are equal
@@ -50,6 +51,41 @@ def test_run_folder_holds_what_is_promised(whole: ppo.TrainResult) -> None:
     assert load_policy(whole.policy).metadata["reference"] == "strait"
     assert read_policy(run / "last.safetensors").metadata["n_timesteps"] == "1024"
     assert not [p for p in run.rglob("*") if p.suffix in (".pkl", ".pt", ".tmp") or p.name.startswith(".")]
+
+
+def test_a_policy_names_its_command_but_not_the_folder_it_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [
+        "/some/where/train.py",
+        "--config",
+        "live",
+        "--logdir",
+        "/tmp/a b",
+        "--name=x",
+        "--seed",
+        "1",
+        "-f",
+        "/tmp/c",
+    ]
+    monkeypatch.setattr("sys.argv", argv)
+    assert command_line(WHERE) == "python train.py --config live --seed 1"
+    assert "/some/where" not in command_line() and "'/tmp/a b'" in command_line()
+
+
+def test_policies_that_ship_name_no_folder_of_a_machine() -> None:
+    for path in SHIPPED.values():
+        metadata = read_policy(path).metadata
+        assert metadata["command"].startswith("python train.py --config ") and " /" not in metadata["command"]
+
+
+@pytest.mark.parametrize("teacher_tuned", [False, True])
+def test_the_network_begins_with_the_teachers_parameters(teacher_tuned: bool, tmp_path: Path) -> None:
+    config = replace(tiny(tmp_path), teacher_tuned=teacher_tuned, tuned_for=SERVED)
+    config = replace(config, ppo=replace(config.ppo, prior=3.0))
+    trainer = ppo.Trainer(config)
+    wanted = resolve("strait", use_tuned=teacher_tuned, profile=SERVED)[0]
+    np.testing.assert_allclose(trainer.model.policy.net.reference.numpy(), wanted.vector, rtol=1e-6)
+    assert trainer.baseline is not None
+    np.testing.assert_array_equal(trainer.baseline.reference.vector, resolve("strait", profile=SERVED)[0].vector)
 
 
 def test_best_policy_is_the_one_that_is_kept(whole: ppo.TrainResult) -> None:

@@ -13,7 +13,7 @@ high-priority work has been arriving.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -68,9 +68,16 @@ class StraitParams:
     low_haste: float = 0.5
 
 
+# Places of the parameters in a policy's vector.
+(
+    RISK, LOW_STREAMS, LOW_MAX, STARVE, GAMBLE, MAY_SHARE, BY_PRIORITY, MAY_DEFER, PATIENCE, THRIFT, GUARD, HIGH_HASTE,
+    LOW_HASTE,
+) = range(len(fields(StraitParams)))  # fmt: skip
+
+
 @njit
 def _scale(st, e, p):
-    level = int(p[0])
+    level = int(p[RISK])
     if level == 0:
         return 1.0
     return max(st.scale[e, in_flight(st, e), level - 1], 1.0)
@@ -170,49 +177,49 @@ def choose(st, tb, mem, e, p):
     first = look(st, tb, e)
     turns = turns_on_spare(st, e)
     shares = turns > 1
-    if turns > 2 or (shares and p[5] == 0.0):
+    if turns > 2 or (shares and p[MAY_SHARE] == 0.0):
         return defer_action(st, tb), np.inf
     scale = _scale(st, e, p)
-    by_priority = p[6] > 0.0
+    by_priority = p[BY_PRIORITY] > 0.0
     # Who shares has no time to lose by waiting.
-    high_haste = np.inf if shares else p[11] * first
-    low_haste = p[12] * first
+    high_haste = np.inf if shares else p[HIGH_HASTE] * first
+    low_haste = p[LOW_HASTE] * first
     waiting_high = 0
     visited = 0
     while True:
-        m, worth = _next_queue(st, tb, e, 0, g, visited, p[8])
+        m, worth = _next_queue(st, tb, e, 0, g, visited, p[PATIENCE])
         if m < 0:
             break
         if not by_priority and not shares:
-            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[8])
+            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[PATIENCE])
             if low_worth > worth:
-                b = _best_size(st, tb, e, 1, low, scale, np.inf, low_haste, True, 0.0, p[9])
+                b = _best_size(st, tb, e, 1, low, scale, np.inf, low_haste, True, 0.0, p[THRIFT])
                 if b >= 0:
                     return action_of(tb, n_models, 1, low, b), np.inf
         visited |= 1 << m
         if shares and _can_wait(st, tb, e, m, first, scale):
             continue
-        b = _best_size(st, tb, e, 0, m, scale, np.inf, high_haste, not by_priority, 0.0, p[9])
+        b = _best_size(st, tb, e, 0, m, scale, np.inf, high_haste, not by_priority, 0.0, p[THRIFT])
         # Alone on its core, what may be late is better tried than given up.
-        if b < 0 and not shares and (scale > 1.0 or p[4] > 0.0):
-            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, high_haste, not by_priority, p[4], p[9])
+        if b < 0 and not shares and (scale > 1.0 or p[GAMBLE] > 0.0):
+            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, high_haste, not by_priority, p[GAMBLE], p[THRIFT])
         if b >= 0:
             return action_of(tb, n_models, 0, m, b), np.inf
         waiting_high += 1
-    may_defer = p[7] > 0.0
-    if shares or (may_defer and by_priority and (held_by_low(st, e) >= p[1] or waiting_high > 0)):
+    may_defer = p[MAY_DEFER] > 0.0
+    if shares or (may_defer and by_priority and (held_by_low(st, e) >= p[LOW_STREAMS] or waiting_high > 0)):
         return defer_action(st, tb), np.inf
-    room = 1.0 - p[10] * env.rate_high / max(tb.device[g, CORES], 1.0)
+    room = 1.0 - p[GUARD] * env.rate_high / max(tb.device[g, CORES], 1.0)
     visited = 0
     while True:
-        m, _ = _next_queue(st, tb, e, 1, g, visited, p[8])
+        m, _ = _next_queue(st, tb, e, 1, g, visited, p[PATIENCE])
         if m < 0:
             break
         visited |= 1 << m
         head = st.entry[e, 1, m, st.queue[e, 1, m].head]
-        starving = env.now - head.arrival > p[3] * (head.deadline - head.arrival)
-        longest = max(p[2] * tb.device[g, UNIT], tb.solo[g, m, 0]) * (1.0 if starving else room)
-        b = _best_size(st, tb, e, 1, m, scale, longest, low_haste, not starving, 0.0, p[9])
+        starving = env.now - head.arrival > p[STARVE] * (head.deadline - head.arrival)
+        longest = max(p[LOW_MAX] * tb.device[g, UNIT], tb.solo[g, m, 0]) * (1.0 if starving else room)
+        b = _best_size(st, tb, e, 1, m, scale, longest, low_haste, not starving, 0.0, p[THRIFT])
         if b < 0 and not may_defer:
             b = 0
         if b >= 0:
