@@ -91,6 +91,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
         self.config = config
+        self.commit = git_commit()  # of the sources as they are loaded, whatever happens to them during the run
         teacher, strait = self._teacher(), kinds()["strait"]
         self._resolve(config.reference)  # an unknown name is told before anything runs
         found = find_checkpoint(resume) if resume is not None else None
@@ -167,7 +168,7 @@ class Trainer:
             "seed": str(self.config.seed),
             "n_timesteps": str(self.model.num_timesteps),
             "profile": self.config.env.profile,
-            "git_commit": git_commit(),
+            "git_commit": self.commit,
         }
 
     def _save_policy(self, best: bool) -> None:
