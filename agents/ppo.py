@@ -115,7 +115,7 @@ class Trainer:
             self._restore(found[1], start)
             self.run = found[0]
         self._follow()
-        note_run(self.run, config)
+        note_run(self.run, config, self.commit)
         self._add_callbacks(start)
 
     def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,14 +66,10 @@ def git_commit() -> str:
 
 def command_line(leave_out: Sequence[str] = ()) -> str:
     """The command that this process was started with, without the path of the script and the flags to leave out."""
-    words = ["python", Path(sys.argv[0]).name]
-    rest = iter(sys.argv[1:])
-    for word in rest:
-        if word in leave_out:
-            next(rest, None)
-        elif word.partition("=")[0] not in leave_out:
-            words.append(word)
-    return shlex.join(words)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in leave_out:
+        parser.add_argument(flag)
+    return shlex.join(["python", Path(sys.argv[0]).name, *parser.parse_known_args(sys.argv[1:])[1]])
 
 
 def versions() -> dict[str, str]:
@@ -86,8 +83,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def note_run(run: Path, config: TrainConfig) -> None:
-    """Write the resolved settings and how the run was started; a resumed run adds its command."""
+def note_run(run: Path, config: TrainConfig, commit: str) -> None:
+    """Write the resolved settings, the commit and how the run was started; a resumed run adds its command."""
     path = run / INFO
     try:
         commands = json.loads(path.read_text())["commands"]
@@ -96,7 +93,7 @@ def note_run(run: Path, config: TrainConfig) -> None:
     info = {
         "commands": [*commands, command_line()],
         "seed": config.seed,
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}",
     }

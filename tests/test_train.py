@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -54,21 +55,10 @@ def test_run_folder_holds_what_is_promised(whole: ppo.TrainResult) -> None:
 
 
 def test_a_policy_names_its_command_but_not_the_folder_it_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = [
-        "/some/where/train.py",
-        "--config",
-        "live",
-        "--logdir",
-        "/tmp/a b",
-        "--name=x",
-        "--seed",
-        "1",
-        "-f",
-        "/tmp/c",
-    ]
+    argv = shlex.split("/some/where/train.py --config live --logdir '/a folder/runs' --name=x --seed 1 -f /b -f/c")
     monkeypatch.setattr("sys.argv", argv)
     assert command_line(WHERE) == "python train.py --config live --seed 1"
-    assert "/some/where" not in command_line() and "'/tmp/a b'" in command_line()
+    assert "/some/where" not in command_line() and "'/a folder/runs'" in command_line()
 
 
 def test_policies_that_ship_name_no_folder_of_a_machine() -> None:
@@ -79,9 +69,7 @@ def test_policies_that_ship_name_no_folder_of_a_machine() -> None:
 
 @pytest.mark.parametrize("teacher_tuned", [False, True])
 def test_the_network_begins_with_the_teachers_parameters(teacher_tuned: bool, tmp_path: Path) -> None:
-    config = replace(tiny(tmp_path), teacher_tuned=teacher_tuned, tuned_for=SERVED)
-    config = replace(config, ppo=replace(config.ppo, prior=3.0))
-    trainer = ppo.Trainer(config)
+    trainer = ppo.Trainer(tiny(tmp_path, teacher_tuned=teacher_tuned, tuned_for=SERVED))
     wanted = resolve("strait", use_tuned=teacher_tuned, profile=SERVED)[0]
     np.testing.assert_allclose(trainer.model.policy.net.reference.numpy(), wanted.vector, rtol=1e-6)
     assert trainer.baseline is not None
