@@ -23,7 +23,7 @@ from dataclasses import fields
 from jsonargparse import ArgumentParser
 
 from serving.config import ServeConfig
-from serving.logs import set_up_logging
+from serving.observers.logs import set_up_logging
 from traces.errors import InputError
 
 

@@ -21,18 +21,18 @@ import pandas as pd
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from agents import clairvoyant, tags
-from agents.compare import ablations, digest, weighted_rate
-from agents.policy import kinds, make_policy
-from agents.policy_file import CHECKPOINT
-from agents.rollout import request_table, run
-from agents.suites import WORKLOADS, Suite, workload_for
-from agents.summary import summarise
-from agents.variants import ABLATIONS, resolve
-from envs.capacity import measure_capacity
-from envs.config import EnvConfig, load_profile
-from envs.profile import Profile
-from envs.simulator import Simulator
+from agents.evaluation import clairvoyant, metric
+from agents.evaluation.rollout import request_table, run
+from agents.evaluation.statistics import ablations, digest, weighted_rate
+from agents.evaluation.suites import WORKLOADS, Suite, workload_for
+from agents.evaluation.summary import summarise
+from agents.learned.names import ABLATIONS, resolve
+from agents.learned.policy_file import CHECKPOINT
+from agents.policies.base import kinds, make_policy
+from envs.profiles.profile import Profile
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.config import EnvConfig, load_profile
+from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import Workload
@@ -128,8 +128,8 @@ def run_group(group: Group) -> pd.DataFrame:
         rows.append(row)
     frame = pd.DataFrame(rows)
     frame["weighted"] = weighted_rate(
-        frame[tags.VIOLATION_HIGH].to_numpy(),
-        frame[tags.VIOLATION_LOW].to_numpy(),
+        frame[metric.VIOLATION_HIGH].to_numpy(),
+        frame[metric.VIOLATION_LOW].to_numpy(),
         frame["n_high"].to_numpy(),
         frame["n_low"].to_numpy(),
     )
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     if parts := ablations(frame):
         result["ablations"] = {part: [round(v, 3) for v in interval] for part, interval in parts.items()}
     if not only_json:
-        from agents.report import write_report
+        from agents.evaluation.report import write_report
 
         out = Path(config.out)
         atomic_write_text(out / "result.json", json.dumps(result) + "\n")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from agents.rollout import prepare
-from agents.suites import seen_models, workload_for
-from agents.variants import resolve
-from envs.capacity import measure_capacity
-from envs.config import EnvConfig, load_profile
-from envs.simulator import Simulator
-from envs.timeline import draw_timeline, episode
-from envs.trace_events import write_trace
+from agents.evaluation.rollout import prepare
+from agents.evaluation.suites import seen_models, workload_for
+from agents.learned.names import resolve
+from envs.drawing.timeline import draw_timeline, episode
+from envs.drawing.trace_events import write_trace
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.config import EnvConfig, load_profile
+from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.workload import WorkloadConfig
 

@@ -22,15 +22,15 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
-from agents.compare import HIGH_WEIGHT
-from agents.policy import Policy, kinds, make_policy
-from agents.rollout import run
-from agents.suites import seen_models, workload_for
-from agents.variants import TUNED
-from envs.capacity import measure_capacity
-from envs.config import EnvConfig, load_profile
-from envs.profile import Profile
-from envs.simulator import Simulator
+from agents.evaluation.rollout import run
+from agents.evaluation.statistics import HIGH_WEIGHT
+from agents.evaluation.suites import seen_models, workload_for
+from agents.learned.names import TUNED
+from agents.policies.base import Policy, kinds, make_policy
+from envs.profiles.profile import Profile
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.config import EnvConfig, load_profile
+from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import Workload, WorkloadConfig

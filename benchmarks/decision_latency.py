@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from agents.policy import Policy, kinds
-from agents.policy_file import CHECKPOINT
-from agents.variants import resolve
-from envs import rng
-from envs.jit import njit
-from envs.predictor import advance
-from envs.profile import Profile
-from envs.scheduler import action_of, clear, dispatch, enqueue
-from envs.simulator import Simulator
+from agents.learned.names import resolve
+from agents.learned.policy_file import CHECKPOINT
+from agents.policies.base import Policy, kinds
+from envs.profiles.profile import Profile
+from envs.scheduling import rng
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of, clear, dispatch, enqueue
+from envs.scheduling.predictor import advance
+from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 
 STREAMS = 5

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from agents.policy import Policy, make_policy
-from agents.rollout import play_range
+from agents.evaluation.rollout import play_range
+from agents.policies.base import Policy, make_policy
 from benchmarks.common import alternate, report, timed
-from envs.batch import Batch, world_seed
-from envs.config import EnvConfig
-from envs.jit import bind
-from envs.simulator import step_range
+from envs.scheduling.jit import bind
+from envs.simulation.config import EnvConfig
+from envs.simulation.simulator import step_range
+from envs.simulation.worlds import Batch, world_seed
 
 POLICY = "strait"
 

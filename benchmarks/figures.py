@@ -24,7 +24,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from agents import tags
+from agents.evaluation import metric
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
@@ -101,9 +101,9 @@ def live_table(record: Record) -> str:
         ended = ", ".join(f"{count} {name}" for name, count in r["outcomes"].items() if count)
         rows.append(
             (
-                r["policy"], f"{100 * r[tags.VIOLATION_HIGH]:.2f} %", f"{100 * r[tags.VIOLATION_LOW]:.2f} %",
-                f"{r[tags.LATENCY_P50_MS] or 0:.1f} ms", f"{r[tags.LATENCY_P99_MS] or 0:.1f} ms",
-                f"{r[tags.GOODPUT_RPS]:.1f}/s", f"{r.get(tags.DECISION_P50_US) or 0:.0f} us", str(r["offered"]), ended,
+                r["policy"], f"{100 * r[metric.VIOLATION_HIGH]:.2f} %", f"{100 * r[metric.VIOLATION_LOW]:.2f} %",
+                f"{r[metric.LATENCY_P50_MS] or 0:.1f} ms", f"{r[metric.LATENCY_P99_MS] or 0:.1f} ms",
+                f"{r[metric.GOODPUT_RPS]:.1f}/s", f"{r.get(metric.DECISION_P50_US) or 0:.0f} us", str(r["offered"]), ended,
             )
         )  # fmt: skip
     where = (
@@ -167,7 +167,7 @@ def optimum_table(record: Record) -> str:
 
 
 def repeated_table(record: Record) -> str:
-    """Of benchmarks.live: one row a policy, with intervals over repetitions, and what they make clear."""
+    """Of benchmarks.live.__main__: one row a policy, with intervals over repetitions, and what they make clear."""
     rows = []
     for r in record["policies"]:
         rates = [

@@ -81,14 +81,14 @@ class Identity(MLModel):
 
 def serve_ours(http_port: int, grpc_port: int) -> None:
     """Serve the identity model until the process is ended."""
-    from agents.policy import make_policy
-    from envs.profile import synthetic_profile
+    from agents.policies.base import make_policy
+    from envs.profiles.profile import synthetic_profile
+    from serving.api.dataplane import DataPlane
+    from serving.api.grpc import start_grpc
+    from serving.api.http import start_http
     from serving.collector import settle
-    from serving.cpu_executor import CpuExecutor
-    from serving.dataplane import DataPlane
-    from serving.engine import Engine
-    from serving.grpc_front import start_grpc
-    from serving.http_front import start_http
+    from serving.engine.engine import Engine
+    from serving.executors.cpu import CpuExecutor
     from serving.models.load import load_model
     from serving.models.served import ModelSpec
 
@@ -203,7 +203,7 @@ async def grpc_client(server: Server) -> tuple[Call, Close]:
     """One channel; each call sends the same bytes."""
     import grpc
 
-    from serving.protocol import inference_pb2 as pb
+    from serving.api.protocol import inference_pb2 as pb
 
     tensor = {"name": "input", "datatype": "FP32", "shape": [1, WIDTH], "contents": {"fp32_contents": VALUES}}
     sent = pb.ModelInferRequest(model_name="identity", inputs=[tensor]).SerializeToString()

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from agents import tags
 from agents.evaluate import episodes, evaluate, make_groups, make_workloads, named_profile
-from agents.rollout import request_table
-from agents.suites import Suite
-from agents.summary import summarise
+from agents.evaluation import metric
+from agents.evaluation.rollout import request_table
+from agents.evaluation.suites import Suite
+from agents.evaluation.summary import summarise
 from benchmarks.common import report
 from traces.workload import Workload
 
@@ -60,11 +60,11 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
         workloads = [high_only(workload) for workload in make_workloads(group, profile)]
         violated: dict[float, list[float]] = {load: [] for load in c.loads}
         for (load, _), sim, e in episodes(group, profile, workloads):
-            violated[load].append(100 * summarise(request_table(sim, e), c.duration_ms)[tags.VIOLATION_HIGH])
+            violated[load].append(100 * summarise(request_table(sim, e), c.duration_ms)[metric.VIOLATION_HIGH])
         for load, found in violated.items():
             alone[load].append(float(np.mean(found)))
     floor = {load: min(means) for load, means in alone.items()}
-    rates = 100 * frame.groupby(["policy", "load"])[tags.VIOLATION_HIGH].mean()
+    rates = 100 * frame.groupby(["policy", "load"])[metric.VIOLATION_HIGH].mean()
     return {
         "profile": c.profile,
         "workload": c.workload,

@@ -1,8 +1,8 @@
 """How well interference is predicted, on unseen co-locations: ``python -m benchmarks.predictor``.
 
-Three data sets (public V100 pairs, public DISB workloads, our CPU campaign), the models of envs.offline side by side, the
-scheduler's own predictor replayed over the campaign (predict, then update), its calibration, its recovery after shifts, and
-its cost. Public data that is absent is skipped with a message, and its figures are null.
+Three data sets (public V100 pairs, public DISB workloads, our CPU campaign), the models of benchmarks.interference side by
+side, the scheduler's own predictor replayed over the campaign (predict, then update), its calibration, its recovery after
+shifts, and its cost. Public data that is absent is skipped with a message, and its figures are null.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from benchmarks.predictor_online import Shift, shifts, split, update_cost_us
-from envs import fit
-from envs.offline import forms, models
-from envs.offline.coruns import CoRuns, Errors, errors, finish, folds, from_measurements, start_only
-from envs.offline.evaluate import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
-from envs.offline.model import OfflineModel
-from envs.offline.ours import speed_so_far
-from envs.profile import Profile
-from envs.public_data import find, load_disb, load_igniter
-from envs.replay_measurements import Log, MeasuredReplay, Replayed, log_of
+from benchmarks.interference import forms, models
+from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, from_measurements, start_only
+from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
+from benchmarks.interference.model import OfflineModel
+from benchmarks.interference.online import Shift, shifts, split, update_cost_us
+from benchmarks.interference.ours import speed_so_far
+from benchmarks.interference.public_data import find, load_disb, load_igniter
+from envs.profiles import fit
+from envs.profiles.profile import Profile
+from envs.profiles.replay import Log, MeasuredReplay, Replayed, log_of
 from traces.errors import InputError
 from traces.measurements import Measurements
 

@@ -2,9 +2,9 @@
 
 The same requests under the same policies, live on this machine and in the simulator with its profile, and the differences.
 The simulator's truth is given the engine's overheads and the noise of batches beside it, which runs that are not compared
-measure (serving.overhead), and the speed of the machine over the time of each live run, which is an input to both as the
-arrivals are; what each of them explains is in the report, as is what remains. ``--quick`` takes under a minute, ``--full``
-a quarter of an hour.
+measure (serving.observers.overhead), and the speed of the machine over the time of each live run, which is an input to both
+as the arrivals are; what each of them explains is in the report, as is what remains. ``--quick`` takes under a minute,
+``--full`` a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import numpy as np
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from agents import tags
-from agents.compare import HIGH_WEIGHT
-from agents.summary import summarise
+from agents.evaluation import metric
+from agents.evaluation.statistics import HIGH_WEIGHT
+from agents.evaluation.summary import summarise
 from benchmarks.common import machine as machine_name
-from benchmarks.live_runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
-from benchmarks.live_simulated import ON_TIME, as_served, simulate, speed_of
-from envs.fit import fit
-from envs.profile import Profile
-from serving.compare import Machine, capacity_rps, open_machine
-from serving.models.registry import DEFAULT_MODELS
-from serving.overhead import Overhead, OverheadMeter, measure_overhead
+from benchmarks.live.runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live.simulated import ON_TIME, as_served, simulate, speed_of
+from envs.profiles.fit import fit
+from envs.profiles.profile import Profile
+from serving.models.builtin.registry import DEFAULT_MODELS
+from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
+from serving.replay.live_runs import Machine, capacity_rps, open_machine
 from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
@@ -115,15 +115,15 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
     metrics = summarise(whole)
     ran = whole["batch_id"].to_numpy()
     count = np.unique(ran[ran >= 0], return_counts=True)[1]
-    high, low = (100 * metrics[tag] for tag in tags.VIOLATION)
+    high, low = (100 * metrics[tag] for tag in metric.VIOLATION)
     n_high, n_low = int((whole["priority"] == 0).sum()), int((whole["priority"] == 1).sum())
     return {
         "high": high,
         "low": low,
         "weighted": (HIGH_WEIGHT * high * n_high + low * n_low) / max(HIGH_WEIGHT * n_high + n_low, 1e-9),
-        "p50_ms": metrics[tags.LATENCY_P50_MS],
-        "p99_ms": metrics[tags.LATENCY_P99_MS],
-        "p99_high_ms": metrics[tags.LATENCY_HIGH_P99_MS],
+        "p50_ms": metrics[metric.LATENCY_P50_MS],
+        "p99_ms": metrics[metric.LATENCY_P99_MS],
+        "p99_high_ms": metrics[metric.LATENCY_HIGH_P99_MS],
         "busy": busy_ms / max(span_ms, 1e-9),
         "batch_sizes": [float(np.mean(count == size)) if len(count) else 0.0 for size in sizes],
     }
@@ -230,7 +230,7 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
     Raises:
         InputError: an unknown policy, model or trace.
     """
-    from benchmarks.sim_to_live_report import write_report
+    from benchmarks.live.report import write_report
 
     began = time.monotonic()
 

@@ -16,10 +16,10 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.network import CandidatePolicy
+from agents.learned.network import CandidatePolicy
 from benchmarks.common import alternate, report, timed
-from envs.config import EnvConfig
 from envs.sb3 import SB3VecEnv
+from envs.simulation.config import EnvConfig
 
 
 class ReplayVecEnv(VecEnv):

@@ -8,11 +8,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.batch import Batch, world_seed
-from envs.config import EnvConfig, make_config
-from envs.observation import LIMIT
-from envs.options import with_options
-from envs.render import draw
+from envs.drawing.frame import draw
+from envs.scheduling.observation import LIMIT
+from envs.simulation.config import EnvConfig, make_config
+from envs.simulation.options import with_options
+from envs.simulation.worlds import Batch, world_seed
 
 
 class DualPriorityEnv(gym.Env):
@@ -76,8 +76,8 @@ class DualPriorityEnv(gym.Env):
     still waited `end_ms` after the last arrival). There is no truncation.
 
     ## Arguments
-    `config` (an `envs.config.EnvConfig`), or its fields by name, `render_mode`. `import envs` registers the ids; without it
-    the id names the package, `gym.make("envs:Strait/DualPriority-v0")`:
+    `config` (an `envs.simulation.config.EnvConfig`), or its fields by name, `render_mode`. `import envs` registers the ids;
+    without it the id names the package, `gym.make("envs:Strait/DualPriority-v0")`:
 
     >>> import gymnasium as gym, envs
     >>> env = gym.make("Strait/DualPriority-v0", load=0.9, streams=4)
@@ -96,7 +96,7 @@ class DualPriorityEnv(gym.Env):
     | `dt_ms` | time from the last decision to this |
     | `time_ms` | time in the episode |
     | `invalid_action` | bool, the last action was not valid |
-    | `outcomes` | (2, 6) int64, requests that ended, by priority and outcome (`envs.state.OUTCOMES`) |
+    | `outcomes` | (2, 6) int64, requests that ended, by priority and outcome (`envs.scheduling.state.OUTCOMES`) |
     | `seed` | of the episode as the worlds count them: the same in a batch of any size |
 
     ## Vectorised Use

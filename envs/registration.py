@@ -10,7 +10,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-# What sets each variant apart from the defaults of envs.config.EnvConfig.
+# What sets each variant apart from the defaults of envs.simulation.config.EnvConfig.
 VARIANTS: dict[str, dict[str, Any]] = {
     "Strait/DualPriority-v0": {},
     "Strait/DualPriority-Overload-v0": {"load": (1.1, 1.6)},

@@ -9,10 +9,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.batch import Batch, world_seed
-from envs.config import EnvConfig, make_config
-from envs.observation import LIMIT
-from envs.options import with_options
+from envs.scheduling.observation import LIMIT
+from envs.simulation.config import EnvConfig, make_config
+from envs.simulation.options import with_options
+from envs.simulation.worlds import Batch, world_seed
 
 
 class DualPriorityVectorEnv(VectorEnv):
@@ -142,7 +142,7 @@ class DualPriorityVectorEnv(VectorEnv):
         """With render_mode "rgb_array": a picture (height, width, 3) uint8 of each world."""
         if self.render_mode != "rgb_array":
             return None
-        from envs.render import draw
+        from envs.drawing.frame import draw
 
         return tuple(draw(self.batch.sim.state, self.batch.profile.models, e) for e in range(self.num_envs))
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from envs.state import GRACE_MS
+from envs.scheduling.state import GRACE_MS
 from traces.errors import InputError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -18,7 +18,8 @@ class ServeConfig:
 
     Attributes:
         models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
-            and YAML files that list models with their shapes (serving.repository). None: the default set of built-in models.
+            and YAML files that list models with their shapes (serving.models.repository). None: the default set of built-in
+            models.
         policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda or cuda:N.
@@ -106,7 +107,9 @@ class ServeConfig:
     @property
     def model_sources(self) -> list[str]:
         """The words of `models`, one by one, or the names of the default set."""
-        from serving.models.registry import DEFAULT_MODELS  # imports torch, which reading flags need not wait for
+        from serving.models.builtin.registry import (
+            DEFAULT_MODELS,  # imports torch, which reading flags need not wait for
+        )
 
         words = self.models.split(",") if isinstance(self.models, str) else self.models
         return [word.strip() for word in words if word.strip()] or list(DEFAULT_MODELS)
@@ -129,7 +132,7 @@ class EngineConfig:
     Attributes:
         queue_places: requests that each queue (one a priority and model) holds; one more is refused.
         grace_ms: a queued request that is this late is dropped whatever the policy says.
-        decision_budget_ms: time that a decision may take, see `serving.guard`.
+        decision_budget_ms: time that a decision may take, see `serving.engine.guard`.
     """
 
     queue_places: int = 128

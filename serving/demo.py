@@ -19,18 +19,18 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from agents import tags
-from agents.ppo import train
-from agents.train_config import load_config
-from agents.variants import SERVED, resolve
-from envs.fit import fit
-from envs.profile import Profile
-from serving.compare import Machine, capacity_rps, open_machine, run_live
-from serving.models.registry import DEFAULT_MODELS
-from serving.offered import lay_out, read_source
+from agents.evaluation import metric
+from agents.learned.names import SERVED, resolve
+from agents.training.config import load_config
+from agents.training.trainer import train
+from envs.profiles.fit import fit
+from envs.profiles.profile import Profile
+from serving.models.builtin.registry import DEFAULT_MODELS
+from serving.observers.recorder import Recorder
+from serving.observers.timeline import Tracer
 from serving.profiler import ProfilerConfig, profile_device
-from serving.record import Recorder
-from serving.tracing import Tracer
+from serving.replay.live_runs import Machine, capacity_rps, open_machine, run_live
+from serving.replay.workload import lay_out, read_source
 from traces.command import exit_status
 from traces.files import atomic_write_text
 from traces.measurements import Measurements
@@ -144,13 +144,13 @@ def print_results(results: list[dict[str, Any]], console: Console) -> None:
         ended = ", ".join(f"{count} {name}" for name, count in r["outcomes"].items() if count)
         table.add_row(
             r["policy"],
-            f"{100 * r[tags.VIOLATION_HIGH]:.2f} %",
-            f"{100 * r[tags.VIOLATION_LOW]:.2f} %",
-            f"{r[tags.LATENCY_P50_MS] or 0:.1f} ms",
-            f"{r[tags.LATENCY_P99_MS] or 0:.1f} ms",
-            f"{r[tags.GOODPUT_RPS]:.1f}/s",
-            f"{r.get(tags.DECISION_P50_US) or 0:.0f} us",
-            f"{r.get(tags.DECISION_P99_US) or 0:.0f} us",
+            f"{100 * r[metric.VIOLATION_HIGH]:.2f} %",
+            f"{100 * r[metric.VIOLATION_LOW]:.2f} %",
+            f"{r[metric.LATENCY_P50_MS] or 0:.1f} ms",
+            f"{r[metric.LATENCY_P99_MS] or 0:.1f} ms",
+            f"{r[metric.GOODPUT_RPS]:.1f}/s",
+            f"{r.get(metric.DECISION_P50_US) or 0:.0f} us",
+            f"{r.get(metric.DECISION_P99_US) or 0:.0f} us",
             str(r["offered"]),
             ended,
         )
@@ -168,8 +168,8 @@ def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: P
     names = [r["policy"] for r in results]
     places = range(len(names))
     for offset, tag, label, colour in (
-        (-0.2, tags.VIOLATION_HIGH, "high priority", "#d6603a"),
-        (0.2, tags.VIOLATION_LOW, "low priority", "#467ab2"),
+        (-0.2, metric.VIOLATION_HIGH, "high priority", "#d6603a"),
+        (0.2, metric.VIOLATION_LOW, "low priority", "#467ab2"),
     ):
         left.bar([p + offset for p in places], [100 * r[tag] for r in results], 0.38, label=label, color=colour)
     left.set_xticks(list(places), names)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from serving.config import ServeConfig
-from serving.report import print_table
+from serving.observers.report import print_table
 from serving.server import Server
 
 log = logging.getLogger("serving")

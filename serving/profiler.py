@@ -21,11 +21,11 @@ import pandas as pd
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from serving.executor import Batch, BatchResult, Executor, make_executor
+from serving.executors.base import Batch, BatchResult, Executor, make_executor
+from serving.models.builtin.registry import BUILTIN
 from serving.models.load import load_model
-from serving.models.registry import BUILTIN
+from serving.models.repository import read_entries
 from serving.models.served import ServedModel, example_input
-from serving.repository import read_entries
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements

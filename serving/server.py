@@ -12,29 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from agents.policy import Policy
-from agents.variants import SERVED, resolve
-from envs.profile import Profile
-from envs.state import Tables
-from serving.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
+from agents.learned.names import SERVED, resolve
+from agents.policies.base import Policy
+from envs.profiles.profile import Profile
+from envs.scheduling.state import Tables
+from serving.api.listen import Door, check_addresses, open_doors, tls_context
 from serving.collector import settle
-from serving.compare import capacity_of
 from serving.config import EngineConfig, ServeConfig
-from serving.doors import Door, check_addresses, open_doors, tls_context
-from serving.engine import Engine
-from serving.executor import Executor, make_executor
-from serving.explain import explained, require_learned
-from serving.logs import RequestLog
-from serving.metrics import Metrics
+from serving.engine.engine import Engine
+from serving.executors.base import Executor, make_executor
 from serving.models.load import load_model
+from serving.models.repository import Entry, Repository, check_memory, read_entries
 from serving.models.served import ServedModel
-from serving.offered import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
-from serving.record import Recorder
-from serving.replay import make_inputs, replay, table_of
-from serving.report import Collector, result_of
-from serving.repository import Entry, Repository, check_memory, read_entries
-from serving.telemetry import Telemetry
-from serving.tracing import Tracer
+from serving.observers.explain import explained, require_learned
+from serving.observers.logs import RequestLog
+from serving.observers.prometheus import Metrics
+from serving.observers.recorder import Recorder
+from serving.observers.report import Collector, result_of
+from serving.observers.tensorboard import Telemetry
+from serving.observers.timeline import Tracer
+from serving.profiling.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
+from serving.replay.live_runs import capacity_of
+from serving.replay.replay import make_inputs, replay, table_of
+from serving.replay.workload import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.workload import WorkloadConfig

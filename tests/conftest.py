@@ -11,7 +11,7 @@ import toy_models
 from front_server import make_executor
 from http_client import Client, opened
 
-from serving.cpu_executor import CpuExecutor
+from serving.executors.cpu import CpuExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
 

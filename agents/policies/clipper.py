@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_fit, note_left, observed_ms, solo_total
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.scheduler import action_of
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from envs.jit import njit
+from envs.scheduling.jit import njit
 
 
 @njit

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action, largest_fit, note_left, observed_ms
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.outlook import place
-from envs.scheduler import action_of
+from envs.scheduling.forecast import place
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 MODELS = 8  # models that have a fit of their own in the 16 floats of memory; others share one
 

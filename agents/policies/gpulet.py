@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action, held_by_low, solo_total
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.outlook import in_flight
-from envs.predictor import feature_column, features
-from envs.scheduler import action_of
-from envs.state import N_FEATURES
+from envs.scheduling.forecast import in_flight
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
+from envs.scheduling.predictor import feature_column, features
+from envs.scheduling.state import N_FEATURES
 
 
 @dataclass(frozen=True)

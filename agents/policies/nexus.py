@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action, solo_total
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.outlook import in_flight
-from envs.scheduler import action_of
+from envs.scheduling.forecast import in_flight
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.scheduler import action_of
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PreemptParams:
 
     @property
     def device_mode(self) -> tuple[float, ...]:
-        """What the simulated device must do: a row of ``envs.truth.World.preempt``."""
+        """What the simulated device must do: a row of ``envs.simulation.records.World.preempt``."""
         return 1.0, self.latency_ms, self.overhead, self.resume_ms
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.scheduler import action_of
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)

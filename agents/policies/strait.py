@@ -2,12 +2,12 @@
 
 After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175), from its
 published description; the rules below are our own. Each candidate's finish is predicted with the transfers before it and
-the interference of what is in flight, integrated through the predicted changes of the co-running set (envs.predictor).
-A batch starts beside others only where the time lost to interference, its own and theirs, is worth not waiting for the
-first of them to end. A high-priority batch must not make another one in flight late; it shares a core only if it would be
-late after waiting for the first batch to end, and is in time if it does not wait. A low-priority batch must not make anything
-late, defers while a high-priority request waits or the streams that it may hold are full, and is the shorter the more
-high-priority work has been arriving.
+the interference of what is in flight, integrated through the predicted changes of the co-running set
+(envs.scheduling.predictor). A batch starts beside others only where the time lost to interference, its own and theirs, is
+worth not waiting for the first of them to end. A high-priority batch must not make another one in flight late; it shares a
+core only if it would be late after waiting for the first batch to end, and is in time if it does not wait. A low-priority
+batch must not make anything late, defers while a high-priority request waits or the streams that it may hold are full, and
+is the shorter the more high-priority work has been arriving.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import alone_ms, defer_action, held_by_low
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.outlook import consider, in_flight, late_heads, look
-from envs.scheduler import action_of, has_room, turns_on_spare
-from envs.state import CORES, UNIT
+from envs.scheduling.forecast import consider, in_flight, late_heads, look
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of, has_room, turns_on_spare
+from envs.scheduling.state import CORES, UNIT
 
 NEGLIGIBLE = 0.1  # share of a batch's own time that it may always lose to those beside it
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.offline.coruns import CoRuns, demand_features, mean_over_batch
-from envs.offline.model import bounded
+from benchmarks.interference.coruns import CoRuns, demand_features, mean_over_batch
+from benchmarks.interference.model import bounded
 
 
 class OneSlope:

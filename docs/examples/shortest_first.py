@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.policies.base import PolicyKind, register
 from agents.policies.common import defer_action
-from agents.policy import PolicyKind, register
-from envs.jit import njit
-from envs.scheduler import action_of, valid
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of, valid
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from serving.models.builtin.registry import BUILTIN
 from serving.models.compile import compile_forward, silent_torchscript
 from serving.models.cost import count_costs, count_weights
-from serving.models.registry import BUILTIN
 from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input
 from traces.errors import InputError
 

@@ -1,0 +1,1 @@
+"""How policies are judged: suites of workloads, runs, metrics, statistics, reports."""

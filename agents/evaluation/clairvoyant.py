@@ -1,0 +1,276 @@
+"""The clairvoyant reference: how well one could do who knows all arrivals and true latencies.
+
+Small instances are solved exactly, by branch and bound over all decisions of a world without noise. On large ones a search
+with perfect information improves a base policy by rollout (Bertsekas, Tsitsiklis and Wu, 1997): before each decision every
+valid action is tried on a copy of the world, true noise and future arrivals included, followed by the base policy for a
+horizon, and the best one is taken. Both decide on arrivals and completions only, and from the same FIFO queues as everyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from agents.evaluation.rollout import run
+from agents.evaluation.statistics import bootstrap
+from agents.learned.names import resolve
+from agents.policies.base import Policy, call_compiled
+from envs.profiles.profile import Profile
+from envs.scheduling.jit import njit
+from envs.scheduling.operations import valid
+from envs.simulation.events import step
+from envs.simulation.records import WEIGHT, WEIGHT_LOW
+from envs.simulation.simulator import Simulator
+from traces.workload import Workload, WorkloadConfig, make_workload
+
+NAME = "clairvoyant"
+HORIZON_MS = 500.0
+CHUNK = 50  # decisions between two updates of the progress bar
+NODE_LIMIT = 3_000_000
+
+
+def world_rows(sim: Simulator) -> tuple[np.ndarray, ...]:
+    """Everything that changes in a world, as bytes, one row a world; the arrivals do not change and stay out."""
+    arrays = [*sim.state, *(a for name, a in sim.world._asdict().items() if name != "request")]
+    return tuple(a.view(np.ndarray).reshape(len(a), -1).view(np.uint8) for a in arrays)
+
+
+@njit
+def copy_world(rows, source, target):
+    """Make world ``target`` what world ``source`` is."""
+    for array in rows:
+        for i in range(array.shape[1]):
+            array[target, i] = array[source, i]
+
+
+@njit
+def _search(choose, mem, p, st, tb, w, tr, rows, horizon, decisions):
+    """Take up to ``decisions`` decisions in world 0, trying them out in world 1. Returns whether the episode is done."""
+    defer = 2 * st.queue.shape[2] * tb.size.shape[0]
+    for _ in range(decisions):
+        if w.env[0].done == 1:
+            return True
+        base, base_wake = choose(st, tb, mem, 0, p)
+        until = st.env[0].now + horizon
+        best = base
+        best_return = -np.inf
+        # The base policy's own decision is tried first, and kept where nothing is better.
+        for i in range(-1, defer + 1):
+            action = base if i < 0 else i
+            if i == base or not (action == defer or valid(st, tb, 0, action)):
+                continue
+            copy_world(rows, 0, 1)
+            step(st, w, tb, tr, 1, action, base_wake if i < 0 else np.inf)
+            while w.env[1].done == 0 and st.env[1].now < until:
+                then, wake = choose(st, tb, mem, 1, p)
+                step(st, w, tb, tr, 1, then, wake)
+            if w.env[1].ret > best_return:
+                best_return = w.env[1].ret
+                best = action
+        step(st, w, tb, tr, 0, best, base_wake if best == base else np.inf)
+    return w.env[0].done == 1
+
+
+def search(
+    sim: Simulator,
+    base: Policy,
+    workload: Workload,
+    seed: int,
+    horizon_ms: float = HORIZON_MS,
+    progress: bool = False,
+) -> float:
+    """Run one episode of world 0 with perfect information; results stay in ``sim``, which needs two worlds.
+
+    Args:
+        sim: simulator of two worlds; the second is scratch.
+        base: policy to improve on, ready for two schedulers.
+        workload: arrivals. seed: of the noise.
+        horizon_ms: how far ahead a decision is judged.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Weighted violations: no more than the base policy's, whose own run is the answer where the search does no better.
+    """
+    if sim.n != 2:
+        raise ValueError(f"search needs a simulator of 2 worlds, not {sim.n}")
+    run(sim, base, [workload], [seed, seed])
+    base_cost = 0.0 - float(sim.world.env[0].ret)
+    base.reset(2)
+    rows = (*world_rows(sim), base.memory.view(np.uint8))
+    sim.begin([seed, seed])
+    with tqdm(total=len(workload), unit="request", desc=f"{NAME} seed {seed}", disable=not progress) as bar:
+        done = False
+        while not done:
+            done = call_compiled(
+                _search, base.kind.choose, base.memory, base.vector, sim.state, sim.tables, sim.world, sim.truth, rows,
+                horizon_ms, CHUNK,
+            )  # fmt: skip
+            bar.update(int(sim.world.env[0].next) - bar.n)
+    cost = 0.0 - float(sim.world.env[0].ret)
+    if cost > base_cost:
+        run(sim, base, [workload], [seed, seed])
+    return min(cost, base_cost)
+
+
+@njit
+def _solve(st, w, tb, tr, rows, upcoming, bound, limit):
+    """Least weighted violations from the state of world 0, found below ``bound``; world d is the state after d decisions.
+
+    Args:
+        st: state. w: worlds. tb: tables. tr: truth. rows: see ``world_rows``.
+        upcoming: (n worlds,) scratch, next action to try at each depth.
+        bound: violations known to be possible. limit: largest number of decisions to try.
+
+    Returns:
+        (cost, decisions tried, whether the search was complete).
+    """
+    defer = 2 * st.queue.shape[2] * tb.size.shape[0]
+    best = bound
+    tried = 0
+    depth = 0
+    upcoming[0] = 0
+    while depth >= 0:
+        action = upcoming[depth]
+        while action < defer and not valid(st, tb, depth, action):
+            action += 1
+        if action > defer or best <= 0.0:
+            depth -= 1
+            continue
+        upcoming[depth] = action + 1
+        if tried == limit or depth + 1 == upcoming.shape[0]:
+            return best, tried, False
+        tried += 1
+        copy_world(rows, depth, depth + 1)
+        step(st, w, tb, tr, depth + 1, action, np.inf)
+        cost = -w.env[depth + 1].ret
+        if cost >= best:
+            continue
+        if w.env[depth + 1].done == 1:
+            best = cost
+            continue
+        depth += 1
+        upcoming[depth] = 0
+    return best, tried, True
+
+
+def solve(sim: Simulator, workload: Workload, bound: float = np.inf, limit: int = NODE_LIMIT) -> tuple[float, bool]:
+    """Least weighted violations of a workload over all decisions, by branch and bound.
+
+    Args:
+        sim: simulator without noise, with a world for each decision that an episode may need.
+        workload: a few requests.
+        bound: weighted violations that some policy reaches; a good one makes the search short.
+        limit: decisions to try before giving up.
+
+    Returns:
+        (weighted violations, whether they are proven least).
+    """
+    sim.world.options[:, 0] = 1.0
+    sim.world.preempt[:] = 0.0
+    sim.load([workload])
+    sim.begin([0] * sim.n)
+    if sim.world.env[0].done:
+        return 0.0 - float(sim.world.env[0].ret), True
+    upcoming = np.zeros(sim.n, np.int64)
+    cost, _, proven = _solve(
+        sim.state, sim.world, sim.tables, sim.truth, world_rows(sim), upcoming, float(bound), limit
+    )
+    return float(cost), bool(proven)
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    """Instances that can be solved exactly.
+
+    Attributes:
+        instances: number. requests: of each. models: of each, drawn from the profile. streams: of the device.
+        window_share: time in which the requests arrive, over the time that they take one after the other.
+        factors: deadline of high and of low priority over the solo latency; short, so that not everything can be met.
+    """
+
+    instances: int = 40
+    requests: int = 9
+    models: int = 3
+    streams: int = 2
+    window_share: float = 0.1
+    factors: tuple[float, float] = (2.0, 3.0)
+
+
+def small_instance(profile: Profile, config: SmallConfig, seed: int) -> tuple[Profile, Workload]:
+    """A few models of the profile, and a few requests for them in a short time."""
+    rng = np.random.default_rng([seed, config.requests])
+    few = profile.select(tuple(rng.permutation(profile.models)[: config.models]))
+    window = config.window_share * config.requests * few.unit_ms
+    arrivals = np.sort(rng.uniform(0.0, window, config.requests))
+    laid = WorkloadConfig(
+        high_fraction=0.4, deadline_factor_high=config.factors[0], deadline_factor_low=config.factors[1]
+    )
+    workload = make_workload(arrivals, few.models, few.solo_latency_ms, laid, rng, f"small-{seed}")
+    return few, workload
+
+
+def distances(
+    profile: Profile,
+    policies: Sequence[str],
+    config: SmallConfig = SmallConfig(),
+    tuned_for: str = "",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Weighted violations of each policy on small instances without noise beside the optimum, in percent of the weight.
+
+    Args:
+        tuned_for: name or path of the profile whose tuned parameters heuristics take.
+
+    Returns:
+        One row for each instance and policy: instance, policy, weighted, optimum, distance. Instances whose optimum was not
+        proven within the limit are left out; their number is in ``attrs["unproven"]``.
+    """
+    rows = []
+    unproven = 0
+    for seed in tqdm(range(config.instances), unit="instance", desc="exact optimum", disable=not progress):
+        few, workload = small_instance(profile, config, seed)
+        settings: dict[str, Any] = {
+            "n_streams": config.streams,
+            "n_requests": config.requests,
+            "queue_places": 16,
+            "noise": False,
+        }
+        costs = {}
+        for name in policies:
+            policy, change = resolve(name, profile=tuned_for)
+            sim = Simulator(few, 1, tables=change(few.tables()), **settings)
+            run(sim, policy, [workload], [0])
+            costs[name] = 0.0 - float(sim.world.env[0].ret)
+        exact = Simulator(few, 6 * config.requests, **settings)
+        # Just above the best policy, so that a tie is found as well; a preempting device may do better than the bound.
+        optimum, proven = solve(
+            exact, workload, min((c for n, c in costs.items() if "preempt" not in n), default=np.inf) + 0.5
+        )
+        if not proven:
+            unproven += 1
+            continue
+        weight = float(np.where(workload.priority == 0, *exact.truth.device[0, [WEIGHT, WEIGHT_LOW]]).sum())
+        for name, cost in costs.items():
+            share, least = 100 * cost / weight, 100 * optimum / weight
+            rows.append((seed, name, share, least, share - least))
+    frame = pd.DataFrame(rows, columns=["instance", "policy", "weighted", "optimum", "distance"])
+    frame.attrs["unproven"] = unproven
+    return frame
+
+
+def distance_digest(frame: pd.DataFrame) -> dict[str, dict[str, object]]:
+    """By policy: mean weighted violations, distance to the optimum with its interval, share of instances at the optimum."""
+    return {
+        str(policy): {
+            "weighted": round(float(rows["weighted"].mean()), 3),
+            "optimum": round(float(rows["optimum"].mean()), 3),
+            "distance": [round(v, 3) for v in bootstrap(rows["distance"].to_numpy())],
+            "at_optimum_pct": round(100 * float((rows["distance"] < 1e-6).mean()), 1),
+        }
+        for policy, rows in frame.groupby("policy", sort=True)
+    }

@@ -1,0 +1,65 @@
+"""Comparing policies on the same workloads and noise: weighted violations, paired differences, bootstrap intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from agents.evaluation import metric
+
+HIGH_WEIGHT = 5.0
+PAIR = ["workload", "load", "seed"]  # what two policies share when they are compared
+
+
+def weighted_rate(high: np.ndarray, low: np.ndarray, n_high: np.ndarray, n_low: np.ndarray) -> np.ndarray:
+    """Share of violated weight: a high-priority request counts ``HIGH_WEIGHT``, a low-priority one 1."""
+    return (HIGH_WEIGHT * high * n_high + low * n_low) / np.maximum(HIGH_WEIGHT * n_high + n_low, 1e-9)
+
+
+def bootstrap(values: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of paired differences with a 95 % percentile interval (Efron, 1979): (low, mean, high)."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (rounds, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(values.mean()), float(high)
+
+
+def difference(frame: pd.DataFrame, policy: str, reference: str, column: str = "weighted") -> np.ndarray:
+    """``column`` of a policy minus that of the reference, one value for each workload, load and seed that both ran."""
+    by_pair = frame.set_index(PAIR)
+    mine = by_pair.loc[by_pair["policy"] == policy, column]
+    theirs = by_pair.loc[by_pair["policy"] == reference, column]
+    return (mine - theirs).dropna().to_numpy()
+
+
+def digest(frame: pd.DataFrame, reference: str = "strait") -> dict[str, dict[str, dict[str, Any]]]:
+    """Per policy and load, over all workloads and seeds: rates in percent and the paired difference from ``reference``."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    compared = reference in set(frame["policy"])
+    for load, at_load in frame.groupby("load", sort=True):
+        for policy, rows in at_load.groupby("policy", sort=True):
+            cell: dict[str, Any] = {
+                "high": round(100 * float(rows[metric.VIOLATION_HIGH].mean()), 3),
+                "low": round(100 * float(rows[metric.VIOLATION_LOW].mean()), 3),
+                "goodput": round(float(rows[metric.GOODPUT_RPS].mean()), 2),
+                "jain": round(float(rows[metric.FAIRNESS_MODELS].mean()), 4),
+                "weighted": round(100 * float(rows["weighted"].mean()), 3),
+            }
+            if compared:
+                paired = 100 * difference(at_load, str(policy), reference)
+                cell["weighted_minus_strait"] = [round(v, 3) for v in bootstrap(paired)]
+            out.setdefault(str(policy), {})[f"{load:g}"] = cell
+    return out
+
+
+def ablations(frame: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Weighted violations of each "KIND:SWITCH" minus those of its KIND, in points, paired: (low, mean, high)."""
+    found = [str(p).partition(":") for p in frame["policy"].unique()]
+    kinds = {kind for kind, _, switch in found if not switch}
+    return {
+        f"{kind}:{switch}": bootstrap(100 * difference(frame, f"{kind}:{switch}", kind))
+        for kind, _, switch in found
+        if switch and kind in kinds
+    }

@@ -1,0 +1,120 @@
+"""Policies by the names that flags use: registered kinds, checkpoints, and Strait with a part of it switched off.
+
+``strait:no-interference`` is the policy ``strait`` under the switch ``no-interference``. Switches of the predictor change
+what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters, written by agents.tune,
+apply unless told otherwise: those for the device's profile (agents/data/tuned-PROFILE.json), else agents/data/tuned.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.learned.policy_file import DATA, SHIPPED
+from agents.policies.base import Policy, kinds, make_policy
+from envs.scheduling.state import DISPATCH, FORGETTING, Tables
+from traces.errors import InputError
+
+TUNED = DATA / "tuned.json"
+# Profile of a machine as it serves. Live, on whatever machine, policies take what was tuned for it: high priority first.
+SERVED = "cpu2-served"
+
+
+def _no_interference(tables: Tables) -> Tables:
+    """Every batch is expected to run as if it were alone, and nothing is learned."""
+    return _static(tables)._replace(prior=np.zeros_like(tables.prior))
+
+
+def _static(tables: Tables) -> Tables:
+    """The predictor stays at its offline prior: no adaptation of slowdowns."""
+    device = tables.device.copy()
+    device[:, FORGETTING] = 0.0
+    return tables._replace(device=device)
+
+
+def _no_transfer(tables: Tables) -> Tables:
+    """Copies and dispatch are expected to cost nothing."""
+    device = tables.device.copy()
+    device[:, DISPATCH] = 0.0
+    return tables._replace(device=device, h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
+
+
+TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {
+    "no-interference": _no_interference,
+    "static": _static,
+    "no-transfer": _no_transfer,
+}
+PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
+    "no-deferral": {"may_defer": False},
+    "no-priority": {"by_priority": False},
+    "no-haste": {"high_haste": np.inf, "low_haste": np.inf},
+    "no-risk": {"risk": 0},
+    "no-sharing": {"may_share": False},
+}
+SWITCHES = (*TABLE_SWITCHES, *PARAMETER_SWITCHES)
+ABLATIONS = tuple(f"strait:{switch}" for switch in SWITCHES)
+
+
+def tuned_path(profile: str) -> Path:
+    """Where the parameters that policies take on a profile are; one that nothing was tuned for takes the CPU's."""
+    own = DATA / f"tuned-{Path(profile).stem}.json"
+    return own if own.is_file() else TUNED
+
+
+@cache
+def tuned(path: Path = TUNED) -> dict[str, dict[str, float]]:
+    """Tuned parameters by policy; empty where nothing was tuned.
+
+    Raises:
+        InputError: the file is not what agents.tune writes.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+        return {name: dict(entry["params"]) for name, entry in data["policies"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a file of tuned parameters ({error}); write it with agents.tune") from None
+
+
+def resolve(
+    name: str, n: int = 1, use_tuned: bool = True, profile: str = "", **params: Any
+) -> tuple[Policy, Callable[[Tables], Tables]]:
+    """A policy by name for n schedulers, and the change it makes to what the scheduler is told.
+
+    Args:
+        name: a registered kind, "ppo" or "ppo-served" (checkpoints that ship), the path of a checkpoint, or "KIND:SWITCH".
+        n: number of schedulers.
+        use_tuned: whether tuned parameters replace the defaults. profile: the device's, by name or path.
+        params: overrides of parameters by name; these win.
+
+    Raises:
+        InputError: there is no such policy, switch or parameter.
+    """
+    if name in SHIPPED or name.endswith(".safetensors"):
+        from agents.learned.policy import load_policy
+
+        return load_policy(SHIPPED.get(name, Path(name)), n), _same
+    kind, _, switch = name.partition(":")
+    if switch and switch not in SWITCHES:
+        raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
+    settings = dict(tuned(tuned_path(profile)).get(kind, {})) if use_tuned else {}
+    if switch in PARAMETER_SWITCHES:
+        known = {f.name for f in fields(kinds()[kind].params)} if kind in kinds() else set()
+        missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)
+        if kind in kinds() and missing:
+            raise InputError(f"policy {name!r}: {kind!r} has no parameter {missing[0]!r} to switch off")
+        settings |= PARAMETER_SWITCHES[switch]
+    policy = make_policy(kind, n, **(settings | params))
+    policy.name = name
+    return policy, TABLE_SWITCHES.get(switch, _same)
+
+
+def _same(tables: Tables) -> Tables:
+    return tables

@@ -1,0 +1,105 @@
+"""The trained policy as it is deployed: read from safetensors, evaluated without torch, wherever a heuristic runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.learned.forward import choose, logits_of, memory_size, pack
+from agents.learned.policy_file import CHECKPOINT, PolicyFile, read_policy
+from agents.policies.base import Policy, PolicyKind
+from envs.scheduling.state import SchedState, Tables
+from traces.errors import InputError
+
+# Scratch is set aside for so many candidates (64 models with 4 batch sizes); memory that is not touched costs nothing.
+MAX_CANDIDATES = 512
+
+
+@dataclass(frozen=True)
+class LearnedParams:
+    """Parameters of a trained policy beside its weights.
+
+    Attributes:
+        defer_ms: a deferral ends after so long, if no event ends it before; as in training.
+        turns: batches that may share a core where it decides, as in training (0: no limit); beyond that Strait does.
+    """
+
+    defer_ms: float = 2.0
+    turns: int = 0
+
+
+KIND = PolicyKind("ppo", choose, LearnedParams, "this project: MaskablePPO, candidates scored one by one", adapts=True)
+
+
+class LearnedPolicy(Policy):
+    """Weights of a ``CandidateNet``, ready to decide for N schedulers; stands wherever a ``Policy`` does.
+
+    Args:
+        weights: arrays by name, as in the network's state dict.
+        n: number of schedulers.
+        drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
+        defer_ms: a deferral ends after so long, if no event ends it before.
+        turns: batches that may share a core where it decides; 0: no limit.
+        metadata: of the file that the weights came from.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        n: int = 1,
+        drop: float | None = None,
+        defer_ms: float = 2.0,
+        turns: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(KIND, n, drop, defer_ms=defer_ms, turns=turns)
+        self.metadata = dict(metadata or {})
+        self.hidden = int(np.shape(weights["summary.weight"])[0])
+        self.vector = pack(weights, defer_ms, turns)
+        self.reset(n)
+
+    def reset(self, n: int | None = None) -> None:
+        """Forget everything; with n, be ready for that many schedulers."""
+        self.memory = np.zeros((n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES)))
+
+    def _check(self, st: SchedState, tb: Tables) -> None:
+        n = 2 * st.queue.shape[2] * len(tb.size)
+        if n > MAX_CANDIDATES:
+            raise InputError(
+                f"policy 'ppo' decides among at most {MAX_CANDIDATES} candidates, not {n}; serve fewer models"
+            )
+
+    def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
+        """Action and wake time (absolute ms, inf for none) for scheduler e."""
+        self._check(st, tb)
+        return super().decide(st, tb, e)
+
+    def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
+        """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
+        self._check(st, tb)
+        super().decide_all(st, tb, skip, actions, wakes)
+
+    def logits(self, st: SchedState, tb: Tables, e: int = 0) -> np.ndarray:
+        """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
+        self.decide(st, tb, e)
+        return logits_of(self.memory[e], self.hidden, 2 * st.queue.shape[2] * len(tb.size)).copy()
+
+
+def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
+    """A trained policy from a file that ``train.py`` wrote.
+
+    Args:
+        path: safetensors file, or "default" for the one that ships with the project.
+        n: number of schedulers.
+        drop: overrides the drop scale that it was trained with.
+
+    Raises:
+        InputError: no such file, not safetensors, or written for another observation than this version makes.
+    """
+    file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
+    scale = file.drop if drop is None else drop
+    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.turns, file.metadata)

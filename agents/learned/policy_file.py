@@ -1,0 +1,172 @@
+"""Files of trained policies: weights in safetensors, with what is needed to check that they fit, and how they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from agents.policies.strait import StraitParams
+from envs.scheduling.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY, SCHEMA, SUMMARY_FEATURES
+from traces.errors import InputError
+from traces.files import atomic_path
+
+FORMAT = "strait-policy/2"
+DATA = Path(__file__).resolve().parent / "data"
+CHECKPOINT = DATA / "default.safetensors"
+# What ships with the project: trained on a wide range of workloads, and on one machine as it served (configs default, live).
+SHIPPED = {"ppo": CHECKPOINT, "ppo-served": DATA / "served.safetensors"}
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a policy file holds.
+
+    Attributes:
+        weights: float32 arrays by name, normalisation included.
+        metadata: strings: format, schema, features, hidden, drop, defer_ms, command, seed and what else the writer noted.
+    """
+
+    weights: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+    @property
+    def drop(self) -> float:
+        """Drop scale that it was trained with."""
+        return float(self.metadata["drop"])
+
+    @property
+    def defer_ms(self) -> float:
+        """Deferral timer that it was trained with, in ms."""
+        return float(self.metadata["defer_ms"])
+
+    @property
+    def turns(self) -> int:
+        """Batches that it lets share a core; 0: no limit."""
+        return int(self.metadata["turns"])
+
+
+def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
+    """Arrays of a policy file and their shapes, by the width of the layers."""
+    h = hidden
+    return {
+        "prior": (1,),
+        "reference": (len(fields(StraitParams)),),
+        "candidate_mean": (N_CANDIDATE,),
+        "candidate_std": (N_CANDIDATE,),
+        "summary_mean": (N_SUMMARY,),
+        "summary_std": (N_SUMMARY,),
+        "summary.weight": (h, N_SUMMARY),
+        "summary.bias": (h,),
+        "candidate.weight": (h, N_CANDIDATE),
+        "candidate.bias": (h,),
+        "context.weight": (h, h),
+        "embed.weight": (h, h),
+        "embed.bias": (h,),
+        "score.weight": (1, h),
+        "score.bias": (1,),
+        "defer.weight": (h, 3 * h),
+        "defer.bias": (h,),
+        "defer_out.weight": (1, h),
+        "defer_out.bias": (1,),
+        "value.weight": (h, 3 * h),
+        "value.bias": (h,),
+        "value_out.weight": (1, h),
+        "value_out.bias": (1,),
+    }
+
+
+def write_policy(
+    path: str | Path,
+    weights: Mapping[str, np.ndarray],
+    drop: float,
+    defer_ms: float,
+    notes: Mapping[str, str],
+    turns: int = 0,
+) -> None:
+    """Write a policy file, atomically.
+
+    Args:
+        path: where to.
+        weights: arrays by name, see ``shapes``.
+        drop: drop scale that it was trained with. defer_ms: deferral timer that it was trained with.
+        turns: batches that may share a core where it decides; 0: no limit.
+        notes: strings about how it was made; "command" and "seed" are expected of training.
+    """
+    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()}
+    metadata = dict(notes) | {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "candidate_features": json.dumps(CANDIDATE_FEATURES),
+        "summary_features": json.dumps(SUMMARY_FEATURES),
+        "hidden": str(arrays["summary.weight"].shape[0]),
+        "drop": repr(float(drop)),
+        "defer_ms": repr(float(defer_ms)),
+        "turns": str(int(turns)),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(arrays, metadata=metadata))
+
+
+def read_policy(path: str | Path) -> PolicyFile:
+    """Read a policy file.
+
+    Raises:
+        InputError: there is no such file, it is not one, or it was written for another observation.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; a policy.safetensors written by train.py is wanted")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); a policy written by train.py is wanted") from None
+    _check_metadata(path, metadata)
+    _check_weights(path, weights, int(metadata["hidden"]))
+    return PolicyFile(weights, metadata)
+
+
+def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; was it written by train.py?"
+        )
+    if metadata.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path}: trained on observations {metadata.get('schema')!r}, this version makes {SCHEMA!r}; train it again"
+        )
+    for key, mine in (("candidate_features", CANDIDATE_FEATURES), ("summary_features", SUMMARY_FEATURES)):
+        try:
+            theirs = tuple(json.loads(metadata.get(key, "null")) or ())
+        except (ValueError, TypeError):
+            theirs = ()
+        if theirs != mine:
+            odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
+            raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
+    for key in ("hidden", "drop", "defer_ms", "turns"):
+        try:
+            value = float(metadata[key])
+        except (KeyError, ValueError):
+            value = -1.0
+        whole = key not in ("hidden", "turns") or value == int(value)
+        if not (0 <= value < 1e6) or not whole or (key == "hidden" and value < 1):
+            raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; a number of at least 0 is wanted")
+
+
+def _check_weights(path: Path, weights: Mapping[str, np.ndarray], hidden: int) -> None:
+    for name, shape in shapes(hidden).items():
+        if name not in weights:
+            raise InputError(f"{path}: lacks the array {name!r}")
+        if weights[name].shape != shape:
+            raise InputError(f"{path}: array {name!r} has shape {weights[name].shape}, expected {shape}")
+        if not np.all(np.isfinite(weights[name])):
+            raise InputError(f"{path}: array {name!r} has values that are not finite; the training diverged")
+        if name.endswith("_std") and not np.all(weights[name] > 0):
+            raise InputError(f"{path}: array {name!r} must be above 0")

@@ -1,0 +1,164 @@
+"""The policy interface and its registry.
+
+A policy is one compiled function ``choose(st, tb, mem, e, p) -> (action, wake)`` over the shared scheduling state, with
+``mem[e]`` its own memory (M_MEM floats a scheduler, zero at the start of an episode) and ``p`` its parameters as floats.
+It returns a valid candidate, or DEFER (the number of candidates) with the absolute time to be woken at (inf: at the next
+event). It reads no clock, logs nothing and allocates nothing. The simulator and the live engine call the same function.
+
+To add one: write a file in agents/policies with a parameter dataclass and a ``choose``, and register it there with one
+line; see docs/how-to/add-a-policy.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from envs.scheduling.jit import bind, njit
+from envs.scheduling.state import SchedState, Tables
+from traces.errors import InputError
+
+M_MEM = 32
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """A registered kind of policy.
+
+    Attributes:
+        name: its name in flags, reports and TensorBoard.
+        choose: the compiled function.
+        params: dataclass of its parameters, all numbers or booleans, with defaults.
+        source: where it is described.
+        drop: whether it drops requests that are out of reach, unless told otherwise.
+        adapts: whether it uses the online interference predictor.
+    """
+
+    name: str
+    choose: Callable[..., tuple[int, float]]
+    params: type
+    source: str
+    drop: bool = True
+    adapts: bool = False
+
+
+_KINDS: dict[str, PolicyKind] = {}
+
+
+def register(kind: PolicyKind) -> PolicyKind:
+    """Add a kind of policy to the registry."""
+    if kind.name in _KINDS:
+        raise ValueError(f"policy {kind.name!r} is registered twice")
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def kinds() -> dict[str, PolicyKind]:
+    """All registered kinds by name."""
+    importlib.import_module("agents.policies")
+    return dict(_KINDS)
+
+
+@njit
+def _choose_range(choose, mem, p, st, tb, lo, hi, skip, actions, wakes):
+    """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
+    for e in range(lo, hi):
+        if not skip[e]:
+            actions[e], wakes[e] = choose(st, tb, mem, e, p)
+
+
+def bind_loop(
+    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+) -> Callable[..., Any]:
+    """``loop(choose, mem, p, st, tb, *rest)`` compiled with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
+
+    Numba would compile a loop anew for every function that it is given, in every process, since such an overload is never
+    found in the cache. All policies have one signature, so one compiled loop serves them all; a call through the pointer
+    costs a few nanoseconds.
+    """
+    if not hasattr(loop, "overloads"):
+        return loop  # NUMBA_DISABLE_JIT=1
+    own = (*map(numba.typeof, (*args[:2], mem)), types.int64, numba.typeof(p))
+    pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
+    signature = (pointer, *map(numba.typeof, (mem, p, *args)))
+    if signature not in loop.overloads:
+        loop.compile(signature)
+    choose.compile(own)  # type: ignore[attr-defined]
+    return loop.overloads[signature].entry_point
+
+
+def call_compiled(
+    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+) -> Any:
+    """Call ``loop`` as ``bind_loop`` compiles it. Looking the types up takes a millisecond: bind it where that counts."""
+    return bind_loop(loop, choose, mem, p, *args)(choose, mem, p, *args)
+
+
+class Policy:
+    """A kind of policy with parameter values, ready to decide for N schedulers.
+
+    Args:
+        kind: registered kind.
+        n: number of schedulers.
+        drop: scale of solo latency at which a queued request is dropped as out of reach; 0 never drops; None is the
+            kind's default: its parameter ``drop_scale`` if it has one, else 1 where it drops at all.
+        params: overrides of parameters by name.
+    """
+
+    def __init__(self, kind: PolicyKind, n: int = 1, drop: float | None = None, **params: Any) -> None:
+        known = {f.name for f in fields(kind.params)}
+        for key in params:
+            if key not in known:
+                raise InputError(
+                    f"policy {kind.name!r} has no parameter {key!r}; it has {', '.join(sorted(known)) or 'none'}"
+                )
+        self.kind = kind
+        self.name = kind.name
+        self.params = kind.params(**params)
+        own = getattr(self.params, "drop_scale", 1.0 if kind.drop else 0.0)
+        self.drop = float(own) if drop is None else drop
+        self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
+        self.memory = np.zeros((n, M_MEM))
+        self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)
+        self._bound_all: tuple[Any, Any, Callable[..., None]] = (None, None, _choose_range)
+
+    def reset(self, n: int | None = None) -> None:
+        """Forget everything; with n, be ready for that many schedulers."""
+        self.memory = np.zeros((n or len(self.memory), M_MEM))
+
+    def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
+        """Action and wake time (absolute ms, inf for none) for scheduler e."""
+        bound_st, bound_tb, choose = self._bound
+        if bound_st is not st or bound_tb is not tb:
+            choose = bind(self.kind.choose, st, tb, self.memory, e, self.vector)
+            self._bound = (st, tb, choose)
+        return choose(st, tb, self.memory, e, self.vector)
+
+    def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
+        """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
+        choose, args = self.kind.choose, (st, tb, 0, len(actions), skip, actions, wakes)
+        bound_st, bound_tb, loop = self._bound_all
+        if bound_st is not st or bound_tb is not tb:
+            loop = bind_loop(_choose_range, choose, self.memory, self.vector, *args)
+            self._bound_all = (st, tb, loop)
+        loop(choose, self.memory, self.vector, *args)
+
+
+def make_policy(name: str, n: int = 1, drop: float | None = None, **params: Any) -> Policy:
+    """A policy by name.
+
+    Raises:
+        InputError: no such policy, or no such parameter.
+    """
+    known = kinds()
+    if name not in known:
+        raise InputError(
+            f"unknown policy {name!r}; known: {', '.join(sorted(known))}, or the path of a trained checkpoint"
+        )
+    return Policy(known[name], n, drop, **params)

@@ -1,0 +1,105 @@
+"""Which of two policies is better: the same generated workloads and noise for both, at several loads.
+
+Used while training (agents.training.trainer) to keep the best policy; for reports see ``agents.evaluate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from agents.evaluation.rollout import finish_range
+from agents.policies.base import Policy
+from envs.profiles.profile import Profile
+from envs.simulation.config import EnvConfig
+from envs.simulation.worlds import Batch, world_seed
+
+FIRST_SEED = 1 << 40  # far from the seeds of training
+
+
+@dataclass(frozen=True)
+class Score:
+    """Violations of one policy, one row a load and one column a workload.
+
+    Attributes:
+        high: (L, W) violation rate of high priority. low: (L, W) of low priority; nan where there was none.
+        weighted: (L, W) share of violated weight (see ``Duel``).
+    """
+
+    high: np.ndarray
+    low: np.ndarray
+    weighted: np.ndarray
+
+
+class Duel:
+    """Held-out workloads at fixed loads, and the score of a reference policy on them.
+
+    Args:
+        config: settings of the environment; its ``load`` is replaced by each of ``loads``.
+        profile: the profile that ``config`` names.
+        reference: who to beat.
+        loads: offered loads over measured capacity.
+        workloads: number of workloads at each load.
+        duration_ms: length of each.
+        weight_high: what a violation of high priority counts; one of low priority counts 1.
+        seed: of the first workload.
+
+    Attributes:
+        reference: score of the reference policy.
+    """
+
+    def __init__(
+        self,
+        config: EnvConfig,
+        profile: Profile,
+        reference: Policy,
+        loads: Sequence[float] = (0.8, 1.0, 1.2),
+        workloads: int = 16,
+        duration_ms: float = 4000.0,
+        weight_high: float = 5.0,
+        seed: int = FIRST_SEED,
+    ) -> None:
+        self.loads = tuple(loads)
+        self.n = workloads
+        self.weight_high = weight_high
+        self._batches = [
+            Batch(
+                replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
+                workloads,
+                autoreset=False,
+                profile=profile,
+            )
+            for load in self.loads
+        ]
+        self._seeds = np.array([world_seed(seed + i) for i in range(workloads)], np.uint64)
+        self.reference = self.score(reference)
+
+    def score(self, policy: Policy) -> Score:
+        """Run ``policy`` on all workloads; loads are spread over two threads."""
+        policy.reset(self.n)
+        with ThreadPoolExecutor(2) as pool:
+            counts = np.array(list(pool.map(lambda batch: self._run(batch, policy), self._batches)))
+        total = counts.sum(axis=3)
+        bad = total - counts[..., 1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rate = bad / total
+        w = np.array([self.weight_high, 1.0])
+        return Score(rate[..., 0], rate[..., 1], (bad @ w) / np.maximum(total @ w, 1e-9))
+
+    def _run(self, batch: Batch, policy: Policy) -> np.ndarray:
+        sim = batch.sim
+        sim.world.options[:, 0] = policy.drop
+        batch.reset(self._seeds)
+        memory = np.zeros_like(policy.memory)
+        finish_range(
+            policy.kind.choose, sim.state, sim.world, sim.tables, batch.truth, memory, 0, self.n, policy.vector
+        )
+        return sim.state.count.copy()
+
+    def difference(self, score: Score) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted violations of ``score`` minus the reference's, paired: mean (L,) and standard error (L,)."""
+        paired = score.weighted - self.reference.weighted
+        return paired.mean(axis=1), paired.std(axis=1, ddof=1 if self.n > 1 else 0) / np.sqrt(self.n)

@@ -1,0 +1,370 @@
+"""Training of the learned policy: warm start by imitation, then MaskablePPO; the best by the duel with Strait is kept.
+
+``train(config)`` is the whole of it; ``train.py`` at the root is its command line.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import CallbackList
+
+from agents.learned.names import resolve
+from agents.learned.policy import load_policy
+from agents.learned.policy_file import read_policy, write_policy
+from agents.policies.base import Policy, kinds
+from agents.training.baseline import Baseline
+from agents.training.buffer import SemiMarkovBuffer
+from agents.training.callbacks import (
+    CheckpointCallback,
+    DuelCallback,
+    ProgressCallback,
+    RolloutCallback,
+    UpdateCallback,
+    layout,
+    weights_of,
+)
+from agents.training.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    find_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    random_arrays,
+    read_checkpoint,
+    set_random,
+    write_checkpoint,
+)
+from agents.training.config import TrainConfig, one_line
+from agents.training.learner import Clock, make_model
+from agents.training.lookahead import look_ahead
+from agents.training.paired_evaluation import FIRST_SEED, Duel
+from agents.training.run_folder import (
+    LAST,
+    POLICY,
+    WHERE,
+    command_line,
+    git_commit,
+    make_logger,
+    make_run_folder,
+    note_run,
+)
+from agents.training.strait_bonus import Prior
+from agents.training.warm_start import ImitateResult, imitate, return_scale
+from envs.sb3 import SB3VecEnv
+from traces.errors import InputError
+
+LOOK_AHEAD_SHARE = 0.5  # of a run's time, after which the look-ahead samples no more
+CONFIRM_SEED = FIRST_SEED + (1 << 20)  # workloads that no choice between policies was made by
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave.
+
+    Attributes:
+        run: its folder. policy: file of the best policy by the duel.
+        difference: share of violated weight of that policy minus the reference's, on workloads that no choice was made by
+            (those of the duel where ``duel.confirm`` is 0); below 0 is better. error: its standard error.
+        n_timesteps: decisions in all worlds. seconds: time it took, all parts of a resumed run together.
+        interrupted: whether it was stopped by SIGINT and waits to be resumed.
+    """
+
+    run: Path
+    policy: Path
+    difference: float
+    error: float
+    n_timesteps: int
+    seconds: float
+    interrupted: bool
+
+
+class Trainer:
+    """One run: its worlds, its learner, its files.
+
+    Args:
+        config: settings.
+        resume: run or checkpoint to go on from; None: begin a new run.
+    """
+
+    def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
+        self.config = config
+        self.commit = git_commit()  # of the sources as they are loaded, whatever happens to them during the run
+        teacher, strait = self._teacher(), kinds()["strait"]
+        self._resolve(config.reference)  # an unknown name is told before anything runs
+        found = find_checkpoint(resume) if resume is not None else None
+        start = read_checkpoint(found[1]) if found else None
+        self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
+        self.interrupted = False
+        torch.set_num_threads(config.torch_threads)
+        self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
+        self.batch = self.env.env.batch
+        if config.ppo.prior > 0 and teacher.kind is not strait:
+            raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
+        reference = teacher.vector.tolist() if teacher.kind is strait else None
+        self.model = make_model(config.ppo, self.env, config.seed, reference)
+        self.baseline = Baseline(self.batch, self._resolve(config.reference, self.batch.n)) if config.baseline else None
+        if start is not None and self.baseline is not None:
+            self.env.began = self.baseline.began
+        if start is None:
+            self.run = make_run_folder(config)
+        else:
+            assert found is not None
+            self._restore(found[1], start)
+            self.run = found[0]
+        self._follow()
+        note_run(self.run, config, self.commit)
+        self._add_callbacks(start)
+
+    def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:
+        """A policy for n schedulers, with tuned parameters unless told otherwise."""
+        return resolve(name, n, use_tuned, self.config.tuned_for or self.config.env.profile)[0]
+
+    def _teacher(self, n: int = 1) -> Policy:
+        """The teacher for n schedulers."""
+        return self._resolve(self.config.teacher, n, self.config.teacher_tuned)
+
+    @property
+    def buffer(self) -> SemiMarkovBuffer:
+        """The learner's buffer."""
+        assert isinstance(self.model.rollout_buffer, SemiMarkovBuffer)
+        return self.model.rollout_buffer
+
+    def _add_callbacks(self, start: Checkpoint | None) -> None:
+        c = self.config
+        duel = self._make_duel(c.duel.workloads, FIRST_SEED)
+        self.duel = DuelCallback(duel, c.eval_freq, self._save_policy, self.batch)
+        self.saver = CheckpointCallback(c.save_freq, self.write_checkpoint)
+        # The duel is recorded before the point is written, the checkpoint taken after it.
+        self.callbacks: list[UpdateCallback] = [self.duel, RolloutCallback(self.batch), self.saver]
+        if c.progress:
+            self.callbacks.append(ProgressCallback(self._done, self.duel))
+        if start is not None:
+            self.duel.best, self.duel.last = float(start.state["best"]), int(start.state["compared"])
+            self.saver.last = self.model.num_timesteps
+        self.model.updated = self._updated
+        self.model.stopping = self._stopping
+        self.model.share = self.clock.share
+
+    def _done(self) -> float:
+        return max(self.model.num_timesteps / max(self.config.n_timesteps, 1), self.clock.share())
+
+    def _looked_enough(self) -> bool:
+        return self.clock.share() > LOOK_AHEAD_SHARE
+
+    def _stopping(self) -> bool:
+        return self.interrupted or self._done() >= 1.0
+
+    def _updated(self) -> None:
+        self.clock.tick()
+        for callback in self.callbacks:
+            callback.on_update()
+
+    def _notes(self) -> dict[str, str]:
+        return {
+            "command": command_line(WHERE),
+            "seed": str(self.config.seed),
+            "n_timesteps": str(self.model.num_timesteps),
+            "profile": self.config.env.profile,
+            "git_commit": self.commit,
+        }
+
+    def _save_policy(self, best: bool) -> None:
+        env = self.config.env
+        notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
+        for name in (LAST, POLICY) if best else (LAST,):
+            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
+
+    def warm_start(self, start: str | Path | None = None) -> ImitateResult:
+        """Imitate the teacher, or take the weights of a policy file, and look ahead; the worlds go on from where that ends.
+
+        Raises:
+            InputError: ``start`` is no policy file, or its layers have another width.
+        """
+        c = self.config
+        self.env.reset()
+        policy: Any = self.model.policy
+        teacher = self._teacher(c.ppo.n_envs)
+        # Relative to itself a teacher's return is 0: there is no value to learn from it then.
+        settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
+        result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
+        self.buffer.reward_scale = result.reward_scale
+        if start is not None:
+            self._take_weights(start)
+            if float(policy.net.prior) > 0:  # what it corrects is the Strait that it was trained with
+                teacher.vector = policy.net.reference.numpy().astype(float)
+        # A policy that does not start from Strait's choice has nothing that gains over it could correct.
+        if c.look_ahead.rounds and float(policy.net.prior) > 0:
+            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, self._looked_enough, c.progress)
+        if self.baseline is not None:
+            self.env.began = self.baseline.began
+            self.baseline.began(np.ones(c.ppo.n_envs, bool))
+            self.buffer.reward_scale = return_scale(policy, self.env, teacher, c.imitate.steps, c.ppo.tau_ms)
+        self._stand()
+        return result
+
+    def _take_weights(self, path: str | Path) -> None:
+        policy: Any = self.model.policy
+        weights = read_policy(path).weights
+        try:
+            policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
+        except RuntimeError as error:
+            raise InputError(f"{path}: does not fit these settings ({one_line(error)})") from None
+        self._follow()
+
+    def _follow(self) -> None:
+        """Mark in the observations what the network starts from, if it does."""
+        policy: Any = self.model.policy
+        net = policy.net
+        self.env.observed = Prior(self.batch, net.reference.numpy()).observed if float(net.prior) > 0 else None
+
+    def _stand(self) -> None:
+        """Let the learner go on from where the worlds stand."""
+        self.model._last_obs = self.batch.obs
+        self.model._last_episode_starts = self.batch.out.done.copy()
+
+    def write_checkpoint(self) -> Path:
+        """Write a checkpoint; the oldest beyond ``keep`` are removed."""
+        model, env = self.model, self.config.env
+        arrays = {f"batch.{k}": v for k, v in self.batch.state_dict().items()} | random_arrays()
+        arrays["drawn"] = self.batch.generator.drawn
+        state = {
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "reward_scale": self.buffer.reward_scale,
+            "episodes": list(model.ep_info_buffer or ()),
+            "best": self.duel.best,
+            "compared": self.duel.last,
+            "seconds": self.clock.seconds,
+        }
+        policy: Any = model.policy
+        checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state)
+        folder = self.run / "checkpoints" / f"{model.num_timesteps:012d}"
+        write_checkpoint(folder, checkpoint, env, self._notes())
+        for old in checkpoints(self.run)[: -self.config.keep]:
+            shutil.rmtree(old)
+        return folder
+
+    def _restore(self, folder: Path, start: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        model, state = self.model, start.state
+        policy: Any = model.policy
+        try:
+            self.batch.load_state_dict({k[6:]: v for k, v in start.arrays.items() if k.startswith("batch.")})
+            self.batch.generator.drawn[...] = start.arrays["drawn"]
+            policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
+            load_optimizer(policy.optimizer, start.optimizer)
+            set_random(start.arrays)
+            model.num_timesteps = int(state["num_timesteps"])
+            model._n_updates = int(state["n_updates"])
+            model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+            model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+            self.buffer.reward_scale = float(state["reward_scale"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{folder}: does not fit these settings ({one_line(error)})") from None
+        self._stand()
+
+    def _make_duel(self, workloads: int, seed: int) -> Duel:
+        c = self.config.duel
+        reference = self._resolve(self.config.reference, workloads)
+        weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
+        profile = self.batch.profile
+        return Duel(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
+
+    def learn(self) -> None:
+        """Train to the end of decisions or time, or until interrupted."""
+        model, c = self.model, self.config
+        self.logger = make_logger(self.run, c, layout(c.duel.loads, c.reference), model.num_timesteps)
+        model.set_logger(self.logger)
+        callbacks = CallbackList(list(self.callbacks))
+        callbacks.init_callback(model)
+        if model.num_timesteps == 0:
+            self.duel.compare()
+            self.logger.dump(0)
+        if c.budget_s is None:
+            self.clock.begin_learning(0.0)
+        else:
+            # The last comparison, and the reference and the policy on the workloads that confirm.
+            self.clock.begin_learning(self.duel.seconds() * (1.0 + 2.0 * c.duel.confirm / c.duel.workloads) + 1.0)
+        left = c.n_timesteps - model.num_timesteps
+        if left > 0:
+            model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        if not self.interrupted and self.duel.last != model.num_timesteps:
+            self.duel.compare()
+            self.logger.dump(model.num_timesteps)
+        self.write_checkpoint()
+
+    def confirm(self) -> tuple[float, float]:
+        """Difference of the best policy from the reference, and its standard error, on workloads not used before."""
+        n = self.config.duel.confirm
+        duel = self._make_duel(n, CONFIRM_SEED) if n else self.duel.duel
+        mean, error = duel.difference(duel.score(load_policy(self.run / POLICY)))
+        result = float(mean.mean()), float(np.sqrt((error**2).mean() / len(error)))
+        for name, value in zip(("difference", "standard_error"), result, strict=True):
+            self.logger.record(f"duel_confirmed/{name}", 100 * value)
+        self.logger.dump(self.model.num_timesteps)
+        return result
+
+    def close(self) -> None:
+        """Close files and stop threads."""
+        self.logger.close()
+        self.env.close()
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """SIGINT stops ``trainer`` after the update under way; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.interrupted = True
+        signal.signal(signal.SIGINT, before)
+        print("\nstopping after this update; once more stops at once, without a checkpoint", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(config: TrainConfig, resume: str | Path | None = None, start: str | Path | None = None) -> TrainResult:
+    """Train a policy.
+
+    Args:
+        config: settings.
+        resume: run, or checkpoint of one, to go on from; ``config`` is then what its config.yaml holds.
+        start: policy file whose weights a new run begins with.
+
+    Raises:
+        InputError: a setting or the checkpoint is malformed.
+    """
+    trainer = Trainer(config, resume)
+    if resume is None:
+        trainer.warm_start(start)
+    with interruptible(trainer):
+        trainer.learn()
+    difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()
+    trainer.close()
+    return TrainResult(
+        trainer.run,
+        trainer.run / POLICY,
+        difference,
+        error,
+        trainer.model.num_timesteps,
+        trainer.clock.seconds,
+        trainer.interrupted,
+    )

@@ -1,0 +1,146 @@
+"""How the offline models are judged: held-out groups, adaptation on top of a fit, and the noise floor of the measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.interference.coruns import CoRuns
+from benchmarks.interference.model import OfflineModel
+from traces.measurements import Measurements
+
+
+def cross_validate(data: CoRuns, make: Callable[[], OfflineModel], fold: np.ndarray) -> np.ndarray:
+    """Slowdown (S,) of each piece from a model that never saw the fold of its batch.
+
+    Args:
+        data: the co-runs. make: gives an unfitted model. fold: (N,) fold of each batch.
+    """
+    out = np.ones(len(data.batch))
+    for f in np.unique(fold):
+        model = make().fit(data, fold != f)
+        held = fold[data.batch] == f
+        out[held] = model.slowdown(data)[held]
+    return out
+
+
+def adapt(
+    data: CoRuns, predicted_ms: np.ndarray, forgetting: float = 0.98, prior: float = 1e-2, noise: float = 1e-4
+) -> np.ndarray:
+    """Predict, then update: execution times (N,) when each group is met for the first time, batch by batch.
+
+    On top of the offline prediction each model has a bias, and slopes by the two batch sizes and its share, learned by
+    recursive least squares with forgetting; they start at zero with every group, so nothing leaks between groups.
+    Batches that start together are predicted before either is learned from.
+
+    Args:
+        data: the co-runs. predicted_ms: (N,) by a model that never saw the group. forgetting: factor a batch.
+        prior: variance of each coefficient at the start. noise: variance of one measured slowdown.
+    """
+    other = data.other_variant()[0][:, 0]
+    first = np.zeros(len(data.variant), np.int64)
+    first[data.batch[::-1]] = np.arange(len(data.batch))[::-1]
+    x = np.stack(
+        [
+            np.ones(len(data.variant)),
+            np.log2(data.size[data.variant]) / 5.0 - 0.6,
+            data.share[data.variant] - 0.5,
+            np.log2(data.size[other[first]]) / 5.0 - 0.6,
+        ],
+        axis=1,
+    )
+    base = predicted_ms / data.solo
+    out = predicted_ms.copy()
+    for group in np.unique(data.group):
+        rows = np.flatnonzero(data.group == group)
+        rows = rows[np.argsort(data.start_ms[rows], kind="stable")]
+        theta: dict[int, np.ndarray] = {}
+        cov: dict[int, np.ndarray] = {}
+        for start in np.unique(data.start_ms[rows]):
+            now = rows[data.start_ms[rows] == start]
+            for i in now:
+                m = int(data.model[data.variant[i]])
+                theta.setdefault(m, np.zeros(x.shape[1]))
+                cov.setdefault(m, prior * np.eye(x.shape[1]))
+                out[i] = (base[i] + x[i] @ theta[m]) * data.solo[i]
+            for i in now:
+                m = int(data.model[data.variant[i]])
+                p = cov[m] / forgetting
+                gain = p @ x[i] / (x[i] @ p @ x[i] + noise)
+                theta[m] = theta[m] + gain * (data.measured[i] - base[i] - x[i] @ theta[m])
+                cov[m] = p - np.outer(gain, x[i] @ p)
+    return out
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Repeatability in percent: mean and median absolute difference of two like batches over root two, and how many pairs."""
+
+    mean: float
+    median: float
+    pairs: int
+
+
+def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> Floor | None:
+    """How well one batch foretells the next of the same key: no model that knows only the key does better for long.
+
+    The difference of two is root two times as wide as that of one from its mean.
+
+    Args:
+        data: the co-runs. key: (N,) what must be equal. which: (N,) bool, batches to look at.
+        within_ms: largest distance of their starts.
+
+    Returns:
+        None when there are fewer than 10 pairs.
+    """
+    rows = np.flatnonzero(which)
+    rows = rows[np.lexsort((data.start_ms[rows], key[rows]))]
+    a, b = rows[:-1], rows[1:]
+    near = (key[a] == key[b]) & (data.start_ms[b] - data.start_ms[a] <= within_ms)
+    if near.sum() < 10:
+        return None
+    gap = 100.0 * np.abs(np.log(data.exec_ms[b[near]] / data.exec_ms[a[near]])) / np.sqrt(2.0)
+    return Floor(float(gap.mean()), float(np.median(gap)), int(near.sum()))
+
+
+def repeats_of(measurements: Measurements) -> np.ndarray:
+    """Number (N,) of what each batch is a repeat of: its stream and place in a run of the same batches on the same streams."""
+    frame = measurements.batches
+    run, stream = frame["run"].to_numpy(), frame["stream"].to_numpy()
+    what = list(zip(stream.tolist(), frame["model"].astype(str), frame["batch_size"].tolist(), strict=True))
+    order = np.lexsort((frame["dispatch_ms"].to_numpy(), stream, run))
+    known: dict[tuple, int] = {}
+    out = np.zeros(len(frame), np.int64)
+    for rows in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
+        scenario = tuple(what[i] for i in rows)
+        for place, row in enumerate(rows):
+            out[row] = known.setdefault((scenario, place), len(known))
+    return out
+
+
+def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What differs between two runs of one co-location, beyond what its schedule explains.
+
+    The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
+    same in both runs and cancel; what is left no model that knows the co-location can foresee. The difference of two is
+    root two times as wide as the error of the best prediction.
+
+    Args:
+        repeat: (N,) from ``repeats_of``. residual: (N,). which: (N,) bool, batches to look at.
+
+    Returns:
+        Gaps (P,) in percent of all pairs of repeats, and the row (P,) of one batch of each.
+    """
+    rows = np.flatnonzero(which)
+    rows = rows[np.argsort(repeat[rows], kind="stable")]
+    gaps, first = [], []
+    for apart in range(1, int(np.bincount(repeat[rows]).max(initial=0))):
+        a, b = rows[:-apart], rows[apart:]
+        same = repeat[a] == repeat[b]
+        gaps.append(100.0 * np.abs(residual[a[same]] - residual[b[same]]) / np.sqrt(2.0))
+        first.append(a[same])
+    if not gaps:
+        return np.zeros(0), np.zeros(0, np.int64)
+    return np.concatenate(gaps), np.concatenate(first)

@@ -1,0 +1,1 @@
+"""Policies live on one machine, and the simulator beside them."""

@@ -1,0 +1,134 @@
+"""A live run once more in simulation: the same requests, offered as late, on cores as fast as they were.
+
+And what that is good for beside the comparison of the two (benchmarks.sim_to_live): policies that ran at different times met
+a machine of different speed. What that made of their rates is simulated and taken out (`at_common_speed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+
+from agents.evaluation import metric
+from agents.evaluation.rollout import request_table, run
+from agents.evaluation.summary import summarise
+from agents.learned.names import SERVED, resolve
+from benchmarks.live.runs import LiveRun, Offered
+from envs.profiles.profile import Profile
+from envs.profiles.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
+from envs.simulation.simulator import Simulator
+from serving.observers.overhead import Overhead, measure_overhead
+from serving.observers.recorder import LEAST_MS
+from traces.machine import MachineInfo
+from traces.workload import Workload
+
+ON_TIME = np.zeros(1)
+
+
+def simulate(
+    told: Profile,
+    truth: Profile,
+    policy: str,
+    offered: Offered,
+    streams: int,
+    worlds: int,
+    late_ms: np.ndarray = ON_TIME,
+    speed: np.ndarray | None = None,
+) -> list[pd.DataFrame]:
+    """Requests of one cell in simulation, one table a world.
+
+    Args:
+        told: what the scheduler is told, as live. truth: what the device and the engine do.
+        policy: as for ``agents.learned.names.resolve``.
+        offered: the cell. streams: of the device. worlds: runs with other noise.
+        late_ms: (n,) of these one is drawn for each request, by which it is offered late.
+        speed: of the cores over time, see ``envs.profiles.refit.measured_speed``; None: it drifts as the truth says.
+    """
+    device = at_speed(truth.truth(streams), speed)
+    workload = offered.workload
+    seen = offered_late(workload, late_ms, offered.repetition)
+    late = seen.arrival_ms - workload.arrival_ms
+    chosen, change = resolve(policy, worlds, profile=SERVED)
+    sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
+    sim.end_as_served(workload)
+    run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
+    tables = [request_table(sim, e) for e in range(worlds)]
+    for table in tables:
+        table["arrival_ms"] -= late
+        table["latency_ms"] += late
+        table["queue_ms"] += late
+    return tables
+
+
+def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload:
+    """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
+    drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
+    arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
+    left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, LEAST_MS)
+    return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
+
+
+def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
+    """Speed of the cores over the time of a live run, on the clock of its workload."""
+    ran = one.table[one.table["batch_id"] >= 0]
+    start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
+    shifts = [b.decided_ms - start_ms[b.batch_id] for b in one.meter.batches if b.batch_id in start_ms.index]
+    begin_ms = float(np.median(shifts)) if shifts else 0.0
+    return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
+
+
+def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
+    """The profile of a machine as it serves: delays, slowdowns and noise, and how fast its cores were during the runs.
+
+    Args:
+        told: as calibrated. overhead: what the engine costs. runs: that are joined in time. info: the machine.
+    """
+    truth = overhead.put_into(told)
+    speeds = [speed for one in runs if (speed := speed_of(one, truth, info)).size]
+    if not speeds:
+        return truth
+    speed = np.concatenate(speeds, axis=1)[:, : int(SPEED_MS / KNOT_MS)]
+    source = (
+        f"{told.source}; {len(overhead.log.batches)} batches beside a running engine, {speed.shape[1]} knots of speed"
+    )
+    return replace(truth, name="served", speed=speed, drift=(truth.drift[0], KNOT_MS), source=source)
+
+
+def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:
+    """(2,) violations in percent by priority, over all tables."""
+    metrics = summarise(pd.concat(tables, ignore_index=True))
+    return 100.0 * np.array([metrics[tag] for tag in metric.VIOLATION])
+
+
+def at_common_speed(
+    runs: Sequence[LiveRun], told: Profile, info: MachineInfo, streams: int, worlds: int = 8
+) -> np.ndarray:
+    """Live violation rates as if all policies had met the same machine, by control variates (Lavenberg and Welch, 1981).
+
+    From the rates of each run those are taken that the simulator gives for the speed that its own batches show, and the
+    mean of those that it gives the same policy for the speeds of all runs on the same requests is added. Policies take turns,
+    so that no speed belongs to any of them: what the simulator gets wrong about a policy cancels, and the spread shrinks. What
+    does not cancel is an error of the truth that makes batches seem slower under one policy than under another.
+
+    Args:
+        runs: of all policies, those on the same requests next to each other. told: what the schedulers are told.
+        info: the machine. streams: of the device. worlds: simulated runs for each speed.
+
+    Returns:
+        (R, 2) percent by priority, in the order of the runs.
+    """
+    overhead = measure_overhead([one.meter for one in runs], info)
+    truth = overhead.put_into(told)
+    out = []
+    for _, cell in groupby(runs, key=lambda one: id(one.offered)):
+        here = list(cell)
+        speeds = [speed_of(one, truth, info) for one in here]
+        for i, one in enumerate(here):
+            args = (told, truth, one.policy, one.offered, streams, worlds, overhead.late_ms)
+            at = np.array([violation_rates(simulate(*args, speed)) for speed in speeds])
+            out.append(violation_rates([one.table]) - at[i] + at.mean(axis=0))
+    return np.array(out)

@@ -1,0 +1,1 @@
+"""Pictures of a scheduler and of a run, simulated or live."""

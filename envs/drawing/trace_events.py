@@ -1,0 +1,144 @@
+"""A run as a timeline: Chrome trace events, which ui.perfetto.dev and chrome://tracing show. For simulated and live runs.
+
+One row of the picture is one stream, with its copies and executions; requests are spans from arrival to dispatch above them,
+by priority; a mark says where each deadline was met or missed, and a curve how many requests were queued.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from envs.scheduling.state import PRIORITIES
+from traces.files import atomic_write_text
+
+QUEUES, STREAMS = 1, 2  # the two groups of rows
+
+
+class RequestRow(NamedTuple):
+    """A request that ended; times in ms on one clock, start_ms NaN and batch_id -1 when it was never dispatched."""
+
+    id: int
+    model: str
+    priority: int
+    outcome: str
+    arrival_ms: float
+    start_ms: float
+    finish_ms: float
+    deadline_ms: float
+    batch_id: int = -1
+
+
+class BatchRow(NamedTuple):
+    """A batch that ended; times in ms on the clock of the requests, phases as in traces.measurements."""
+
+    batch_id: int
+    stream: int
+    priority: int
+    model: str
+    batch_size: int
+    dispatch_ms: float
+    h2d_start_ms: float
+    h2d_end_ms: float
+    exec_start_ms: float
+    exec_end_ms: float
+    d2h_end_ms: float
+    predicted_ms: float = math.nan
+    error: str | None = None
+
+
+def trace_events(requests: Iterable[RequestRow], batches: Iterable[BatchRow]) -> list[dict[str, Any]]:
+    """The events of a run in the Chrome trace format, sorted by time (in microseconds)."""
+    events: list[dict[str, Any]] = []
+    steps: list[tuple[float, int, int]] = []
+    for request in requests:
+        events += _request_events(request)
+        left = request.finish_ms if math.isnan(request.start_ms) else request.start_ms
+        steps += [(request.arrival_ms, request.priority, 1), (left, request.priority, -1)]
+    streams = set()
+    for batch in batches:
+        events += _batch_events(batch)
+        streams.add(batch.stream)
+    events += _queue_lengths(steps)
+    events.sort(key=lambda event: event["ts"])
+    return _names(sorted(streams)) + events
+
+
+def write_trace(path: Path | str, requests: Iterable[RequestRow], batches: Iterable[BatchRow]) -> None:
+    """Write the timeline of a run as JSON, whole or not at all."""
+    # Event by event: one call for all would hold Python's lock for too long in a server.
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    events = ",".join(map(encode, trace_events(requests, batches)))
+    atomic_write_text(path, f'{{"traceEvents":[{events}],"displayTimeUnit":"ms"}}')
+
+
+def _us(ms: float) -> float:
+    return round(ms * 1e3, 3)
+
+
+def _request_events(row: RequestRow) -> list[dict[str, Any]]:
+    met = row.outcome == "met"
+    queued_to = row.finish_ms if math.isnan(row.start_ms) else row.start_ms
+    common = {"cat": "queue", "id": row.id, "pid": QUEUES, "tid": row.priority, "name": row.model}
+    args = {"request": row.id, "outcome": row.outcome, "batch": row.batch_id,
+            "latency_ms": round(row.finish_ms - row.arrival_ms, 3),
+            "deadline_ms": round(row.deadline_ms - row.arrival_ms, 3)}  # fmt: skip
+    mark = {
+        "ph": "i", "s": "t", "cat": "deadline", "pid": QUEUES, "tid": row.priority, "ts": _us(row.finish_ms),
+        "name": "deadline met" if met else "cancelled" if row.outcome == "cancelled" else "deadline missed",
+        "args": args,
+    }  # fmt: skip
+    return [
+        common | {"ph": "b", "ts": _us(row.arrival_ms), "args": args},
+        common | {"ph": "e", "ts": _us(max(queued_to, row.arrival_ms))},
+        mark,
+    ]
+
+
+def _batch_events(row: BatchRow) -> list[dict[str, Any]]:
+    args: dict[str, Any] = {"batch": row.batch_id, "size": row.batch_size, "priority": PRIORITIES[row.priority]}
+    if not math.isnan(row.predicted_ms):
+        args["predicted_ms"] = round(row.predicted_ms, 3)
+    args["actual_ms"] = round(row.d2h_end_ms - row.dispatch_ms, 3)
+    if row.error is not None:
+        args["error"] = row.error
+    phases = (
+        ("copy in", "copy", row.h2d_start_ms, row.h2d_end_ms),
+        (f"{row.model} x{row.batch_size}", "execution", row.exec_start_ms, row.exec_end_ms),
+        ("copy back", "copy", row.exec_end_ms, row.d2h_end_ms),
+    )
+    return [
+        {"ph": "X", "name": name, "cat": category, "pid": STREAMS, "tid": row.stream, "ts": _us(start),
+         "dur": _us(end - start), "args": args}
+        for name, category, start, end in phases
+    ]  # fmt: skip
+
+
+def _queue_lengths(steps: list[tuple[float, int, int]]) -> list[dict[str, Any]]:
+    length = [0, 0]
+    events = []
+    for at, priority, change in sorted(steps):
+        length[priority] += change
+        args = dict(zip(PRIORITIES, length))
+        events.append({"ph": "C", "name": "queued", "pid": QUEUES, "tid": 0, "ts": _us(at), "args": args})
+    return events
+
+
+def _names(streams: list[int]) -> list[dict[str, Any]]:
+    rows: list[tuple[int, int | None, str]] = [(QUEUES, None, "queues"), (STREAMS, None, "device")]
+    rows += [(QUEUES, number, f"{name} priority") for number, name in enumerate(PRIORITIES)]
+    rows += [(STREAMS, stream, f"stream {stream}") for stream in streams]
+    return [
+        {
+            "ph": "M",
+            "name": "process_name" if thread is None else "thread_name",
+            "pid": process,
+            "tid": thread or 0,
+            "ts": 0,
+            "args": {"name": name},
+        }
+        for process, thread, name in rows
+    ]

@@ -1,0 +1,1 @@
+"""The simulated device and its arrivals: what only the simulator needs."""

@@ -1,0 +1,182 @@
+"""Settings of an environment, one typed dataclass: the same names in Python, YAML and flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from envs.profiles.profile import Profile, synthetic_profile
+from traces.errors import InputError
+
+Range = tuple[float, float]
+DEFAULT_PROFILE = "synthetic:0"
+
+
+@dataclass(frozen=True)
+class RandomiseConfig:
+    """How far the simulated device strays from what the scheduler is told, drawn anew for each episode.
+
+    All zero by default: the device is then what the profile says, up to the measured residuals.
+
+    Attributes:
+        solo_error: standard deviation of the log of a factor on each model's execution time.
+        speed_error: the same for the device as a whole.
+        slowdown_error: standard deviation of the log of a factor on every pair slowdown.
+        min_streams: an episode has between so many and ``EnvConfig.streams`` streams; None: always all.
+    """
+
+    solo_error: float = 0.0
+    speed_error: float = 0.0
+    slowdown_error: float = 0.0
+    min_streams: int | None = None
+
+    @property
+    def changes_device(self) -> bool:
+        """Whether each world has a device of its own."""
+        return self.solo_error > 0 or self.speed_error > 0 or self.slowdown_error > 0
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Everything an environment needs to know. A range (low, high) is drawn from anew for each episode.
+
+    Attributes:
+        profile: path or name of a profile, or "synthetic:SEED".
+        models: the models served, by name; empty: all of the profile.
+        streams: streams K of the device.
+        turns: batches that may share a core in turns; 0: as many as there are streams.
+        load: offered load as a share of the capacity measured in simulation (envs.simulation.capacity). None leaves a
+            workload's arrivals as recorded.
+        burst: arrival rate in a burst over the mean rate; (1, 1) is a Poisson process.
+        burst_share: share of time spent in bursts. burst_ms: mean length of a burst.
+        high_fraction: share of high-priority requests.
+        deadline_factor_high: relative deadline over the model's solo latency. deadline_factor_low: for low priority.
+        duration_ms: time in which requests arrive.
+        model_share: share of each model by name, any unit; None: equal.
+        mix_spread: standard deviation of the log of a factor on each model's share, drawn for each episode.
+        drop: a queued request is dropped when even this many times its solo latency is too late; 0 never drops.
+        defer_ms: a deferral ends after so long, if no event ends it before.
+        end_ms: time after the last arrival until what still waits is dropped.
+        weights: cost in the reward of a violation of high and of low priority.
+        noise: whether batches draw measured residuals and stragglers.
+        queue_places: places of each queue; a request that finds none is refused (dropped).
+        n_requests: room for the arrivals of one episode; None: enough for load and duration.
+        workload: recorded requests to draw windows from, in place of generated ones: a file (traces.workload), or "twin:NAME"
+            or "trace:NAME" (traces.known).
+        randomise: domain randomisation of the device.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    profile: str = DEFAULT_PROFILE
+    models: tuple[str, ...] = ()
+    streams: int = 4
+    turns: int = 0
+    load: Range | None = (0.5, 1.3)
+    burst: Range = (1.0, 4.0)
+    burst_share: Range = (0.1, 0.3)
+    burst_ms: Range = (50.0, 300.0)
+    high_fraction: Range = (0.1, 0.5)
+    deadline_factor_high: Range = (3.0, 6.0)
+    deadline_factor_low: Range = (8.0, 16.0)
+    duration_ms: Range = (1500.0, 2500.0)
+    model_share: dict[str, float] | None = None
+    mix_spread: float = 0.5
+    drop: float = 1.0
+    defer_ms: float = 2.0
+    end_ms: float = 2000.0
+    weights: Range = (5.0, 1.0)
+    noise: bool = True
+    queue_places: int = 128
+    n_requests: int | None = None
+    workload: str | None = None
+    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", tuple(self.models))
+        for name in RANGES:
+            value = getattr(self, name)
+            if value is None:
+                if name == "load":
+                    continue
+                raise InputError(f"{name}: None; a number or a pair (low, high) is wanted")
+            object.__setattr__(self, name, as_range(name, value))
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (least <= value[0] <= value[1] <= most):
+                raise InputError(f"{name}: {value}; low and high from {least:g} to {most:g}, ascending, are wanted")
+        object.__setattr__(self, "weights", as_range("weights", self.weights))
+        if min(self.weights) < 0:
+            raise InputError(f"weights: {self.weights}; numbers of at least 0 are wanted")
+        for name, lowest in (
+            ("streams", 1),
+            ("turns", 0),
+            ("queue_places", 1),
+            ("drop", 0),
+            ("end_ms", 0),
+            ("mix_spread", 0),
+        ):
+            if not getattr(self, name) >= lowest:
+                raise InputError(f"{name}: {getattr(self, name)}; at least {lowest} is wanted")
+        if not self.defer_ms > 0:
+            raise InputError(f"defer_ms: {self.defer_ms}; a number above 0 is wanted")
+        if self.n_requests is not None and self.n_requests < 1:
+            raise InputError(f"n_requests: {self.n_requests}; at least 1, or None, is wanted")
+        if isinstance(self.randomise, dict):
+            object.__setattr__(self, "randomise", RandomiseConfig(**self.randomise))
+        least_streams = self.randomise.min_streams
+        if least_streams is not None and not 1 <= least_streams <= self.streams:
+            raise InputError(f"randomise.min_streams: {least_streams}; from 1 to streams={self.streams} is wanted")
+
+
+# Settings that are drawn from a range for each episode, and what each may be.
+RANGES: dict[str, Range] = {
+    "load": (0.0, 100.0),
+    "burst": (1.0, 1e3),
+    "burst_share": (0.0, 1.0),
+    "burst_ms": (1e-3, 1e9),
+    "high_fraction": (0.0, 1.0),
+    "deadline_factor_high": (1e-3, 1e9),
+    "deadline_factor_low": (1e-3, 1e9),
+    "duration_ms": (0.0, 1e9),
+}
+
+
+def as_range(name: str, value: Any) -> Range:
+    """A pair (low, high) of a setting given as one number or as a pair."""
+    try:
+        pair = tuple(float(v) for v in np.atleast_1d(value))
+    except (TypeError, ValueError):
+        pair = ()
+    if len(pair) not in (1, 2) or not all(np.isfinite(pair)):
+        raise InputError(f"{name}: {value!r}; a number or a pair (low, high) is wanted")
+    return pair[0], pair[-1]
+
+
+def make_config(config: EnvConfig | None, settings: dict[str, Any]) -> EnvConfig:
+    """``config`` (or the defaults) with some settings replaced.
+
+    Raises:
+        InputError: there is no such setting, or its value is out of range.
+    """
+    known = {f.name for f in fields(EnvConfig)}
+    for key in settings:
+        if key not in known:
+            raise InputError(f"environment has no setting {key!r}; it has {', '.join(sorted(known))}")
+    base = config or EnvConfig()
+    return EnvConfig(**({f: getattr(base, f) for f in known} | settings))
+
+
+def load_profile(config: EnvConfig) -> Profile:
+    """The profile that the settings name, with the models they choose."""
+    kind, _, seed = str(config.profile).partition(":")
+    if kind == "synthetic":
+        if seed and not seed.isdigit():
+            raise InputError(f"profile {config.profile!r}: 'synthetic:SEED' with a whole number is wanted")
+        profile = synthetic_profile(seed=int(seed or 0))
+    else:
+        profile = Profile.load(config.profile)
+    return profile.select(config.models) if config.models else profile

@@ -1,0 +1,62 @@
+"""Domain randomisation: each episode's device strays from what the scheduler is told."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.scheduling import rng
+from envs.scheduling.jit import njit
+from envs.simulation.config import RandomiseConfig
+from envs.simulation.records import Truth
+
+
+class Randomiser(NamedTuple):
+    """The device as profiled, and how far episodes stray from it.
+
+    Attributes:
+        solo: (M, B) execution time as profiled; (0, 0) when the device does not change.
+        pair: (M * B, M * B) logs of slowdown factors as profiled.
+        spread: (4,) solo_error, speed_error, slowdown_error of RandomiseConfig, and the least number of streams.
+    """
+
+    solo: np.ndarray
+    pair: np.ndarray
+    spread: np.ndarray
+
+
+def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: int) -> tuple[Randomiser, Truth]:
+    """The randomiser, and the truth it writes to: one device for each of n worlds if devices change."""
+    least = n_streams if config.min_streams is None else config.min_streams
+    spread = np.array([config.solo_error, config.speed_error, config.slowdown_error, float(least)])
+    if not config.changes_device:
+        return Randomiser(np.zeros((0, 0)), np.zeros((0, 0)), spread), truth
+    own = truth._replace(solo=np.repeat(truth.solo, n, axis=0), pair=np.repeat(truth.pair, n, axis=0))
+    # World code finds the row of every array but the speed by the first axis of ``solo``: all must have one for each world.
+    rest = {f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair", "speed")}
+    return Randomiser(truth.solo[0].copy(), truth.pair[0].copy(), spread), own._replace(**rest)
+
+
+@njit
+def draw_device(tr, rnd, e, seed):
+    """Draw world e's device for the episode of ``seed``: execution times and pair slowdowns."""
+    own = rng.mix(seed, 11)
+    speed = rnd.spread[1] * rng.normal(own, 0)
+    stretch = math.exp(rnd.spread[2] * rng.normal(own, 1))
+    for m in range(rnd.solo.shape[0]):
+        factor = math.exp(speed + rnd.spread[0] * rng.normal(own, 2 + m))
+        for b in range(rnd.solo.shape[1]):
+            tr.solo[e, m, b] = rnd.solo[m, b] * factor
+    if rnd.spread[2] > 0.0:
+        for i in range(rnd.pair.shape[0]):
+            for j in range(rnd.pair.shape[1]):
+                tr.pair[e, i, j] = rnd.pair[i, j] * stretch
+
+
+@njit
+def draw_streams(rnd, n_streams, seed):
+    """Number of streams in the episode of ``seed``."""
+    least = int(rnd.spread[3])
+    return least + int(rng.uniform(rng.mix(seed, 12), 0) * (n_streams - least + 1))

@@ -1,0 +1,134 @@
+"""N simulated worlds as one object: the arrays, and the compiled loops over them.
+
+Environments, evaluation and benchmarks all stand on this class; there is no second copy of the dynamics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.profiles.profile import Profile
+from envs.scheduling.jit import njit
+from envs.scheduling.observation import observation_size
+from envs.scheduling.state import GRACE_MS, SchedState, Tables, make_state, n_actions
+from envs.simulation import generate as gen_mod
+from envs.simulation.events import begin, run_to_decision, step
+from envs.simulation.generate import Generator
+from envs.simulation.records import Truth, World, make_world
+from traces.errors import InputError
+from traces.workload import Workload
+
+
+@njit
+def step_range(st, w, tb, tr, lo, hi, actions, wakes):
+    """Carry out one decision in each world lo..hi-1 that is not done."""
+    for e in range(lo, hi):
+        if w.env[e].done == 0:
+            step(st, w, tb, tr, e, actions[e], wakes[e])
+
+
+@njit
+def begin_range(st, w, tb, tr, lo, hi, seeds):
+    """Begin an episode in each world lo..hi-1 on the arrivals it holds, and run to its first decision."""
+    for e in range(lo, hi):
+        begin(st, w, tb, tr, e, seeds[e])
+        run_to_decision(st, w, tb, tr, e)
+
+
+@njit
+def generate_range(st, w, tb, tr, gen, lo, hi, seeds):
+    """Generate arrivals and begin an episode in each world lo..hi-1."""
+    for e in range(lo, hi):
+        gen_mod.generate(w, tb, gen, e, seeds[e])
+        begin(st, w, tb, tr, e, seeds[e])
+        run_to_decision(st, w, tb, tr, e)
+
+
+class Simulator:
+    """A batch of simulated worlds.
+
+    Args:
+        profile: models and device.
+        n: number of worlds.
+        n_streams: streams K of each.
+        n_requests: room for arrivals of one episode; longer workloads raise InputError.
+        queue_places: places of each queue.
+        weights: cost of a violation of high and of low priority in the reward.
+        noise: whether the truth draws residuals and stragglers.
+        tables: what the schedulers are told; by default what the profile says.
+        truth: what the device does; by default what the profile says.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        n: int = 1,
+        n_streams: int = 4,
+        n_requests: int = 4096,
+        queue_places: int = 128,
+        weights: tuple[float, float] = (5.0, 1.0),
+        noise: bool = True,
+        tables: Tables | None = None,
+        truth: Truth | None = None,
+    ) -> None:
+        self.profile = profile
+        self.n = n
+        self.n_streams = n_streams
+        self.tables = tables if tables is not None else profile.tables()
+        self.truth = truth if truth is not None else profile.truth(n_streams, weights, noise)
+        self.state: SchedState = make_state(n, len(profile.models), self.tables.size, n_streams, queue_places)
+        self.world: World = make_world(n, n_streams, n_requests)
+        self.n_actions = n_actions(self.state, self.tables)
+        self.obs_size = observation_size(self.n_actions - 1)
+
+    def load(self, workloads: Sequence[Workload], repeat: bool = True) -> None:
+        """Give each world its arrivals; with fewer workloads than worlds they repeat in turn.
+
+        Raises:
+            InputError: a workload's model is unknown to the profile, or it is longer than the room for requests.
+        """
+        if not repeat and len(workloads) != self.n:
+            raise InputError(f"{len(workloads)} workloads for {self.n} worlds: give one for each")
+        for e in range(self.n):
+            workload = workloads[e % len(workloads)]
+            index = np.array([self.profile.index(m) for m in workload.models], np.int32)
+            count = len(workload.arrival_ms)
+            request = self.world.request[e]
+            if count > len(request):
+                raise InputError(
+                    f"workload {workload.name!r} has {count} requests, the simulator has room for {len(request)}; "
+                    "use a shorter window or a larger n_requests"
+                )
+            request["arrival"][:count] = workload.arrival_ms
+            request["deadline"][:count] = workload.arrival_ms + workload.deadline_ms
+            request["model"][:count] = index[workload.model] if count else 0
+            request["priority"][:count] = workload.priority
+            self.world.env["n"][e] = count
+
+    def end_as_served(self, workload: Workload, grace_ms: float = GRACE_MS) -> None:
+        """Drop what is queued as a live engine does: once it is late by the grace, not before that for want of arrivals.
+
+        Args:
+            workload: the requests. grace_ms: see ``serving.config.EngineConfig``.
+        """
+        self.world.options[:, 2:] = grace_ms + workload.deadline_ms.max(initial=0.0), grace_ms
+
+    def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
+        """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""
+        begin_range(self.state, self.world, self.tables, self.truth, 0, self.n, np.asarray(seeds, np.uint64))
+
+    def generate(self, generator: Generator, seeds: Sequence[int] | np.ndarray) -> None:
+        """Generate arrivals and begin an episode in every world. One seed a world: (n,)."""
+        seeds = np.asarray(seeds, np.uint64)
+        generate_range(self.state, self.world, self.tables, self.truth, generator, 0, self.n, seeds)
+
+    def step(self, actions: np.ndarray, wakes: np.ndarray) -> None:
+        """One decision in every world that is not done: actions (n,) int64, wake times (n,) absolute ms."""
+        step_range(self.state, self.world, self.tables, self.truth, 0, self.n, actions, wakes)
+
+    @property
+    def done(self) -> np.ndarray:
+        """(n,) bool: which worlds are done."""
+        return self.world.env["done"] == 1

@@ -1,0 +1,1 @@
+"""The protocol: HTTP and gRPC over one data plane."""

@@ -1,0 +1,315 @@
+"""What the server can be asked, whatever the door: HTTP and gRPC are thin handlers over one `DataPlane`.
+
+A door turns its bytes into an array and a few plain values, asks here, and turns the answer or the `Refusal` into its own
+form. So the two cannot differ in what they take, refuse or count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import numpy as np
+
+from envs.scheduling.state import LOW
+from serving.api.admission import Admission
+from serving.api.model_view import VERSION, ModelView, view_model
+from serving.api.refusal import Kind, Refusal
+from serving.engine.engine import Engine
+from serving.engine.request import Outcome, Request
+from serving.observers.statistics import Statistics
+from traces.errors import InputError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
+)  # fmt: skip
+LONGEST_TIMEOUT_US = 86_400_000_000  # a day
+
+Defaults = Callable[[str], tuple[int | None, float | None]]
+
+
+@dataclass(frozen=True)
+class FrontLimits:
+    """What one client may ask of the server.
+
+    Attributes:
+        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
+        max_per_client: requests (items) that one client address may have in flight.
+        body_timeout_s: time in which a body must have arrived.
+        keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
+        close_timeout_s: time that requests in hand have to end when a door closes.
+    """
+
+    max_body_bytes: int = 64 * 2**20
+    max_per_client: int = 1024
+    body_timeout_s: float = 30.0
+    keepalive_s: float = 75.0
+    close_timeout_s: float = 5.0
+
+
+class Repository(Protocol):
+    """Loads and unloads models while the server runs."""
+
+    def index(self) -> list[dict[str, str]]:
+        """All models that could be served: name, version, state, reason."""
+
+    async def load(self, name: str) -> None:
+        """Make a model ready. Raises KeyError for an unknown one, InputError for one that cannot be loaded."""
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answered request.
+
+    Attributes:
+        output: (n, *output_item).
+        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
+    """
+
+    output: np.ndarray
+    parameters: dict[str, int | str] = field(default_factory=dict)
+
+
+class DataPlane:
+    """Answers what both doors ask, by one engine.
+
+    Args:
+        engine: started, on the loop of the doors.
+        repository: loads and unloads models; None: the set of models is fixed.
+        metrics: gives the body of /metrics and its content type.
+        limits: what one client may ask.
+        deadline_factor: a request without a deadline gets this multiple of its model's solo latency for each item,
+        deadline_floor_ms: and not less than this.
+        defaults: priority and deadline in ms of a model's requests that name none; None where it leaves them to the above.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        repository: Repository | None = None,
+        metrics: Callable[[], tuple[bytes, str]] | None = None,
+        limits: FrontLimits = FrontLimits(),
+        deadline_factor: float = 10.0,
+        deadline_floor_ms: float = 100.0,
+        defaults: Defaults = lambda name: (None, None),
+    ) -> None:
+        self.engine = engine
+        self.repository = repository
+        self.metrics = metrics
+        self.limits = limits
+        self.admission = Admission(engine)
+        self.statistics = Statistics()
+        engine.observers.append(self.statistics)
+        self._deadline = deadline_factor, deadline_floor_ms
+        self._defaults = defaults
+        self._names: tuple[str, ...] = ()
+        self._views: dict[str, ModelView] = {}
+        self._clients: dict[str, int] = {}
+
+    # What is here.
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.accepting
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return {"name": "strait", "version": package_version(), "extensions": list(EXTENSIONS)}
+
+    def model(self, name: str, version: str = "") -> ModelView:
+        """A served model.
+
+        Raises:
+            Refusal: no such model or version.
+        """
+        if self.engine.models is not self._names:
+            self._look()
+        view = self._views.get(name)
+        if view is None:
+            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._names)}")
+        if version not in ("", VERSION):
+            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {VERSION}, not {version[:80]!r}")
+        return view
+
+    def model_statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
+        """Statistics of one model, or of all."""
+        if name:
+            self.model(name, version)
+        return [self.statistics.describe(one, VERSION) for one in ([name] if name else self.engine.models)]
+
+    def _look(self) -> None:
+        """The engine serves other models than before: describe them anew."""
+        self._names = self.engine.models
+        loaded, tables = self.engine.executor.models, self.engine.tables
+        solo_ms = (tables.h2d + tables.solo + tables.d2h)[0, :, 0]
+        factor, floor_ms = self._deadline
+        self._views = {}
+        for m, name in enumerate(self._names):
+            priority, deadline_ms = self._defaults(name)
+            self._views[name] = view_model(
+                loaded[name],
+                max(floor_ms, factor * float(solo_ms[m])) if deadline_ms is None else deadline_ms,
+                LOW if priority is None else priority,
+            )
+
+    # Inference.
+
+    @property
+    def most_items(self) -> int:
+        """Items that one call may bring: what a queue holds, as they are taken all or not at all."""
+        return min(self.engine.config.queue_places, self.limits.max_per_client)
+
+    def schedule(self, view: ModelView, parameters: Mapping[str, Any], n: int) -> tuple[int, float]:
+        """The engine's priority, and the deadline in ms, of a request of n items.
+
+        `priority` is 1 (high), 2 (low) or 0 (the model's default); `timeout` is in microseconds, 0 is the model's default.
+
+        Raises:
+            InputError: anything else.
+        """
+        priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
+        if type(priority) is not int or not 0 <= priority <= 2:
+            raise InputError(
+                f"priority is {str(priority)[:80]!r}; 1 (high), 2 (low) or 0 (the model's default) is wanted"
+            )
+        if type(timeout) is not int or not 0 <= timeout <= LONGEST_TIMEOUT_US:
+            raise InputError(
+                f"timeout is {str(timeout)[:80]!r}; microseconds from 1 to {LONGEST_TIMEOUT_US}, or 0 (default), are wanted"
+            )
+        return priority - 1 if priority else view.priority, timeout / 1e3 if timeout else view.deadline_ms * n
+
+    async def infer(
+        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, client: str = ""
+    ) -> Answer:
+        """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
+
+        Args:
+            view: the model. values: (n, *view.item) of view.dtype.
+            priority: 0 (high) or 1 (low). deadline_ms: from now.
+            client: address that the limit of each client counts.
+
+        Raises:
+            Refusal: an item was not answered, or the client has too many in flight.
+        """
+        n = len(values)
+        inside = self._clients.get(client, 0) + n
+        if inside > self.limits.max_per_client:
+            raise Refusal(
+                Kind.TOO_MANY,
+                f"this client has {inside - n} requests in flight; {self.limits.max_per_client} are allowed",
+            )
+        self._clients[client] = inside
+        try:
+            try:
+                refusal = self.admission.refusal(view.name, priority, deadline_ms)
+                requests = self.engine.offer(view.name, priority, deadline_ms, list(values), refusal=refusal)
+            except KeyError:
+                raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
+            try:
+                return _answer(await _ends(requests))
+            finally:
+                # All have ended if all went well; if not, none is worth its time any more.
+                for request in requests:
+                    self.engine.cancel(request)
+        finally:
+            left = self._clients[client] - n
+            if left:
+                self._clients[client] = left
+            else:
+                del self._clients[client]
+
+    # The repository.
+
+    def repository_index(self, only_ready: bool = False) -> list[dict[str, str]]:
+        """All models that are or could be served."""
+        if self.repository is None:
+            state = "READY" if self.ready else "UNAVAILABLE"
+            rows = [{"name": n, "version": VERSION, "state": state, "reason": ""} for n in self.engine.models]
+        else:
+            rows = self.repository.index()
+        return [row for row in rows if row["state"] == "READY" or not only_ready]
+
+    async def load(self, name: str) -> None:
+        """Make a model of the repository ready; goes on when the caller leaves."""
+        await self._change("load", name)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; goes on when the caller leaves."""
+        await self._change("unload", name)
+
+    async def _change(self, verb: str, name: str) -> None:
+        if self.repository is None:
+            raise Refusal(Kind.BAD_INPUT, f"this server cannot {verb} models: it has no repository")
+        change: Callable[[str], Awaitable[None]] = getattr(self.repository, verb)
+        try:
+            await asyncio.shield(asyncio.ensure_future(change(name)))
+        except KeyError:
+            raise Refusal(Kind.NOT_FOUND, f"the repository has no model {name[:80]!r}") from None
+        except InputError as error:
+            raise Refusal(Kind.BAD_INPUT, str(error)) from None
+        except Exception as error:  # a model's own code runs here
+            log.exception("cannot %s model %r", verb, name)
+            raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
+
+
+async def _ends(requests: list[Request]) -> list[Outcome]:
+    """The ends of all requests, or the Refusal of the first that was not answered."""
+    for request in requests:  # those that are refused on arrival, before waiting for the others
+        if request.future.done():
+            _answered(request.future.result())
+    return [_answered(await request.future) for request in requests]
+
+
+def _answered(outcome: Outcome) -> Outcome:
+    if not outcome.answered:
+        raise Refusal.of(outcome)
+    return outcome
+
+
+def _answer(outcomes: list[Outcome]) -> Answer:
+    outputs = [outcome.output for outcome in outcomes if outcome.output is not None]
+    output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
+    worst, latency_ms, queue_ms, batch_size, predicted_ms = "met", 0.0, 0.0, 0, 0.0
+    for one in outcomes:
+        if one.outcome == "late":
+            worst = "late"
+        latency_ms, queue_ms = max(latency_ms, one.latency_ms), max(queue_ms, one.queue_ms)
+        batch_size, predicted_ms = max(batch_size, one.batch_size), max(predicted_ms, one.predicted_ms)
+    return Answer(
+        output,
+        {
+            "outcome": worst,
+            "latency_us": round(latency_ms * 1e3),
+            "queue_us": round(queue_ms * 1e3),
+            "batch_size": batch_size,
+            "predicted_us": round(predicted_ms * 1e3),
+        },
+    )
+
+
+def allowed(token: str | None, header: str | None) -> bool:
+    """Whether an Authorization header carries the token; compared in constant time. Without a token all are allowed."""
+    if token is None:
+        return True
+    scheme, _, given = (header or "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
+    return right and scheme.lower() == "bearer"
+
+
+def package_version() -> str:
+    """Version of the installed package; "0" when it runs from a folder without being installed."""
+    try:
+        return version("strait-rl")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,1 @@
+"""The live engine: one loop that owns the scheduling state."""

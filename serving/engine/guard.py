@@ -1,0 +1,132 @@
+"""A policy that cannot bring the server down: what it fails to decide, Strait decides."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+
+import numpy as np
+
+from agents.learned.names import SERVED, resolve
+from agents.policies.base import Policy
+from envs.scheduling.state import SchedState, Tables, n_actions
+
+log = logging.getLogger(__name__)
+
+OVERRUN_DECAY = 0.9
+OVERRUN_LIMIT = 4.0  # reached by six overruns in a row, or by more than four in ten for a while
+FAULT_LIMIT = 3
+KEEP_DECISIONS = 100_000
+
+
+class GuardedPolicy:
+    """Asks a policy, times it, and checks its answer.
+
+    A decision that raises, is not a valid candidate or DEFER, or names a wake time that is not a number, is taken by the
+    fallback instead. After `FAULT_LIMIT` of these, or when decisions overrun the budget again and again, the fallback
+    replaces the policy for good.
+
+    Args:
+        policy: the policy to ask.
+        state: the state it decides on. tables: and its tables.
+        budget_ms: time that a decision may take.
+
+    Attributes:
+        decisions: decisions taken. fallbacks: of these, by the fallback. overruns: of these, over the budget.
+        replaced: why the policy was replaced; None while it is in force.
+        decision_us: (recent) duration of each decision in microseconds.
+    """
+
+    def __init__(self, policy: Policy, state: SchedState, tables: Tables, budget_ms: float = 10.0) -> None:
+        self.policy = policy
+        self.fallback = resolve("strait", profile=SERVED)[0]
+        self.budget_ns = int(budget_ms * 1e6)
+        self.decisions = 0
+        self.fallbacks = 0
+        self.overruns = 0
+        self.replaced: str | None = None
+        self.decision_us: deque[float] = deque(maxlen=KEEP_DECISIONS)
+        self._faults = 0
+        self._pressure = 0.0
+        self.bind(state, tables)
+
+    def bind(self, state: SchedState, tables: Tables) -> None:
+        """Decide on this state from now on (models were added or removed)."""
+        self._state, self._tables = state, tables
+        self._defer = n_actions(state, tables) - 1
+        self._length = state.queue["length"][0]
+        self._free = state.env["n_free"]
+        self._sizes = [int(size) for size in tables.size]
+
+    def install(self, policy: Policy) -> None:
+        """Ask another policy from now on, with a clean record."""
+        self.policy = policy
+        self.replaced = None
+        self._faults = 0
+        self._pressure = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the policy in force."""
+        return self.policy.name if self.replaced is None else self.fallback.name
+
+    @property
+    def drop(self) -> float:
+        """Scale of solo latency at which the policy in force gives requests up; 0 never."""
+        return float(self.policy.drop if self.replaced is None else self.fallback.drop)
+
+    def decide(self) -> tuple[int, float]:
+        """Action and wake time (absolute ms, inf for none); always a valid one."""
+        begin = time.perf_counter_ns()
+        fault = ""
+        action, wake = self._defer, math.inf
+        if self.replaced is None:
+            try:
+                chosen, when = self.policy.decide(self._state, self._tables)
+                fault = self._fault(chosen, when)
+                if not fault:
+                    action, wake = int(chosen), float(when)
+            except Exception as error:  # a policy is foreign code; whatever it raises must not stop the server
+                fault = f"it raised {type(error).__name__}: {error}"
+        if fault or self.replaced is not None:
+            self.fallbacks += 1
+            action, wake = self.fallback.decide(self._state, self._tables)
+        spent = time.perf_counter_ns() - begin
+        self.decisions += 1
+        self.decision_us.append(spent / 1e3)
+        if fault:
+            self._on_fault(fault)
+        elif self.replaced is None:
+            self._on_time(spent)
+        return action, wake
+
+    def _fault(self, action: object, wake: object) -> str:
+        if not isinstance(action, (int, np.integer)) or not 0 <= action <= self._defer:
+            return f"action {action!r} is outside 0..{self._defer}"
+        if not isinstance(wake, (int, float)) or math.isnan(wake):
+            return f"wake time {wake!r} is not a number"
+        if action != self._defer:
+            queue, size = divmod(int(action), len(self._sizes))
+            priority, model = divmod(queue, self._length.shape[1])
+            if self._free[0] == 0 or self._length[priority, model] < self._sizes[size]:
+                return f"action {action} cannot be dispatched now"
+        return ""
+
+    def _on_fault(self, fault: str) -> None:
+        self._faults += 1
+        log.warning("policy %s failed (%d of %d): %s", self.policy.name, self._faults, FAULT_LIMIT, fault)
+        if self._faults >= FAULT_LIMIT:
+            self._replace(fault)
+
+    def _on_time(self, spent_ns: int) -> None:
+        over = spent_ns > self.budget_ns
+        self.overruns += over
+        self._pressure = OVERRUN_DECAY * self._pressure + over
+        if self._pressure > OVERRUN_LIMIT:
+            self._replace(f"decisions take longer than {self.budget_ns / 1e6:g} ms again and again")
+
+    def _replace(self, reason: str) -> None:
+        self.replaced = reason
+        log.error("policy %s is replaced by %s: %s", self.policy.name, self.fallback.name, reason)

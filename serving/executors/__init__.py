@@ -1,0 +1,1 @@
+"""Devices that run batches: CPU threads or CUDA streams."""

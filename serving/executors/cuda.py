@@ -1,0 +1,332 @@
+"""Runs batches on a CUDA device: a thread and two CUDA streams, of high and of low priority, for each stream."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serving.executors.base import Batch, BatchResult, OnResult
+from serving.executors.cpu import copy_inputs
+from serving.executors.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
+from serving.executors.device import gpu_state, probe_device
+from serving.executors.threaded import LoadedModel, ThreadedExecutor, now_ms
+from serving.models.served import DTYPES, Forward, ServedModel
+from traces.machine import DeviceInfo
+
+log = logging.getLogger(__name__)
+
+PRIORITIES = (0, 1)
+ANCHOR_AGE_MS = 1000.0
+ANCHOR_TRIES = 3
+DRIFT = 2e-5  # of the device's clock from the host's, a guess
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """Memory that a loaded model holds, in bytes.
+
+    Attributes:
+        weights: weights and buffers, on the device.
+        inputs: input buffers of all streams, on the device.
+        graphs: what the CUDA graphs of all streams work in, on the device.
+        pinned: staging of inputs and outputs of all streams, on the host.
+    """
+
+    weights: int
+    inputs: int
+    graphs: int
+    pinned: int
+
+
+class CudaExecutor(ThreadedExecutor):
+    """One worker thread a stream; a batch runs on that thread's CUDA stream of its priority.
+
+    Inputs are gathered in pinned memory, copied to the device, executed and copied back without waiting in between; the
+    thread sleeps until the last copy has ended. Copies of one stream overlap the execution of others. `warm_up` records
+    each batch size as a CUDA graph, which later batches of that size replay; a model that cannot be recorded, and a
+    batch size that was not warmed up, are launched operation by operation.
+
+    Args:
+        streams: how many batches may be in flight.
+        on_result: called once for every submitted batch.
+        device: "cuda:N".
+        graphs: whether to record CUDA graphs.
+        api: the device, if not the real one.
+    """
+
+    def __init__(
+        self,
+        streams: int = 4,
+        on_result: OnResult = lambda result: None,
+        device: str = "cuda:0",
+        graphs: bool = True,
+        api: CudaApi | None = None,
+    ) -> None:
+        self._device = device
+        self._api = api or TorchCuda(device)
+        self._graphs = graphs
+        self._unrecordable: set[LoadedModel] = set()
+        self._runners: dict[int, _CudaStream] = {}
+        super().__init__(streams, on_result)
+
+    @property
+    def device(self) -> DeviceInfo:
+        """The device; see `Executor.device`."""
+        return probe_device(self._device)
+
+    def gauges(self) -> dict[str, float]:
+        """NVML's, of this GPU; see `Executor.gauges`."""
+        return gpu_state(self._device)
+
+    def memory(self, name: str) -> ModelMemory:
+        """Return the memory that a loaded model holds now.
+
+        Raises:
+            ValueError: no such model.
+        """
+        with self._lock:
+            model = self._model(name)
+        held = [runner.memory(model) for runner in list(self._runners.values())]
+        return ModelMemory(model.served.weight_bytes, *(sum(column) for column in zip((0, 0, 0), *held)))
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Drain, fail what is left, and let go of the streams' memory; see `Executor.close`."""
+        super().close(timeout_s)
+        self._runners.clear()
+
+    def _open_stream(self, stream: int) -> _CudaStream:
+        runner = self._runners[stream] = _CudaStream(self._api, self._graphs, self._unrecordable)
+        return runner
+
+    def _build(self, model: ServedModel) -> Forward:
+        try:
+            return self._api.build(model)
+        except Exception as error:
+            failure = plain_error(error)
+        # Outside the handler, where the frames of what failed are gone and their tensors with them.
+        if isinstance(failure, MemoryError):
+            self._api.empty_cache()
+        raise failure
+
+
+@dataclass(slots=True, eq=False)
+class _Recorded:
+    """A graph with the device memory that it reads its inputs from."""
+
+    graph: CudaGraph
+    inputs: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """What one stream keeps for one model; buffers are as large as the largest batch so far.
+
+    Attributes:
+        staged: pinned inputs. inputs: inputs on the device. landed: pinned outputs.
+        pool: memory that all graphs share. graphs: by priority and batch size.
+    """
+
+    staged: Tensor
+    inputs: Tensor
+    pool: Any
+    landed: Tensor | None = None
+    graphs: dict[tuple[int, int], _Recorded] = field(default_factory=dict)
+
+
+class _CudaStream:
+    """One stream: its two CUDA streams and what it keeps for each model."""
+
+    def __init__(self, api: CudaApi, graphs: bool, unrecordable: set[LoadedModel]) -> None:
+        api.enter_thread()
+        self._api = api
+        self._graphs = graphs
+        self._unrecordable = unrecordable
+        self._streams = tuple(api.make_stream(priority) for priority in PRIORITIES)
+        self._events = tuple(api.make_event(blocking=True) for _ in range(4))
+        self._clock = DeviceClock(api, self._streams[0])
+        self._kept: dict[LoadedModel, _Kept] = {}
+
+    def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
+        """Copy in, execute, copy out."""
+        result.outputs = list(self._run(model, batch.inputs, batch.priority))
+        times = self._clock.times(self._events, result.dispatch_ms, now_ms())
+        result.h2d_start_ms, result.h2d_end_ms, result.exec_end_ms, result.d2h_end_ms = times
+        result.exec_start_ms = result.h2d_end_ms
+
+    def prepare(self, model: LoadedModel, batch_size: int) -> None:
+        """Run the batch size on both CUDA streams, and record it where that gives the same answers."""
+        rng = np.random.default_rng(0)
+        first, other = ([model.served.example(rng) for _ in range(batch_size)] for _ in range(2))
+        for priority in PRIORITIES:
+            # Libraries set themselves up in the first runs on a stream, which a capture would not survive.
+            expected = self._run(model, other, priority)
+            self._run(model, first, priority)
+            known = model in self._unrecordable or (priority, batch_size) in self._kept[model].graphs
+            if self._graphs and not known:
+                self._record(model, priority, other, expected)
+
+    def forget(self, model: LoadedModel) -> None:
+        """Free the model's buffers and graphs; torch keeps their memory for the next model."""
+        self._kept.pop(model, None)
+        self._unrecordable.discard(model)
+
+    def memory(self, model: LoadedModel) -> tuple[int, int, int]:
+        """Return the bytes of a model's input buffers, graphs and pinned memory; safe on any thread."""
+        kept = self._kept.get(model)
+        if kept is None:
+            return 0, 0, 0
+        # A graph that was recorded before its model's buffer grew holds on to the smaller one.
+        inputs = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in
+                  (kept.inputs, *(recorded.inputs for recorded in list(kept.graphs.values())))}  # fmt: skip
+        pinned = kept.staged.nbytes + (0 if kept.landed is None else kept.landed.nbytes)
+        return sum(inputs.values()), self._api.pool_bytes(kept.pool), pinned
+
+    def _run(self, model: LoadedModel, inputs: Sequence[np.ndarray], priority: int) -> np.ndarray:
+        """Run one batch to its end and return its outputs, which are the caller's own.
+
+        Raises:
+            MemoryError: out of memory; what torch kept for later was given back, so that a smaller batch may fit.
+        """
+        stream = self._streams[priority]
+        try:
+            self._clock.keep()  # while the stream is idle
+            landed = self._launch(model, list(inputs), priority)
+            self._events[-1].synchronize()
+            return landed.numpy().copy()
+        except Exception as error:
+            failure = plain_error(error)
+        finally:
+            # After a failure, what was launched still reads and writes the buffers, which the next batch will use. After
+            # a success this returns at once.
+            with contextlib.suppress(Exception):
+                self._api.synchronize(stream)
+        # Outside the handler, where the frames of what failed are gone and their tensors with them.
+        if isinstance(failure, MemoryError):
+            self._api.empty_cache()
+        raise failure
+
+    def _launch(self, model: LoadedModel, inputs: list[np.ndarray], priority: int) -> Tensor:
+        """Start one batch; return the pinned memory that holds its outputs once the last event has passed."""
+        api, stream, size = self._api, self._streams[priority], len(inputs)
+        started, copied, executed, finished = self._events
+        kept = self._room(model, size)
+        staged = kept.staged[:size]
+        copy_inputs(inputs, staged.numpy(), model.served.name)
+        recorded = None if model in self._unrecordable else kept.graphs.get((priority, size))
+        on_device = kept.inputs[:size] if recorded is None else recorded.inputs
+        with api.on(stream):
+            started.record(stream)
+            api.copy(on_device, staged)
+            copied.record(stream)
+            if recorded is None:
+                output = model.forward(on_device)
+            else:
+                recorded.graph.replay()
+                output = recorded.graph.output
+            executed.record(stream)
+            landed = self._landing(kept, output)
+            api.copy(landed, output)
+            finished.record(stream)
+        return landed
+
+    def _record(self, model: LoadedModel, priority: int, check: list[np.ndarray], expected: np.ndarray) -> None:
+        """Capture one batch size; its inputs on the device are not those of `check`, so that baked-in answers show."""
+        kept, key = self._kept[model], (priority, len(check))
+        on_device = kept.inputs[: len(check)]
+        stream = self._streams[priority]
+        try:
+            graph = self._api.capture(stream, lambda: model.forward(on_device), kept.pool)
+            kept.graphs[key] = _Recorded(graph, on_device)
+            if not _alike(self._run(model, check, priority), expected):
+                raise ValueError("the recorded graph answers otherwise than the model")
+        except Exception as error:  # whatever the model does that a capture does not allow; it runs as it did before
+            # All of it: one model is either fast on every stream and at every size, or on none.
+            kept.graphs.clear()
+            reason = str(plain_error(error)).strip().split("\n")[0]
+            if model not in self._unrecordable:
+                log.warning("model %r runs without CUDA graphs: %s", model.served.name, reason)
+            self._unrecordable.add(model)
+
+    def _room(self, model: LoadedModel, size: int) -> _Kept:
+        """Return what is kept for a model, its input buffers large enough."""
+        kept = self._kept.get(model)
+        if kept is not None and len(kept.staged) >= size:
+            return kept
+        shape, dtype = (size, *model.served.input_shape), DTYPES[model.served.input_dtype]
+        with self._api.on(self._streams[0]):
+            staged, inputs = self._api.pinned(shape, dtype), self._api.buffer(shape, dtype)
+        if kept is None:
+            kept = self._kept[model] = _Kept(staged, inputs, self._api.make_pool())
+        else:
+            kept.staged, kept.inputs = staged, inputs
+        return kept
+
+    def _landing(self, kept: _Kept, output: Tensor) -> Tensor:
+        """Return pinned memory for an output."""
+        size, *shape = output.shape
+        landed = kept.landed
+        fits = landed is not None and landed.shape[1:] == output.shape[1:] and landed.dtype == output.dtype
+        if landed is None or not fits or len(landed) < size:
+            landed = kept.landed = self._api.pinned((size, *shape), output.dtype)
+        return landed[:size]
+
+
+class DeviceClock:
+    """Puts times of events on the clock of results, by an event whose time on the host is known.
+
+    Args:
+        api: the device.
+        stream: where the anchor is recorded; idle whenever `keep` is called.
+    """
+
+    def __init__(self, api: CudaApi, stream: Any) -> None:
+        self._api = api
+        self._stream = stream
+        self._anchor: CudaEvent | None = None
+        self._host_ms = -math.inf
+        self._gap_ms = math.inf
+        self._tried_ms = -math.inf
+
+    def keep(self) -> None:
+        """Anchor the clock anew if that is due."""
+        tried_ms = now_ms()
+        if tried_ms - self._tried_ms < ANCHOR_AGE_MS:
+            return
+        self._gap_ms += 2 * DRIFT * (tried_ms - self._tried_ms)
+        self._tried_ms = tried_ms
+        for _ in range(ANCHOR_TRIES):
+            event = self._api.make_event(blocking=False)
+            before_ms = now_ms()
+            event.record(self._stream)
+            event.synchronize()
+            after_ms = now_ms()
+            # The device passed the event in between, so the narrowest gap tells the most. On a busy machine that may
+            # still be the old anchor's, though it has grown with its age.
+            if after_ms - before_ms < self._gap_ms:
+                self._gap_ms = after_ms - before_ms
+                self._anchor, self._host_ms = event, (before_ms + after_ms) / 2
+
+    def times(self, events: Sequence[CudaEvent], floor_ms: float, ceiling_ms: float) -> list[float]:
+        """Return when the events passed, in their order: never decreasing, and within what the host knows for sure."""
+        assert self._anchor is not None, "keep the clock first"
+        times = []
+        for event in events:
+            floor_ms = min(max(self._host_ms + self._anchor.elapsed_time(event), floor_ms), ceiling_ms)
+            times.append(floor_ms)
+        return times
+
+
+def _alike(output: np.ndarray, expected: np.ndarray) -> bool:
+    if output.shape != expected.shape:
+        return False
+    return torch.allclose(
+        torch.from_numpy(output).double(), torch.from_numpy(expected).double(), rtol=1e-3, atol=1e-4, equal_nan=True
+    )

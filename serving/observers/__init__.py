@@ -1,0 +1,1 @@
+"""What watches the engine: logs, metrics, recordings, timelines."""

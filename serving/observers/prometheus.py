@@ -1,0 +1,105 @@
+"""Prometheus metrics of the engine, under the names that docs/ lists."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from envs.scheduling.state import PRIORITIES
+from serving.engine.engine import Engine
+from serving.engine.request import BatchRecord, Observer, Outcome
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+class Metrics(Observer):
+    """Counts what ends in an engine; reads its gauges when asked.
+
+    Args:
+        engine: the engine to observe; this adds itself to its observers.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.registry = registry = CollectorRegistry()
+        by = ("model", "priority")
+        self._requests = Counter(
+            "strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"), registry=registry
+        )
+        self._latency = Histogram(
+            "strait_request_latency_seconds", "Arrival to answer.", by, buckets=SECONDS, registry=registry
+        )
+        self._queue = Histogram(
+            "strait_request_queue_seconds", "Arrival to dispatch.", by, buckets=SECONDS, registry=registry
+        )
+        self._batches = Counter("strait_batches", "Batches ended.", ("model", "result"), registry=registry)
+        self._size = Histogram(
+            "strait_batch_size", "Requests in a batch.", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+        )
+        self._ratio = Histogram(
+            "strait_batch_predicted_over_actual", "Predicted over actual time of a batch, dispatch to finish.",
+            ("model",), buckets=RATIOS, registry=registry,
+        )  # fmt: skip
+        self._decision = Histogram(
+            "strait_decision_seconds", "Time that a decision took.", registry=registry,
+            buckets=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1),
+        )  # fmt: skip
+        self._offered = Gauge("strait_requests_offered", "Requests offered.", ("priority",), registry=registry)
+        self._queued = Gauge("strait_queue_length", "Requests queued.", by, registry=registry)
+        self._busy = Gauge("strait_streams_busy", "Streams with a batch.", registry=registry)
+        self._streams = Gauge("strait_streams", "Streams of the device.", registry=registry)
+        self._fallbacks = Gauge("strait_policy_fallbacks", "Decisions taken by the fallback policy.", registry=registry)
+        self._overruns = Gauge("strait_policy_overruns", "Decisions over their time budget.", registry=registry)
+        self._replaced = Gauge("strait_policy_replaced", "1 when the policy was replaced.", registry=registry)
+        self._accepting = Gauge("strait_accepting", "1 while requests are taken.", registry=registry)
+        self._gpu: dict[str, Gauge] = {}
+        self._decisions_seen = 0
+        engine.observers.append(self)
+
+    def request_ended(self, outcome: Outcome) -> None:
+        """Count a request."""
+        priority = PRIORITIES[outcome.priority]
+        self._requests.labels(outcome.model, priority, outcome.outcome, outcome.reason).inc()
+        if outcome.answered:
+            self._latency.labels(outcome.model, priority).observe(outcome.latency_ms / 1e3)
+            self._queue.labels(outcome.model, priority).observe(outcome.queue_ms / 1e3)
+
+    def batch_ended(self, batch: BatchRecord) -> None:
+        """Count a batch."""
+        self._batches.labels(batch.model, "ok" if batch.error is None else "failed").inc()
+        self._size.labels(batch.model).observe(batch.batch_size)
+        actual = batch.d2h_end_ms - batch.dispatch_ms
+        if batch.error is None and actual > 0:
+            self._ratio.labels(batch.model).observe(batch.predicted_ms / actual)
+        self._take_decisions()
+
+    def _take_decisions(self) -> None:
+        """The decisions since the last look: they lie at the end of the guard's memory of recent ones."""
+        guard = self.engine.guard
+        new = min(guard.decisions - self._decisions_seen, len(guard.decision_us))
+        self._decisions_seen = guard.decisions
+        for at in range(len(guard.decision_us) - new, len(guard.decision_us)):
+            self._decision.observe(guard.decision_us[at] / 1e6)
+
+    def render(self) -> tuple[bytes, str]:
+        """The body of /metrics and its content type."""
+        engine = self.engine
+        self._take_decisions()
+        self._queued.clear()
+        lengths = engine.state.queue["length"][0]
+        for number, priority in enumerate(PRIORITIES):
+            self._offered.labels(priority).set(int(engine.offered[number]))
+            for m, model in enumerate(engine.models):
+                self._queued.labels(model, priority).set(int(lengths[number, m]))
+        self._busy.set(engine.in_flight)
+        self._streams.set(engine.executor.streams)
+        self._fallbacks.set(engine.guard.fallbacks)
+        self._overruns.set(engine.guard.overruns)
+        self._replaced.set(engine.guard.replaced is not None)
+        self._accepting.set(engine.accepting)
+        for name, value in engine.executor.gauges().items():
+            if name not in self._gpu:
+                self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
+            self._gpu[name].set(value)
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

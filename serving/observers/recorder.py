@@ -1,0 +1,134 @@
+"""Records a live run as files that the rest of the project reads: arrivals to replay, batches to learn from.
+
+The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
+(traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
+it is. The latest part is written anew every few seconds, each file whole or not at all: a crash loses those seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.observers.logs import OnceLog
+from serving.profiling.calibrate import SoloRun, solo_rows
+from traces.errors import InputError
+from traces.machine import MachineInfo
+from traces.measurements import PHASES, SCHEDULED, Measurements
+from traces.workload import Workload
+
+LEAST_MS = 1e-3  # of a deadline that had passed when the engine was given the request
+PART_ROWS = 20_000  # of requests or batches: what one write costs is bounded
+
+
+class Recorder(Observer):
+    """Observes an engine.
+
+    Args:
+        folder: where to write; parts of an earlier run there are kept.
+        machine: describes the machine with all models that are, or were, served.
+        solo: the solo runs so far.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(
+        self, folder: Path | str, machine: Callable[[], MachineInfo], solo: Callable[[], list[SoloRun]]
+    ) -> None:
+        self.folder = Path(folder)
+        self._machine = machine
+        self._solo = solo
+        self._arrivals: list[tuple[float, str, int, float]] = []
+        self._batches: list[tuple] = []
+        self._changed = False
+        self._lock = threading.Lock()
+        self._once = OnceLog(f"recording {self.folder}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--record {self.folder}: {error.strerror}; a folder is wanted") from None
+        self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
+
+    def request_ended(self, outcome: Outcome) -> None:
+        """Keep when the engine was given it, which is what it arrived at in the world that it is learned from."""
+        if outcome.arrival_ms >= 0 and outcome.deadline_ms > outcome.arrival_ms:
+            left_ms = max(outcome.deadline_ms - outcome.offered_ms, LEAST_MS)
+            self._arrivals.append((outcome.offered_ms, outcome.model, outcome.priority, left_ms))
+            self._changed = True
+
+    def batch_ended(self, batch: BatchRecord) -> None:
+        """Keep its phases, if it ended well."""
+        phases = tuple(getattr(batch, phase) for phase in PHASES)
+        # Clocks of a device may be a hair apart from ours; a batch with phases out of order teaches nothing.
+        if batch.error is None and phases[0] >= 0 and all(a <= b for a, b in zip(phases, phases[1:])):
+            self._batches.append(row_of(batch))
+            self._changed = True
+
+    def flush(self) -> None:
+        """Write the present part, and begin the next one when it is full. Blocks; may be called on any thread."""
+        with self._lock:
+            if self._changed:
+                self._write()
+
+    def _write(self) -> None:
+        self._changed = False
+        # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
+        arrivals, batches = self._arrivals[:], self._batches[:]
+        try:
+            folder = self.folder / f"{self._part:04d}"
+            _workload(arrivals, folder.parent.name).save(folder / "arrivals.parquet")
+            if batches:
+                campaign_of(self._machine(), self._solo(), batches).save(folder)
+        except OSError as error:
+            self._once.failure(error)
+            self._changed = True
+        else:
+            self._once.success()
+        if max(len(arrivals), len(batches)) >= PART_ROWS:
+            # Begun even when the write failed: a disk that stays full must not fill the memory.
+            del self._arrivals[: len(arrivals)], self._batches[: len(batches)]
+            self._part += 1
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+
+
+def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
+    frame = pd.DataFrame(rows, columns=["arrival", "model", "priority", "deadline"]).sort_values("arrival")
+    models, names = pd.factorize(frame["model"], sort=True)
+    return Workload(
+        frame["arrival"].to_numpy(float),
+        models,
+        frame["priority"].to_numpy(),
+        frame["deadline"].to_numpy(float),
+        tuple(map(str, names)),
+        name,
+    )
+
+
+def row_of(batch: BatchRecord) -> tuple:
+    """A batch as a row for `campaign_of`."""
+    scheduled = min(batch.decided_ms, batch.dispatch_ms), max(batch.seen_ms, batch.d2h_end_ms)
+    phases = (getattr(batch, phase) for phase in PHASES)
+    return batch.stream, batch.priority, batch.model, batch.batch_size, *phases, *scheduled
+
+
+def campaign_of(machine: MachineInfo, solo: list[SoloRun], batches: list[tuple]) -> Measurements:
+    """Live batches, rows of `row_of`, as a campaign with the solo runs."""
+    sizes = set(machine.batch_sizes)
+    known = {model.name for model in machine.models}
+    frame = solo_rows([run for run in solo if run.model in known and run.batch_size in sizes])
+    # Halves of a batch that ran out of memory may have a size that the profile does not know.
+    live = pd.DataFrame(batches, columns=["stream", "priority", "model", "batch_size", *PHASES, *SCHEDULED])
+    live = live[live["batch_size"].isin(sizes) & live["model"].isin(known)]
+    live.insert(0, "batch_id", np.arange(len(live)) + len(frame))
+    live.insert(0, "kind", "live")
+    live.insert(0, "run", len(frame))
+    return Measurements(machine, pd.concat([frame, live], ignore_index=True) if len(frame) else live)

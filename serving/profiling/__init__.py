@@ -1,0 +1,1 @@
+"""Measuring models on the device at hand."""

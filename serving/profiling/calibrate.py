@@ -1,0 +1,88 @@
+"""Fits a shipped profile to the machine at hand in seconds: solo latencies are measured, interference is taken over.
+
+The latencies of the loaded models at every batch size are what a schedule depends on most, and take seconds to measure;
+slowdowns side by side take minutes (serving.profiler), and the online predictor learns those from the first requests.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import pandas as pd
+
+from envs.profiles.profile import Profile
+from envs.profiles.refit import on_machine
+from serving.executors.base import BatchResult, Executor
+from traces.errors import InputError
+from traces.machine import MachineInfo, ModelInfo
+from traces.measurements import PHASES, Measurements
+
+SHIPPED = "cpu2"
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class SoloRun:
+    """One batch that ran alone."""
+
+    model: str
+    batch_size: int
+    result: BatchResult
+
+
+def measure_solo(
+    executor: Executor, models: Sequence[str], sizes: Sequence[int], repeats: int = REPEATS
+) -> list[SoloRun]:
+    """Run every loaded model at every size alone, after a warm-up.
+
+    Raises:
+        InputError: a model fails.
+    """
+    runs = []
+    for name in models:
+        try:
+            executor.warm_up(name, sizes)
+            for size in sizes:
+                runs += [SoloRun(name, size, result) for result in executor.time_alone(name, size, repeats)]
+        except RuntimeError as error:
+            raise InputError(str(error)) from None
+    return runs
+
+
+def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int]) -> MachineInfo:
+    """The description of this machine with these models."""
+    return MachineInfo(
+        created=date.today().isoformat(),
+        command=shlex.join(["python", *sys.argv]),
+        device=executor.device,
+        streams=executor.streams,
+        batch_sizes=tuple(sizes),
+        models=tuple(models),
+    )
+
+
+def solo_rows(runs: Sequence[SoloRun]) -> pd.DataFrame:
+    """Solo runs as rows of a measurement campaign: each is a run of its own, on the clock of the first."""
+    start = min((run.result.dispatch_ms for run in runs), default=0.0)
+    rows = [
+        (i, "solo", i, run.result.stream, 1, run.model, run.batch_size)
+        + tuple(getattr(run.result, phase) - start for phase in PHASES)
+        for i, run in enumerate(runs)
+    ]
+    return pd.DataFrame(rows, columns=["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES])
+
+
+def calibrated(base: Profile, machine: MachineInfo, runs: Sequence[SoloRun]) -> Profile:
+    """The base profile with the measured models in place of its own.
+
+    Interference of pairs is kept for models that the base knows by name; others interfere by their demands alone.
+
+    Args:
+        base: a shipped profile. machine: models and batch sizes, in order. runs: of every model at every size.
+    """
+    profile = on_machine(base, Measurements(machine, solo_rows(runs)))
+    return replace(profile, name="auto")

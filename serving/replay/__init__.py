@@ -1,0 +1,1 @@
+"""Recorded or generated requests offered to a live engine."""

@@ -1,0 +1,161 @@
+"""The evaluation: pairing, intervals, the digest, suites, the command line and the report it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from agents.evaluate import evaluate, main, named_profile, suites
+from agents.evaluation import metric
+from agents.evaluation.report import write_report
+from agents.evaluation.rollout import finish_range, run
+from agents.evaluation.statistics import bootstrap, difference, digest, weighted_rate
+from agents.evaluation.suites import UNSEEN, Suite, workload_for
+from agents.policies.base import make_policy
+from envs.simulation.events import step
+from envs.simulation.simulator import Simulator
+from traces.workload import WorkloadConfig
+
+TINY = Suite("tiny", ("strait", "fifo", "strait:no-transfer"), ("poisson",), (0.8, 1.2), 2, 400.0)
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return evaluate(TINY, progress=False)
+
+
+def test_weighted_rate_counts_high_priority_five_times() -> None:
+    rate = weighted_rate(*(np.array([v]) for v in (0.5, 0.25, 2.0, 10.0)))
+    assert rate[0] == pytest.approx((5 * 1 + 2.5) / 20)
+
+
+def test_bootstrap_interval_holds_the_mean_and_shrinks_with_the_spread() -> None:
+    r = np.random.default_rng(0)
+    low, mean, high = bootstrap(r.normal(2.0, 1.0, 50))
+    assert low < mean < high
+    assert bootstrap(np.full(10, 3.0)) == (3.0, 3.0, 3.0)
+
+
+def test_every_policy_meets_the_same_requests(frame: pd.DataFrame) -> None:
+    assert len(frame) == 3 * 2 * 2
+    for _, rows in frame.groupby(["workload", "load", "seed"]):
+        assert rows["n_high"].nunique() == 1
+        assert rows["n_low"].nunique() == 1
+
+
+def test_digest_has_what_was_asked_for_and_no_difference_from_itself(frame: pd.DataFrame) -> None:
+    result = digest(frame)
+    assert set(result) == set(TINY.policies)
+    assert set(result["fifo"]) == {"0.8", "1.2"}
+    assert set(result["fifo"]["0.8"]) == {"high", "low", "goodput", "jain", "weighted", "weighted_minus_strait"}
+    assert result["strait"]["1.2"]["weighted_minus_strait"] == [0.0, 0.0, 0.0]
+    expected = 100 * difference(frame[frame["load"] == 1.2], "fifo", "strait").mean()
+    assert result["fifo"]["1.2"]["weighted_minus_strait"][1] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_order_of_rows_does_not_change_what_is_paired(frame: pd.DataFrame) -> None:
+    shuffled = frame.sample(frac=1.0, random_state=1)
+    assert np.sort(difference(shuffled, "fifo", "strait")) == pytest.approx(
+        np.sort(difference(frame, "fifo", "strait"))
+    )
+
+
+def test_one_compiled_loop_serves_all_policies_and_does_what_stepping_does() -> None:
+    profile = named_profile("cpu2")
+    workload = workload_for("bursty", 300.0, 500.0, profile, WorkloadConfig(), 1)
+    for name in ("strait", "triton"):
+        policy = make_policy(name)
+        fast, slow = (Simulator(profile, 1, 4) for _ in range(2))
+        run(fast, policy, [workload], [1])
+        policy.reset(1)
+        slow.world.options[:, 0] = policy.drop
+        slow.load([workload])
+        slow.begin([1])
+        while not slow.done[0]:
+            action, wake = policy.decide(slow.state, slow.tables)
+            step(slow.state, slow.world, slow.tables, slow.truth, 0, action, wake)
+        assert np.array_equal(fast.state.count, slow.state.count)
+        assert fast.world.env[0].steps == slow.world.env[0].steps
+
+
+def test_deciding_follows_the_state_and_tables_that_it_is_given() -> None:
+    profile = named_profile("cpu2")
+    policy = make_policy("fifo")
+    sims = [Simulator(profile, 1, 4), Simulator(profile.select(profile.models[:2]), 1, 4)]
+    for sim in sims:
+        sim.begin([0])
+        assert policy.decide(sim.state, sim.tables)[0] == sim.n_actions - 1
+
+
+def test_finish_range_runs_only_the_worlds_in_its_range() -> None:
+    profile = named_profile("cpu2")
+    policy = make_policy("fifo", 2)
+    sim = Simulator(profile, 2, 4)
+    sim.load([workload_for("poisson", 200.0, 200.0, profile, WorkloadConfig(), 1)])
+    sim.begin([1, 1])
+    finish_range(policy.kind.choose, sim.state, sim.world, sim.tables, sim.truth, policy.memory, 1, 2, policy.vector)
+    assert sim.done.tolist() == [False, True]
+
+
+def test_unseen_models_are_kept_for_their_suite() -> None:
+    profile = named_profile("cpu2")
+    for name, suite in suites().items():
+        assert bool(set(UNSEEN) & set(suite.select(profile).models)) == (name == "unseen"), name
+    assert named_profile("gpu-v100").models == suites()["quick"].select(named_profile("gpu-v100")).models
+
+
+def test_report_has_results_pictures_and_tensorboard(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = write_report(frame, TINY, {"profile": "cpu2", "suite": "tiny"}, tmp_path / "out")
+    text = path.read_text()
+    assert "Load 1.2" in text and "no-transfer" in text
+    for name in ("violations", "latency", "fairness", "pareto", "ablation"):
+        picture = path.parent / f"{name}.png"
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+        assert picture.stat().st_size < 200_000
+        assert f"({name}.png)" in text
+    table = pq.read_table(path.parent / "results.parquet")
+    assert table.num_rows == len(frame)
+    assert json.loads(table.schema.metadata[b"strait.evaluate"])["config"]["suite"] == "tiny"
+    assert list((path.parent / "tensorboard").glob("*/events*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path.parent / "tensorboard" / "fifo")).Reload()
+    assert [e.step for e in events.Scalars(metric.VIOLATION_HIGH)] == [80, 120]
+
+
+def test_report_without_ablations_and_without_strait(frame: pd.DataFrame, tmp_path: Path) -> None:
+    alone = frame[frame["policy"] == "fifo"]
+    text = write_report(alone, replace(TINY, policies=("fifo",)), {}, tmp_path).read_text()
+    assert "ablation" not in text
+
+
+def test_command_line_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--suite", "quick", "--policies", '["fifo","strait"]', "--loads", "[0.9]", "--seeds", "2", "--json"]
+    assert main(flags) == 0
+    result = json.loads(capsys.readouterr().out.strip())
+    assert result["suite"] == "quick"
+    assert result["loads"] == [0.9]
+    assert set(result["policies"]) == {"fifo", "strait"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--suite", "slow"], "unknown suite 'slow'"),
+        (["--policies", '["magic"]'], "unknown policy 'magic'"),
+        (["--workloads", '["rain"]'], "unknown workload 'rain'"),
+        (["--profile", "abacus"], "no such profile"),
+        (["--seeds", "x"], "seeds"),
+    ],
+)
+def test_bad_input_is_one_clear_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*flags, "--json"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

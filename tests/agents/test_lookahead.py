@@ -1,0 +1,165 @@
+"""A learner that starts from Strait, and what it learns from trying actions in copies of the worlds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import ENV, TINY
+
+from agents.evaluation.clairvoyant import world_rows
+from agents.learned.forward import CHOSEN
+from agents.learned.network import MASKED
+from agents.learned.policy import LearnedPolicy
+from agents.policies.base import call_compiled, make_policy
+from agents.training.callbacks import weights_of
+from agents.training.config import PPOConfig
+from agents.training.learner import SchedulerPPO, make_model
+from agents.training.lookahead import LookAheadConfig, Twins, _adopt, _gains_of, _propose, _return, look_ahead
+from agents.training.strait_bonus import Prior
+from agents.training.warm_start import ImitateConfig, imitate
+from envs.sb3 import SB3VecEnv
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY
+from envs.simulation.config import load_profile
+from envs.simulation.simulator import Simulator
+from traces.errors import InputError
+from traces.workload import Workload
+
+N = 8
+
+
+def started(prior: float = 5.0) -> tuple[SB3VecEnv, SchedulerPPO]:
+    """Worlds whose observations are marked, and a learner with an untrained network."""
+    env = SB3VecEnv(N, config=ENV)
+    env.seed(0)
+    strait = make_policy("strait", N)
+    model = make_model(PPOConfig(n_envs=N, n_steps=16, hidden=16, prior=prior), env, 0, strait.vector)
+    env.observed = Prior(env.env.batch, strait.vector).observed
+    env.reset()
+    return env, model
+
+
+def test_untrained_network_decides_as_strait_wherever_it_runs() -> None:
+    env, model = started()
+    batch, strait = env.env.batch, make_policy("strait", N)
+    deployed = LearnedPolicy(weights_of(model.policy), N)  # type: ignore[arg-type]
+    wanted, got, wakes = np.zeros(N, np.int64), np.zeros(N, np.int64), np.zeros(N)
+    seen = set()
+    for _ in range(60):
+        strait.decide_all(batch.sim.state, batch.sim.tables, np.zeros(N, bool), wanted, wakes)
+        deployed.decide_all(batch.sim.state, batch.sim.tables, np.zeros(N, bool), got, wakes)
+        trained = model.policy(torch.as_tensor(batch.obs), deterministic=True)[0].numpy()
+        assert list(trained) == list(wanted) == list(got)
+        marks = batch.obs[:, :-N_SUMMARY].reshape(N, -1, N_CANDIDATE)[:, :, 0] == CHOSEN
+        assert list(marks.any(axis=1)) == list(wanted < batch.sim.n_actions - 1)
+        seen |= set(wanted)
+        env.step(wanted)
+    assert len(seen) > 2
+
+
+def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
+    env, model = started(prior=0.5)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = env.env.batch
+    deployed = LearnedPolicy(weights_of(model.policy), N)  # type: ignore[arg-type]
+    for _ in range(30):
+        logits = model.policy.net(torch.as_tensor(batch.obs))[0].detach().numpy()  # type: ignore[union-attr,operator]
+        for e in range(N):
+            mine = deployed.logits(batch.sim.state, batch.sim.tables, e)
+            np.testing.assert_allclose(mine[batch.masks[e]], logits[e][batch.masks[e]], rtol=1e-3, atol=1e-4)
+        env.step(logits.argmax(axis=1))
+
+
+def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
+    env, _ = started()
+    batch, strait = env.env.batch, make_policy("strait", N)
+    twins = Twins(batch, make_policy("strait", N), 2, 5.0)
+    env.began = twins.began
+    twins.began(np.ones(N, bool))
+    own, wakes = np.zeros(N, np.int64), np.zeros(N)
+    rng, gained = np.random.default_rng(0), []
+    for _ in range(60):
+        strait.decide_all(batch.sim.state, batch.sim.tables, np.zeros(N, bool), own, wakes)
+        other = np.array([rng.choice(np.flatnonzero(mask)) for mask in batch.masks])
+        before = [rows.copy() for rows in world_rows(batch.sim)]
+        gains = twins.gains(np.stack([own, other, np.full(N, -1)], 1), own, 50.0)
+        assert all(np.array_equal(a, b) for a, b in zip(before, world_rows(batch.sim), strict=True))
+        assert np.all(gains[:, 0] == 0.0) and np.all(np.isnan(gains[:, 2]))
+        gained += list(gains[other != own, 1])
+        env.step(own)
+    assert min(gained) < 0.0 and np.std(gained) > 0.1
+    twins.close()
+
+
+def test_being_late_later_gains_nothing() -> None:
+    profile = load_profile(ENV)
+    strait = make_policy("strait", 1)
+    sim = Simulator(profile, 1, 1, 1, noise=False)
+    workload = Workload(np.zeros(1), np.zeros(1), np.ones(1), np.array([0.1]), profile.models)
+    values = []
+    # The first action of low priority serves the request too late, the last one lets it wait in vain.
+    for action in ((sim.n_actions - 1) // 2, sim.n_actions - 1):
+        sim.load([workload])
+        sim.begin([0])
+        args = (sim.state, sim.tables, sim.world, sim.truth, 0, action, np.inf, 50.0)
+        values.append(call_compiled(_return, strait.kind.choose, strait.memory, strait.vector, *args))
+    assert values == [pytest.approx(-np.exp(-0.1 / 50.0))] * 2
+
+
+def test_what_a_network_believes_is_found_again() -> None:
+    _, model = started(prior=3.0)
+    config = LookAheadConfig()
+    net: Any = model.policy.net
+    fitted = _gains_of(net, config)
+    assert float(fitted.prior) == 0.0
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    _adopt(net, fitted, config)
+    for name, values in net.state_dict().items():
+        torch.testing.assert_close(values, before[name])
+
+
+def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
+    env, model = started(prior=3.0)
+    strait = make_policy("strait", N)
+    imitate(model.policy, env, strait, ImitateConfig(rounds=1, steps=32, epochs=0), 100.0)  # type: ignore[arg-type]
+    before = {k: v.clone() for k, v in model.policy.net.state_dict().items()}  # type: ignore[union-attr,operator]
+    config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
+    steps = look_ahead(model.policy, env, strait, config, 1)  # type: ignore[arg-type]
+    after = model.policy.net.state_dict()  # type: ignore[union-attr,operator]
+    assert steps == 2 * 60 * N
+    assert float(after["prior"]) == 3.0 and torch.equal(after["reference"], before["reference"])
+    assert not torch.equal(after["score.weight"], before["score.weight"])
+    assert torch.equal(after["candidate_mean"], before["candidate_mean"])
+
+
+def test_look_ahead_ends_when_its_time_is_over_and_keeps_what_it_saw() -> None:
+    env, model = started(prior=3.0)
+    strait = make_policy("strait", N)
+    imitate(model.policy, env, strait, ImitateConfig(rounds=1, steps=32, epochs=0), 100.0)  # type: ignore[arg-type]
+    net: Any = model.policy.net
+    before = net.score.weight.clone()
+    left = iter([False] * 20 + [True] * 9)
+    config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
+    assert look_ahead(model.policy, env, strait, config, 1, lambda: next(left)) == 21 * N  # type: ignore[arg-type]
+    assert not torch.equal(net.score.weight, before)
+
+
+def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
+    logits = np.full((50, 6), MASKED, np.float32)
+    logits[:, [1, 3, 5]] = 100.0, -100.0, 0.0
+    tried = _propose(logits, np.full(50, 5), 4, np.random.default_rng(0))
+    assert np.array_equal(np.sort(tried, axis=1), np.tile([-1, -1, 1, 3], (50, 1)))
+
+
+def test_look_ahead_needs_a_prior() -> None:
+    with pytest.raises(InputError, match=r"look_ahead: needs ppo\.prior above 0"):
+        replace(TINY, ppo=replace(TINY.ppo, prior=0.0), look_ahead=LookAheadConfig(rounds=1))
+    with pytest.raises(InputError, match=r"ppo\.prior"):
+        PPOConfig(prior=-1.0)
+    with pytest.raises(InputError, match=r"look_ahead\.tau_ms"):
+        LookAheadConfig(tau_ms=0.0)

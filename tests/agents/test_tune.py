@@ -1,0 +1,88 @@
+"""The tuner: same budget for all, never worse than the defaults, repeatable, resumable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from agents.evaluation.suites import SYNTHETIC, UNSEEN
+from agents.learned.names import SERVED, TUNED, resolve, tuned, tuned_path
+from agents.policies.base import kinds, make_policy
+from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
+from traces.errors import InputError
+
+SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
+
+
+def test_every_policy_has_ranges_for_parameters_that_it_has() -> None:
+    assert set(RANGES) == set(kinds())
+    for name, ranges in RANGES.items():
+        defaults = asdict(make_policy(name).params)
+        assert set(ranges) <= set(defaults), name
+        for low, high in ranges.values():
+            assert low < high
+        assert set(inside(name, defaults)) == set(ranges)
+
+
+def test_training_is_apart_from_evaluation() -> None:
+    profile = training_profile("cpu2")
+    trainer = Trainer(SHORT, profile, 300.0)
+    assert min(trainer.seeds) >= FIRST_SEED
+    assert set(TuneConfig().workloads) <= set(SYNTHETIC)
+    assert not set(profile.models) & set(UNSEEN)
+
+
+def test_tuning_is_repeatable_never_worse_and_read_back(tmp_path: Path) -> None:
+    first = tune(replace(SHORT, out=str(tmp_path / "a.json")), progress=False)
+    again = tune(replace(SHORT, out=str(tmp_path / "b.json")), progress=False)
+    assert first["policies"] == again["policies"]
+    assert first["settings"]["budget"] == 4
+    for entry in first["policies"].values():
+        assert entry["reached"] <= entry["default"]
+    params = tuned(tmp_path / "a.json")
+    assert set(params) == {"edf", "triton"}
+    for name, values in params.items():
+        make_policy(name, **values)
+
+
+def test_a_profile_takes_the_parameters_that_were_tuned_for_it() -> None:
+    assert tuned_path("cpu2") == tuned_path("runs/mine/profile.json") == TUNED
+    assert tuned_path("gpu-v100") != TUNED
+    params = [resolve("clockwork", profile=name)[0].params for name in ("cpu2", "gpu-v100", SERVED)]
+    assert len(set(params)) == len(params)
+
+
+def test_the_objective_counts_high_priority_as_told() -> None:
+    profile, edf = training_profile("cpu2"), make_policy("edf")
+    low, fair, high = (
+        Trainer(replace(SHORT, loads=(3.0,), high_weight=weight), profile, 300.0).score(edf)
+        for weight in (0.0, 1.0, 1e9)
+    )
+    assert min(low, high) < fair < max(low, high), "a mean of both priorities' rates, by weight"
+
+
+def test_a_file_with_the_same_settings_is_resumed(tmp_path: Path) -> None:
+    config = replace(SHORT, policies=["edf"], out=str(tmp_path / "tuned.json"))
+    tune(config, progress=False)
+    marked = json.loads(Path(config.out).read_text())
+    marked["policies"]["edf"]["reached"] = 0.123
+    Path(config.out).write_text(json.dumps(marked))
+    assert tune(config, progress=False)["policies"]["edf"]["reached"] == 0.123
+    assert tune(replace(config, budget=3), progress=False)["policies"]["edf"]["reached"] != 0.123
+
+
+def test_without_optuna_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main([]) == 2
+    assert "pip install 'strait-rl[tune]'" in capsys.readouterr().err
+
+
+def test_a_policy_without_parameters_to_tune_is_named() -> None:
+    with pytest.raises(InputError, match="nothing to tune for 'ppo'"):
+        tune(replace(SHORT, policies=["ppo"]), progress=False)

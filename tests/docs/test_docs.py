@@ -1,0 +1,294 @@
+"""The documents: commands that exist, examples that run, links that lead somewhere."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jsonargparse
+import numpy as np
+import pytest
+import yaml
+
+import serve
+from agents.evaluation.rollout import request_table, run
+from agents.policies.base import kinds, make_policy
+from agents.training.cli import plain_parser, settings
+from benchmarks.interference.coruns import errors, finish, folds, from_measurements
+from benchmarks.interference.cross_validation import cross_validate
+from benchmarks.interference.solo import Solo
+from envs.profiles.fit import demands, solo_arrays
+from envs.profiles.profile import synthetic_profile
+from envs.simulation.simulator import Simulator
+from traces import formats
+from traces.errors import InputError
+from traces.measurements import Measurements
+from traces.workload import Workload
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = ROOT / "docs" / "examples"
+# Flags that make a command of the tutorial take moments.
+SMALLER = {
+    "serving.profiler": "--quick false --batches 80 --batch_sizes [1,2] --streams 2",
+    "agents.evaluate": "--loads [0.9] --seeds 1 --workers 1",
+    "train.py": "-n 512 --eval_freq 512 --save_freq 0 --env.streams 2 --env.duration_ms [300,300] --imitate.rounds 1 "
+    "--look_ahead.steps 8 --imitate.steps 16 --imitate.epochs 1 --ppo.n_envs 16 --ppo.n_steps 16 --ppo.batch_size 128 "
+    "--duel.loads [1.0] --duel.workloads 2 --duel.duration_ms 300 --duel.confirm 2",
+    "serve.py": "--streams 2",
+    "--replay": "--duration 1",
+}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of the bash blocks of a document, as words; a command goes on while a quotation is open."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        held = ""
+        for line in block.splitlines():
+            held += line
+            try:
+                words = shlex.split(held, comments=True)
+            except ValueError:
+                held += "\n"
+                continue
+            held = ""
+            if words:
+                found.append(words)
+        assert not held, f"a quotation is not closed: {held}"
+    return found
+
+
+def inline_commands(text: str) -> list[list[str]]:
+    """Whole commands in running text and tables."""
+    return [shlex.split(code) for code in re.findall(r"`((?:python|make) [^`\n]+)`", text)]
+
+
+def all_commands() -> list[list[str]]:
+    texts = [path.read_text() for path in DOCUMENTS]
+    found = [words for text in texts for words in (*commands(text), *inline_commands(text))]
+    return list({shlex.join(words): words for words in found}.values())
+
+
+class Parsed(BaseException):
+    """The command line was accepted."""
+
+
+def parsed_by(module: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the main function of a module parse a command line, and stop it there."""
+    for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        real = kind.parse_args
+
+        def parse_args(self, *args, real=real, **kwargs):
+            real(self, *args, **kwargs)
+            raise Parsed
+
+        monkeypatch.setattr(kind, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", [module, *argv])
+    with pytest.raises(Parsed):
+        importlib.import_module(module).main()
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=lambda words: " ".join(words)[:70])
+def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words[: words.index("|")] if "|" in words else [word for word in words if word != "&"]
+    program, *rest = words
+    if program == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "tensorboard":
+        from tensorboard.program import TensorBoard
+
+        TensorBoard().configure([program, *rest])
+    elif program == "python" and rest[0] == "-m":
+        parsed_by(rest[1], rest[2:], monkeypatch)
+    elif program == "python" and rest[0] == "train.py":
+        if plain_parser().parse_known_args(rest[1:])[0].resume is None:
+            settings(rest[1:])
+    elif program == "python" and rest[0] == "serve.py":
+        serve.parse(rest[1:])
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file()
+    else:  # run with the section that it belongs to
+        assert program in ("curl", "echo", "mkdir", "cp", "kill"), f"no test knows how to check {program}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_and_snippets_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```bash\n.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+    for snippet in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE):
+        assert (ROOT / snippet).is_file(), snippet
+    for module in re.findall(r"^::: (\S+)$", text, re.MULTILINE):
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in DOCUMENTS[1:]}
+    shown = set(re.findall(r"[\w/-]+\.md", json.dumps(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
+    assert shown == pages
+
+
+# The sections that are run as they stand.
+
+
+def section(path: Path, title: str) -> str:
+    return path.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Shell:
+    """Runs the commands of a document in a folder, in order; a server in the background ends with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.server: subprocess.Popen[bytes] | None = None
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+    def words(self, words: list[str]) -> list[str]:
+        if words[0] == "python":
+            words = [sys.executable, *words[1:]]
+            if words[1].endswith(".py"):
+                words[1] = str(ROOT / words[1])
+        serves = any(word.endswith("serve.py") for word in words)
+        for name, flags in SMALLER.items():
+            if any(word == name or word.endswith(f"/{name}") for word in words):
+                words += flags.split()
+        words = [str(ROOT / word) if word.startswith("docs/examples/") else word for word in words]
+        if serves and "--replay" not in words:
+            words += ["--port", str(self.port)]
+        return [word.replace("localhost:8000", f"127.0.0.1:{self.port}") for word in words]
+
+    def run(self, words: list[str]) -> str:
+        """Run one command and return what it prints; "&" leaves it in the background, ">" writes a file."""
+        if words[0] == "tensorboard":
+            return ""
+        if words[0] == "kill":
+            assert self.server is not None
+            self.server.send_signal(signal.SIGTERM)
+            assert self.server.wait(60) == 0
+            return ""
+        background, target = words[-1] == "&", None
+        words = words[:-1] if background else words
+        if len(words) > 2 and words[-2] == ">":
+            target, words = words[-1], words[:-2]
+        words = self.words(list(words))
+        if background:
+            log = (self.folder / "server.log").open("wb")
+            self.server = subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            return ""
+        ended = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=500, check=False
+        )
+        server_log = self.folder / "server.log"
+        told = server_log.read_text()[-2000:] if server_log.is_file() else ""
+        assert ended.returncode == 0, f"{shlex.join(words)}: {ended.stderr[-2000:]} {told}"
+        if target is not None:
+            (self.folder / target).write_text(ended.stdout)
+        return ended.stdout
+
+
+@pytest.fixture
+def shell(tmp_path: Path):
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    shell = Shell(tmp_path)
+    yield shell
+    if shell.server is not None:
+        shell.server.kill()
+        shell.server.wait()
+
+
+@pytest.mark.slow
+def test_the_own_model_of_the_readme_is_served(shell: Shell) -> None:
+    text = section(ROOT / "README.md", "Serve your own model")
+    block = re.search(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert block is not None and len(block[1].splitlines()) <= 10
+    printed = [shell.run(words) for words in commands(text)]
+    answer = json.loads(printed[-1])
+    assert answer["model_name"] == "net" and answer["outputs"][0]["shape"] == [1, 4]
+    http = pytest.importorskip("tritonclient.http")
+    client = http.InferenceServerClient(f"127.0.0.1:{shell.port}")
+    tensor = http.InferInput("input", [1, 16], "FP32")
+    tensor.set_data_from_numpy(np.arange(1, 17, dtype=np.float32)[None])
+    same = client.infer("net", [tensor], priority=1, timeout=500_000).as_numpy("output")
+    np.testing.assert_allclose(same.ravel(), answer["outputs"][0]["data"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_profile_to_serving(shell: Shell) -> None:
+    printed = [shell.run(words) for words in commands((ROOT / "docs" / "tutorial.md").read_text())]
+    assert (shell.folder / "runs/mine/evaluated/report.md").is_file()
+    assert (shell.folder / "runs/mine-ppo/policy.safetensors").is_file()
+    assert json.loads(next(text for text in printed if "model_name" in text))["outputs"][0]["shape"] == [1, 4]
+    assert (shell.folder / "runs/mine/recorded/0000/arrivals.parquet").is_file()
+    assert json.loads(printed[-1].splitlines()[-1])["offered"] > 0
+
+
+# The examples of the how-to pages.
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Numba's cache looks modules up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_policy_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.policies.base._KINDS", kinds())
+    example("shortest_first")
+    profile = synthetic_profile(seed=0)
+    n = np.arange(60)
+    workload = Workload(2.0 * n, n % len(profile.models), n % 2, np.full(60, 400.0), profile.models)
+    sim = Simulator(profile, 1, 4)
+    run(sim, make_policy("shortest-first"), [workload], [0])
+    table = request_table(sim)
+    met = (table["outcome"] == "met").groupby(table["priority"]).mean()
+    assert len(table) == 60 and met[0] > 0.9 and met[0] >= met[1] > 0
+
+
+def test_the_example_trace_format_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    example("access_log")
+    path = tmp_path / "site.log"
+    path.write_text("# access log\n0.5 bert\n0.25 resnet\n")
+    arrivals = formats.load_arrivals(path)
+    np.testing.assert_allclose(arrivals.arrival_ms, [250.0, 500.0])
+    path.write_text("# access log\nsoon bert\n")
+    with pytest.raises(InputError, match=r"site\.log:2: 'soon bert'"):
+        formats.load_arrivals(path)
+
+
+def test_the_example_interference_model_beats_none() -> None:
+    measurements = Measurements.load(ROOT / "traces" / "data" / "cpu2")
+    _, solo, _ = solo_arrays(measurements)
+    data = from_measurements(measurements, solo, demands(measurements, solo))
+    fold = folds(data.group, 2)
+    crowded = ~data.alone & (data.n_co > 0)
+    mape = [
+        errors(finish(data, cross_validate(data, make, fold))[crowded], data.exec_ms[crowded]).mape
+        for make in (example("one_slope").OneSlope, Solo)
+    ]
+    assert mape[0] < mape[1]

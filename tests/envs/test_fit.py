@@ -1,0 +1,76 @@
+"""Fitting a profile: what is put into made-up measurements comes out of the fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up_campaign import MODELS, made_up_campaign
+
+from envs.profiles import fit as fit_module
+from envs.profiles.profile import Profile, synthetic_profile
+from envs.profiles.segments import cut
+from traces.errors import InputError
+from traces.measurements import Measurements
+
+
+@pytest.fixture(scope="module")
+def truth() -> Profile:
+    return synthetic_profile(MODELS, seed=3)
+
+
+def test_pieces_add_up_to_execution_times(truth: Profile) -> None:
+    segments = cut(made_up_campaign(truth, 30))
+    total = np.bincount(segments.batch, segments.dt_ms, len(segments.mb))
+    np.testing.assert_allclose(total, segments.exec_ms, rtol=1e-9)
+    assert segments.n.min() == 1 and segments.n.max() == 2 and segments.n_other.max() == 1
+
+
+def test_fit_explains_unseen_sets(truth: Profile) -> None:
+    seen, unseen = made_up_campaign(truth, 400, 0.02, seed=1), made_up_campaign(truth, 60, 0.0, seed=2)
+    profile = fit_module.fit(seen, "made-up")
+    np.testing.assert_allclose(profile.solo_ms, truth.solo_ms, rtol=0.1)
+    segments = cut(unseen)
+    log_slow = np.zeros(len(segments.dt_ms))
+    for slot in range(segments.others.shape[1]):
+        at = segments.others[:, slot] >= 0
+        mine, them = segments.mb[segments.batch[at]], segments.mb[segments.others[at, slot]]
+        log_slow[at] += profile.pair[mine, them] * segments.share[at, slot]
+    slow = profile.count[segments.n] * np.exp(log_slow)
+    work = np.bincount(segments.batch, segments.dt_ms / slow, len(segments.mb))
+    error = np.abs(work / truth.solo_ms.ravel()[segments.mb] - 1.0)
+    naive = np.abs(segments.exec_ms / truth.solo_ms.ravel()[segments.mb] - 1.0)
+    assert error.mean() < 0.05 < naive.mean()
+
+
+def test_profile_survives_its_file(truth: Profile, tmp_path) -> None:
+    truth.save(tmp_path / "p.json")
+    again = Profile.load(tmp_path / "p.json")
+    np.testing.assert_allclose(again.pair, truth.pair, atol=1e-6)
+    assert again.models == truth.models and again.select(["model2"]).models == ("model2",)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('{"schema": "other"}', "schema"),
+        ("not json", "not JSON"),
+        ('{"schema": "strait-profile/2"}', "field"),
+    ],
+)
+def test_malformed_profile_is_one_clear_line(tmp_path, change: str, words: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(change)
+    with pytest.raises(InputError, match=words):
+        Profile.load(path)
+
+
+def test_profile_that_lacks_a_model_names_it(truth: Profile) -> None:
+    with pytest.raises(InputError, match="lacks model 'absent'"):
+        truth.select(["absent"])
+
+
+def test_model_never_run_solo_is_named(truth: Profile) -> None:
+    campaign = made_up_campaign(truth, 5)
+    keep = ~((campaign.batches["model"] == "model1") & (campaign.batches["kind"] == "solo"))
+    with pytest.raises(InputError, match="model1"):
+        fit_module.fit(Measurements(campaign.machine, campaign.batches[keep]), "x")

@@ -1,0 +1,88 @@
+"""A real server in the test's process: toy models, an engine, a data plane, and the doors on free ports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from toy_models import HELD
+
+from agents.policies.base import make_policy
+from envs.profiles.profile import Profile, synthetic_profile
+from serving.api.dataplane import DataPlane, FrontLimits
+from serving.config import EngineConfig
+from serving.engine.engine import Engine
+from serving.executors.cpu import CpuExecutor
+from serving.models import ModelSpec, load_model
+from traces.errors import InputError
+
+NAMES = ("double", "slow", "faulty")
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+BLOCKS = np.full((1, 4), HELD, np.float32)  # "slow" executes it until the gate is open
+
+
+def make_executor() -> CpuExecutor:
+    executor = CpuExecutor(2)
+    for name in NAMES:
+        executor.load(load_model(ModelSpec(name, f"toy_models:{name}", (4,), "float32", compiled=False)))
+    return executor
+
+
+def toy_profile() -> Profile:
+    """Told latencies of about 1 ms: the models are faster, so that requests with a normal deadline are met."""
+    made = synthetic_profile(len(NAMES))
+    return replace(made, models=NAMES, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
+
+
+class FakeRepository:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+
+    def index(self) -> list[dict[str, str]]:
+        return [
+            {"name": "double", "version": "1", "state": "READY", "reason": ""},
+            {"name": "other", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
+        ]
+
+    async def load(self, name: str) -> None:
+        self._note("load", name)
+
+    async def unload(self, name: str) -> None:
+        self._note("unload", name)
+
+    def _note(self, verb: str, name: str) -> None:
+        if name == "nowhere":
+            raise KeyError(name)
+        if name == "broken":
+            raise InputError("model 'broken': its file is damaged")
+        if name == "bug":
+            raise RuntimeError("a bug\nin two lines")
+        self.calls.append((verb, name))
+
+
+@asynccontextmanager
+async def serving_plane(
+    executor: CpuExecutor, limits: FrontLimits | None = None, config: EngineConfig | None = None, **more: Any
+) -> AsyncIterator[DataPlane]:
+    engine = Engine(executor, toy_profile(), make_policy("edf", max_batch=4), config)
+    await engine.start()
+    plane = DataPlane(engine, limits=limits or FrontLimits(), **{"deadline_floor_ms": 5000.0, **more})
+    try:
+        yield plane
+    finally:
+        await engine.stop(5.0)
+        assert engine.offered.sum() == engine.ended.sum()
+        assert not plane._clients, "no request is still counted"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that takes a moment."""
+    async with asyncio.timeout(20.0):
+        while not condition():
+            await asyncio.sleep(0.005)

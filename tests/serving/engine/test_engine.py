@@ -1,0 +1,299 @@
+"""The live engine on the real CPU executor: every request ends once, rightly, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from front_server import BLOCKS, until
+
+from agents.policies.base import Policy, make_policy
+from envs.profiles.profile import Profile, synthetic_profile
+from serving.config import EngineConfig
+from serving.engine.engine import Engine
+from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.executors.cpu import CpuExecutor
+from serving.models import ModelSpec, load_model
+
+NAMES = ("double", "slow", "faulty", "wide")
+X = np.arange(4, dtype=np.float32)
+
+
+def toy_profile(names: tuple[str, ...] = NAMES) -> Profile:
+    """Told latencies of about 1 ms: the models are faster, so that requests with a normal deadline are met."""
+    made = synthetic_profile(len(names))
+    return replace(made, models=names, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def executor() -> Any:
+    made = CpuExecutor(2)
+    for name in NAMES:
+        made.load(load_model(ModelSpec(name, f"toy_models:{name}", (4,), "float32", compiled=False)))
+    yield made
+    made.close()
+
+
+@asynccontextmanager
+async def running(
+    executor: CpuExecutor, policy: Policy | None = None, config: EngineConfig | None = None
+) -> AsyncIterator[Engine]:
+    engine = Engine(executor, toy_profile(), policy or make_policy("edf"), config)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop(5.0)
+        assert engine.offered.sum() == engine.ended.sum()
+
+
+@asynccontextmanager
+async def blocked(executor: CpuExecutor, config: EngineConfig | None = None) -> AsyncIterator[Engine]:
+    """An engine whose two streams are busy until the gate is open."""
+    async with running(executor, config=config) as engine:
+        blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
+        await until(lambda: engine.in_flight == 2)
+        yield engine
+        assert {(await blocker).outcome for blocker in blockers} == {"met"}
+
+
+@dataclass
+class Log(Observer):
+    """Keeps all that it is told."""
+
+    def __post_init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.batches: list[BatchRecord] = []
+
+    def request_ended(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def batch_ended(self, batch: BatchRecord) -> None:
+        self.batches.append(batch)
+
+
+async def test_answers_with_the_models_output(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        outcome = await engine.submit("double", 0, 5000.0, X)
+        assert outcome.outcome == "met"
+        assert outcome.output is not None
+        np.testing.assert_array_equal(outcome.output, 2 * X)
+        assert 0 <= outcome.queue_ms <= outcome.latency_ms <= 5000.0
+        assert outcome.batch_size == 1 and outcome.predicted_ms > 0
+
+
+@pytest.mark.parametrize("policy", ["fifo", "edf", "priority-edf", "clockwork", "strait"])
+async def test_each_request_gets_its_own_output_under_every_policy(executor: CpuExecutor, policy: str) -> None:
+    rng = np.random.default_rng(0)
+    async with running(executor, make_policy(policy)) as engine:
+        log = Log()
+        engine.observers.append(log)
+        inputs = [rng.standard_normal(4).astype(np.float32) for _ in range(120)]
+        jobs = [engine.submit(("double", "faulty")[i % 2], i % 2, 1e5, x) for i, x in enumerate(inputs)]
+        for x, outcome in zip(inputs, await asyncio.gather(*jobs)):
+            assert outcome.outcome == "met", outcome
+            np.testing.assert_array_equal(outcome.output, 2 * x)
+    assert sorted(o.id for o in log.outcomes) == list(range(120))
+    assert sum(b.batch_size for b in log.batches) == 120
+    assert any(b.batch_size > 1 for b in log.batches), "requests that wait together are batched"
+
+
+async def test_what_comes_in_one_turn_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
+    async with running(executor, make_policy("edf")) as engine:
+        log = Log()
+        engine.observers.append(log)
+        requests = [engine.offer("double", 0, 1e5, [X])[0] for _ in range(6)]
+        assert engine.in_flight == 1 and engine.queued == 5, "the first does not wait; the others for the turn's end"
+        await asyncio.gather(*(request.future for request in requests))
+        assert sorted(b.batch_size for b in log.batches) == [1, 1, 4], log.batches
+        # A trace's arrivals are decided on one by one, as in the simulator.
+        traced = [engine.offer("double", 0, 1e5, [X], arrival_ms=engine.now_ms())[0] for _ in range(2)]
+        assert engine.in_flight == 2 and engine.queued == 0
+        await asyncio.gather(*(request.future for request in traced))
+
+
+async def test_a_late_answer_is_still_an_answer(executor: CpuExecutor) -> None:
+    async with running(executor, make_policy("edf", drop=0.0)) as engine:
+        outcome = await engine.submit("slow", 0, 5.0, np.full(4, 30, np.float32))
+        assert outcome.outcome == "late"
+        assert outcome.output is not None and outcome.output[0] == 60
+
+
+async def test_out_of_reach_is_dropped_at_once_and_says_why(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        outcome = await engine.submit("double", 0, 0.1, X)
+        assert (outcome.outcome, outcome.reason) == ("dropped", "deadline out of reach")
+        assert "predicted finish" in outcome.message
+        assert outcome.latency_ms < 1000
+
+
+async def test_a_queued_request_is_dropped_when_its_time_is_up_though_nothing_else_happens(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
+    async with blocked(executor) as engine:
+        outcome = await engine.submit("double", 1, 50.0, X)
+        assert outcome.reason == "deadline out of reach"
+        assert engine.in_flight == 2, "it did not wait for a stream"
+        gate.set()
+
+
+async def test_a_full_queue_refuses_at_once(executor: CpuExecutor, gate: threading.Event) -> None:
+    async with blocked(executor, config=EngineConfig(queue_places=8)) as engine:
+        requests = engine.offer("double", 1, 1e5, [X] * 11)
+        refused = [request.future.result() for request in requests if request.future.done()]
+        assert [(o.outcome, o.reason) for o in refused] == 3 * [("dropped", "queue full")]
+        gate.set()
+        outcomes = await asyncio.gather(*(request.future for request in requests))
+        assert Counter(o.outcome for o in outcomes) == {"met": 8, "dropped": 3}
+
+
+async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
+    async with running(executor, make_policy("edf", max_batch=1)) as engine:
+        log = Log()
+        engine.observers.append(log)
+        jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(3)]
+        await until(lambda: engine.in_flight == 2 and engine.queued == 1)
+        jobs[0].cancel()
+        jobs[2].cancel()
+        await until(lambda: engine.queued == 0)
+        gate.set()
+        assert (await jobs[1]).outcome == "met"
+        await engine.stop(5.0)
+        assert sorted(o.outcome for o in log.outcomes) == ["cancelled", "cancelled", "met"]
+        assert engine.ended[0, 5] == 2
+
+
+async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        bad = await engine.submit("faulty", 0, 1e5, np.full(4, 666, np.float32))
+        assert (bad.outcome, bad.reason) == ("failed", "fault")
+        assert "this input is cursed" in bad.message
+        assert (await engine.submit("faulty", 0, 1e5, X)).outcome == "met"
+        assert engine.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "ends"), [(2, ["met", "met"]), (4, ["failed", "failed", "met", "met"])], ids=["halves fit", "one does not"]
+)
+async def test_out_of_memory_halves_the_batch_and_tries_once_more(
+    executor: CpuExecutor, gate: threading.Event, size: int, ends: list[str]
+) -> None:
+    async with blocked(executor) as engine:
+        greedy = np.full(4, 667, np.float32)
+        requests = engine.offer("faulty", 0, 1e5, [greedy, *[X] * (size - 1)])
+        gate.set()
+        outcomes = await asyncio.gather(*(request.future for request in requests))
+        assert [o.outcome for o in outcomes] == ends
+        assert all("not enough memory" in o.message for o in outcomes if o.outcome == "failed")
+
+
+async def test_a_worker_thread_that_dies_fails_its_batch_and_is_replaced(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        outcome = await engine.submit("faulty", 0, 1e5, np.full(4, 668, np.float32))
+        assert outcome.outcome == "failed" and "died" in outcome.message
+        outcomes = await asyncio.gather(*(engine.submit("double", 0, 1e5, X) for _ in range(20)))
+        assert {o.outcome for o in outcomes} == {"met"}
+
+
+class Broken(Policy):
+    """A policy with a fault."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(make_policy("edf").kind)
+        self.answer = answer
+        self.calls = 0
+
+    def decide(self, st: Any, tb: Any, e: int = 0) -> Any:
+        self.calls += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RuntimeError("bug"), (math.nan, math.inf), (0, math.nan), (10**6, math.inf), (-1, math.inf), None, (3, math.inf)],
+    ids=["raises", "NaN action", "NaN wake", "too large", "negative", "None", "invalid candidate"],
+)
+async def test_a_policy_that_fails_is_replaced_by_strait(executor: CpuExecutor, answer: Any) -> None:
+    policy = Broken(answer)
+    async with running(executor, policy) as engine:
+        for _ in range(6):
+            assert (await engine.submit("double", 0, 1e5, X)).outcome == "met"
+        assert engine.guard.replaced is not None
+        assert engine.guard.name == "strait"
+        assert engine.guard.fallbacks >= 6
+        assert policy.calls <= 4, "it is not asked any more"
+
+
+async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecutor) -> None:
+    class Sluggish(Policy):
+        def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
+            import time
+
+            time.sleep(0.004)
+            return super().decide(st, tb, e)
+
+    async with running(executor, Sluggish(make_policy("edf").kind), EngineConfig(decision_budget_ms=2.0)) as engine:
+        for _ in range(10):
+            assert (await engine.submit("double", 0, 1e5, X)).outcome == "met"
+        assert engine.guard.overruns >= 5
+        assert engine.guard.replaced is not None and "2 ms" in engine.guard.replaced
+
+
+async def test_a_policy_that_never_dispatches_cannot_hold_a_request_for_ever(executor: CpuExecutor) -> None:
+    policy = make_policy("edf", drop=0.0)
+    engine = Engine(executor, toy_profile(), policy, EngineConfig(grace_ms=20.0))
+    policy.decide = lambda st, tb, e=0: (engine._defer, math.inf)  # type: ignore[method-assign]
+    await engine.start()
+    outcome = await asyncio.wait_for(engine.submit("double", 0, 30.0, X), 5.0)
+    assert outcome.outcome == "dropped" and outcome.latency_ms > 50.0 - 1e-6
+    await engine.stop()
+
+
+async def test_stopping_finishes_what_is_inside_and_refuses_the_rest(
+    executor: CpuExecutor, gate: threading.Event
+) -> None:
+    engine = Engine(executor, toy_profile(), make_policy("edf"))
+    await engine.start()
+    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(6)]
+    await until(lambda: engine.in_flight == 2)
+    stopping = asyncio.ensure_future(engine.stop(5.0))
+    await asyncio.sleep(0)
+    refused = await engine.submit("double", 0, 1e5, X)
+    assert (refused.outcome, refused.reason) == ("dropped", "stopping")
+    gate.set()
+    await stopping
+    assert {(await job).outcome for job in jobs} == {"met"}
+
+
+async def test_stopping_ends_what_does_not_finish_in_time(executor: CpuExecutor, gate: threading.Event) -> None:
+    engine = Engine(executor, toy_profile(), make_policy("edf", max_batch=1))
+    await engine.start()
+    jobs = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(5)]
+    await until(lambda: engine.in_flight == 2)
+    await engine.stop(0.02)
+    outcomes = await asyncio.gather(*jobs)
+    assert Counter((o.outcome, o.reason) for o in outcomes) == {("failed", "stopping"): 2, ("dropped", "stopping"): 3}
+    assert engine.offered.sum() == engine.ended.sum() == 5
+    gate.set()
+    await asyncio.sleep(0.1)  # what was given up ends
+    assert engine.ended.sum() == 5
+
+
+async def test_the_predictor_learns_from_live_batches(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        before = engine.state.weight.copy(), engine.state.bias.copy(), engine.state.scale.copy()
+        await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(40)))
+        after = engine.state.weight, engine.state.bias, engine.state.scale
+        assert any(not np.array_equal(a, b) for a, b in zip(before, after))

@@ -1,0 +1,265 @@
+"""Models and policies that come and go while requests are served: nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from front_server import BLOCKS, until
+
+from agents.policies.base import make_policy
+from envs.scheduling.state import HIGH, LOW
+from serving.api.dataplane import DataPlane
+from serving.config import ServeConfig
+from serving.engine.engine import Engine
+from serving.models import ModelSpec, load_model
+from serving.server import Server
+from traces.errors import InputError
+
+X = np.arange(4, dtype=np.float32)
+ENTRY = "- {{name: {0}, source: 'toy_models:{0}', input_shape: [4], compiled: false}}\n"
+
+
+def write_models(path: Path, *names: str) -> Path:
+    path.write_text("".join(ENTRY.format(name) for name in names))
+    return path
+
+
+@asynccontextmanager
+async def serving(models: Path, **settings: Any) -> AsyncIterator[Server]:
+    server = Server(ServeConfig(models=[str(models)], streams=2, policy="edf", **settings))
+    profile = await asyncio.get_running_loop().run_in_executor(None, server.open)
+    server.source = "poisson"  # no doors
+    await server.start(profile)
+    try:
+        yield server
+    finally:
+        await server.close()
+        engine = engine_of(server)
+        assert engine.offered.sum() == engine.ended.sum()
+
+
+def engine_of(server: Server) -> Engine:
+    assert server.engine is not None and server.repository is not None
+    return server.engine
+
+
+async def traffic(engine: Engine, stop: asyncio.Event, counts: Counter[str]) -> None:
+    while not stop.is_set():
+        outcome = await engine.submit("double", 0, 1e5, X)
+        counts[outcome.outcome] += 1
+        assert outcome.output is not None
+        np.testing.assert_array_equal(outcome.output, 2 * X)
+
+
+async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "slow")
+    async with serving(listing) as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        stop, counts = asyncio.Event(), Counter[str]()
+        clients = [asyncio.ensure_future(traffic(engine, stop, counts)) for _ in range(3)]
+        write_models(listing, "double", "slow", "faulty")
+        with pytest.raises(KeyError):
+            await engine.submit("faulty", 0, 1e5, X)
+        await repository.load("faulty")
+        assert engine.models == ("double", "slow", "faulty")
+        assert (await engine.submit("faulty", 1, 1e5, X)).outcome == "met"
+        await repository.unload("slow")
+        assert engine.models == ("double", "faulty"), "indices moved up"
+        assert (await engine.submit("faulty", 1, 1e5, X)).outcome == "met"
+        with pytest.raises(KeyError):
+            await engine.submit("slow", 0, 1e5, X)
+        await repository.load("slow")
+        assert (await engine.submit("slow", 0, 1e5, X)).outcome == "met"
+        before = sum(counts.values())
+        await until(lambda: sum(counts.values()) > before)
+        stop.set()
+        await asyncio.gather(*clients)
+        assert set(counts) == {"met"}
+        rows = {row["name"]: row["state"] for row in repository.index()}
+        assert rows == {"double": "READY", "slow": "READY", "faulty": "READY"}
+
+
+async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path, gate: threading.Event) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double")
+    async with serving(listing) as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        plane = DataPlane(engine, repository, defaults=repository.defaults)
+        stop, seen = asyncio.Event(), [[0.0], [0.0], [0.0]]
+
+        async def client(answers: list[float]) -> None:
+            while not stop.is_set():
+                answer = await plane.infer(plane.model("double"), X[None], 0, 1e5)  # a Refusal would be raised
+                answers.append(float(answer.output[0, 1]))
+                await asyncio.sleep(0)
+
+        clients = [asyncio.ensure_future(client(answers)) for answers in seen]
+        listing.write_text(listing.read_text().replace("toy_models:double", "toy_models:triple_behind_gate"))
+        loading = asyncio.ensure_future(repository.load("double"))
+        await until(lambda: min(map(len, seen)) > 10)
+        assert not loading.done(), "the old one serves until the new one is ready"
+        assert repository.index() == [{"name": "double", "version": "1", "state": "READY", "reason": ""}]
+        gate.set()
+        await loading
+        await until(lambda: all(answers[-1] == 3.0 for answers in seen))
+        stop.set()
+        await asyncio.gather(*clients)
+        for answers in seen:
+            assert set(answers) == {0.0, 2.0, 3.0} and answers == sorted(answers)
+        assert list(server.executor.models) == ["double"]  # type: ignore[union-attr]
+
+        listing.write_text(listing.read_text().replace("triple_behind_gate", "unbuilt"))
+        with pytest.raises(Exception, match="cannot be built"):
+            await repository.load("double")
+        assert repository.index()[0]["state"] == "READY"
+        assert (await engine.submit("double", 0, 1e5, X)).output[1] == 3  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("takes", "dtype"), [(4, "float32"), (3, "float32"), (4, "int64")])
+async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
+    tmp_path: Path, gate: threading.Event, takes: int, dtype: str
+) -> None:
+    async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
+        engine, executor = engine_of(server), server.executor
+        assert executor is not None
+        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
+        await until(lambda: engine.in_flight == 2)
+        queued = asyncio.ensure_future(engine.submit("double", 0, 1e5, X))
+        await until(lambda: engine.queued == 1)
+        executor.load(load_model(ModelSpec("next", "toy_models:triple", (takes,), dtype, compiled=False)))
+        assert (engine.in_flight, engine.queued) == (2, 1)
+        engine.put_model(engine.profile.select(["double"]), "next")
+        gate.set()
+        outcome = await queued
+        if (takes, dtype) == (4, "float32"):
+            assert outcome.outcome == "met" and outcome.output is not None
+            np.testing.assert_array_equal(outcome.output, 3 * X)
+        else:
+            assert (outcome.outcome, outcome.reason) == ("dropped", "model unloaded")
+        assert (await engine.submit("double", 0, 1e5, X[:takes].astype(dtype))).outcome == "met"
+        assert {(await job).outcome for job in slow} == {"met"}
+
+
+async def test_without_room_for_both_the_old_model_ends_before_it_is_loaded_again(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "wide")
+    async with serving(listing, memory_limit="20M") as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        loading = asyncio.ensure_future(repository.load("wide"))
+        while "wide" in engine.models:
+            await asyncio.sleep(0.001)
+        assert not loading.done()
+        await loading
+        assert (await engine.submit("wide", 0, 1e5, X)).outcome == "met"
+
+
+async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
+        engine = engine_of(server)
+        await engine.reload_policy(make_policy("edf", max_batch=1))
+        slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(5)]
+        other = asyncio.ensure_future(engine.submit("double", 1, 1e5, X))
+        await until(lambda: engine.in_flight == 2 and engine.queued == 4)
+        assert server.repository is not None
+        unloading = asyncio.ensure_future(server.repository.unload("slow"))
+        await until(lambda: engine.queued == 1)
+        gate.set()
+        await unloading
+        outcomes = [await job for job in slow]
+        assert Counter((o.outcome, o.reason) for o in outcomes) == {("met", ""): 2, ("dropped", "model unloaded"): 3}
+        assert (await other).outcome == "met", "queued behind, it moved to another index"
+        with pytest.raises(InputError, match="only one left"):
+            await server.repository.unload("double")
+
+
+async def test_the_predictor_keeps_what_it_learned(tmp_path: Path) -> None:
+    async with serving(write_models(tmp_path / "models.yaml", "double", "wide", "slow")) as server:
+        engine = engine_of(server)
+        await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(30)))
+        weight, bias = engine.state.weight.copy(), engine.state.bias[0, 1].copy()
+        await engine.remove_model("double")
+        np.testing.assert_array_equal(engine.state.weight, weight)
+        np.testing.assert_array_equal(engine.state.bias[0, 0], bias)
+
+
+async def test_a_model_that_cannot_be_loaded_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double")
+    async with serving(listing, memory_limit="1M") as server:
+        engine, repository = engine_of(server), server.repository
+        assert repository is not None
+        with pytest.raises(KeyError):
+            await repository.load("nobody")
+        write_models(listing, "double", "wide", "nothing")
+        with pytest.raises(InputError, match="MiB are left of the memory limit of 1.0 MiB"):
+            await repository.load("wide")
+        with pytest.raises(InputError, match="cannot import"):
+            await repository.load("nothing")
+        states = {row["name"]: (row["state"], bool(row["reason"])) for row in repository.index()}
+        assert states == {
+            "double": ("READY", False), "wide": ("UNAVAILABLE", True), "nothing": ("UNAVAILABLE", True),
+        }  # fmt: skip
+        assert engine.models == ("double",)
+        assert (await engine.submit("double", 0, 1e5, X)).outcome == "met"
+
+
+async def test_a_corrupt_checkpoint_is_refused_and_the_old_policy_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(write_models(tmp_path / "models.yaml", "double")) as server:
+        engine = engine_of(server)
+        checkpoint = tmp_path / "policy.safetensors"
+        checkpoint.write_bytes(b"\x08\0\0\0\0\0\0\0 garbage")
+        before = engine.guard.policy
+        monkeypatch.setattr(server.config, "policy", str(checkpoint))
+        assert not await server.reload_policy()
+        assert engine.guard.policy is before and engine.guard.replaced is None
+        assert "edf stays in force" in caplog.text and "not a safetensors file" in caplog.text
+        monkeypatch.setattr(server.config, "policy", "strait:no-transfer")
+        jobs = [asyncio.ensure_future(engine.submit("double", 0, 1e5, X)) for _ in range(20)]
+        assert await server.reload_policy()
+        assert engine.guard.name == "strait:no-transfer"
+        assert not engine.tables.h2d.any(), "what the scheduler is told changes with the policy"
+        assert {(await job).outcome for job in jobs} == {"met"}
+
+
+async def test_priority_and_timeout_of_a_model_are_its_requests_defaults(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "slow")
+    async with serving(listing) as server:
+        repository = server.repository
+        assert repository is not None
+        plane = DataPlane(engine_of(server), repository, defaults=repository.defaults)
+        assert plane.schedule(plane.model("double"), {}, 1)[0] == LOW
+        listing.write_text(listing.read_text().replace("false}", "false, priority: high, timeout_ms: 70}"))
+        repository.index()  # reads the listing again
+        assert plane.schedule(plane.model("double"), {}, 1)[0] == LOW, "what is loaded stays as it is"
+        await repository.load("double")
+        view = plane.model("double")
+        assert plane.schedule(view, {}, 1) == (HIGH, 70.0)
+        assert plane.schedule(view, {}, 3) == (HIGH, 210.0)
+        assert plane.schedule(view, {"priority": 2, "timeout": 5000}, 1) == (LOW, 5.0)
+        assert plane.schedule(plane.model("slow"), {}, 1)[0] == LOW
+
+
+async def test_a_model_whose_own_code_fails_while_it_is_loaded_is_unavailable_and_says_why(tmp_path: Path) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double")
+    async with serving(listing) as server:
+        repository = server.repository
+        assert repository is not None
+        listing.write_text(listing.read_text() + ENTRY.format("unbuilt"))
+        with pytest.raises(Exception, match="cannot be built"):
+            await repository.load("unbuilt")
+        assert {row["name"]: row["state"] for row in repository.index()} == {
+            "double": "READY",
+            "unbuilt": "UNAVAILABLE",
+        }
