@@ -124,7 +124,7 @@ def run_group(group: Group) -> pd.DataFrame:
         row |= summarise(table, suite.duration_ms)
         row["n_high"] = int((table["priority"] == 0).sum())
         row["n_low"] = int((table["priority"] == 1).sum())
-        row["decisions"] = int(sim.world.env[e].steps)
+        row["decisions"] = int(sim.world.episode[e].steps)
         rows.append(row)
     frame = pd.DataFrame(rows)
     frame["weighted"] = weighted_rate(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.common import report, timed
+from benchmarks.common.timing import report, timed
 
 CODE = """
 import json, time

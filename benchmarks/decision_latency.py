@@ -32,32 +32,32 @@ WARM = 50
 
 
 @njit
-def fill(st, tb, seed, queued, in_flight):
+def fill(state, tables, seed, queued, in_flight):
     """Build a state of scheduler 0: ``in_flight`` batches that began some ms ago, and ``queued`` requests."""
-    clear(st, tb, 0)
-    n_models = st.queue.shape[2]
-    n_sizes = tb.size.shape[0]
+    clear(state, tables, 0)
+    n_models = state.queue.shape[2]
+    n_sizes = tables.size.shape[0]
     draw = 0
     id_ = 0
     now = 0.0
     for _ in range(in_flight):
-        m = int(rng.uniform(seed, draw) * n_models)
-        p = int(rng.uniform(seed, draw + 1) * 2)
-        b = int(rng.uniform(seed, draw + 2) * n_sizes)
-        for _ in range(tb.size[b]):
-            deadline = now + tb.solo[0, m, b] * (2.0 + 6.0 * rng.uniform(seed, draw + 3))
-            enqueue(st, tb, 0, now, p, m, id_, deadline)
+        model = int(rng.uniform(seed, draw) * n_models)
+        priority = int(rng.uniform(seed, draw + 1) * 2)
+        size = int(rng.uniform(seed, draw + 2) * n_sizes)
+        for _ in range(tables.size[size]):
+            deadline = now + tables.solo[0, model, size] * (2.0 + 6.0 * rng.uniform(seed, draw + 3))
+            enqueue(state, tables, 0, now, priority, model, id_, deadline)
             id_ += 1
-        dispatch(st, tb, 0, action_of(tb, n_models, p, m, b))
+        dispatch(state, tables, 0, action_of(tables, n_models, priority, model, size))
         now += 0.3 * rng.uniform(seed, draw + 4)
-        advance(st, tb, 0, now)
+        advance(state, tables, 0, now)
         draw += 5
     for i in range(queued):
         # As many for each queue, so that none overflows; every one of them holds something.
-        p = i % 2
-        m = (i // 2) % n_models
-        factor = 3.0 + 3.0 * p + 20.0 * rng.uniform(seed, draw)
-        enqueue(st, tb, 0, now, p, m, id_, now + factor * tb.solo[0, m, 0])
+        priority = i % 2
+        model = (i // 2) % n_models
+        factor = 3.0 + 3.0 * priority + 20.0 * rng.uniform(seed, draw)
+        enqueue(state, tables, 0, now, priority, model, id_, now + factor * tables.solo[0, model, 0])
         id_ += 1
         draw += 1
 

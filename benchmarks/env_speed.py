@@ -16,7 +16,7 @@ import numpy as np
 
 from agents.evaluation.rollout import play_range
 from agents.policies.base import Policy, make_policy
-from benchmarks.common import alternate, report, timed
+from benchmarks.common.timing import alternate, report, timed
 from envs.scheduling.jit import bind
 from envs.simulation.config import EnvConfig
 from envs.simulation.simulator import step_range
@@ -69,7 +69,7 @@ def single(config: EnvConfig, decisions: int) -> Callable[[], float]:
     step = bind(step_range, sim.state, sim.world, sim.tables, sim.truth, 0, 1, actions, wakes)
 
     def play() -> None:
-        state, world, tables, truth, env = sim.state, sim.world, sim.tables, sim.truth, sim.world.env
+        state, world, tables, truth, env = sim.state, sim.world, sim.tables, sim.truth, sim.world.episode
         for _ in range(decisions):
             actions[0], wakes[0] = choose(state, tables, policy.memory, 0, policy.vector)
             step(state, world, tables, truth, 0, 1, actions, wakes)
@@ -88,9 +88,9 @@ def events_per_decision(config: EnvConfig, n: int) -> float:
     while decisions < 20_000:
         policy.decide_all(batch.sim.state, batch.sim.tables, skip, actions, wakes)
         decisions += n
-        before = batch.sim.world.env["next"] + 3 * batch.sim.state.env["next_batch"]
+        before = batch.sim.world.episode["next"] + 3 * batch.sim.state.scheduler["next_batch"]
         batch.step(actions)
-        after = batch.sim.world.env["next"] + 3 * batch.sim.state.env["next_batch"]
+        after = batch.sim.world.episode["next"] + 3 * batch.sim.state.scheduler["next_batch"]
         # Three events a batch: both copies and the execution end. A world that began anew is left out of that step.
         events += int(np.where(batch.out.done, 0, after - before).sum())
     return events / decisions

@@ -18,7 +18,7 @@ from agents.evaluation import metric
 from agents.evaluation.rollout import request_table
 from agents.evaluation.suites import Suite
 from agents.evaluation.summary import summarise
-from benchmarks.common import report
+from benchmarks.common.timing import report
 from traces.workload import Workload
 
 

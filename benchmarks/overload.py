@@ -33,7 +33,7 @@ import psutil
 from jsonargparse import ArgumentParser
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import machine
+from benchmarks.common.timing import machine
 from benchmarks.front import free_port
 from serving.models.builtin.registry import BUILTIN
 from traces.errors import InputError
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FULL_S = 600.0
 START_S = 240.0
 CAPACITY_CLIENTS = 32
-IDLE_S = 30.0  # a connection idle for longer is not used again; FrontLimits.keepalive_s is well above
+IDLE_S = 30.0  # a connection idle for longer is not used again; ApiLimits.keepalive_s is well above
 PRIORITIES = ("high", "low")
 MET = b'"outcome":"met"'
 

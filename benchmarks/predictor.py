@@ -111,9 +111,9 @@ def public(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], 
 
 def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int, Errors]:
     """Errors by number of co-runners (the most at one time)."""
-    n_co = data.n_co
-    counts = [n for n in range(1, data.others.shape[1] + 1) if (which & (n_co == n)).sum() >= 10]
-    return {n: errors(predicted[which & (n_co == n)], data.exec_ms[which & (n_co == n)]) for n in counts}
+    n_corunners = data.n_corunners
+    counts = [n for n in range(1, data.others.shape[1] + 1) if (which & (n_corunners == n)).sum() >= 10]
+    return {n: errors(predicted[which & (n_corunners == n)], data.exec_ms[which & (n_corunners == n)]) for n in counts}
 
 
 def counts_text(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> str:
@@ -135,7 +135,7 @@ def campaign(config: PredictorBenchmark, boosting: bool) -> dict[str, Any]:
     measurements = Measurements.load(config.measurements)
     _, solo, _ = fit.solo_arrays(measurements)
     data = from_measurements(measurements, solo, fit.demands(measurements, solo))
-    co = ~data.alone & (data.n_co > 0)
+    co = ~data.alone & (data.n_corunners > 0)
     fold = folds(data.group, 5 if config.full else 3)
     print(f"\nCPU campaign: {int(co.sum())} batches with co-runners; sets held out, finish times integrated")
     print_floor(data, co)
@@ -220,7 +220,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
         return None
     _, solo, _ = fit.solo_arrays(measurements)
     data = from_measurements(measurements, solo, fit.demands(measurements, solo))
-    co = ~data.alone & (data.n_co > 0)
+    co = ~data.alone & (data.n_corunners > 0)
     log = log_of(measurements)
     known = np.zeros(len(co))
     known[log.row] = MeasuredReplay(profile, measurements.machine.streams).run(log).known_ms
@@ -231,7 +231,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
     print(f"  {'co-runners':12s} {'floor':>6s} {'p90':>6s} {'pairs':>6s}   {'error':>6s} {'p90':>6s} {'batches':>7s}")
     floors, found = {}, by_count(known, data, co) | {0: errors(known[co], data.exec_ms[co])}
     for n, e in found.items():
-        gap = gaps[data.n_co[at] == n] if n else gaps
+        gap = gaps[data.n_corunners[at] == n] if n else gaps
         if len(gap):
             floors[n] = float(gap.mean())
             text = f"{gap.mean():6.2f} {np.quantile(gap, 0.9):6.2f} {len(gap):6d}   {e.mape:6.2f} {e.p90:6.2f} {e.n:7d}"

@@ -24,9 +24,9 @@ from jsonargparse import ArgumentParser
 from agents.evaluation import metric
 from agents.evaluation.statistics import HIGH_WEIGHT
 from agents.evaluation.summary import summarise
-from benchmarks.common import machine as machine_name
+from benchmarks.common.timing import machine as machine_name
 from benchmarks.live.runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
-from benchmarks.live.simulated import ON_TIME, as_served, simulate, speed_of
+from benchmarks.live.simulated import ON_TIME, as_served, log_slowdown_of, simulate
 from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
 from serving.models.builtin.registry import DEFAULT_MODELS
@@ -164,7 +164,7 @@ def compare(
     """
     known = truths(profile, overhead)
     given = TRUTHS[-1]
-    speeds = {id(one): speed_of(one, known[given], info) for one in runs}
+    speeds = {id(one): log_slowdown_of(one, known[given], info) for one in runs}
     policies = list(dict.fromkeys(one.policy for one in runs))
     rows = []
     for load in config.loads:

@@ -17,7 +17,7 @@ from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.learned.network import CandidatePolicy
-from benchmarks.common import alternate, report, timed
+from benchmarks.common.timing import alternate, report, timed
 from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
 

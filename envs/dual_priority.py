@@ -34,9 +34,9 @@ class DualPriorityEnv(gym.Env):
     | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
     | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer_ms` |
 
-    A dispatch is valid when a stream is free, fewer than `turns` batches share its core (0: no limit) and the queue holds as
-    many requests. DEFER is always valid. An action that is
-    not valid counts as DEFER and is reported in `info["invalid_action"]`.
+    A dispatch is valid when a stream is free, fewer than `max_batches_per_core` batches share its core (0: no limit) and the
+    queue holds as many requests. DEFER is always valid. An action that is not valid counts as DEFER and is reported in
+    `info["invalid_action"]`.
 
     ## Observation Space
     `Box(-4, 4, (2 * M * B * 16 + 16,), float32)`: 16 features for each dispatch, in the order of the actions, all 0 where it
@@ -160,7 +160,7 @@ class DualPriorityEnv(gym.Env):
         return {
             "action_mask": batch.masks[0].copy(),
             "dt_ms": float(batch.out.dt[0]),
-            "time_ms": float(batch.sim.state.env[0].now),
+            "time_ms": float(batch.sim.state.scheduler[0].now),
             "invalid_action": bool(batch.out.invalid[0]),
             "outcomes": batch.sim.state.count[0].copy(),
             "seed": int(batch.seeds[0]),

@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{config.out}: {len(profile.models)} models, slowdown by batches on a core {np.round(profile.count[1:], 2).tolist()}"
     )
     print(f"  residual p5/p50/p95 {np.round(np.quantile(profile.residual, [0.05, 0.5, 0.95]), 3).tolist()}")
-    print(f"  drift {profile.drift[0]:.3f} over {profile.drift[1]:.0f} ms")
-    print(f"  prior {np.round(profile.prior, 3).tolist()}, dispatch {profile.dispatch_ms:.3f} ms")
+    print(f"  drift {profile.drift_spread:.3f} over {profile.drift_knot_ms:.0f} ms")
+    print(f"  predictor's weights {np.round(profile.weight, 3).tolist()}, dispatch {profile.dispatch_ms:.3f} ms")
     return 0
 
 

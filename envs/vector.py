@@ -105,7 +105,7 @@ class DualPriorityVectorEnv(VectorEnv):
         infos: dict[str, Any] = {
             "action_mask": self._own(batch.masks),
             "dt_ms": self._own(out.dt),
-            "time_ms": self._own(batch.sim.state.env["now"]),
+            "time_ms": self._own(batch.sim.state.scheduler["now"]),
             "invalid_action": self._own(out.invalid),
         }
         if out.done.any():

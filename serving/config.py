@@ -6,14 +6,15 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from envs.scheduling.state import GRACE_MS
+from serving.api.config import ApiConfig
+from serving.engine.config import EngineConfig
 from traces.errors import InputError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(ApiConfig, EngineConfig):
     """What to serve, by which policy, and where to answer.
 
     Attributes:
@@ -25,12 +26,6 @@ class ServeConfig:
         device: auto, cpu, cuda or cuda:N.
         profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.
         batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
-        host: address to listen on.
-        port: of HTTP (Open Inference Protocol v2); 0 takes a free one.
-        grpc: answer gRPC, too.
-        grpc_port: of gRPC; 0 takes a free one.
-        token: bearer token that callers must show; none by default.
-        tls_cert: certificate chain (PEM); TLS is on when it is given. tls_key: its private key (PEM).
         logdir: folder for TensorBoard.
         record: folder to record arrivals and batches in; envs.fit and --replay read it.
         trace: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
@@ -42,8 +37,6 @@ class ServeConfig:
         high_fraction: share of high priority in made workloads.
         drain_timeout: seconds that a stopping server gives the requests inside.
         memory_limit: of the weights of all models and of one largest batch each, e.g. 2G; none by default.
-        queue_places: requests that each queue (one a priority and model) holds.
-        decision_budget_ms: time that a decision may take before the fallback steps in.
         explain: log what a trained policy thought of each candidate.
         log_level: debug, info, warning or error; debug logs every request.
         log_json: log one JSON object a line.
@@ -58,13 +51,6 @@ class ServeConfig:
     device: str = "auto"
     profile: str = "auto"
     batch_sizes: list[int] = field(default_factory=list)
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc: bool = False
-    grpc_port: int = 8001
-    token: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
     logdir: str | None = None
     record: str | None = None
     trace: str | None = None
@@ -75,8 +61,6 @@ class ServeConfig:
     high_fraction: float = 0.3
     drain_timeout: float = 10.0
     memory_limit: str | None = None
-    queue_places: int = 128
-    decision_budget_ms: float = 10.0
     explain: bool = False
     log_level: str = "info"
     log_json: bool = False
@@ -123,18 +107,3 @@ class ServeConfig:
         if match is None:
             raise InputError(f"--memory_limit: {self.memory_limit!r}; a number of bytes such as 512M or 2G is wanted")
         return int(float(match[1]) * _UNITS[match[2]])
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Settings of the engine.
-
-    Attributes:
-        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
-        grace_ms: a queued request that is this late is dropped whatever the policy says.
-        decision_budget_ms: time that a decision may take, see `serving.engine.guard`.
-    """
-
-    queue_places: int = 128
-    grace_ms: float = GRACE_MS
-    decision_budget_ms: float = 10.0

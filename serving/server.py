@@ -18,8 +18,9 @@ from envs.profiles.profile import Profile
 from envs.scheduling.state import Tables
 from serving.api.listen import Door, check_addresses, open_doors, tls_context
 from serving.collector import settle
-from serving.config import EngineConfig, ServeConfig
+from serving.config import ServeConfig
 from serving.engine.engine import Engine
+from serving.engine.request import table_of
 from serving.executors.base import Executor, make_executor
 from serving.models.load import load_model
 from serving.models.repository import Entry, Repository, check_memory, read_entries
@@ -33,7 +34,7 @@ from serving.observers.tensorboard import Telemetry
 from serving.observers.timeline import Tracer
 from serving.profiling.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.replay.live_runs import capacity_of
-from serving.replay.replay import make_inputs, replay, table_of
+from serving.replay.replay import make_inputs, replay
 from serving.replay.workload import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
@@ -49,7 +50,7 @@ NEXT = " (next)"  # behind the name of a model that is loaded, but not served ye
 class Server:
     """One engine with everything around it.
 
-    What a user may have got wrong is looked at first, before a model is loaded or a file is written.
+    What a user may have got wrong is forecast_valid at first, before a model is loaded or a file is written.
 
     Args:
         config: settings.
@@ -149,8 +150,7 @@ class Server:
         """
         assert self.executor is not None
         config = self.config
-        settings = EngineConfig(config.queue_places, decision_budget_ms=config.decision_budget_ms)
-        self.engine = Engine(self.executor, profile, self.policy, settings, self.tell)
+        self.engine = Engine(self.executor, profile, self.policy, config, self.tell)
         self.engine.observers.append(RequestLog())
         self.repository = Repository(
             config.model_sources, lambda: self.engine.models if self.engine else (), self.add_model, self.remove_model
@@ -307,9 +307,8 @@ class Server:
         """Measured on an engine of its own, so that the one that is judged starts without having learned."""
         assert self.executor is not None
         config = self.config
-        settings = EngineConfig(config.queue_places)
         capacity = await capacity_of(
-            self.executor, profile, inputs, CAPACITY_S, share, config.seed, settings, config.drain_timeout
+            self.executor, profile, inputs, CAPACITY_S, share, config.seed, config, config.drain_timeout
         )
         log.info("capacity is %.1f requests/s", capacity)
         return capacity

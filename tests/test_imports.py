@@ -1,4 +1,4 @@
-"""Imports point one way, traces <- envs <- agents <- serving, and torch stays out of what does not need it."""
+"""Imports point one way between layers and between the rooms inside them, and torch stays out of what does not need it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("traces", "envs", "agents", "serving")
+LAYERS = ("traces", "envs", "agents", "serving", "benchmarks")
+# The rooms of each layer: a file imports from its own room and from those before it. "" is the layer's own folder.
+ROOMS = {
+    "traces": ("", "formats", "twin"),
+    "envs": ("scheduling", "profiles", "simulation", "drawing", ""),
+    "agents": ("policies", "learned", "evaluation", "training", ""),
+    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", ""),
+    "benchmarks": ("common", "interference", "live", ""),
+}
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+MOST_FILES = 16
 # What is about the network itself; everything else outside serving runs without torch.
-TRAINING = (
-    "buffer", "callbacks", "checkpoint", "from_log", "imitate", "learner", "lookahead", "network", "ppo", "run_folder",
-    "train_cli", "train_config", "tune_ppo",
-)  # fmt: skip
-NEEDS_TORCH = {"envs/sb3.py"} | {f"agents/{name}.py" for name in TRAINING}
+NEEDS_TORCH = ("envs/sb3.py", "agents/learned/network.py", "agents/training/")
 TORCH = {"torch", "stable_baselines3", "sb3_contrib", "tensorboard"}
 
 
@@ -42,24 +47,58 @@ def imported(path: Path, at_import_only: bool) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
+def room_of(parts: tuple[str, ...]) -> str:
+    """Name of the room that a path, or the parts of a module's name, lies in; "" for the layer's own folder."""
+    return parts[1] if len(parts) > 1 and (ROOT / parts[0] / parts[1]).is_dir() else ""
+
+
 def test_there_are_files_to_look_at() -> None:
     assert {path.parts[0] for path in FILES} == set(LAYERS)
+    for layer, rooms in ROOMS.items():
+        assert {room_of(path.parts) for path in FILES if path.parts[0] == layer} == set(rooms)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_point_down(path: Path) -> None:
-    allowed = LAYERS[: LAYERS.index(path.parts[0]) + 1]
+    layer, room = path.parts[0], room_of(path.parts)
+    allowed = LAYERS[: LAYERS.index(layer) + 1]
+    rooms = ROOMS[layer][: ROOMS[layer].index(room) + 1]
     for line, name in imported(path, at_import_only=False):
-        top = name.partition(".")[0]
-        assert top not in LAYERS or top in allowed, f"{path}:{line}: {path.parts[0]} imports {name}"
-        assert top not in {"tests", "benchmarks", "train", "serve"}, f"{path}:{line}: a package imports {name}"
+        parts = tuple(name.split("."))
+        assert parts[0] not in LAYERS or parts[0] in allowed, f"{path}:{line}: {layer} imports {name}"
+        assert parts[0] not in {"tests", "train", "serve"}, f"{path}:{line}: a package imports {name}"
+        if parts[0] == layer:
+            assert room_of(parts) in rooms, f"{path}:{line}: room {room or layer!r} imports {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] != "serving"], ids=str)
+def test_no_circle_of_imports() -> None:
+    """No file reaches itself by what is imported when files are imported."""
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    edges = {}
+    for module, path in modules.items():
+        names = {name for _, name in imported(path, at_import_only=True)}
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        edges[module] = {name for name in found if name in modules and name != module}
+    left = dict(edges)
+    while ready := [module for module, needs in left.items() if not needs & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert not left, f"circles among {sorted(left)}"
+
+
+def test_no_room_is_crowded() -> None:
+    files = [*FILES, *(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))]
+    for folder in {path.parent for path in files}:
+        assert sum(path.parent == folder for path in files) <= MOST_FILES, (
+            f"{folder} holds more than {MOST_FILES} files"
+        )
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] not in ("serving", "benchmarks")], ids=str)
 def test_torch_stays_out(path: Path) -> None:
-    if path.as_posix() in NEEDS_TORCH:
+    if path.as_posix().startswith(NEEDS_TORCH):
         return
-    heavy = TORCH | {name.removesuffix(".py").replace("/", ".") for name in NEEDS_TORCH}
+    heavy = TORCH | {name.removesuffix(".py").rstrip("/").replace("/", ".") for name in NEEDS_TORCH}
     for line, name in imported(path, at_import_only=True):
         top = name.partition(".")[0]
         assert top not in heavy and not any(name == h or name.startswith(f"{h}.") for h in heavy), (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import InputError
+from traces.errors import InputError
 
 
 def poisson(rate_rps: float, duration_ms: float, rng: np.random.Generator) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from .errors import InputError
+from traces.errors import InputError
 
 SCHEMA = "strait-measurements/1"
 CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.core_turns sees to it

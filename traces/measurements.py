@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
-from .files import atomic_path, atomic_write_text
-from .machine import SCHEMA, MachineInfo
+from traces.errors import InputError
+from traces.files import atomic_path, atomic_write_text
+from traces.machine import SCHEMA, MachineInfo
 
 KINDS = ("solo", "colocation", "live")
 PHASES = ("dispatch_ms", "h2d_start_ms", "h2d_end_ms", "exec_start_ms", "exec_end_ms", "d2h_end_ms")

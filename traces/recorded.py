@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errors import InputError
-from .workload import rescaled_ms, window_slice
+from traces.errors import InputError
+from traces.workload import rescaled_ms, window_slice
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
+from traces.errors import InputError
 
 CHUNK_ROWS = 250_000
 

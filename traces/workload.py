@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import InputError
-from .files import atomic_path
-from .tables import Chunk, read_csv
+from traces.errors import InputError
+from traces.files import atomic_path
+from traces.tables import Chunk, read_csv
 
 HIGH, LOW = 0, 1
-PRIORITY_NAMES = ("high", "low")
+PRIORITIES = ("high", "low")
+HIGH_WEIGHT = 5.0  # what a violation of high priority counts where nothing else is said; one of low priority counts 1
 COLUMNS = ("arrival_ms", "model", "priority", "deadline_ms")
 
 
@@ -114,7 +115,7 @@ class Workload:
             {
                 "arrival_ms": self.arrival_ms,
                 "model": pd.Categorical.from_codes(self.model.astype(np.int64), pd.Index(self.models)),
-                "priority": pd.Categorical.from_codes(self.priority.astype(np.int64), pd.Index(PRIORITY_NAMES)),
+                "priority": pd.Categorical.from_codes(self.priority.astype(np.int64), pd.Index(PRIORITIES)),
                 "deadline_ms": self.deadline_ms,
             }
         )
@@ -273,7 +274,7 @@ def _parquet_chunk(path: Path) -> Chunk:
 
 def _priorities(chunk: Chunk) -> np.ndarray:
     labels = chunk.rows["priority"].astype(str)
-    chunk.fail(~labels.isin(PRIORITY_NAMES).to_numpy(), "priority", "'high' or 'low' is wanted")
+    chunk.fail(~labels.isin(PRIORITIES).to_numpy(), "priority", "'high' or 'low' is wanted")
     return np.where((labels == "high").to_numpy(), HIGH, LOW).astype(np.int8)
 
 

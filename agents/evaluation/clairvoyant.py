@@ -24,7 +24,6 @@ from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import valid
 from envs.simulation.events import step
-from envs.simulation.records import WEIGHT, WEIGHT_LOW
 from envs.simulation.simulator import Simulator
 from traces.workload import Workload, WorkloadConfig, make_workload
 
@@ -49,31 +48,31 @@ def copy_world(rows, source, target):
 
 
 @njit
-def _search(choose, mem, p, st, tb, w, tr, rows, horizon, decisions):
+def _search(choose, memory, params, state, tables, world, truth, rows, horizon, decisions):
     """Take up to ``decisions`` decisions in world 0, trying them out in world 1. Returns whether the episode is done."""
-    defer = 2 * st.queue.shape[2] * tb.size.shape[0]
+    defer = 2 * state.queue.shape[2] * tables.size.shape[0]
     for _ in range(decisions):
-        if w.env[0].done == 1:
+        if world.episode[0].done == 1:
             return True
-        base, base_wake = choose(st, tb, mem, 0, p)
-        until = st.env[0].now + horizon
+        base, base_wake = choose(state, tables, memory, 0, params)
+        until = state.scheduler[0].now + horizon
         best = base
         best_return = -np.inf
         # The base policy's own decision is tried first, and kept where nothing is better.
         for i in range(-1, defer + 1):
             action = base if i < 0 else i
-            if i == base or not (action == defer or valid(st, tb, 0, action)):
+            if i == base or not (action == defer or valid(state, tables, 0, action)):
                 continue
             copy_world(rows, 0, 1)
-            step(st, w, tb, tr, 1, action, base_wake if i < 0 else np.inf)
-            while w.env[1].done == 0 and st.env[1].now < until:
-                then, wake = choose(st, tb, mem, 1, p)
-                step(st, w, tb, tr, 1, then, wake)
-            if w.env[1].ret > best_return:
-                best_return = w.env[1].ret
+            step(state, world, tables, truth, 1, action, base_wake if i < 0 else np.inf)
+            while world.episode[1].done == 0 and state.scheduler[1].now < until:
+                then, wake = choose(state, tables, memory, 1, params)
+                step(state, world, tables, truth, 1, then, wake)
+            if world.episode[1].ret > best_return:
+                best_return = world.episode[1].ret
                 best = action
-        step(st, w, tb, tr, 0, best, base_wake if best == base else np.inf)
-    return w.env[0].done == 1
+        step(state, world, tables, truth, 0, best, base_wake if best == base else np.inf)
+    return world.episode[0].done == 1
 
 
 def search(
@@ -99,7 +98,7 @@ def search(
     if sim.n != 2:
         raise ValueError(f"search needs a simulator of 2 worlds, not {sim.n}")
     run(sim, base, [workload], [seed, seed])
-    base_cost = 0.0 - float(sim.world.env[0].ret)
+    base_cost = 0.0 - float(sim.world.episode[0].ret)
     base.reset(2)
     rows = (*world_rows(sim), base.memory.view(np.uint8))
     sim.begin([seed, seed])
@@ -110,15 +109,15 @@ def search(
                 _search, base.kind.choose, base.memory, base.vector, sim.state, sim.tables, sim.world, sim.truth, rows,
                 horizon_ms, CHUNK,
             )  # fmt: skip
-            bar.update(int(sim.world.env[0].next) - bar.n)
-    cost = 0.0 - float(sim.world.env[0].ret)
+            bar.update(int(sim.world.episode[0].next) - bar.n)
+    cost = 0.0 - float(sim.world.episode[0].ret)
     if cost > base_cost:
         run(sim, base, [workload], [seed, seed])
     return min(cost, base_cost)
 
 
 @njit
-def _solve(st, w, tb, tr, rows, upcoming, bound, limit):
+def _solve(state, world, tables, truth, rows, upcoming, bound, limit):
     """Least weighted violations from the state of world 0, found below ``bound``; world d is the state after d decisions.
 
     Args:
@@ -129,14 +128,14 @@ def _solve(st, w, tb, tr, rows, upcoming, bound, limit):
     Returns:
         (cost, decisions tried, whether the search was complete).
     """
-    defer = 2 * st.queue.shape[2] * tb.size.shape[0]
+    defer = 2 * state.queue.shape[2] * tables.size.shape[0]
     best = bound
     tried = 0
     depth = 0
     upcoming[0] = 0
     while depth >= 0:
         action = upcoming[depth]
-        while action < defer and not valid(st, tb, depth, action):
+        while action < defer and not valid(state, tables, depth, action):
             action += 1
         if action > defer or best <= 0.0:
             depth -= 1
@@ -146,11 +145,11 @@ def _solve(st, w, tb, tr, rows, upcoming, bound, limit):
             return best, tried, False
         tried += 1
         copy_world(rows, depth, depth + 1)
-        step(st, w, tb, tr, depth + 1, action, np.inf)
-        cost = -w.env[depth + 1].ret
+        step(state, world, tables, truth, depth + 1, action, np.inf)
+        cost = -world.episode[depth + 1].ret
         if cost >= best:
             continue
-        if w.env[depth + 1].done == 1:
+        if world.episode[depth + 1].done == 1:
             best = cost
             continue
         depth += 1
@@ -170,12 +169,12 @@ def solve(sim: Simulator, workload: Workload, bound: float = np.inf, limit: int 
     Returns:
         (weighted violations, whether they are proven least).
     """
-    sim.world.options[:, 0] = 1.0
-    sim.world.preempt[:] = 0.0
+    sim.world.rules["drop_scale"] = 1.0
+    sim.world.preemption[:] = (0.0, 0.0, 0.0, 0.0)
     sim.load([workload])
     sim.begin([0] * sim.n)
-    if sim.world.env[0].done:
-        return 0.0 - float(sim.world.env[0].ret), True
+    if sim.world.episode[0].done:
+        return 0.0 - float(sim.world.episode[0].ret), True
     upcoming = np.zeros(sim.n, np.int64)
     cost, _, proven = _solve(
         sim.state, sim.world, sim.tables, sim.truth, world_rows(sim), upcoming, float(bound), limit
@@ -245,7 +244,7 @@ def distances(
             policy, change = resolve(name, profile=tuned_for)
             sim = Simulator(few, 1, tables=change(few.tables()), **settings)
             run(sim, policy, [workload], [0])
-            costs[name] = 0.0 - float(sim.world.env[0].ret)
+            costs[name] = 0.0 - float(sim.world.episode[0].ret)
         exact = Simulator(few, 6 * config.requests, **settings)
         # Just above the best policy, so that a tie is found as well; a preempting device may do better than the bound.
         optimum, proven = solve(
@@ -254,7 +253,7 @@ def distances(
         if not proven:
             unproven += 1
             continue
-        weight = float(np.where(workload.priority == 0, *exact.truth.device[0, [WEIGHT, WEIGHT_LOW]]).sum())
+        weight = float(np.where(workload.priority == 0, *exact.truth.weight[0]).sum())
         for name, cost in costs.items():
             share, least = 100 * cost / weight, 100 * optimum / weight
             rows.append((seed, name, share, least, share - least))

@@ -8,67 +8,89 @@ import numpy as np
 import pandas as pd
 
 from agents.policies.base import Policy, call_compiled
+from envs.profiles.truth import Truth
 from envs.scheduling.jit import njit
 from envs.scheduling.rng import mix
 from envs.scheduling.state import OUTCOMES, SchedState, Tables
 from envs.simulation.events import begin, run_to_decision, step
 from envs.simulation.generate import Generator, generate
-from envs.simulation.records import Truth, World
+from envs.simulation.records import World
 from envs.simulation.simulator import Simulator
 from traces.workload import Workload
 
 
 def finish_range(
     choose: Callable[..., tuple[int, float]],
-    st: SchedState,
-    w: World,
-    tb: Tables,
-    tr: Truth,
-    mem: np.ndarray,
+    state: SchedState,
+    world: World,
+    tables: Tables,
+    truth: Truth,
+    memory: np.ndarray,
     lo: int,
     hi: int,
-    p: np.ndarray,
+    params: np.ndarray,
 ) -> None:
     """Run worlds lo..hi-1 to their end under ``choose``, one after the other."""
-    call_compiled(_finish_range, choose, mem, p, st, tb, w, tr, lo, hi)
+    call_compiled(_finish_range, choose, memory, params, state, tables, world, truth, lo, hi)
 
 
 @njit
-def _finish_range(choose, mem, p, st, tb, w, tr, lo, hi):
+def _finish_range(choose, memory, params, state, tables, world, truth, lo, hi):
     for e in range(lo, hi):
-        while w.env[e].done == 0:
-            action, wake = choose(st, tb, mem, e, p)
-            step(st, w, tb, tr, e, action, wake)
+        while world.episode[e].done == 0:
+            action, wake = choose(state, tables, memory, e, params)
+            step(state, world, tables, truth, e, action, wake)
 
 
 def play_range(
-    policy: Policy, st: SchedState, w: World, tb: Tables, tr: Truth, gen: Generator, lo: int, hi: int, decisions: int
+    policy: Policy,
+    state: SchedState,
+    world: World,
+    tables: Tables,
+    truth: Truth,
+    generator: Generator,
+    lo: int,
+    hi: int,
+    decisions: int,
 ) -> None:
     """Run ``decisions`` decisions in each world lo..hi-1 in lockstep; a world that ends generates its next episode."""
-    call_compiled(_play_range, policy.kind.choose, policy.memory, policy.vector, st, tb, w, tr, gen, lo, hi, decisions)
+    call_compiled(
+        _play_range,
+        policy.kind.choose,
+        policy.memory,
+        policy.vector,
+        state,
+        tables,
+        world,
+        truth,
+        generator,
+        lo,
+        hi,
+        decisions,
+    )
 
 
 @njit
-def _play_range(choose, mem, p, st, tb, w, tr, gen, lo, hi, decisions):
+def _play_range(choose, memory, params, state, tables, world, truth, generator, lo, hi, decisions):
     for _ in range(decisions):
         for e in range(lo, hi):
-            action, wake = choose(st, tb, mem, e, p)
-            step(st, w, tb, tr, e, action, wake)
-            if w.env[e].done == 1:
-                seed = mix(w.env[e].seed, 7)
-                generate(w, tb, gen, e, seed)
-                begin(st, w, tb, tr, e, seed)
-                for i in range(mem.shape[1]):
-                    mem[e, i] = 0.0
-                run_to_decision(st, w, tb, tr, e)
+            action, wake = choose(state, tables, memory, e, params)
+            step(state, world, tables, truth, e, action, wake)
+            if world.episode[e].done == 1:
+                seed = mix(world.episode[e].seed, 7)
+                generate(world, tables, generator, e, seed)
+                begin(state, world, tables, truth, e, seed)
+                for i in range(memory.shape[1]):
+                    memory[e, i] = 0.0
+                run_to_decision(state, world, tables, truth, e)
 
 
 def prepare(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
     """Begin an episode in each world of ``sim`` as ``policy`` wants it; arguments as in ``run``."""
     policy.reset(sim.n)
     params = getattr(policy, "params", None)
-    sim.world.options[:, 0] = policy.drop
-    sim.world.preempt[:] = getattr(params, "device_mode", 0.0)
+    sim.world.rules["drop_scale"] = policy.drop
+    sim.world.preemption[:] = getattr(params, "preemption", (0.0, 0.0, 0.0, 0.0))
     sim.load(workloads)
     sim.begin(seeds)
 
@@ -87,9 +109,9 @@ def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Se
     )
 
 
-def request_table(sim: Simulator, e: int = 0) -> pd.DataFrame:
+def request_table(sim: Simulator, env: int = 0) -> pd.DataFrame:
     """The requests of world e, one row each, in the columns that ``agents.evaluation.summary.summarise`` reads."""
-    rows = sim.world.request[e, : int(sim.world.env[e].n)]
+    rows = sim.world.request[env, : int(sim.world.episode[env].n)]
     return pd.DataFrame(
         {
             "arrival_ms": rows["arrival"],

@@ -10,7 +10,7 @@ import numpy as np
 from envs.profiles.profile import Profile
 from traces import arrivals
 from traces.errors import InputError
-from traces.known import KNOWN, real_or_twin
+from traces.twin.known import KNOWN, real_or_twin
 from traces.workload import Workload, WorkloadConfig, make_workload
 
 SYNTHETIC = ("poisson", "bursty", "diurnal", "gamma")

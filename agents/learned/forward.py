@@ -18,11 +18,11 @@ from agents.policies.base import M_MEM
 from agents.policies.strait import StraitParams
 from envs.scheduling.jit import njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, observation_size, observe
-from envs.scheduling.operations import has_room, turns_on_spare
+from envs.scheduling.operations import batches_on_next_core, has_room
 
 # Head of the vector: width, deferral timer in ms, batches a core, logit of Strait's choice. Strait's parameters follow, then
 # the weights.
-HIDDEN, TIMER, TURNS, PRIOR, REFERENCE = range(5)
+HIDDEN, TIMER, MAX_BATCHES_PER_CORE, PRIOR, REFERENCE = range(5)
 HEAD = REFERENCE + len(fields(StraitParams))
 # first feature of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid
 CHOSEN = 2.0
@@ -60,13 +60,13 @@ def observation_of(memory: np.ndarray, hidden: int, n_candidates: int) -> np.nda
     return memory.view(np.float32)[at : at + observation_size(n_candidates)]
 
 
-def pack(weights: Mapping[str, np.ndarray], timer_ms: float, turns: float = 0.0) -> np.ndarray:
+def pack(weights: Mapping[str, np.ndarray], timer_ms: float, max_batches_per_core: float = 0.0) -> np.ndarray:
     """The weights of a ``CandidateNet`` (its state dict as arrays) as one vector for ``choose``.
 
     Args:
         weights: arrays by name; the value head is not needed.
         timer_ms: a deferral ends after so long, if no event ends it before.
-        turns: batches that may share a core where the network decides; 0: no limit.
+        max_batches_per_core: batches that may share a core where the network decides; 0: no limit.
     """
     w = {k: np.array(v, np.float64) for k, v in weights.items()}
     hidden = w["summary.weight"].shape[0]
@@ -81,14 +81,14 @@ def pack(weights: Mapping[str, np.ndarray], timer_ms: float, turns: float = 0.0)
         parts += [w[f"{layer}.bias"], w[f"{layer}.weight"]]
     flat = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
     packed = np.zeros(HEAD + (len(flat) + 1) // 2)
-    packed[:REFERENCE] = hidden, timer_ms, turns, w["prior"][0]
+    packed[:REFERENCE] = hidden, timer_ms, max_batches_per_core, w["prior"][0]
     packed[REFERENCE:HEAD] = w["reference"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat
     return packed
 
 
 @njit
-def _add_layer(w, n_in, x, n_out, y, width):
+def _add_layer(world, n_in, x, n_out, y, width):
     """Add the product of the matrix w (n_out, n_in) and x (n_in, BLOCK) to y (n_out, BLOCK), the first ``width`` columns."""
     for j in range(n_out):
         # Slices, not offsets: an index that may be negative would be tested for it, which stops vector instructions.
@@ -96,10 +96,10 @@ def _add_layer(w, n_in, x, n_out, y, width):
         k = 0
         while k + 4 <= n_in:
             at = j * n_in + k
-            w0 = w[at]
-            w1 = w[at + 1]
-            w2 = w[at + 2]
-            w3 = w[at + 3]
+            w0 = world[at]
+            w1 = world[at + 1]
+            w2 = world[at + 2]
+            w3 = world[at + 3]
             x0 = x[k * BLOCK : k * BLOCK + width]
             x1 = x[(k + 1) * BLOCK : (k + 1) * BLOCK + width]
             x2 = x[(k + 2) * BLOCK : (k + 2) * BLOCK + width]
@@ -108,7 +108,7 @@ def _add_layer(w, n_in, x, n_out, y, width):
                 row[c] += w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c]
             k += 4
         while k < n_in:
-            w0 = w[j * n_in + k]
+            w0 = world[j * n_in + k]
             x0 = x[k * BLOCK : k * BLOCK + width]
             for c in range(width):
                 row[c] += w0 * x0[c]
@@ -124,18 +124,18 @@ def _relu(y, n_rows, width):
 
 
 @njit
-def _add_vector(w, at, x, y):
+def _add_vector(world, at, x, y):
     """Add the product of the matrix at w[at:], (n_in, n_out), and x (n_in,) to y (n_out,)."""
     n_out = y.shape[0]
     for k in range(x.shape[0]):
         value = x[k]
-        row = w[at + k * n_out : at + (k + 1) * n_out]
+        row = world[at + k * n_out : at + (k + 1) * n_out]
         for j in range(n_out):
             y[j] += value * row[j]
 
 
 @njit
-def score(p, memory, n_candidates):
+def score(params, memory, n_candidates):
     """Logits of all actions from the observation in ``memory``, written before it; -inf where not valid.
 
     Args:
@@ -144,9 +144,9 @@ def score(p, memory, n_candidates):
     Returns:
         Index of the action with the largest logit, DEFER being ``n_candidates``.
     """
-    h = int(p[HIDDEN])
-    w = p[HEAD:].view(np.float32)
-    prior = np.float32(p[PRIOR])
+    h = int(params[HIDDEN])
+    w = params[HEAD:].view(np.float32)
+    prior = np.float32(params[PRIOR])
     f = memory.view(np.float32)
     logits = f[_scratch(h) : _scratch(h) + n_candidates + 1]
     obs = f[_observation_at(h, n_candidates) :]
@@ -264,25 +264,29 @@ def score(p, memory, n_candidates):
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """One decision: ask Strait, observe, score, take the best; where a core would be shared, Strait's is final."""
-    n_candidates = 2 * st.queue.shape[2] * tb.size.shape[0]
-    env = st.env[e]
-    if env.n_queued == 0 or not has_room(st, tb, e):
+    n_candidates = 2 * state.queue.shape[2] * tables.size.shape[0]
+    own = state.scheduler[env]
+    if own.n_queued == 0 or not has_room(state, tables, env):
         return n_candidates, np.inf
-    if p[TURNS] > 0.0 and turns_on_spare(st, e) > p[TURNS]:
+    if params[MAX_BATCHES_PER_CORE] > 0.0 and batches_on_next_core(state, env) > params[MAX_BATCHES_PER_CORE]:
         # In training no batch shared a core. Strait knows when one should.
-        return strait.choose(st, tb, mem, e, p[REFERENCE:HEAD]) if p[PRIOR] > 0.0 else (n_candidates, np.inf)
-    at = _observation_at(int(p[HIDDEN]), n_candidates)
+        return (
+            strait.choose(state, tables, memory, env, params[REFERENCE:HEAD])
+            if params[PRIOR] > 0.0
+            else (n_candidates, np.inf)
+        )
+    at = _observation_at(int(params[HIDDEN]), n_candidates)
     size = n_candidates * N_CANDIDATE + N_SUMMARY
-    if at + size > 2 * mem.shape[1]:
+    if at + size > 2 * memory.shape[1]:
         return -1, np.inf  # no room; LearnedPolicy checks before it asks
     reference = n_candidates
-    if p[PRIOR] > 0.0:
-        reference, _ = strait.choose(st, tb, mem, e, p[REFERENCE:HEAD])
-    obs = mem[e].view(np.float32)[at : at + size]
-    observe(st, tb, e, obs)
+    if params[PRIOR] > 0.0:
+        reference, _ = strait.choose(state, tables, memory, env, params[REFERENCE:HEAD])
+    obs = memory[env].view(np.float32)[at : at + size]
+    observe(state, tables, env, obs)
     if reference < n_candidates:
         obs[reference * N_CANDIDATE] = CHOSEN
-    action = score(p, mem[e], n_candidates)
-    return action, (env.now + p[TIMER] if action == n_candidates else np.inf)
+    action = score(params, memory[env], n_candidates)
+    return action, (own.now + params[TIMER] if action == n_candidates else np.inf)

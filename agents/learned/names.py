@@ -18,7 +18,7 @@ import numpy as np
 
 from agents.learned.policy_file import DATA, SHIPPED
 from agents.policies.base import Policy, kinds, make_policy
-from envs.scheduling.state import DISPATCH, FORGETTING, Tables
+from envs.scheduling.state import Tables
 from traces.errors import InputError
 
 TUNED = DATA / "tuned.json"
@@ -28,20 +28,20 @@ SERVED = "cpu2-served"
 
 def _no_interference(tables: Tables) -> Tables:
     """Every batch is expected to run as if it were alone, and nothing is learned."""
-    return _static(tables)._replace(prior=np.zeros_like(tables.prior))
+    return _static(tables)._replace(weight=np.zeros_like(tables.weight))
 
 
 def _static(tables: Tables) -> Tables:
     """The predictor stays at its offline prior: no adaptation of slowdowns."""
     device = tables.device.copy()
-    device[:, FORGETTING] = 0.0
+    device["forgetting"] = 0.0
     return tables._replace(device=device)
 
 
 def _no_transfer(tables: Tables) -> Tables:
     """Copies and dispatch are expected to cost nothing."""
     device = tables.device.copy()
-    device[:, DISPATCH] = 0.0
+    device["dispatch_ms"] = 0.0
     return tables._replace(device=device, h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
 
 

@@ -25,11 +25,12 @@ class LearnedParams:
 
     Attributes:
         defer_ms: a deferral ends after so long, if no event ends it before; as in training.
-        turns: batches that may share a core where it decides, as in training (0: no limit); beyond that Strait does.
+        max_batches_per_core: batches that may share a core where it decides, as in training (0: no limit); beyond that
+            Strait does.
     """
 
     defer_ms: float = 2.0
-    turns: int = 0
+    max_batches_per_core: int = 0
 
 
 KIND = PolicyKind("ppo", choose, LearnedParams, "this project: MaskablePPO, candidates scored one by one", adapts=True)
@@ -43,7 +44,7 @@ class LearnedPolicy(Policy):
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
         defer_ms: a deferral ends after so long, if no event ends it before.
-        turns: batches that may share a core where it decides; 0: no limit.
+        max_batches_per_core: batches that may share a core where it decides; 0: no limit.
         metadata: of the file that the weights came from.
     """
 
@@ -53,40 +54,42 @@ class LearnedPolicy(Policy):
         n: int = 1,
         drop: float | None = None,
         defer_ms: float = 2.0,
-        turns: int = 0,
+        max_batches_per_core: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(KIND, n, drop, defer_ms=defer_ms, turns=turns)
+        super().__init__(KIND, n, drop, defer_ms=defer_ms, max_batches_per_core=max_batches_per_core)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, defer_ms, turns)
+        self.vector = pack(weights, defer_ms, max_batches_per_core)
         self.reset(n)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES)))
 
-    def _check(self, st: SchedState, tb: Tables) -> None:
-        n = 2 * st.queue.shape[2] * len(tb.size)
+    def _check(self, state: SchedState, tables: Tables) -> None:
+        n = 2 * state.queue.shape[2] * len(tables.size)
         if n > MAX_CANDIDATES:
             raise InputError(
                 f"policy 'ppo' decides among at most {MAX_CANDIDATES} candidates, not {n}; serve fewer models"
             )
 
-    def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
+    def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none) for scheduler e."""
-        self._check(st, tb)
-        return super().decide(st, tb, e)
+        self._check(state, tables)
+        return super().decide(state, tables, env)
 
-    def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
+    def decide_all(
+        self, state: SchedState, tables: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray
+    ) -> None:
         """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        self._check(st, tb)
-        super().decide_all(st, tb, skip, actions, wakes)
+        self._check(state, tables)
+        super().decide_all(state, tables, skip, actions, wakes)
 
-    def logits(self, st: SchedState, tb: Tables, e: int = 0) -> np.ndarray:
+    def logits(self, state: SchedState, tables: Tables, env: int = 0) -> np.ndarray:
         """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
-        self.decide(st, tb, e)
-        return logits_of(self.memory[e], self.hidden, 2 * st.queue.shape[2] * len(tb.size)).copy()
+        self.decide(state, tables, env)
+        return logits_of(self.memory[env], self.hidden, 2 * state.queue.shape[2] * len(tables.size)).copy()
 
 
 def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
@@ -102,4 +105,4 @@ def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = 
     """
     file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
     scale = file.drop if drop is None else drop
-    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.turns, file.metadata)
+    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.max_batches_per_core, file.metadata)

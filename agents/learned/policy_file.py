@@ -46,9 +46,9 @@ class PolicyFile:
         return float(self.metadata["defer_ms"])
 
     @property
-    def turns(self) -> int:
+    def max_batches_per_core(self) -> int:
         """Batches that it lets share a core; 0: no limit."""
-        return int(self.metadata["turns"])
+        return int(self.metadata["max_batches_per_core"])
 
 
 def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def write_policy(
     drop: float,
     defer_ms: float,
     notes: Mapping[str, str],
-    turns: int = 0,
+    max_batches_per_core: int = 0,
 ) -> None:
     """Write a policy file, atomically.
 
@@ -95,7 +95,7 @@ def write_policy(
         path: where to.
         weights: arrays by name, see ``shapes``.
         drop: drop scale that it was trained with. defer_ms: deferral timer that it was trained with.
-        turns: batches that may share a core where it decides; 0: no limit.
+        max_batches_per_core: batches that may share a core where it decides; 0: no limit.
         notes: strings about how it was made; "command" and "seed" are expected of training.
     """
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()}
@@ -107,7 +107,7 @@ def write_policy(
         "hidden": str(arrays["summary.weight"].shape[0]),
         "drop": repr(float(drop)),
         "defer_ms": repr(float(defer_ms)),
-        "turns": str(int(turns)),
+        "max_batches_per_core": str(int(max_batches_per_core)),
     }
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(arrays, metadata=metadata))
@@ -150,12 +150,12 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if theirs != mine:
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
-    for key in ("hidden", "drop", "defer_ms", "turns"):
+    for key in ("hidden", "drop", "defer_ms", "max_batches_per_core"):
         try:
             value = float(metadata[key])
         except (KeyError, ValueError):
             value = -1.0
-        whole = key not in ("hidden", "turns") or value == int(value)
+        whole = key not in ("hidden", "max_batches_per_core") or value == int(value)
         if not (0 <= value < 1e6) or not whole or (key == "hidden" and value < 1):
             raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; a number of at least 0 is wanted")
 

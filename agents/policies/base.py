@@ -66,15 +66,15 @@ def kinds() -> dict[str, PolicyKind]:
 
 
 @njit
-def _choose_range(choose, mem, p, st, tb, lo, hi, skip, actions, wakes):
+def _choose_range(choose, memory, params, state, tables, lo, hi, skip, actions, wakes):
     """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
-    for e in range(lo, hi):
-        if not skip[e]:
-            actions[e], wakes[e] = choose(st, tb, mem, e, p)
+    for env in range(lo, hi):
+        if not skip[env]:
+            actions[env], wakes[env] = choose(state, tables, memory, env, params)
 
 
 def bind_loop(
-    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+    loop: Any, choose: Callable[..., tuple[int, float]], memory: np.ndarray, params: np.ndarray, *args: Any
 ) -> Callable[..., Any]:
     """``loop(choose, mem, p, st, tb, *rest)`` compiled with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
 
@@ -84,9 +84,9 @@ def bind_loop(
     """
     if not hasattr(loop, "overloads"):
         return loop  # NUMBA_DISABLE_JIT=1
-    own = (*map(numba.typeof, (*args[:2], mem)), types.int64, numba.typeof(p))
+    own = (*map(numba.typeof, (*args[:2], memory)), types.int64, numba.typeof(params))
     pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
-    signature = (pointer, *map(numba.typeof, (mem, p, *args)))
+    signature = (pointer, *map(numba.typeof, (memory, params, *args)))
     if signature not in loop.overloads:
         loop.compile(signature)
     choose.compile(own)  # type: ignore[attr-defined]
@@ -94,10 +94,10 @@ def bind_loop(
 
 
 def call_compiled(
-    loop: Any, choose: Callable[..., tuple[int, float]], mem: np.ndarray, p: np.ndarray, *args: Any
+    loop: Any, choose: Callable[..., tuple[int, float]], memory: np.ndarray, params: np.ndarray, *args: Any
 ) -> Any:
     """Call ``loop`` as ``bind_loop`` compiles it. Looking the types up takes a millisecond: bind it where that counts."""
-    return bind_loop(loop, choose, mem, p, *args)(choose, mem, p, *args)
+    return bind_loop(loop, choose, memory, params, *args)(choose, memory, params, *args)
 
 
 class Policy:
@@ -132,21 +132,23 @@ class Policy:
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), M_MEM))
 
-    def decide(self, st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
+    def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none) for scheduler e."""
         bound_st, bound_tb, choose = self._bound
-        if bound_st is not st or bound_tb is not tb:
-            choose = bind(self.kind.choose, st, tb, self.memory, e, self.vector)
-            self._bound = (st, tb, choose)
-        return choose(st, tb, self.memory, e, self.vector)
+        if bound_st is not state or bound_tb is not tables:
+            choose = bind(self.kind.choose, state, tables, self.memory, env, self.vector)
+            self._bound = (state, tables, choose)
+        return choose(state, tables, self.memory, env, self.vector)
 
-    def decide_all(self, st: SchedState, tb: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray) -> None:
+    def decide_all(
+        self, state: SchedState, tables: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray
+    ) -> None:
         """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        choose, args = self.kind.choose, (st, tb, 0, len(actions), skip, actions, wakes)
+        choose, args = self.kind.choose, (state, tables, 0, len(actions), skip, actions, wakes)
         bound_st, bound_tb, loop = self._bound_all
-        if bound_st is not st or bound_tb is not tb:
+        if bound_st is not state or bound_tb is not tables:
             loop = bind_loop(_choose_range, choose, self.memory, self.vector, *args)
-            self._bound_all = (st, tb, loop)
+            self._bound_all = (state, tables, loop)
         loop(choose, self.memory, self.vector, *args)
 
 

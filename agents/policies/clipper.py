@@ -35,42 +35,42 @@ class ClipperParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Learn from the batches that ended, then dispatch the oldest request's queue up to the model's batch size."""
-    env = st.env[e]
-    g = e % tb.solo.shape[0]
-    n_models = st.queue.shape[2]
-    most = tb.size[tb.size.shape[0] - 1]
-    for k in range(st.stream.shape[1]):
-        took = observed_ms(st, mem, e, k)
+    own = state.scheduler[env]
+    group = env % tables.solo.shape[0]
+    n_models = state.queue.shape[2]
+    most = tables.size[tables.size.shape[0] - 1]
+    for stream in range(state.stream.shape[1]):
+        took = observed_ms(state, memory, env, stream)
         if took < 0.0:
             continue
-        s = st.stream[e, k]
-        limit = max(mem[e, s.model % OWN_MEM], 1.0)
-        if took > p[0] * solo_total(tb, g, s.model, 0):
-            limit *= p[2]
-        elif s.n >= tb.size[0] and 2.0 * s.n > limit:
+        s = state.stream[env, stream]
+        limit = max(memory[env, s.model % OWN_MEM], 1.0)
+        if took > params[0] * solo_total(tables, group, s.model, 0):
+            limit *= params[2]
+        elif s.n >= tables.size[0] and 2.0 * s.n > limit:
             # Batches come in the profile's sizes: one of more than half the limit counts as full.
-            limit += p[1]
-        mem[e, s.model % OWN_MEM] = min(max(limit, 1.0), most)
+            limit += params[1]
+        memory[env, s.model % OWN_MEM] = min(max(limit, 1.0), most)
     best_p, best_m = -1, -1
     best = np.inf
-    for pr in range(2):
-        for m in range(n_models):
-            q = st.queue[e, pr, m]
-            if q.length == 0 or in_flight_of(st, e, m) >= p[3]:
+    for priority in range(2):
+        for model in range(n_models):
+            q = state.queue[env, priority, model]
+            if q.length == 0 or in_flight_of(state, env, model) >= params[3]:
                 continue
-            arrival = st.entry[e, pr, m, q.head].arrival
+            arrival = state.entry[env, priority, model, q.head].arrival
             if arrival < best:
-                best, best_p, best_m = arrival, pr, m
-    b = -1
-    if best_m >= 0 and env.n_free > 0:
-        b = largest_fit(st, tb, e, best_p, best_m, max(mem[e, best_m % OWN_MEM], tb.size[0]))
-    if b < 0:
-        note_left(st, mem, e, 0)
-        return defer_action(st, tb), np.inf
-    note_left(st, mem, e, tb.size[b])
-    return action_of(tb, n_models, best_p, best_m, b), np.inf
+                best, best_p, best_m = arrival, priority, model
+    size = -1
+    if best_m >= 0 and own.n_free > 0:
+        size = largest_fit(state, tables, env, best_p, best_m, max(memory[env, best_m % OWN_MEM], tables.size[0]))
+    if size < 0:
+        note_left(state, memory, env, 0)
+        return defer_action(state, tables), np.inf
+    note_left(state, memory, env, tables.size[size])
+    return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
 register(PolicyKind("clipper", choose, ClipperParams, "after Crankshaw et al., Clipper, NSDI 2017", drop=False))

@@ -29,29 +29,31 @@ class ClockworkParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Queue with the earliest deadline; its largest batch that meets that deadline alone on the device."""
-    g = e % tb.solo.shape[0]
-    if st.env[e].n_free == 0 or in_flight(st, e) >= p[1]:
-        return defer_action(st, tb), np.inf
-    high, high_deadline = earliest_deadline_queue(st, e, 0)
-    low, low_deadline = earliest_deadline_queue(st, e, 1)
-    if p[2] > 0.0:
-        pr, m = (0, high) if high >= 0 else (1, low)
+    group = env % tables.solo.shape[0]
+    if state.scheduler[env].n_free == 0 or in_flight(state, env) >= params[1]:
+        return defer_action(state, tables), np.inf
+    high, high_deadline = earliest_deadline_queue(state, env, 0)
+    low, low_deadline = earliest_deadline_queue(state, env, 1)
+    if params[2] > 0.0:
+        priority, model = (0, high) if high >= 0 else (1, low)
     else:
-        pr, m = (0, high) if high_deadline <= low_deadline else (1, low)
-    if m < 0:
-        return defer_action(st, tb), np.inf
-    deadline = high_deadline if pr == 0 else low_deadline
-    length = st.queue[e, pr, m].length
+        priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
+    if model < 0:
+        return defer_action(state, tables), np.inf
+    deadline = high_deadline if priority == 0 else low_deadline
+    length = state.queue[env, priority, model].length
     best = 0
-    for b in range(tb.size.shape[0]):
-        need = p[0] * (tb.h2d[g, m, b] + tb.solo[g, m, b] + tb.d2h[g, m, b])
-        if tb.size[b] <= length and st.env[e].now + need <= deadline:
-            best = b
-    if tb.size[best] > length:
-        return defer_action(st, tb), np.inf
-    return action_of(tb, st.queue.shape[2], pr, m, best), np.inf
+    for size in range(tables.size.shape[0]):
+        need = params[0] * (
+            tables.h2d[group, model, size] + tables.solo[group, model, size] + tables.d2h[group, model, size]
+        )
+        if tables.size[size] <= length and state.scheduler[env].now + need <= deadline:
+            best = size
+    if tables.size[best] > length:
+        return defer_action(state, tables), np.inf
+    return action_of(tables, state.queue.shape[2], priority, model, best), np.inf
 
 
 register(PolicyKind("clockwork", choose, ClockworkParams, "after Gujarati et al., Clockwork, OSDI 2020"))

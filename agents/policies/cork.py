@@ -39,61 +39,63 @@ class CorkParams:
 
 
 @njit
-def _fit(st, tb, mem, e, rate):
+def _fit(state, tables, memory, env, rate):
     """Start each fit from the solo latencies, and move it with each batch that ended."""
-    g = e % tb.solo.shape[0]
-    last = tb.size.shape[0] - 1
-    for m in range(min(st.queue.shape[2], MODELS)):
-        if mem[e, 2 * m] == 0.0:
-            span = max(tb.size[last] - tb.size[0], 1)
-            mem[e, 2 * m] = max((tb.solo[g, m, last] - tb.solo[g, m, 0]) / span, 1e-6)
-            mem[e, 2 * m + 1] = max(tb.solo[g, m, 0] - mem[e, 2 * m] * tb.size[0], 0.0)
-    for k in range(st.stream.shape[1]):
-        took = observed_ms(st, mem, e, k)
+    group = env % tables.solo.shape[0]
+    last = tables.size.shape[0] - 1
+    for model in range(min(state.queue.shape[2], MODELS)):
+        if memory[env, 2 * model] == 0.0:
+            span = max(tables.size[last] - tables.size[0], 1)
+            memory[env, 2 * model] = max((tables.solo[group, model, last] - tables.solo[group, model, 0]) / span, 1e-6)
+            memory[env, 2 * model + 1] = max(
+                tables.solo[group, model, 0] - memory[env, 2 * model] * tables.size[0], 0.0
+            )
+    for stream in range(state.stream.shape[1]):
+        took = observed_ms(state, memory, env, stream)
         if took < 0.0:
             continue
-        s = st.stream[e, k]
+        s = state.stream[env, stream]
         at = 2 * (s.model % MODELS)
-        error = took - mem[e, at] * s.n - mem[e, at + 1]
+        error = took - memory[env, at] * s.n - memory[env, at + 1]
         step = rate * error / (1.0 + s.n * s.n)
-        mem[e, at] = max(mem[e, at] + step * s.n, 1e-6)
-        mem[e, at + 1] = max(mem[e, at + 1] + step, 0.0)
+        memory[env, at] = max(memory[env, at] + step * s.n, 1e-6)
+        memory[env, at + 1] = max(memory[env, at + 1] + step, 0.0)
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Of the queues that need not wait any more, the one whose oldest request arrived first."""
-    env = st.env[e]
-    n_models = st.queue.shape[2]
-    _fit(st, tb, mem, e, p[2])
+    own = state.scheduler[env]
+    n_models = state.queue.shape[2]
+    _fit(state, tables, memory, env, params[2])
     wake = np.inf
     best_p, best_m = -1, -1
     best = np.inf
-    for pr in range(2):
-        for m in range(n_models):
-            n = st.queue[e, pr, m].length
+    for priority in range(2):
+        for model in range(n_models):
+            n = state.queue[env, priority, model].length
             if n == 0:
                 continue
-            at = 2 * (m % MODELS)
-            newest = st.entry[e, pr, m, place(st, e, pr, m, n - 1)].arrival
+            at = 2 * (model % MODELS)
+            newest = state.entry[env, priority, model, place(state, env, priority, model, n - 1)].arrival
             # The newest request may wait until n (now - newest + a) = budget b.
-            until = newest + p[1] * mem[e, at + 1] / n - mem[e, at]
-            if n < p[0] and until > env.now:
+            until = newest + params[1] * memory[env, at + 1] / n - memory[env, at]
+            if n < params[0] and until > own.now:
                 wake = min(wake, until)
                 continue
-            arrival = st.entry[e, pr, m, st.queue[e, pr, m].head].arrival
+            arrival = state.entry[env, priority, model, state.queue[env, priority, model].head].arrival
             if arrival < best:
-                best, best_p, best_m = arrival, pr, m
-        if best_m >= 0 and p[3] > 0.0:
+                best, best_p, best_m = arrival, priority, model
+        if best_m >= 0 and params[3] > 0.0:
             break
-    b = -1
-    if best_m >= 0 and env.n_free > 0:
-        b = largest_fit(st, tb, e, best_p, best_m, p[0])
-    if b < 0:
-        note_left(st, mem, e, 0)
-        return defer_action(st, tb), wake
-    note_left(st, mem, e, tb.size[b])
-    return action_of(tb, n_models, best_p, best_m, b), np.inf
+    size = -1
+    if best_m >= 0 and own.n_free > 0:
+        size = largest_fit(state, tables, env, best_p, best_m, params[0])
+    if size < 0:
+        note_left(state, memory, env, 0)
+        return defer_action(state, tables), wake
+    note_left(state, memory, env, tables.size[size])
+    return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
 register(PolicyKind("cork", choose, CorkParams, "after BentoML's CORK dispatcher (adaptive batching)"))

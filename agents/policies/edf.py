@@ -24,17 +24,17 @@ class EdfParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Dispatch from the queue whose head has the earliest deadline, as many as wait."""
-    high, high_deadline = earliest_deadline_queue(st, e, 0)
-    low, low_deadline = earliest_deadline_queue(st, e, 1)
-    pr, m = (0, high) if high_deadline <= low_deadline else (1, low)
-    if m < 0 or st.env[e].n_free == 0:
-        return defer_action(st, tb), np.inf
-    b = largest_fit(st, tb, e, pr, m, p[0])
-    if b < 0:
-        return defer_action(st, tb), np.inf
-    return action_of(tb, st.queue.shape[2], pr, m, b), np.inf
+    high, high_deadline = earliest_deadline_queue(state, env, 0)
+    low, low_deadline = earliest_deadline_queue(state, env, 1)
+    priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
+    if model < 0 or state.scheduler[env].n_free == 0:
+        return defer_action(state, tables), np.inf
+    size = largest_fit(state, tables, env, priority, model, params[0])
+    if size < 0:
+        return defer_action(state, tables), np.inf
+    return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
 
 
 register(PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973"))

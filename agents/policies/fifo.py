@@ -24,25 +24,25 @@ class FifoParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Dispatch from the queue whose head arrived first, as many as wait."""
-    n_models = st.queue.shape[2]
+    n_models = state.queue.shape[2]
     best_p, best_m = -1, -1
     best = np.inf
-    for pr in range(2):
-        for m in range(n_models):
-            q = st.queue[e, pr, m]
+    for priority in range(2):
+        for model in range(n_models):
+            q = state.queue[env, priority, model]
             if q.length > 0:
-                arrival = st.entry[e, pr, m, q.head].arrival
+                arrival = state.entry[env, priority, model, q.head].arrival
                 if arrival < best:
                     best = arrival
-                    best_p, best_m = pr, m
-    if best_m < 0 or st.env[e].n_free == 0:
-        return defer_action(st, tb), np.inf
-    b = largest_fit(st, tb, e, best_p, best_m, p[0])
-    if b < 0:
-        return defer_action(st, tb), np.inf
-    return action_of(tb, n_models, best_p, best_m, b), np.inf
+                    best_p, best_m = priority, model
+    if best_m < 0 or state.scheduler[env].n_free == 0:
+        return defer_action(state, tables), np.inf
+    size = largest_fit(state, tables, env, best_p, best_m, params[0])
+    if size < 0:
+        return defer_action(state, tables), np.inf
+    return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
 register(PolicyKind("fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False))

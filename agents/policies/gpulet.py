@@ -37,84 +37,94 @@ class GpuletParams:
 
 
 @njit
-def _slowdown(st, tb, e, m, b, skip, extra_m, extra_b):
+def _slowdown(state, tables, env, model, size, skip, extra_m, extra_b):
     """Static slowdown of (m, b) beside all in flight except stream skip, and beside (extra_m, extra_b) if any."""
-    g = e % tb.solo.shape[0]
+    group = env % tables.solo.shape[0]
     n = 0
     cpu = 0.0
     mem = 0.0
     cache = 0.0
-    for k in range(st.stream.shape[1]):
-        s = st.stream[e, k]
-        if s.busy == 1 and k != skip:
+    for stream in range(state.stream.shape[1]):
+        s = state.stream[env, stream]
+        if s.busy == 1 and stream != skip:
             n += 1
-            cpu += tb.demand[g, s.model, s.b, 0]
-            mem += tb.demand[g, s.model, s.b, 1]
-            cache += tb.demand[g, s.model, s.b, 2]
+            cpu += tables.demand[group, s.model, s.size_index, 0]
+            mem += tables.demand[group, s.model, s.size_index, 1]
+            cache += tables.demand[group, s.model, s.size_index, 2]
     if extra_m >= 0:
         n += 1
-        cpu += tb.demand[g, extra_m, extra_b, 0]
-        mem += tb.demand[g, extra_m, extra_b, 1]
-        cache += tb.demand[g, extra_m, extra_b, 2]
-    mine = tb.demand[g, m, b]
-    x = st.work[e, :, feature_column(st)]
+        cpu += tables.demand[group, extra_m, extra_b, 0]
+        mem += tables.demand[group, extra_m, extra_b, 1]
+        cache += tables.demand[group, extra_m, extra_b, 2]
+    mine = tables.demand[group, model, size]
+    x = state.scratch[env, :, feature_column(state)]
     # Partitions do not share cores: each co-runner counts as one beside it.
     features(1.0, n, mine[0], mine[1], mine[2], cpu, mem, cache, x)
     s = 1.0
     for f in range(N_FEATURES):
-        s += tb.prior[g, f] * x[f]
+        s += tables.weight[group, f] * x[f]
     return max(s, 1.0)
 
 
 @njit
-def _admits(st, tb, e, pr, m, b, margin):
+def _admits(state, tables, env, priority, model, size, margin):
     """Whether the batch and all in flight of at least its priority stay within their deadlines side by side."""
-    g = e % tb.solo.shape[0]
-    now = st.env[e].now
-    copies = solo_total(tb, g, m, b) - tb.solo[g, m, b]
-    head = st.entry[e, pr, m, st.queue[e, pr, m].head]
-    if now + margin * (copies + tb.solo[g, m, b] * _slowdown(st, tb, e, m, b, -1, -1, 0)) > head.deadline:
+    group = env % tables.solo.shape[0]
+    now = state.scheduler[env].now
+    copies = solo_total(tables, group, model, size) - tables.solo[group, model, size]
+    head = state.entry[env, priority, model, state.queue[env, priority, model].head]
+    if (
+        now
+        + margin * (copies + tables.solo[group, model, size] * _slowdown(state, tables, env, model, size, -1, -1, 0))
+        > head.deadline
+    ):
         return False
-    for k in range(st.stream.shape[1]):
-        s = st.stream[e, k]
-        if s.busy == 0 or s.priority > pr:
+    for stream in range(state.stream.shape[1]):
+        s = state.stream[env, stream]
+        if s.busy == 0 or s.priority > priority:
             continue
-        alone = s.start + margin * (s.solo * _slowdown(st, tb, e, s.model, s.b, k, -1, 0) + s.post)
-        beside = s.start + margin * (s.solo * _slowdown(st, tb, e, s.model, s.b, k, m, b) + s.post)
+        alone = s.start + margin * (
+            s.solo * _slowdown(state, tables, env, s.model, s.size_index, stream, -1, 0) + s.post
+        )
+        beside = s.start + margin * (
+            s.solo * _slowdown(state, tables, env, s.model, s.size_index, stream, model, size) + s.post
+        )
         if alone <= s.deadline and beside > s.deadline:
             return False
     return True
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """High priority first, earliest deadline first; the largest batch that the static model admits."""
-    env = st.env[e]
-    n_models = st.queue.shape[2]
-    if env.n_free == 0 or in_flight(st, e) >= p[0]:
-        return defer_action(st, tb), np.inf
-    idle = in_flight(st, e) == 0
-    for pr in range(2):
-        if pr == 1 and held_by_low(st, e) >= p[2]:
+    own = state.scheduler[env]
+    n_models = state.queue.shape[2]
+    if own.n_free == 0 or in_flight(state, env) >= params[0]:
+        return defer_action(state, tables), np.inf
+    idle = in_flight(state, env) == 0
+    for priority in range(2):
+        if priority == 1 and held_by_low(state, env) >= params[2]:
             break
         best = np.inf
         action = -1
-        for m in range(n_models):
-            q = st.queue[e, pr, m]
-            if q.length < tb.size[0]:
+        for model in range(n_models):
+            q = state.queue[env, priority, model]
+            if q.length < tables.size[0]:
                 continue
-            deadline = st.entry[e, pr, m, q.head].deadline
+            deadline = state.entry[env, priority, model, q.head].deadline
             if deadline >= best:
                 continue
-            for i in range(tb.size.shape[0]):
-                b = tb.size.shape[0] - 1 - i
-                if tb.size[b] <= q.length and (_admits(st, tb, e, pr, m, b, p[1]) or (idle and b == 0)):
+            for i in range(tables.size.shape[0]):
+                size = tables.size.shape[0] - 1 - i
+                if tables.size[size] <= q.length and (
+                    _admits(state, tables, env, priority, model, size, params[1]) or (idle and size == 0)
+                ):
                     best = deadline
-                    action = action_of(tb, n_models, pr, m, b)
+                    action = action_of(tables, n_models, priority, model, size)
                     break
         if action >= 0:
             return action, np.inf
-    return defer_action(st, tb), np.inf
+    return defer_action(state, tables), np.inf
 
 
 register(PolicyKind("gpulet", choose, GpuletParams, "after Choi et al., GPUlet, USENIX ATC 2022"))

@@ -39,31 +39,31 @@ class NexusParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """The next queue in turn that holds something, with its session's batch size."""
-    env = st.env[e]
-    n_models = st.queue.shape[2]
-    if env.n_free == 0 or in_flight(st, e) >= p[1]:
-        return defer_action(st, tb), np.inf
-    g = e % tb.solo.shape[0]
+    own = state.scheduler[env]
+    n_models = state.queue.shape[2]
+    if own.n_free == 0 or in_flight(state, env) >= params[1]:
+        return defer_action(state, tables), np.inf
+    group = env % tables.solo.shape[0]
     n_sessions = 2 * n_models
     for i in range(n_sessions):
-        session = (int(mem[e, 0]) + i) % n_sessions
-        m = session // 2
-        pr = session % 2
-        q = st.queue[e, pr, m]
-        if q.length < tb.size[0]:
+        session = (int(memory[env, 0]) + i) % n_sessions
+        model = session // 2
+        priority = session % 2
+        q = state.queue[env, priority, model]
+        if q.length < tables.size[0]:
             continue
-        head = st.entry[e, pr, m, q.head]
+        head = state.entry[env, priority, model, q.head]
         best = 0
-        for b in range(tb.size.shape[0]):
-            need = p[2] * solo_total(tb, g, m, b)
-            in_window = env.now + need <= head.deadline and p[0] * need <= head.deadline - head.arrival
-            if tb.size[b] <= q.length and in_window:
-                best = b
-        mem[e, 0] = session + 1
-        return action_of(tb, n_models, pr, m, best), np.inf
-    return defer_action(st, tb), np.inf
+        for size in range(tables.size.shape[0]):
+            need = params[2] * solo_total(tables, group, model, size)
+            in_window = own.now + need <= head.deadline and params[0] * need <= head.deadline - head.arrival
+            if tables.size[size] <= q.length and in_window:
+                best = size
+        memory[env, 0] = session + 1
+        return action_of(tables, n_models, priority, model, best), np.inf
+    return defer_action(state, tables), np.inf
 
 
 register(PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019"))

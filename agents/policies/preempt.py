@@ -38,8 +38,8 @@ class PreemptParams:
     resume_ms: float = 0.1
 
     @property
-    def device_mode(self) -> tuple[float, ...]:
-        """What the simulated device must do: a row of ``envs.simulation.records.World.preempt``."""
+    def preemption(self) -> tuple[float, ...]:
+        """What the simulated device must do: a record of ``envs.simulation.records.World.preemption``."""
         return 1.0, self.latency_ms, self.overhead, self.resume_ms
 
 
@@ -53,18 +53,18 @@ class InstantPreemptParams(PreemptParams):
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """High priority first; low priority whenever it may hold another stream, for it gives way by itself."""
-    if st.env[e].n_free == 0:
-        return defer_action(st, tb), np.inf
-    for pr in range(2):
-        m, _ = earliest_deadline_queue(st, e, pr)
-        if m < 0 or (pr == 1 and held_by_low(st, e) >= p[1]):
+    if state.scheduler[env].n_free == 0:
+        return defer_action(state, tables), np.inf
+    for priority in range(2):
+        model, _ = earliest_deadline_queue(state, env, priority)
+        if model < 0 or (priority == 1 and held_by_low(state, env) >= params[1]):
             continue
-        b = largest_fit(st, tb, e, pr, m, p[0])
-        if b >= 0:
-            return action_of(tb, st.queue.shape[2], pr, m, b), np.inf
-    return defer_action(st, tb), np.inf
+        size = largest_fit(state, tables, env, priority, model, params[0])
+        if size >= 0:
+            return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
+    return defer_action(state, tables), np.inf
 
 
 register(PolicyKind("preempt", choose, PreemptParams, "after REEF, OSDI 2022, and XSched, OSDI 2025"))

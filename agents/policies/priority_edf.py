@@ -26,20 +26,20 @@ class PriorityEdfParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """High priority first; low priority only when no high-priority request waits."""
-    if st.env[e].n_free == 0:
-        return defer_action(st, tb), np.inf
-    for pr in range(2):
-        m, _ = earliest_deadline_queue(st, e, pr)
-        if m < 0:
+    if state.scheduler[env].n_free == 0:
+        return defer_action(state, tables), np.inf
+    for priority in range(2):
+        model, _ = earliest_deadline_queue(state, env, priority)
+        if model < 0:
             continue
-        if pr == 1 and held_by_low(st, e) >= p[1]:
+        if priority == 1 and held_by_low(state, env) >= params[1]:
             continue
-        b = largest_fit(st, tb, e, pr, m, p[0])
-        if b >= 0:
-            return action_of(tb, st.queue.shape[2], pr, m, b), np.inf
-    return defer_action(st, tb), np.inf
+        size = largest_fit(state, tables, env, priority, model, params[0])
+        if size >= 0:
+            return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
+    return defer_action(state, tables), np.inf
 
 
 register(PolicyKind("priority-edf", choose, PriorityEdfParams, "static priority with EDF within each level"))

@@ -19,10 +19,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, register
 from agents.policies.common import alone_ms, defer_action, held_by_low
-from envs.scheduling.forecast import consider, in_flight, late_heads, look
+from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of, has_room, turns_on_spare
-from envs.scheduling.state import CORES, UNIT
+from envs.scheduling.operations import action_of, batches_on_next_core, has_room
 
 NEGLIGIBLE = 0.1  # share of a batch's own time that it may always lose to those beside it
 
@@ -76,51 +75,51 @@ class StraitParams:
 
 
 @njit
-def _scale(st, e, p):
-    level = int(p[RISK])
+def _scale(state, env, params):
+    level = int(params[RISK])
     if level == 0:
         return 1.0
-    return max(st.scale[e, in_flight(st, e), level - 1], 1.0)
+    return max(state.scale[env, in_flight(state, env), level - 1], 1.0)
 
 
 @njit
-def _next_queue(st, tb, e, pr, g, visited, patience):
+def _next_queue(state, tables, env, priority, group, visited, patience):
     """Queue of priority pr that is most worth serving among those not visited (a bit mask), -1 if none; and its worth.
 
     Worth is requests served per ms, discounted by the slack that is left: work that can wait, waits. After the apparent
     tardiness cost rule of Vepsalainen and Morton (Management Science 33, 1987); with ``patience`` 0 the least slack goes
     first.
     """
-    now = st.env[e].now
-    unit = tb.device[g, UNIT]
-    speed = math.exp(st.env[e].speed)
+    now = state.scheduler[env].now
+    unit = tables.device[group].unit_ms
+    speed = math.exp(state.scheduler[env].log_slowdown)
     best = -1
     best_worth = -np.inf
-    for m in range(st.queue.shape[2]):
-        q = st.queue[e, pr, m]
-        if q.length == 0 or (visited >> m) & 1:
+    for model in range(state.queue.shape[2]):
+        q = state.queue[env, priority, model]
+        if q.length == 0 or (visited >> model) & 1:
             continue
-        slack = st.entry[e, pr, m, q.head].deadline - now
+        slack = state.entry[env, priority, model, q.head].deadline - now
         if patience <= 0.0:
-            worth = tb.solo[g, m, 0] - slack
+            worth = tables.solo[group, model, 0] - slack
             if worth > best_worth:
                 best_worth = worth
-                best = m
+                best = model
             continue
-        for b in range(tb.size.shape[0]):
-            if tb.size[b] > q.length:
+        for size in range(tables.size.shape[0]):
+            if tables.size[size] > q.length:
                 break
-            took = tb.solo[g, m, b] * speed
+            took = tables.solo[group, model, size] * speed
             # In logs: the discount of much slack would underflow.
-            worth = tb.log_rate[g, m, b] - max(slack - took, 0.0) / (patience * unit)
-            if worth > best_worth and (b == 0 or took < slack):
+            worth = tables.log_rate[group, model, size] - max(slack - took, 0.0) / (patience * unit)
+            if worth > best_worth and (size == 0 or took < slack):
                 best_worth = worth
-                best = m
+                best = model
     return best, best_worth
 
 
 @njit
-def _best_size(st, tb, e, pr, m, scale, longest, haste, spare_low, tolerance, thrift):
+def _best_size(state, tables, env, priority, model, scale, longest, haste, spare_low, tolerance, thrift):
     """Batch-size index that serves the most requests for its time and makes nothing else late; -1 if none.
 
     Args:
@@ -131,100 +130,106 @@ def _best_size(st, tb, e, pr, m, scale, longest, haste, spare_low, tolerance, th
         tolerance: how late the head may be, as a share of its relative deadline.
         thrift: power of the predicted duration that requests predicted to be met are divided by.
     """
-    g = e % tb.solo.shape[0]
-    q = st.queue[e, pr, m]
-    now = st.env[e].now
-    head = st.entry[e, pr, m, q.head]
+    group = env % tables.solo.shape[0]
+    q = state.queue[env, priority, model]
+    now = state.scheduler[env].now
+    head = state.entry[env, priority, model, q.head]
     slack = head.deadline - now + tolerance * (head.deadline - head.arrival)
     best = -1
     best_worth = -1.0
-    for i in range(tb.size.shape[0]):
-        b = tb.size.shape[0] - 1 - i
-        n = tb.size[b]
-        solo = tb.solo[g, m, b]
+    for i in range(tables.size.shape[0]):
+        size = tables.size.shape[0] - 1 - i
+        n = tables.size[size]
+        solo = tables.solo[group, model, size]
         # Even alone on the device it would end too late, or serve too few: no need to predict.
         if n > q.length or solo > slack or solo > longest or n / solo**thrift <= best_worth:
             continue
-        duration, late_high, late_low, delay_high, delay_low = consider(st, tb, e, m, b, scale)
-        lost = delay_high + pr * delay_low + duration - alone_ms(st, tb, e, m, b)
+        duration, late_high, late_low, delay_high, delay_low = evaluate_candidate(
+            state, tables, env, model, size, scale
+        )
+        lost = delay_high + priority * delay_low + duration - alone_ms(state, tables, env, model, size)
         if lost > haste + NEGLIGIBLE * solo:
             continue
         if duration * scale > slack or late_high > 0 or (spare_low and late_low > 0):
             continue
-        met = max(n - late_heads(st, e, pr, m, n, now + duration * scale), 1)
+        met = max(n - late_in_queue(state, env, priority, model, n, now + duration * scale), 1)
         worth = met / duration**thrift
         if worth > best_worth:
             best_worth = worth
-            best = b
+            best = size
     return best
 
 
 @njit
-def _can_wait(st, tb, e, m, wait_ms, scale):
+def _can_wait(state, tables, env, model, wait_ms, scale):
     """Whether the head of the high-priority queue of m is predicted to be met if it starts alone in ``wait_ms``."""
-    head = st.entry[e, 0, m, st.queue[e, 0, m].head]
-    return st.env[e].now + scale * (wait_ms + alone_ms(st, tb, e, m, 0)) <= head.deadline
+    head = state.entry[env, 0, model, state.queue[env, 0, model].head]
+    return state.scheduler[env].now + scale * (wait_ms + alone_ms(state, tables, env, model, 0)) <= head.deadline
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """One decision, see the module's text."""
-    env = st.env[e]
-    if env.n_queued == 0 or not has_room(st, tb, e):
-        return defer_action(st, tb), np.inf
-    g = e % tb.solo.shape[0]
-    n_models = st.queue.shape[2]
-    first = look(st, tb, e)
-    turns = turns_on_spare(st, e)
+    own = state.scheduler[env]
+    if own.n_queued == 0 or not has_room(state, tables, env):
+        return defer_action(state, tables), np.inf
+    group = env % tables.solo.shape[0]
+    n_models = state.queue.shape[2]
+    first = refresh_forecast(state, tables, env)
+    turns = batches_on_next_core(state, env)
     shares = turns > 1
-    if turns > 2 or (shares and p[MAY_SHARE] == 0.0):
-        return defer_action(st, tb), np.inf
-    scale = _scale(st, e, p)
-    by_priority = p[BY_PRIORITY] > 0.0
+    if turns > 2 or (shares and params[MAY_SHARE] == 0.0):
+        return defer_action(state, tables), np.inf
+    scale = _scale(state, env, params)
+    by_priority = params[BY_PRIORITY] > 0.0
     # Who shares has no time to lose by waiting.
-    high_haste = np.inf if shares else p[HIGH_HASTE] * first
-    low_haste = p[LOW_HASTE] * first
+    high_haste = np.inf if shares else params[HIGH_HASTE] * first
+    low_haste = params[LOW_HASTE] * first
     waiting_high = 0
     visited = 0
     while True:
-        m, worth = _next_queue(st, tb, e, 0, g, visited, p[PATIENCE])
-        if m < 0:
+        model, worth = _next_queue(state, tables, env, 0, group, visited, params[PATIENCE])
+        if model < 0:
             break
         if not by_priority and not shares:
-            low, low_worth = _next_queue(st, tb, e, 1, g, 0, p[PATIENCE])
+            low, low_worth = _next_queue(state, tables, env, 1, group, 0, params[PATIENCE])
             if low_worth > worth:
-                b = _best_size(st, tb, e, 1, low, scale, np.inf, low_haste, True, 0.0, p[THRIFT])
-                if b >= 0:
-                    return action_of(tb, n_models, 1, low, b), np.inf
-        visited |= 1 << m
-        if shares and _can_wait(st, tb, e, m, first, scale):
+                size = _best_size(state, tables, env, 1, low, scale, np.inf, low_haste, True, 0.0, params[THRIFT])
+                if size >= 0:
+                    return action_of(tables, n_models, 1, low, size), np.inf
+        visited |= 1 << model
+        if shares and _can_wait(state, tables, env, model, first, scale):
             continue
-        b = _best_size(st, tb, e, 0, m, scale, np.inf, high_haste, not by_priority, 0.0, p[THRIFT])
+        size = _best_size(state, tables, env, 0, model, scale, np.inf, high_haste, not by_priority, 0.0, params[THRIFT])
         # Alone on its core, what may be late is better tried than given up.
-        if b < 0 and not shares and (scale > 1.0 or p[GAMBLE] > 0.0):
-            b = _best_size(st, tb, e, 0, m, 1.0, np.inf, high_haste, not by_priority, p[GAMBLE], p[THRIFT])
-        if b >= 0:
-            return action_of(tb, n_models, 0, m, b), np.inf
+        if size < 0 and not shares and (scale > 1.0 or params[GAMBLE] > 0.0):
+            size = _best_size(
+                state, tables, env, 0, model, 1.0, np.inf, high_haste, not by_priority, params[GAMBLE], params[THRIFT]
+            )
+        if size >= 0:
+            return action_of(tables, n_models, 0, model, size), np.inf
         waiting_high += 1
-    may_defer = p[MAY_DEFER] > 0.0
-    if shares or (may_defer and by_priority and (held_by_low(st, e) >= p[LOW_STREAMS] or waiting_high > 0)):
-        return defer_action(st, tb), np.inf
-    room = 1.0 - p[GUARD] * env.rate_high / max(tb.device[g, CORES], 1.0)
+    may_defer = params[MAY_DEFER] > 0.0
+    if shares or (may_defer and by_priority and (held_by_low(state, env) >= params[LOW_STREAMS] or waiting_high > 0)):
+        return defer_action(state, tables), np.inf
+    room = 1.0 - params[GUARD] * own.rate_high / max(tables.device[group].cores, 1.0)
     visited = 0
     while True:
-        m, _ = _next_queue(st, tb, e, 1, g, visited, p[PATIENCE])
-        if m < 0:
+        model, _ = _next_queue(state, tables, env, 1, group, visited, params[PATIENCE])
+        if model < 0:
             break
-        visited |= 1 << m
-        head = st.entry[e, 1, m, st.queue[e, 1, m].head]
-        starving = env.now - head.arrival > p[STARVE] * (head.deadline - head.arrival)
-        longest = max(p[LOW_MAX] * tb.device[g, UNIT], tb.solo[g, m, 0]) * (1.0 if starving else room)
-        b = _best_size(st, tb, e, 1, m, scale, longest, low_haste, not starving, 0.0, p[THRIFT])
-        if b < 0 and not may_defer:
-            b = 0
-        if b >= 0:
-            return action_of(tb, n_models, 1, m, b), np.inf
-    return defer_action(st, tb), np.inf
+        visited |= 1 << model
+        head = state.entry[env, 1, model, state.queue[env, 1, model].head]
+        starving = own.now - head.arrival > params[STARVE] * (head.deadline - head.arrival)
+        longest = max(params[LOW_MAX] * tables.device[group].unit_ms, tables.solo[group, model, 0]) * (
+            1.0 if starving else room
+        )
+        size = _best_size(state, tables, env, 1, model, scale, longest, low_haste, not starving, 0.0, params[THRIFT])
+        if size < 0 and not may_defer:
+            size = 0
+        if size >= 0:
+            return action_of(tables, n_models, 1, model, size), np.inf
+    return defer_action(state, tables), np.inf
 
 
 @dataclass(frozen=True)

@@ -37,38 +37,41 @@ class SymphonyParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Of the ready candidate batches the most urgent; wakes at the next frontrun."""
-    env = st.env[e]
-    n_models = st.queue.shape[2]
-    if env.n_free == 0 or in_flight(st, e) >= p[1]:
-        return defer_action(st, tb), np.inf
-    g = e % tb.solo.shape[0]
-    last = tb.size.shape[0] - 1
+    own = state.scheduler[env]
+    n_models = state.queue.shape[2]
+    if own.n_free == 0 or in_flight(state, env) >= params[1]:
+        return defer_action(state, tables), np.inf
+    group = env % tables.solo.shape[0]
+    last = tables.size.shape[0] - 1
     wake = np.inf
     best = np.inf
-    action = defer_action(st, tb)
-    for pr in range(2):
-        for m in range(n_models):
-            q = st.queue[e, pr, m]
-            if q.length < tb.size[0]:
+    action = defer_action(state, tables)
+    for priority in range(2):
+        for model in range(n_models):
+            q = state.queue[env, priority, model]
+            if q.length < tables.size[0]:
                 continue
-            head = st.entry[e, pr, m, q.head]
-            b = 0
-            for i in range(tb.size.shape[0]):
-                if tb.size[i] <= q.length and env.now + p[0] * solo_total(tb, g, m, i) <= head.deadline:
-                    b = i
-            if b < last and tb.size[b + 1] > q.length:
-                frontrun = head.deadline - p[0] * solo_total(tb, g, m, b + 1)
-                ready = head.arrival + p[2] * (frontrun - head.arrival)
-                if ready > env.now:
+            head = state.entry[env, priority, model, q.head]
+            size = 0
+            for i in range(tables.size.shape[0]):
+                if (
+                    tables.size[i] <= q.length
+                    and own.now + params[0] * solo_total(tables, group, model, i) <= head.deadline
+                ):
+                    size = i
+            if size < last and tables.size[size + 1] > q.length:
+                frontrun = head.deadline - params[0] * solo_total(tables, group, model, size + 1)
+                ready = head.arrival + params[2] * (frontrun - head.arrival)
+                if ready > own.now:
                     wake = min(wake, ready)
                     continue
-            latest = head.deadline - p[0] * solo_total(tb, g, m, b)
+            latest = head.deadline - params[0] * solo_total(tables, group, model, size)
             if latest < best:
                 best = latest
-                action = action_of(tb, n_models, pr, m, b)
-        if p[3] > 0.0 and best < np.inf:
+                action = action_of(tables, n_models, priority, model, size)
+        if params[3] > 0.0 and best < np.inf:
             break
     return action, wake if best == np.inf else np.inf
 

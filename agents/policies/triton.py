@@ -39,35 +39,35 @@ class TritonParams:
 
 
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """Of the models that are ready, the one whose oldest request arrived first."""
-    env = st.env[e]
-    n_models = st.queue.shape[2]
+    own = state.scheduler[env]
+    n_models = state.queue.shape[2]
     wake = np.inf
-    if env.n_free == 0:
-        return defer_action(st, tb), wake
+    if own.n_free == 0:
+        return defer_action(state, tables), wake
     best_p, best_m = -1, -1
     best = np.inf
-    for m in range(n_models):
-        if in_flight_of(st, e, m) >= p[3]:
+    for model in range(n_models):
+        if in_flight_of(state, env, model) >= params[3]:
             continue
-        for pr in range(2):
-            q = st.queue[e, pr, m]
+        for priority in range(2):
+            q = state.queue[env, priority, model]
             if q.length == 0:
                 continue
-            arrival = st.entry[e, pr, m, q.head].arrival
-            if q.length < p[1] and arrival + p[2] > env.now:
-                wake = min(wake, arrival + p[2])
+            arrival = state.entry[env, priority, model, q.head].arrival
+            if q.length < params[1] and arrival + params[2] > own.now:
+                wake = min(wake, arrival + params[2])
             elif arrival < best:
-                best, best_p, best_m = arrival, pr, m
-            if p[4] > 0.0:
+                best, best_p, best_m = arrival, priority, model
+            if params[4] > 0.0:
                 break
     if best_m < 0:
-        return defer_action(st, tb), wake
-    b = largest_fit(st, tb, e, best_p, best_m, p[0])
-    if b < 0:
-        return defer_action(st, tb), wake
-    return action_of(tb, n_models, best_p, best_m, b), np.inf
+        return defer_action(state, tables), wake
+    size = largest_fit(state, tables, env, best_p, best_m, params[0])
+    if size < 0:
+        return defer_action(state, tables), wake
+    return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
 register(PolicyKind("triton", choose, TritonParams, "NVIDIA Triton Inference Server, model configuration guide"))

@@ -29,7 +29,7 @@ class Baseline:
         self.batch = batch
         self.reference = reference
         self.twins = Batch(batch.config, batch.n, autoreset=False, profile=batch.profile)
-        self.twins.sim.world.env["done"] = 1
+        self.twins.sim.world.episode["done"] = 1
 
     def began(self, which: np.ndarray) -> None:
         """Play the episodes that the worlds where ``which`` (N,) is set have just begun, and note the outcomes."""

@@ -152,7 +152,11 @@ class DuelCallback(UpdateCallback):
     def _score(self) -> Score:
         config = self.batch.config
         weights = weights_of(self.model.policy)  # type: ignore[arg-type]
-        return self.duel.score(LearnedPolicy(weights, drop=config.drop, defer_ms=config.defer_ms, turns=config.turns))
+        return self.duel.score(
+            LearnedPolicy(
+                weights, drop=config.drop, defer_ms=config.defer_ms, max_batches_per_core=config.max_batches_per_core
+            )
+        )
 
     def seconds(self) -> float:
         """Time that a comparison takes now that all is compiled."""

@@ -24,10 +24,10 @@ from agents.learned.names import SERVED, resolve
 from agents.learned.policy_file import CHECKPOINT, SHIPPED, read_policy
 from agents.training.config import TrainConfig
 from envs.profiles.profile import Profile
-from envs.profiles.refit import at_speed, joined, measured_speed, of_kind, on_machine, refit
+from envs.profiles.refit import joined, measured_log_slowdown, of_kind, on_machine, refit, with_measured_slowdown
+from envs.profiles.truth import Truth
 from envs.scheduling.state import HIGH, MET
 from envs.simulation.capacity import measure_capacity
-from envs.simulation.records import Truth
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_path, atomic_write_text
@@ -225,14 +225,14 @@ def shadow(
     running: str,
     candidate: str,
     streams: int,
-    speed: np.ndarray | None = None,
+    log_slowdown: np.ndarray | None = None,
     worlds: int = WORLDS,
 ) -> dict[str, Any]:
     """Compare two policies on a workload that neither was tuned on, window by window.
 
     Args:
         profile: the machine's. workload: to serve. running, candidate: as for ``resolve``. streams: of the device.
-        speed: of the cores over the time of the workload (envs.profiles.refit.measured_speed); None: as the profile has it.
+        log_slowdown: of the cores over the time of the workload (refit.measured_log_slowdown); None: as the profile has it.
         worlds: noises.
 
     Returns:
@@ -242,7 +242,7 @@ def shadow(
         InputError: the workload is too short to be cut into windows.
     """
     edges_ms = window_edges(workload)
-    truth = at_speed(profile.truth(streams), speed)
+    truth = with_measured_slowdown(profile.truth(streams), log_slowdown)
     mine, theirs = (
         100 * violated_weight(profile, truth, name, workload, edges_ms, worlds) for name in (candidate, running)
     )
@@ -279,8 +279,8 @@ def close_loop(config: TrainConfig, loop: Loop) -> dict[str, Any]:
     if result.interrupted:
         raise KeyboardInterrupt
     profile = profile_of(log)
-    speed = measured_speed(profile, of_kind(log, "live"), cut_ms, whole.duration_ms)
-    verdict = shadow(profile, rest, loop.policy, str(result.policy), streams, speed)
+    log_slowdown = measured_log_slowdown(profile, of_kind(log, "live"), cut_ms, whole.duration_ms)
+    verdict = shadow(profile, rest, loop.policy, str(result.policy), streams, log_slowdown)
     adopted = verdict["better"] and loop.target is not None
     if adopted:
         assert loop.target is not None

@@ -26,7 +26,6 @@ from envs.sb3 import SB3VecEnv
 from envs.scheduling.jit import njit
 from envs.scheduling.state import MET, WAITING
 from envs.simulation.events import step
-from envs.simulation.records import WEIGHT
 from envs.simulation.worlds import Batch
 from traces.errors import InputError
 
@@ -74,48 +73,48 @@ class LookAheadConfig:
 
 
 @njit
-def _copy(source, target, e):
+def _copy(source, target, env):
     for i in range(source.shape[1]):
-        target[e, i] = source[e, i]
+        target[env, i] = source[env, i]
 
 
 @njit
-def _clear(w, e, now):
+def _clear(world, env, now):
     """Forget how requests of world e with deadlines after ``now`` ended; returns the first of these."""
     first = 0
-    while first < w.env[e].n and w.request[e, first].deadline <= now:
+    while first < world.episode[env].n and world.request[env, first].deadline <= now:
         first += 1
-    for i in range(first, w.env[e].n):
-        w.request[e, i].outcome = WAITING
+    for i in range(first, world.episode[env].n):
+        world.request[env, i].outcome = WAITING
     return first
 
 
 @njit
-def _return(choose, mem, p, st, tb, w, tr, e, action, wake, tau):
+def _return(choose, memory, params, state, tables, world, truth, env, action, wake, tau):
     """Return of world e when ``action`` is taken and the reference decides for 3 tau from then on.
 
     Each request that is not met counts, discounted by how far its deadline lies ahead: at the time of its end it would seem a
     gain to be late later.
     """
-    g = e % tr.solo.shape[0]
-    began = st.env[e].now
-    first = _clear(w, e, began)
-    step(st, w, tb, tr, e, action, wake)
-    while w.env[e].done == 0 and st.env[e].now < began + 3.0 * tau:
-        then, then_wake = choose(st, tb, mem, e, p)
-        step(st, w, tb, tr, e, then, then_wake)
+    g = env % truth.solo.shape[0]
+    began = state.scheduler[env].now
+    first = _clear(world, env, began)
+    step(state, world, tables, truth, env, action, wake)
+    while world.episode[env].done == 0 and state.scheduler[env].now < began + 3.0 * tau:
+        then, then_wake = choose(state, tables, memory, env, params)
+        step(state, world, tables, truth, env, then, then_wake)
     total = 0.0
-    for i in range(first, w.env[e].n):
-        r = w.request[e, i]
+    for i in range(first, world.episode[env].n):
+        r = world.request[env, i]
         if r.arrival > began + 3.0 * tau:
             break
         if began < r.deadline <= began + 3.0 * tau and r.outcome != MET:
-            total -= tr.device[g, WEIGHT + r.priority] * math.exp((began - r.deadline) / tau)
+            total -= truth.weight[g, r.priority] * math.exp((began - r.deadline) / tau)
     return total
 
 
 @njit
-def _gains(choose, mem, p, st, tb, w, tr, here, there, lo, hi, tried, own, wakes, tau, gains):
+def _gains(choose, memory, params, state, tables, world, truth, here, there, lo, hi, tried, own, wakes, tau, gains):
     """See ``Twins.gains``; for worlds lo..hi-1. ``here``, ``there``: rows of the worlds and of their twins."""
     for e in range(lo, hi):
         usual = 0.0
@@ -128,10 +127,10 @@ def _gains(choose, mem, p, st, tb, w, tr, here, there, lo, hi, tried, own, wakes
                 for a in range(len(here)):
                     _copy(here[a], there[a], e)
                 if begun or j == 1:
-                    value = _return(choose, mem, p, st, tb, w, tr, e, tried[e, i], wakes[e], tau)
+                    value = _return(choose, memory, params, state, tables, world, truth, e, tried[e, i], wakes[e], tau)
                     gains[e, i] = value - usual
                 else:
-                    usual = _return(choose, mem, p, st, tb, w, tr, e, own[e], wakes[e], tau)
+                    usual = _return(choose, memory, params, state, tables, world, truth, e, own[e], wakes[e], tau)
             begun = True
 
 
@@ -163,7 +162,7 @@ class Twins:
         """
         sim, policy = self.twins.sim, self.reference
         gains = np.zeros(tried.shape)
-        wakes = self.batch.sim.state.env["now"] + self.batch.config.defer_ms
+        wakes = self.batch.sim.state.scheduler["now"] + self.batch.config.defer_ms
         rows = (world_rows(self.batch.sim), world_rows(sim))
 
         def part(lo: int, hi: int) -> None:

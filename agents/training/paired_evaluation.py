@@ -91,7 +91,7 @@ class Duel:
 
     def _run(self, batch: Batch, policy: Policy) -> np.ndarray:
         sim = batch.sim
-        sim.world.options[:, 0] = policy.drop
+        sim.world.rules["drop_scale"] = policy.drop
         batch.reset(self._seeds)
         memory = np.zeros_like(policy.memory)
         finish_range(

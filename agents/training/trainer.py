@@ -184,7 +184,8 @@ class Trainer:
         env = self.config.env
         notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
         for name in (LAST, POLICY) if best else (LAST,):
-            write_policy(self.run / name, weights_of(self.model.policy), env.drop, env.defer_ms, notes, env.turns)  # type: ignore[arg-type]
+            weights = weights_of(self.model.policy)  # type: ignore[arg-type]
+            write_policy(self.run / name, weights, env.drop, env.defer_ms, notes, env.max_batches_per_core)
 
     def warm_start(self, start: str | Path | None = None) -> ImitateResult:
         """Imitate the teacher, or take the weights of a policy file, and look ahead; the worlds go on from where that ends.

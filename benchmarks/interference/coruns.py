@@ -64,7 +64,7 @@ class CoRuns:
         return self.exec_ms / self.solo
 
     @property
-    def n_co(self) -> np.ndarray:
+    def n_corunners(self) -> np.ndarray:
         """(N,) batches that ran beside each, at the most at one time."""
         count = (self.others >= 0).sum(axis=1)
         out = np.zeros(len(self.variant), np.int64)

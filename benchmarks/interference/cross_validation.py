@@ -124,7 +124,7 @@ def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> 
     """What differs between two runs of one co-location, beyond what its schedule explains.
 
     The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
-    same in both runs and cancel; what is left no model that knows the co-location can foresee. The difference of two is
+    same in both runs and cancel; what is left no model that knows the co-location can foretell. The difference of two is
     root two times as wide as the error of the best prediction.
 
     Args:

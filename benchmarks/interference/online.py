@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.interference.coruns import folds
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, Replayed
-from envs.scheduling.forecast import consider, look
+from envs.scheduling.forecast import evaluate_candidate, refresh_forecast
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
 from envs.scheduling.predictor import advance
@@ -18,7 +18,7 @@ from envs.scheduling.state import LOW, SchedState, make_state
 from traces.measurements import Measurements
 
 WINDOW = 25  # batches over which an error is averaged
-AFTER = 200  # batches looked at after a shift
+AFTER = 200  # batches forecast_valid at after a shift
 SLOWER = 1.5
 LONGEST_WARM_UP = 1500  # batches before a shift
 
@@ -102,7 +102,7 @@ def _try(
     covered: list[tuple[np.ndarray, np.ndarray]] = []
     for cut in cuts:
         before = np.arange(max(0, cut - LONGEST_WARM_UP), cut)
-        # Enough batches that the watched ones among them fill the time looked at.
+        # Enough batches that the watched ones among them fill the time forecast_valid at.
         share = max(float(watched[cut:].mean()), 1e-3)
         after = np.arange(cut, min(len(log), cut + int((AFTER + WINDOW) / share * 1.1)))
         pick = watched[after]
@@ -154,21 +154,21 @@ def _live(st, tb, n, n_models):
     """Dispatch and complete n batches, with all streams busy in turns; every batch is predicted and learned from."""
     n_sizes = tb.size.shape[0]
     streams = st.stream.shape[1]
-    t = st.env[0].now
+    t = st.scheduler[0].now
     for i in range(n):
         k = i % streams
         if st.stream[0, k].busy == 1:
             t += 1.0 + 0.1 * (i % 7)
             complete(st, tb, 0, t, k, t - st.stream[0, k].start)
-            st.env[0].n_ended = 0
+            st.scheduler[0].n_ended = 0
         m = i % n_models
         b = i // n_models % n_sizes
         for _ in range(tb.size[b]):
             enqueue(st, tb, 0, t, LOW, m, i, np.inf)
         advance(st, tb, 0, t)
-        st.env[0].spare = k
-        look(st, tb, 0)
-        consider(st, tb, 0, m, b, 1.0)
+        st.scheduler[0].next_stream = k
+        refresh_forecast(st, tb, 0)
+        evaluate_candidate(st, tb, 0, m, b, 1.0)
         dispatch(st, tb, 0, action_of(tb, n_models, LOW, m, b))
 
 

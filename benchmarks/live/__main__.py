@@ -27,7 +27,7 @@ from rich.table import Table
 from agents.evaluation import metric
 from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
-from benchmarks.common import machine as machine_name
+from benchmarks.common.timing import machine as machine_name
 from benchmarks.live.runs import LiveRun, check_amounts, check_policies, in_turns, make_cells, run_all
 from benchmarks.live.simulated import at_common_speed
 from envs.profiles.profile import Profile

@@ -13,11 +13,15 @@ CROWDS = "while no core is shared / another core is / its own is"
 # What makes live differ from the profile, and where it went.
 CAUSES = (
     ("Python between an event and the submission of a batch", "decision_ms", "modelled: part of dispatch_ms"),
-    (f"worker thread wakes up and begins to copy, {CROWDS}", "handover_ms", "modelled: dispatch_ms and crowded_ms"),
+    (
+        f"worker thread wakes up and begins to copy, {CROWDS}",
+        "handover_ms",
+        "modelled: dispatch_ms and shared_core_wait_ms",
+    ),
     (
         f"engine's thread wakes up when a batch has ended (event loop, Python's lock), {CROWDS}",
         "completion_ms",
-        "modelled: completion_ms and crowded_ms",
+        "modelled: completion_ms and shared_core_wait_ms",
     ),
     ("event loop's timers ring in whole milliseconds", "timer_ms", "modelled: deferrals and offered requests are late"),
     ("engine's thread takes a core from the workers", "host_share", "modelled: in the middle of the residuals"),

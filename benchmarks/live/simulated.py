@@ -19,7 +19,7 @@ from agents.evaluation.summary import summarise
 from agents.learned.names import SERVED, resolve
 from benchmarks.live.runs import LiveRun, Offered
 from envs.profiles.profile import Profile
-from envs.profiles.refit import KNOT_MS, SPEED_MS, at_speed, measured_speed
+from envs.profiles.refit import KEPT_MS, KNOT_MS, measured_log_slowdown, with_measured_slowdown
 from envs.simulation.simulator import Simulator
 from serving.observers.overhead import Overhead, measure_overhead
 from serving.observers.recorder import LEAST_MS
@@ -37,7 +37,7 @@ def simulate(
     streams: int,
     worlds: int,
     late_ms: np.ndarray = ON_TIME,
-    speed: np.ndarray | None = None,
+    log_slowdown: np.ndarray | None = None,
 ) -> list[pd.DataFrame]:
     """Requests of one cell in simulation, one table a world.
 
@@ -46,9 +46,9 @@ def simulate(
         policy: as for ``agents.learned.names.resolve``.
         offered: the cell. streams: of the device. worlds: runs with other noise.
         late_ms: (n,) of these one is drawn for each request, by which it is offered late.
-        speed: of the cores over time, see ``envs.profiles.refit.measured_speed``; None: it drifts as the truth says.
+        log_slowdown: of the cores over time, see ``refit.measured_log_slowdown``; None: it drifts as the truth says.
     """
-    device = at_speed(truth.truth(streams), speed)
+    device = with_measured_slowdown(truth.truth(streams), log_slowdown)
     workload = offered.workload
     seen = offered_late(workload, late_ms, offered.repetition)
     late = seen.arrival_ms - workload.arrival_ms
@@ -72,13 +72,13 @@ def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload
     return replace(workload, arrival_ms=arrival_ms, deadline_ms=left_ms)
 
 
-def speed_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
+def log_slowdown_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
     """Speed of the cores over the time of a live run, on the clock of its workload."""
     ran = one.table[one.table["batch_id"] >= 0]
     start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
     shifts = [b.decided_ms - start_ms[b.batch_id] for b in one.meter.batches if b.batch_id in start_ms.index]
     begin_ms = float(np.median(shifts)) if shifts else 0.0
-    return measured_speed(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
+    return measured_log_slowdown(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
 
 
 def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
@@ -88,14 +88,14 @@ def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: 
         told: as calibrated. overhead: what the engine costs. runs: that are joined in time. info: the machine.
     """
     truth = overhead.put_into(told)
-    speeds = [speed for one in runs if (speed := speed_of(one, truth, info)).size]
-    if not speeds:
+    measured = [one for run in runs if (one := log_slowdown_of(run, truth, info)).size]
+    if not measured:
         return truth
-    speed = np.concatenate(speeds, axis=1)[:, : int(SPEED_MS / KNOT_MS)]
+    log_slowdown = np.concatenate(measured, axis=1)[:, : int(KEPT_MS / KNOT_MS)]
     source = (
-        f"{told.source}; {len(overhead.log.batches)} batches beside a running engine, {speed.shape[1]} knots of speed"
+        f"{told.source}; {len(overhead.log.batches)} batches beside an engine, {log_slowdown.shape[1]} knots of drift"
     )
-    return replace(truth, name="served", speed=speed, drift=(truth.drift[0], KNOT_MS), source=source)
+    return replace(truth, name="served", log_slowdown=log_slowdown, drift_knot_ms=KNOT_MS, source=source)
 
 
 def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:
@@ -126,9 +126,9 @@ def at_common_speed(
     out = []
     for _, cell in groupby(runs, key=lambda one: id(one.offered)):
         here = list(cell)
-        speeds = [speed_of(one, truth, info) for one in here]
+        slowdowns = [log_slowdown_of(one, truth, info) for one in here]
         for i, one in enumerate(here):
             args = (told, truth, one.policy, one.offered, streams, worlds, overhead.late_ms)
-            at = np.array([violation_rates(simulate(*args, speed)) for speed in speeds])
+            at = np.array([violation_rates(simulate(*args, log_slowdown)) for log_slowdown in slowdowns])
             out.append(violation_rates([one.table]) - at[i] + at.mean(axis=0))
     return np.array(out)

@@ -31,7 +31,7 @@ def choose(st, tb, mem, e, p):
             action = action_of(tb, n_models, priority, m, 0)
             if valid(st, tb, e, action) and tb.solo[0, m, 0] < least:
                 best, least = action, tb.solo[0, m, 0]
-        if best >= 0 and (priority == 0 or st.env[e].n_free >= p[0]):
+        if best >= 0 and (priority == 0 or st.scheduler[e].n_free >= p[0]):
             return best, np.inf
     return defer_action(st, tb), np.inf
 

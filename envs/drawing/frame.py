@@ -51,7 +51,7 @@ def _streams(
 ) -> None:
     _text(picture, x, y, "Streams", 14)
     _text(picture, x + width, y, "predicted slack", 12, FAINT, "rm")
-    now = float(state.env[e].now)
+    now = float(state.scheduler[e].now)
     for k in range(state.stream.shape[1]):
         at = y + ROW * (k + 1)
         s = state.stream[e, k]
@@ -96,10 +96,10 @@ def draw(state: SchedState, models: Sequence[str], e: int = 0) -> np.ndarray:
     height = MARGIN + HEAD + ROW * (rows + 3)
     image = Image.new("RGB", (WIDTH, height), PAPER)
     picture = ImageDraw.Draw(image)
-    env = state.env[e]
+    own = state.scheduler[e]
     high = int(state.queue[e, HIGH].length.sum())
-    _text(picture, MARGIN, MARGIN + 8, f"{float(env.now) / 1e3:8.3f} s", 16)
-    queued = f"{int(env.n_queued)} queued ({high} high)   {int(env.n_free)} of {state.stream.shape[1]} streams free"
+    _text(picture, MARGIN, MARGIN + 8, f"{float(own.now) / 1e3:8.3f} s", 16)
+    queued = f"{int(own.n_queued)} queued ({high} high)   {int(own.n_free)} of {state.stream.shape[1]} streams free"
     _text(picture, WIDTH - MARGIN, MARGIN + 8, queued, 13, FAINT, "rm")
     top = MARGIN + HEAD + 8
     _queues(picture, state, models, e, MARGIN, top)

@@ -35,11 +35,11 @@ def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[Batc
     batches: list[BatchRow] = []
     flying: dict[int, tuple[Any, ...]] = {}
     actions, wakes = np.zeros(1, np.int64), np.zeros(1)
-    while world.env[0].done == 0:
+    while world.episode[0].done == 0:
         actions[0], wakes[0] = decide(st, sim.tables)
-        batch, k = int(st.env[0].next_batch), int(st.env[0].spare)
+        batch, k = int(st.scheduler[0].next_batch), int(st.scheduler[0].next_stream)
         sim.step(actions, wakes)
-        if int(st.env[0].next_batch) > batch:
+        if int(st.scheduler[0].next_batch) > batch:
             s = streams[k]
             flying[k] = (batch, k, int(s.priority), models[s.model], int(s.n), float(s.start), float(s.predicted))
         # A stream is taken again by the next decision at the earliest: what it did until then is still noted there.
@@ -48,7 +48,7 @@ def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[Batc
             copied, ended = float(runs[k].h2d_end), float(runs[k].exec_end)
             phases = (start, float(runs[k].h2d_start), copied, copied, ended, float(runs[k].until))
             batches.append(BatchRow._make((*what, *phases, predicted, None)))
-    rows = world.request[0, : int(world.env[0].n)]
+    rows = world.request[0, : int(world.episode[0].n)]
     requests = [
         RequestRow(i, models[r.model], int(r.priority), OUTCOMES[r.outcome], float(r.arrival), float(r.start),
                    float(r.finish), float(r.deadline), int(r.batch))

@@ -46,7 +46,7 @@ class Delays:
             dispatch_ms=self.decision_ms + self.handover_ms[0],
             completion_ms=self.completion_ms[0],
             timer_ms=TIMER_MS + self.completion_ms[0] if timer_ms is None else timer_ms,
-            crowded_ms=(_beyond_first(self.handover_ms), _beyond_first(self.completion_ms)),
+            shared_core_wait_ms=(_beyond_first(self.handover_ms), _beyond_first(self.completion_ms)),
         )
 
 

@@ -13,15 +13,14 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from envs.profiles.profile import Profile
-from envs.profiles.segments import Segments, cores_of, cut, turn_of
+from envs.profiles.profile import Profile, counts_to
+from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
 from envs.scheduling.predictor import MAX_SLOWDOWN, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
-from traces.machine import MachineInfo
 from traces.measurements import Measurements
 
-MEMORY = 500  # batches that the online predictor's prior is worth
+WEIGHT_BATCHES = 500  # batches that the online predictor's prior is worth
 RESIDUALS = 512
 DRIFT_BATCHES = 25  # batches on each side whose median residual is taken for the drift of the device
 CORE_BATCHES = 5  # the same for one core: this many predict best what a batch between them took
@@ -67,11 +66,6 @@ def solo_arrays(measurements: Measurements) -> tuple[np.ndarray, np.ndarray, np.
             for column, array in arrays.items():
                 array[i, j] = float(table[column][(model.name, size)])
     return arrays["h2d_ms"], arrays["exec_ms"], arrays["d2h_ms"]
-
-
-def load_times(machine: MachineInfo) -> np.ndarray:
-    """(M,) time to bring each model's weights into the device's memory at its copy bandwidth, ms."""
-    return np.array([model.weight_bytes / (machine.device.peak_gbps * 1e6) for model in machine.models])
 
 
 def fit_truth(
@@ -169,15 +163,6 @@ def fit_truth(
     return count, pair, residual
 
 
-def counts_to(count: np.ndarray, most: int) -> np.ndarray:
-    """Slowdowns by batches on a core up to ``most`` of them: (most + 1,); beyond what was measured the last step goes on."""
-    out = np.ones(max(most + 1, len(count)))
-    out[: len(count)] = count
-    for n in range(len(count), len(out)):
-        out[n] = out[n - 1] + (count[-1] - count[-2])
-    return out[: most + 1]
-
-
 def log_slowdown(segments: Segments, count: np.ndarray, pair: np.ndarray) -> np.ndarray:
     """Log of the slowdown of each piece (S,) by a profile's count and pair."""
     out = np.log(counts_to(count, int(segments.n.max(initial=1))))[segments.n]
@@ -244,7 +229,7 @@ def piece_features(segments: Segments, demand: np.ndarray) -> np.ndarray:
     return out
 
 
-def fit_prior(
+def fit_weights(
     segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, drift: np.ndarray, ridge: float = 1e-3, rounds: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the linear slowdown and the covariance of the online predictor's start: (F,), (F, F).
@@ -273,7 +258,7 @@ def fit_prior(
             error = y - mean @ weights
             h = np.minimum(1.0, 0.3 / np.maximum(np.abs(error), 1e-9))[:, None]
             weights = np.linalg.solve((mean * h).T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01, (mean * h).T @ y)
-    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_FEATURES)) * MEMORY)
+    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_FEATURES)) * WEIGHT_BATCHES)
     return weights, cov
 
 
@@ -290,7 +275,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
     segments = cut(measurements)
     count, pair, residual = fit_truth(segments, solo, demand)
     drift = drift_of(segments, residual)
-    prior, prior_cov = fit_prior(segments, solo, demand, drift)
+    weight, cov = fit_weights(segments, solo, demand, drift)
     frame = measurements.batches
     noise = residual - drift
     return Profile(
@@ -298,19 +283,18 @@ def fit(measurements: Measurements, name: str) -> Profile:
         models=tuple(m.name for m in machine.models),
         batch_sizes=machine.batch_sizes,
         cores=float(cores_of(machine)),
-        turn_ms=turn_of(machine),
+        time_slice_ms=time_slice_of(machine),
         solo_ms=solo,
         h2d_ms=h2d,
         d2h_ms=d2h,
         demand=demand,
-        prior=prior,
-        prior_cov=prior_cov,
+        weight=weight,
+        cov=cov,
         count=count,
         pair=pair,
         residual=quantiles(noise - np.median(noise)),
-        drift=(float(drift.std()), drift_period_ms(segments, drift)),
-        weight_bytes=np.array([m.weight_bytes for m in machine.models], float),
-        load_ms=load_times(machine),
+        drift_spread=float(drift.std()),
+        drift_knot_ms=drift_period_ms(segments, drift),
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{machine.device.name}, {machine.device.cores} cores, {machine.created}; "
         f"{len(frame)} batches: {machine.command}",

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from envs.profiles.fit import MEMORY
+from envs.profiles.fit import WEIGHT_BATCHES
 from envs.profiles.profile import Profile
 from envs.scheduling.predictor import features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
@@ -119,7 +119,7 @@ def fit_pairs(
     return pair.reshape(n, n), np.log(slow) - x @ theta
 
 
-def fit_prior(
+def fit_weights(
     own: np.ndarray, other: np.ndarray, slow: np.ndarray, demand: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (F,) and covariance (F, F) of the online predictor's start, on the measured pairs."""
@@ -128,7 +128,7 @@ def fit_prior(
     for row, i, j in zip(x, own, other, strict=True):
         features(1.0, 1.0, *flat[i], *flat[j], row)  # every stream is a core of its own
     gram = x.T @ x / len(x) + RIDGE * np.eye(N_FEATURES)
-    return np.linalg.solve(gram, x.T @ (slow - 1.0) / len(x)), np.linalg.inv(gram * MEMORY)
+    return np.linalg.solve(gram, x.T @ (slow - 1.0) / len(x)), np.linalg.inv(gram * WEIGHT_BATCHES)
 
 
 def build(data: Path, name: str = "gpu-v100") -> Profile:
@@ -153,7 +153,7 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
     own, other, together, spread = pair_rows(pairs, models)
     slow = np.maximum(together / latency.ravel()[own], 1.0)
     pair, residual = fit_pairs(own, other, slow, demand)
-    prior, prior_cov = fit_prior(own, other, slow, demand)
+    weight, cov = fit_weights(own, other, slow, demand)
     # What the fit leaves is a bias of each pair, known to nobody beforehand; what spreads from run to run comes on top.
     both = np.sqrt(residual**2 + spread**2) * np.sign(residual)
     return Profile(
@@ -165,8 +165,8 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
         h2d_ms=COPY_MS + input_bytes / (GBPS * 1e6),
         d2h_ms=COPY_MS + output_bytes / (GBPS * 1e6),
         demand=demand,
-        prior=prior,
-        prior_cov=prior_cov,
+        weight=weight,
+        cov=cov,
         count=np.ones(3),
         pair=pair,
         residual=np.sort(both - np.median(both)),

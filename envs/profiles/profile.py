@@ -7,35 +7,22 @@ predictor: ``tables``) and what the simulated device does (``truth``: count and 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri
 
-from envs.scheduling.state import (
-    CORES,
-    DISPATCH,
-    FORGETTING,
-    MEMORY,
-    N_DEMAND,
-    N_FEATURES,
-    QUANTILE_RATE,
-    QUANTILES,
-    SPEED_RATE,
-    TURN_MS,
-    UNIT,
-    Tables,
-)
-from envs.simulation.records import Truth
+from envs.profiles.truth import Truth, truth_device_t
+from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from traces.errors import InputError
 from traces.files import atomic_write_text
+from traces.workload import HIGH_WEIGHT
 
-SCHEMA = "strait-profile/2"
+SCHEMA = "strait-profile/3"
 DATA = Path(__file__).resolve().parent / "data"
 _ARRAYS = (
-    "solo_ms", "h2d_ms", "d2h_ms", "demand", "prior", "prior_cov", "count", "pair", "residual", "weight_bytes", "load_ms",
-    "speed",
+    "solo_ms", "h2d_ms", "d2h_ms", "demand", "weight", "cov", "count", "pair", "residual", "log_slowdown",
 )  # fmt: skip
 
 
@@ -45,26 +32,33 @@ class Profile:
 
     Attributes:
         name: what it was measured on.
-        models: names. batch_sizes: ascending.
+        models: names.
+        batch_sizes: ascending.
         cores: stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0 where every stream is
             a core of its own (a GPU).
-        solo_ms: (M, B) execution alone. h2d_ms: (M, B) copy in. d2h_ms: (M, B) copy back.
+        solo_ms: (M, B) execution alone.
+        h2d_ms: (M, B) copy in.
+        d2h_ms: (M, B) copy back.
         demand: (M, B, 3) compute, memory bandwidth and cache as fractions of the device.
-        prior: (F,) predictor weights fitted offline. prior_cov: (F, F) their covariance.
+        weight: (F,) weights that the scheduler's predictor starts from.
+        cov: (F, F) their covariance.
         count: (n + 1,) slowdown by number of batches that execute on one core, index 0 unused; beyond n it is linear.
-        pair: (M*B, M*B) log slowdown by co-runner on another core.
+        pair: (M*B, M*B) log slowdown by a co-runner on another core.
         residual: (R,) measured log residuals.
-        drift: standard deviation of the drift of log execution times, and the time between its knots in ms.
-        weight_bytes: (M,) bytes of weights. load_ms: (M,) time to bring them into the device's memory.
-        memory_bytes: memory for weights; 0: all models fit.
         dispatch_ms: cost of a dispatch before its copy begins.
-        completion_ms: time from a batch's end until the scheduler sees it. timer_ms: by how much a timer rings late.
-        crowded_ms: what the hand-over of a batch and the sight of its end take longer while batches share another core, and
-            while they share its own. These three are of the truth alone; a live engine measures them (envs.profiles.delays).
-        turn_ms: length of the turns that batches on one core take, the newest first; 0: they share it evenly.
-        straggler: probability and factor of a straggler.
-        speed: (C, S) log of the factor on execution times on each core over time, as it was measured, every ``drift[1]`` ms: it
+        completion_ms: from a batch's end until the scheduler sees it. Of the truth alone, as the next two are; a live engine
+            measures them (envs.profiles.delays).
+        timer_ms: by how much a timer rings late.
+        shared_core_wait_ms: what the hand-over of a batch and the sight of its end take longer while batches share another
+            core, and while they share its own.
+        time_slice_ms: of the batches on a shared core, the newest first; 0: they share it evenly.
+        drift_spread: standard deviation of the drift of log execution times.
+        drift_knot_ms: time between its knots.
+        log_slowdown: (C, S) log of the factor on execution times on each core over time, as it was measured at every knot: it
             takes the place of the drift, and each episode begins anywhere in it. Core k is row k % C; S = 0: there is none.
+        forgetting: factor of the scheduler's online predictor.
+        quantile_rate: learning rate of its calibrated quantiles.
+        log_slowdown_rate: learning rate of its estimate of the device's log slowdown.
         source: where the numbers come from.
     """
 
@@ -76,37 +70,29 @@ class Profile:
     h2d_ms: np.ndarray
     d2h_ms: np.ndarray
     demand: np.ndarray
-    prior: np.ndarray
-    prior_cov: np.ndarray
+    weight: np.ndarray
+    cov: np.ndarray
     count: np.ndarray
     pair: np.ndarray
     residual: np.ndarray
     dispatch_ms: float = 0.1
     completion_ms: float = 0.0
     timer_ms: float = 0.0
-    crowded_ms: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
-    straggler: tuple[float, float] = (0.0, 1.0)
-    drift: tuple[float, float] = (0.0, 1000.0)
-    weight_bytes: np.ndarray = None  # type: ignore[assignment]  # zeros when not given
-    load_ms: np.ndarray = None  # type: ignore[assignment]
-    memory_bytes: float = 0.0
-    source: str = ""
+    shared_core_wait_ms: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
+    time_slice_ms: float = 0.0
+    drift_spread: float = 0.0
+    drift_knot_ms: float = 1000.0
+    log_slowdown: np.ndarray = field(default_factory=lambda: np.zeros((1, 0)))
     forgetting: float = 0.998
     quantile_rate: float = 0.05
-    speed_rate: float = 0.2
-    turn_ms: float = 0.0
-    speed: np.ndarray = None  # type: ignore[assignment]  # none when not given
+    log_slowdown_rate: float = 0.2
+    source: str = ""
 
     def __post_init__(self) -> None:
         m, b = len(self.models), len(self.batch_sizes)
-        for key in ("weight_bytes", "load_ms"):
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, np.zeros(m))
-        if self.speed is None:
-            object.__setattr__(self, "speed", np.zeros((1, 0)))
-        if self.speed.ndim != 2 or len(self.speed) == 0:
+        if self.log_slowdown.ndim != 2 or len(self.log_slowdown) == 0:
             raise InputError(
-                f"profile {self.name!r}: field 'speed' has shape {self.speed.shape}, expected (cores, knots)"
+                f"profile {self.name!r}: field 'log_slowdown' has shape {self.log_slowdown.shape}, expected (cores, knots)"
             )
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise InputError(
@@ -117,11 +103,9 @@ class Profile:
             "h2d_ms": (m, b),
             "d2h_ms": (m, b),
             "demand": (m, b, N_DEMAND),
-            "prior": (N_FEATURES,),
-            "prior_cov": (N_FEATURES, N_FEATURES),
+            "weight": (N_FEATURES,),
+            "cov": (N_FEATURES, N_FEATURES),
             "pair": (m * b, m * b),
-            "weight_bytes": (m,),
-            "load_ms": (m,),
         }
         for key, shape in shapes.items():
             got = np.shape(getattr(self, key))
@@ -162,22 +146,19 @@ class Profile:
             d2h_ms=self.d2h_ms[at],
             demand=self.demand[at],
             pair=self.pair[np.ix_(flat, flat)],
-            weight_bytes=self.weight_bytes[at],
-            load_ms=self.load_ms[at],
         )
 
     def tables(self) -> Tables:
         """What the scheduler is told."""
-        device = np.zeros((1, 9))
-        device[0, CORES] = self.cores
-        device[0, DISPATCH] = self.dispatch_ms
-        device[0, FORGETTING] = self.forgetting
-        device[0, QUANTILE_RATE] = self.quantile_rate
-        device[0, UNIT] = self.unit_ms
-        device[0, SPEED_RATE] = self.speed_rate
-        device[0, MEMORY] = self.memory_bytes
-        device[0, TURN_MS] = self.turn_ms
-        spread = np.sqrt(np.var(self.residual) + self.drift[0] ** 2)
+        device = records((1,), device_t)
+        device["cores"] = self.cores
+        device["time_slice_ms"] = self.time_slice_ms
+        device["dispatch_ms"] = self.dispatch_ms
+        device["unit_ms"] = self.unit_ms
+        device["forgetting"] = self.forgetting
+        device["quantile_rate"] = self.quantile_rate
+        device["log_slowdown_rate"] = self.log_slowdown_rate
+        spread = np.sqrt(np.var(self.residual) + self.drift_spread**2)
         quantile = np.exp(np.median(self.residual) + spread * ndtri(np.array(QUANTILES)))
         return Tables(
             size=np.array(self.batch_sizes, np.int32),
@@ -186,42 +167,37 @@ class Profile:
             d2h=self.d2h_ms[None].copy(),
             log_rate=np.log(np.array(self.batch_sizes) * self.unit_ms / self.solo_ms)[None],
             demand=self.demand[None].copy(),
-            weights=self.weight_bytes[None].copy(),
-            load=self.load_ms[None].copy(),
             device=device,
             quantile=quantile[None],
-            prior=self.prior[None].copy(),
-            prior_cov=self.prior_cov[None].copy(),
+            weight=self.weight[None].copy(),
+            cov=self.cov[None].copy(),
         )
 
-    def truth(self, n_streams: int, weights: tuple[float, float] = (5.0, 1.0), noise: bool = True) -> Truth:
+    def truth(self, n_streams: int, weights: tuple[float, float] = (HIGH_WEIGHT, 1.0), noise: bool = True) -> Truth:
         """What the simulated device does.
 
         Args:
             n_streams: number of streams K.
             weights: what a violation of high and of low priority costs in the reward.
-            noise: whether to draw residuals and stragglers.
+            noise: whether execution times vary and drift.
         """
-        count = np.ones(n_streams + 1)
-        have = len(self.count)
-        for n in range(1, n_streams + 1):
-            # Beyond what was measured the last step of the slowdown goes on.
-            count[n] = self.count[n] if n < have else count[n - 1] + (self.count[-1] - self.count[-2])
-        p, x = self.straggler if noise else (0.0, 1.0)
-        drift = (self.drift[0] * noise, self.drift[1])
+        device = records((1,), truth_device_t)
+        for name in ("dispatch_ms", "completion_ms", "timer_ms", "time_slice_ms", "drift_knot_ms"):
+            device[name] = getattr(self, name)
+        device["drift_spread"] = self.drift_spread if noise else 0.0
+        device["drift_from_anywhere"] = 1.0
+        core = np.arange(n_streams) % len(self.log_slowdown)
         return Truth(
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
-            load=self.load_ms[None].copy(),
-            count=count[None],
+            count=counts_to(self.count, n_streams)[None],
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
-            device=np.array(
-                [[self.dispatch_ms, p, x, *drift, *weights, self.completion_ms, self.timer_ms, self.turn_ms, 1.0]]
-            ),
-            crowded=np.array([self.crowded_ms], float).reshape(1, 2, 2),
-            speed=self.speed[np.arange(n_streams) % len(self.speed), : None if noise else 0][None].copy(),
+            device=device,
+            weight=np.array([weights], float),
+            shared_core_wait_ms=np.array([self.shared_core_wait_ms], float).reshape(1, 2, 2),
+            log_slowdown=self.log_slowdown[core, : None if noise else 0][None].copy(),
         )
 
     def save(self, path: str | Path) -> None:
@@ -249,22 +225,27 @@ class Profile:
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error})") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise InputError(f"{path}: field 'schema' must be {SCHEMA!r}; was this file written by envs.fit?")
-        for key in ("schema", "extra"):  # older files have an empty "extra"
-            data.pop(key, None)
+            raise InputError(f"{path}: field 'schema' must be {SCHEMA!r}; write the file anew with envs.fit")
+        data.pop("schema")
         try:
-            data.setdefault("speed", [[]])
             for key in _ARRAYS:
                 data[key] = np.asarray(data[key], float)
             data["models"] = tuple(data["models"])
             data["batch_sizes"] = tuple(data["batch_sizes"])
-            data["straggler"] = tuple(data["straggler"])
-            data["drift"] = tuple(data["drift"])
             return Profile(**data)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
             raise InputError(f"{path}: malformed or missing field ({error})") from None
+
+
+def counts_to(count: np.ndarray, most: int) -> np.ndarray:
+    """Slowdowns by batches on a core up to ``most`` of them: (most + 1,); beyond what was measured the last step goes on."""
+    out = np.ones(max(most + 1, len(count)))
+    out[: len(count)] = count
+    for n in range(len(count), len(out)):
+        out[n] = out[n - 1] + (count[-1] - count[-2])
+    return out[: most + 1]
 
 
 def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> Profile:
@@ -286,8 +267,8 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
     pair = 0.15 * flat[:, 1:2] * flat[:, 1][None] + 0.1 * flat[:, 2:3] * flat[:, 2][None]
     pair *= np.exp(0.3 * r.standard_normal(pair.shape))
     count = np.maximum(np.arange(9.0), 1.0)
-    prior = np.zeros(N_FEATURES)
-    prior[3], prior[5] = 0.15, 0.1
+    weight = np.zeros(N_FEATURES)
+    weight[3], weight[5] = 0.15, 0.1
     return Profile(
         name=f"synthetic-{seed}",
         models=tuple(f"model{i}" for i in range(n_models)),
@@ -297,8 +278,8 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
         h2d_ms=0.02 + 0.05 * np.ones((n_models, 1)) * n,
         d2h_ms=0.02 + 0.005 * np.ones((n_models, 1)) * n,
         demand=demand,
-        prior=prior,
-        prior_cov=0.1 * np.eye(N_FEATURES),
+        weight=weight,
+        cov=0.1 * np.eye(N_FEATURES),
         count=count,
         pair=pair,
         residual=0.05 * r.standard_normal(256),

@@ -19,21 +19,20 @@ from envs.profiles.fit import (
     drift_of,
     drift_period_ms,
     fit_truth,
-    load_times,
     log_slowdown,
     quantiles,
     solo_arrays,
 )
 from envs.profiles.profile import Profile
 from envs.profiles.replay import MeasuredReplay, log_of
-from envs.profiles.segments import Segments, cores_of, cut, turn_of
-from envs.simulation.records import ANYWHERE, DRIFT_KNOT_MS, Truth
+from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
+from envs.profiles.truth import Truth
 from traces.errors import InputError
 from traces.measurements import PHASES, SCHEDULED, Measurements
 
 MIN_BATCHES = 100  # fewer say nothing about noise
 KNOT_MS = 25.0  # between knots of a measured speed
-SPEED_MS = 120_000.0  # of a log's measured speed that a profile keeps
+KEPT_MS = 120_000.0  # of a log's measured slowdown that a profile keeps
 STOP_MS = 50.0  # a batch that takes this much longer than its neighbours shows that the machine stood still
 SOLO_WEIGHT = 20  # batches that the solo runs of a model and size are worth
 
@@ -93,14 +92,12 @@ def on_machine(base: Profile, measurements: Measurements) -> Profile:
         models=models,
         batch_sizes=machine.batch_sizes,
         cores=float(cores_of(machine)),
-        turn_ms=turn_of(machine),
+        time_slice_ms=time_slice_of(machine),
         solo_ms=solo,
         h2d_ms=h2d,
         d2h_ms=d2h,
         demand=demands(measurements, solo),
         pair=_pairs(base, models, machine.batch_sizes),
-        weight_bytes=np.array([model.weight_bytes for model in machine.models], float),
-        load_ms=load_times(machine),
         dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
         source=f"{machine.device.name}: solo latencies of {len(frame)} batches; interference from {base.name}",
     )
@@ -143,7 +140,7 @@ def with_noise(profile: Profile, log: Measurements, by_core: bool = False) -> Pr
 
     Args:
         profile: to start from. log: batches.
-        by_core: leave out of the noise what the batches on a core have in common, too: for a truth `at_speed`.
+        by_core: leave out of the noise what the batches on a core have in common, too: for a truth `with_measured_slowdown`.
     """
     if len(log.batches) < MIN_BATCHES:
         return profile
@@ -162,7 +159,8 @@ def with_noise(profile: Profile, log: Measurements, by_core: bool = False) -> Pr
         profile,
         solo_ms=profile.solo_ms * np.exp(own).reshape(profile.solo_ms.shape),
         residual=quantiles(residual - shared + level),
-        drift=(spread, drift_period_ms(segments, drift)),
+        drift_spread=spread,
+        drift_knot_ms=drift_period_ms(segments, drift),
     )
 
 
@@ -174,7 +172,7 @@ def with_slowdowns(profile: Profile, log: Measurements) -> Profile:
     return replace(profile, count=count, pair=pair)
 
 
-def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms: float) -> np.ndarray:
+def measured_log_slowdown(profile: Profile, log: Measurements, begin_ms: float, end_ms: float) -> np.ndarray:
     """How slow each core was over the time of a log: the factor on execution times that the batches there had in common.
 
     Args:
@@ -195,36 +193,36 @@ def measured_speed(profile: Profile, log: Measurements, begin_ms: float, end_ms:
     order = np.argsort(middle_ms)
     stops = np.flatnonzero(segments.exec_ms * (1.0 - np.exp(drift - residual)) > STOP_MS)
     knots = np.arange(begin_ms, end_ms + KNOT_MS, KNOT_MS)
-    speed = np.zeros((cores, len(knots)))
+    out = np.zeros((cores, len(knots)))
     for core in range(cores):
         mine = order[segments.core[order] == core] if cores > 1 else order
         if len(mine):
-            speed[core] = np.interp(knots, middle_ms[mine], drift[mine])
+            out[core] = np.interp(knots, middle_ms[mine], drift[mine])
         for i in stops:
             # Whoever began or ended meanwhile was not held up.
             low, high = segments.start_ms[i] + KNOT_MS, end_of[i] - KNOT_MS
             begins, ends = segments.start_ms[mine], end_of[mine]
             if not np.any(((begins > low) & (begins < high)) | ((ends > low) & (ends < high))):
-                speed[core, (knots >= segments.start_ms[i]) & (knots <= end_of[i])] = residual[i]
-    return speed
+                out[core, (knots >= segments.start_ms[i]) & (knots <= end_of[i])] = residual[i]
+    return out
 
 
-def with_speed(profile: Profile, log: Measurements) -> Profile:
-    """The profile with the speed of each core over the last minutes of a log; its noise must be what is left beside that."""
+def with_log_slowdown(profile: Profile, log: Measurements) -> Profile:
+    """The profile with the slowdown of each core over the last minutes of a log; its noise must be what is left beside that."""
     end_ms = float(log.batches["exec_end_ms"].max())
-    begin_ms = max(float(log.batches["exec_start_ms"].min()), end_ms - SPEED_MS)
-    speed = measured_speed(profile, log, begin_ms, end_ms)
-    return replace(profile, speed=speed, drift=(profile.drift[0], KNOT_MS)) if speed.size else profile
+    begin_ms = max(float(log.batches["exec_start_ms"].min()), end_ms - KEPT_MS)
+    log_slowdown = measured_log_slowdown(profile, log, begin_ms, end_ms)
+    return replace(profile, log_slowdown=log_slowdown, drift_knot_ms=KNOT_MS) if log_slowdown.size else profile
 
 
-def at_speed(truth: Truth, speed: np.ndarray | None) -> Truth:
-    """The truth of a device whose speed over time is given (C, S), as `measured_speed` has it; drawn where None, or S is 0."""
-    if speed is None or not speed.size:
+def with_measured_slowdown(truth: Truth, measured: np.ndarray | None) -> Truth:
+    """The truth of a device whose slowdown over time was measured, (C, S); drawn where it is None, or S is 0."""
+    if measured is None or not measured.size:
         return truth
     device = truth.device.copy()
-    device[:, DRIFT_KNOT_MS], device[:, ANYWHERE] = KNOT_MS, 0.0
+    device["drift_knot_ms"], device["drift_from_anywhere"] = KNOT_MS, 0.0
     streams = truth.count.shape[1] - 1
-    return truth._replace(device=device, speed=speed[np.arange(streams) % len(speed)][None])
+    return truth._replace(device=device, log_slowdown=measured[np.arange(streams) % len(measured)][None])
 
 
 def refit(base: Profile, log: Measurements) -> Profile:
@@ -248,10 +246,10 @@ def refit(base: Profile, log: Measurements) -> Profile:
     frame = log.batches
     told = replace(
         with_slowdowns(base, log),
-        prior=replay.state.weight[0].copy(),
+        weight=replay.state.weight[0].copy(),
         dispatch_ms=float(np.median(frame["h2d_start_ms"] - frame["dispatch_ms"])),
         source=f"{base.source}; refitted to {len(frame)} live batches",
     )
     if (delays := measured_delays(log)) is not None:
         told = delays.put_into(told)
-    return with_speed(with_noise(told, log, by_core=True), log)
+    return with_log_slowdown(with_noise(told, log, by_core=True), log)

@@ -61,7 +61,7 @@ class Replayed:
     Attributes:
         total_ms: (N,) measured from dispatch to finish. predicted_ms: (N,) predicted at dispatch.
         exec_ms: (N,) measured execution. known_ms: (N,) predicted for the measured schedule of the co-runners.
-        scale: (N, Q) calibrated quantiles of total over predicted at dispatch. n_co: (N,) batches in flight at dispatch.
+        scale: (N, Q) calibrated quantiles of total over predicted at dispatch. n_corunners: (N,) batches in flight at dispatch.
     """
 
     total_ms: np.ndarray
@@ -69,7 +69,7 @@ class Replayed:
     exec_ms: np.ndarray
     known_ms: np.ndarray
     scale: np.ndarray
-    n_co: np.ndarray
+    n_corunners: np.ndarray
 
     def coverage(self, level: float) -> float:
         """Share of batches that finished within the quantile of ``level`` (one of envs.scheduling.state.QUANTILES)."""
@@ -134,7 +134,7 @@ class MeasuredReplay:
         self.tables: Tables = profile.tables()
         if not learn:
             # No forgetting factor and no quantile rate: envs.scheduling.learning.learn leaves all as it is.
-            self.tables.device[:, 2:4] = 0.0
+            self.tables.device["forgetting"] = self.tables.device["quantile_rate"] = 0.0
         self.n_models = len(profile.models)
         self.streams = streams
         if state is None:
@@ -154,7 +154,7 @@ class MeasuredReplay:
             unlearned: (N,) batches that are co-runners but teach nothing (they end as failed).
         """
         st, tb = self.state, self.tables
-        env, stream = st.env[0], st.stream[0]
+        env, stream = st.scheduler[0], st.stream[0]
         n = len(log)
         shift = float(env.now) + 1.0 - (log.dispatch.min() if n else 0.0)
         out = Replayed(
@@ -163,7 +163,7 @@ class MeasuredReplay:
             exec_ms=log.end - log.begin,
             known_ms=np.zeros(n),
             scale=np.zeros((n, len(QUANTILES))),
-            n_co=np.zeros(n, np.int64),
+            n_corunners=np.zeros(n, np.int64),
         )
         # Ends before beginnings where both fall on one time: the stream is free then.
         events = sorted([(log.finish[i], 0, i) for i in range(n)] + [(log.dispatch[i], 1, i) for i in range(n)])
@@ -176,11 +176,11 @@ class MeasuredReplay:
                 m, b = int(log.model[i]), int(log.size[i])
                 for _ in range(int(tb.size[b])):
                     enqueue(st, tb, 0, t, LOW, m, i, np.inf)
-                env.spare = k
+                env.next_stream = k
                 dispatch(st, tb, 0, action_of(tb, self.n_models, LOW, m, b))
                 out.predicted_ms[i] = stream[k].predicted
-                out.n_co[i] = stream[k].n_co
-                out.scale[i] = st.scale[0, stream[k].n_co]
+                out.n_corunners[i] = stream[k].n_corunners
+                out.scale[i] = st.scale[0, stream[k].n_corunners]
                 flying[k] = _Flight(log.begin[i] + shift, log.end[i] + shift, float(stream[k].solo))
             else:
                 out.known_ms[i] = flying.pop(k).predicted_ms()
@@ -194,18 +194,18 @@ class MeasuredReplay:
     def _advance(self, t: float, flying: dict[int, _Flight]) -> None:
         """Advance to time t with what is known: who is still in flight, and since when each executes."""
         st = self.state
-        now = float(st.env[0].now)
+        now = float(st.scheduler[0].now)
         if t <= now:
             return
         stream = st.stream[0]
         before, owed = {}, {}
         for k, flight in flying.items():
-            before[k], owed[k] = float(stream[k].left), float(stream[k].owed)
+            before[k], owed[k] = float(stream[k].left), float(stream[k].join_cost)
             stream[k].left = FAR
             stream[k].wait = max(flight.begin - now, 0.0)
         advance(st, self.tables, 0, t)
         for k, flight in flying.items():
-            owes = float(stream[k].owed) - owed[k]
+            owes = float(stream[k].join_cost) - owed[k]
             done = FAR + owes - float(stream[k].left)
             stream[k].left = max(before[k] + owes - done, OVERDUE_SHARE * stream[k].solo)
             flight.solo += owes  # batches join right after an event, their dispatch

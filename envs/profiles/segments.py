@@ -45,7 +45,7 @@ def cores_of(machine: MachineInfo) -> int:
     return machine.device.cores if machine.device.kind == "cpu" else 0
 
 
-def turn_of(machine: MachineInfo) -> float:
+def time_slice_of(machine: MachineInfo) -> float:
     """Length in ms of the turns that batches on one core take; 0 where no two share one."""
     return CPU_TURN_MS if cores_of(machine) else 0.0
 

@@ -1,6 +1,7 @@
 """What a dispatch would do to the deadlines: the predictions that policies and observations are made of.
 
-``look`` predicts the finish of all in flight as things stand; ``consider`` then predicts what one more batch changes.
+``refresh_forecast`` predicts the finish of all in flight as things stand; ``evaluate_candidate`` then predicts what one
+more batch changes.
 """
 
 from __future__ import annotations
@@ -13,100 +14,100 @@ from envs.scheduling.state import HIGH
 
 
 @inlined
-def place(st, e, p, m, i):
+def place(state, env, priority, model, i):
     """Place in the ring of the i-th request of queue (p, m), counted from the head."""
-    at = st.queue[e, p, m].head + i
-    places = st.entry.shape[3]
+    at = state.queue[env, priority, model].head + i
+    places = state.entry.shape[3]
     return at - places if at >= places else at
 
 
 @inlined
-def late_members(st, e, k, finish):
+def late_in_batch(state, env, stream, finish):
     """How many requests of the batch on stream k have a deadline before ``finish`` (absolute ms)."""
-    s = st.stream[e, k]
+    s = state.stream[env, stream]
     if finish <= s.deadline:
         return 0
     n = 0
     for i in range(s.n):
-        if st.member[e, k, i].deadline < finish:
+        if state.member[env, stream, i].deadline < finish:
             n += 1
     return n
 
 
 @inlined
-def late_heads(st, e, p, m, n, finish):
+def late_in_queue(state, env, priority, model, n, finish):
     """How many of the first n requests of queue (p, m) have a deadline before ``finish`` (absolute ms)."""
     late = 0
     for i in range(n):
-        if st.entry[e, p, m, place(st, e, p, m, i)].deadline < finish:
+        if state.entry[env, priority, model, place(state, env, priority, model, i)].deadline < finish:
             late += 1
     return late
 
 
 @inlined
-def forget_outlook(st, e):
+def invalidate_forecast(state, env):
     """The set in flight or the predictor changed: what was foreseen no longer holds."""
-    st.env[e].looked = 0
-    st.env[e].seen_model = -1
+    state.scheduler[env].forecast_valid = 0
+    state.scheduler[env].cached_model = -1
 
 
 @inlined
-def look(st, tb, e):
+def refresh_forecast(state, tables, env):
     """Predict the finish of each batch in flight into ``stream.finish``. Returns the time to the first, in ms (or inf).
 
     Time that passes as predicted does not change a predicted finish, so it is worked out again only after a batch ended, or
     when one is overdue.
     """
-    now = st.env[e].now
+    now = state.scheduler[env].now
     first = np.inf
-    if st.env[e].looked == 1:
-        for k in range(st.stream.shape[1]):
-            if st.stream[e, k].busy == 1:
-                first = min(first, st.stream[e, k].finish - now)
+    if state.scheduler[env].forecast_valid == 1:
+        for stream in range(state.stream.shape[1]):
+            if state.stream[env, stream].busy == 1:
+                first = min(first, state.stream[env, stream].finish - now)
         if first > 0.0:
             return first
-    n, _ = load_in_flight(st, tb, e)
-    integrate(st, tb, e, n, np.inf, False)
-    st.env[e].seen_model = -1
+    n, _ = load_in_flight(state, tables, env)
+    integrate(state, tables, env, n, np.inf, False)
+    state.scheduler[env].cached_model = -1
     first = np.inf
     for j in range(n):
-        f = st.work[e, FINISH, j]
-        st.stream[e, int(st.work[e, STREAM, j])].finish = now + f
+        f = state.scratch[env, FINISH, j]
+        state.stream[env, int(state.scratch[env, STREAM, j])].finish = now + f
         first = min(first, f)
-    st.env[e].looked = 1
+    state.scheduler[env].forecast_valid = 1
     return first
 
 
 @inlined
-def in_flight(st, e):
+def in_flight(state, env):
     """Batches in flight. Counted, since streams that an episode does not have are neither free nor busy."""
     n = 0
-    for k in range(st.stream.shape[1]):
-        n += st.stream[e, k].busy
+    for stream in range(state.stream.shape[1]):
+        n += state.stream[env, stream].busy
     return n
 
 
 @inlined
-def foresee(st, tb, e, m, b):
+def predict_finishes(state, tables, env, model, size):
     """Predict all finish times (scratch row FINISH, ms from now) if (m, b) is dispatched now, as scratch column n.
 
     Returns n, the number of batches in flight. What was foreseen last is not worked out again.
     """
-    env = st.env[e]
-    if env.seen_model == m and env.seen_b == b and env.seen_at == env.now:
-        return in_flight(st, e)
-    n, backlog = load_in_flight(st, tb, e)
-    env.seen_wait = add_candidate(st, tb, e, n, backlog, m, b)
-    integrate(st, tb, e, n + 1, np.inf, False)
-    env.seen_model = m
-    env.seen_b = b
-    env.seen_at = env.now
+    own = state.scheduler[env]
+    if own.cached_model == model and own.cached_size == size and own.cached_at == own.now:
+        return in_flight(state, env)
+    n, backlog = load_in_flight(state, tables, env)
+    own.cached_wait = add_candidate(state, tables, env, n, backlog, model, size)
+    integrate(state, tables, env, n + 1, np.inf, False)
+    own.cached_model = model
+    own.cached_size = size
+    own.cached_at = own.now
     return n
 
 
 @inlined
-def consider(st, tb, e, m, b, scale):
-    """Predict what dispatching (m, b) now does; call ``look`` first.
+def evaluate_candidate(state, tables, env, model, size, scale):
+    """Predict what dispatching (m, b) now does; call ``refresh_forecast`` first.
 
     Args:
         st: state. tb: tables. e: scheduler. m: model. b: batch-size index.
@@ -117,24 +118,24 @@ def consider(st, tb, e, m, b, scale):
         requests in flight that would meet their deadline as things stand, and would not with it, by priority; added
         delay of the batches in flight in ms, by priority.
     """
-    n = foresee(st, tb, e, m, b)
+    n = predict_finishes(state, tables, env, model, size)
     late_high = 0
     late_low = 0
     delay_high = 0.0
     delay_low = 0.0
-    now = st.env[e].now
+    now = state.scheduler[env].now
     for j in range(n):
-        k = int(st.work[e, STREAM, j])
-        s = st.stream[e, k]
-        finish = now + st.work[e, FINISH, j] * scale
+        stream = int(state.scratch[env, STREAM, j])
+        s = state.stream[env, stream]
+        finish = now + state.scratch[env, FINISH, j] * scale
         before = now + (s.finish - now) * scale
         flips = 0
         if finish > s.deadline:
-            flips = late_members(st, e, k, finish) - late_members(st, e, k, before)
+            flips = late_in_batch(state, env, stream, finish) - late_in_batch(state, env, stream, before)
         if s.priority == HIGH:
             late_high += flips
             delay_high += finish - before
         else:
             late_low += flips
             delay_low += finish - before
-    return st.work[e, FINISH, n], late_high, late_low, delay_high, delay_low
+    return state.scratch[env, FINISH, n], late_high, late_low, delay_high, delay_low

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
-from envs.scheduling.forecast import consider, in_flight, late_heads, look
+from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
 from envs.scheduling.jit import inlined
 from envs.scheduling.operations import RATE_WINDOW_MS, has_room, head_deadline
-from envs.scheduling.state import CORES, HIGH, UNIT
+from envs.scheduling.state import HIGH, P90
 
 SCHEMA = "strait-observation/2"
 LIMIT = 4.0
@@ -68,17 +68,17 @@ def _clip(x):
 
 
 @inlined
-def _summary(st, tb, e, first, out, at):
-    g = e % tb.solo.shape[0]
-    env = st.env[e]
-    unit = tb.device[g, UNIT]
-    n_streams = st.stream.shape[1]
+def _summary(state, tables, env, first, out, at):
+    group = env % tables.solo.shape[0]
+    own = state.scheduler[env]
+    unit = tables.device[group].unit_ms
+    n_streams = state.stream.shape[1]
     fly_high = 0
     fly_low = 0
     slack_high = LIMIT * unit
     slack_low = LIMIT * unit
-    for k in range(n_streams):
-        s = st.stream[e, k]
+    for stream in range(n_streams):
+        s = state.stream[env, stream]
         if s.busy == 0:
             continue
         if s.priority == HIGH:
@@ -88,87 +88,91 @@ def _summary(st, tb, e, first, out, at):
             fly_low += 1
             slack_low = min(slack_low, s.deadline - s.finish)
     i = at
-    out[i] = env.n_free / n_streams
+    out[i] = own.n_free / n_streams
     out[i + 1] = fly_high / n_streams
     out[i + 2] = fly_low / n_streams
-    for p in range(2):
+    for priority in range(2):
         queued = 0
         work = 0.0
         slack = LIMIT * unit
-        for m in range(st.queue.shape[2]):
-            length = st.queue[e, p, m].length
+        for model in range(state.queue.shape[2]):
+            length = state.queue[env, priority, model].length
             if length > 0:
                 queued += length
-                work += length * tb.solo[g, m, 0]
-                slack = min(slack, head_deadline(st, e, p, m) - env.now - tb.solo[g, m, 0])
-        out[i + 3 + p] = _clip(math.log1p(queued))
-        out[i + 5 + p] = _clip(math.log1p(work / unit))
-        out[i + 12 + p] = _clip(slack / unit)
-    cores = min(int(tb.device[g, CORES]), n_streams)
+                work += length * tables.solo[group, model, 0]
+                slack = min(slack, head_deadline(state, env, priority, model) - own.now - tables.solo[group, model, 0])
+        out[i + 3 + priority] = _clip(math.log1p(queued))
+        out[i + 5 + priority] = _clip(math.log1p(work / unit))
+        out[i + 12 + priority] = _clip(slack / unit)
+    cores = min(int(tables.device[group].cores), n_streams)
     slots = cores if cores > 0 else n_streams
-    decay = math.exp(-(env.now - env.rate_time) / RATE_WINDOW_MS)
-    out[i + 7] = _clip(env.rate_high * decay / slots)
-    out[i + 8] = _clip(env.rate_low * decay / slots)
+    decay = math.exp(-(own.now - own.rate_time) / RATE_WINDOW_MS)
+    out[i + 7] = _clip(own.rate_high * decay / slots)
+    out[i + 8] = _clip(own.rate_low * decay / slots)
     out[i + 9] = _clip(first / unit)
     out[i + 10] = _clip(slack_high / unit)
     out[i + 11] = _clip(slack_low / unit)
-    out[i + 14] = _clip(st.scale[e, fly_high + fly_low, 1])
+    out[i + 14] = _clip(state.scale[env, fly_high + fly_low, P90])
     idle = 0
     for c in range(slots):
         alone = 1
-        for k in range(c, n_streams, slots):
-            if st.stream[e, k].busy == 1:
+        for stream in range(c, n_streams, slots):
+            if state.stream[env, stream].busy == 1:
                 alone = 0
         idle += alone
     out[i + 15] = idle / slots
 
 
 @inlined
-def observe(st, tb, e, out):
+def observe(state, tables, env, out):
     """Write the observation of scheduler e into ``out`` (observation_size,) float32."""
-    g = e % tb.solo.shape[0]
-    env = st.env[e]
-    now = env.now
-    unit = tb.device[g, UNIT]
-    n_models = st.queue.shape[2]
-    n_sizes = tb.size.shape[0]
-    largest = tb.size[n_sizes - 1]
+    group = env % tables.solo.shape[0]
+    own = state.scheduler[env]
+    now = own.now
+    unit = tables.device[group].unit_ms
+    n_models = state.queue.shape[2]
+    n_sizes = tables.size.shape[0]
+    largest = tables.size[n_sizes - 1]
     out[:] = 0.0
-    first = look(st, tb, e)
-    _summary(st, tb, e, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
-    if env.n_queued == 0 or not has_room(st, tb, e):
+    first = refresh_forecast(state, tables, env)
+    _summary(state, tables, env, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
+    if own.n_queued == 0 or not has_room(state, tables, env):
         return
-    scale = st.scale[e, in_flight(st, e), 1]
+    scale = state.scale[env, in_flight(state, env), P90]
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
-    for m in range(n_models):
-        longest = max(st.queue[e, 0, m].length, st.queue[e, 1, m].length)
-        for b in range(n_sizes):
-            n = tb.size[b]
+    for model in range(n_models):
+        longest = max(state.queue[env, 0, model].length, state.queue[env, 1, model].length)
+        for size in range(n_sizes):
+            n = tables.size[size]
             if n > longest:
                 break
-            solo = tb.solo[g, m, b]
-            larger = tb.size[min(b + 1, n_sizes - 1)]
-            for p in range(2):
-                length = st.queue[e, p, m].length
+            solo = tables.solo[group, model, size]
+            larger = tables.size[min(size + 1, n_sizes - 1)]
+            for priority in range(2):
+                length = state.queue[env, priority, model].length
                 if n > length:
                     continue
-                head = st.entry[e, p, m, st.queue[e, p, m].head]
+                head = state.entry[env, priority, model, state.queue[env, priority, model].head]
                 span = max(head.deadline - head.arrival, 1e-3)
-                duration, late_high, late_low, delay_high, delay_low = consider(st, tb, e, m, b, 1.0)
-                i = ((p * n_models + m) * n_sizes + b) * N_CANDIDATE
+                duration, late_high, late_low, delay_high, delay_low = evaluate_candidate(
+                    state, tables, env, model, size, 1.0
+                )
+                i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
                 out[i] = 1.0
-                out[i + 1] = 1.0 - p
+                out[i + 1] = 1.0 - priority
                 out[i + 2] = _clip((head.deadline - now - duration) / span)
                 out[i + 3] = _clip((head.deadline - now - duration * scale) / span)
                 out[i + 4] = _clip(math.log(max(duration / unit, 1e-3)))
                 out[i + 5] = n / largest
-                out[i + 6] = 1.0 - late_heads(st, e, p, m, n, now + duration) / n
+                out[i + 6] = 1.0 - late_in_queue(state, env, priority, model, n, now + duration) / n
                 out[i + 7] = _clip(late_high / 2.0)
                 out[i + 8] = _clip(late_low / 4.0)
                 out[i + 9] = _clip(delay_high / unit)
                 out[i + 10] = _clip(delay_low / unit)
                 out[i + 11] = _clip((now - head.arrival) / span)
                 out[i + 12] = _clip(math.log1p(length - n))
-                out[i + 13] = _clip((duration - tb.h2d[g, m, b] - tb.d2h[g, m, b]) / solo - 1.0)
-                out[i + 14] = solo / (n * tb.solo[g, m, 0])
-                out[i + 15] = 1.0 if b + 1 < n_sizes and larger <= length else 0.0
+                out[i + 13] = _clip(
+                    (duration - tables.h2d[group, model, size] - tables.d2h[group, model, size]) / solo - 1.0
+                )
+                out[i + 14] = solo / (n * tables.solo[group, model, 0])
+                out[i + 15] = 1.0 if size + 1 < n_sizes and larger <= length else 0.0

@@ -10,377 +10,347 @@ import math
 
 import numpy as np
 
-from envs.scheduling.forecast import foresee, forget_outlook, place
+from envs.scheduling.forecast import invalidate_forecast, place, predict_finishes
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import N_QUANTILES, learn
-from envs.scheduling.predictor import FINISH, STREAM, advance, choose_spare, cold_ms
-from envs.scheduling.state import CANCELLED, CORES, DROPPED, FAILED, HIGH, LATE, MEMORY, MET, N_FEATURES, TURNS
+from envs.scheduling.predictor import FINISH, STREAM, advance, choose_next_stream
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
 
 
 @njit
-def clear(st, tb, e):
+def clear(state, tables, env):
     """Empty scheduler e: no queues, no batches, time 0, the predictor back at its prior."""
-    g = e % tb.solo.shape[0]
-    env = st.env[e]
-    env.now = 0.0
-    env.wake = np.inf
-    env.rate_high = 0.0
-    env.rate_low = 0.0
-    env.rate_time = 0.0
-    env.next_batch = 0
-    env.n_free = st.stream.shape[1]
-    env.n_queued = 0
-    env.n_ended = 0
-    env.deferred = 0
-    env.speed = 0.0
-    forget_outlook(st, e)
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            st.queue[e, p, m].head = 0
-            st.queue[e, p, m].length = 0
-    cores = int(tb.device[g, CORES])
-    for k in range(st.stream.shape[1]):
-        st.stream[e, k].busy = 0
-        st.stream[e, k].pace = 0.0
-        st.stream[e, k].slower = 1.0
-        st.stream[e, k].core = k % cores if cores > 0 else k
-    choose_spare(st, e)
-    st.count[e] = 0
+    group = env % tables.solo.shape[0]
+    own = state.scheduler[env]
+    own.now = 0.0
+    own.wake = np.inf
+    own.rate_high = 0.0
+    own.rate_low = 0.0
+    own.rate_time = 0.0
+    own.next_batch = 0
+    own.n_free = state.stream.shape[1]
+    own.n_queued = 0
+    own.n_ended = 0
+    own.deferred = 0
+    own.log_slowdown = 0.0
+    invalidate_forecast(state, env)
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            state.queue[env, priority, model].head = 0
+            state.queue[env, priority, model].length = 0
+    cores = int(tables.device[group].cores)
+    for stream in range(state.stream.shape[1]):
+        state.stream[env, stream].busy = 0
+        state.stream[env, stream].core_log_slowdown = 0.0
+        state.stream[env, stream].core_slowdown = 1.0
+        state.stream[env, stream].core = stream % cores if cores > 0 else stream
+    choose_next_stream(state, env)
+    state.count[env] = 0
     for f in range(N_FEATURES):
-        st.weight[e, f] = tb.prior[g, f]
+        state.weight[env, f] = tables.weight[group, f]
         for h in range(N_FEATURES):
-            st.cov[e, f, h] = tb.prior_cov[g, f, h]
-    st.bias[e] = 0.0
-    st.seen[e] = KNOWN_BATCHES
-    st.used[e] = -1.0
-    st.judged[e] = 0.0
-    for n in range(st.scale.shape[1]):
+            state.cov[env, f, h] = tables.cov[group, f, h]
+    state.bias[env] = 0.0
+    state.n_learned[env] = KNOWN_BATCHES
+    state.n_calibrated[env] = 0.0
+    for n in range(state.scale.shape[1]):
         for q in range(N_QUANTILES):
-            st.scale[e, n, q] = tb.quantile[g, q]
+            state.scale[env, n, q] = tables.quantile[group, q]
 
 
 @inlined
-def _end(st, e, id_, arrival, priority, model, batch, outcome):
-    env = st.env[e]
-    r = st.ended[e, env.n_ended]
+def _end(state, env, id_, arrival, priority, model, batch, outcome):
+    own = state.scheduler[env]
+    r = state.ended[env, own.n_ended]
     r.id = id_
     r.arrival = arrival
     r.outcome = outcome
     r.priority = priority
     r.model = model
     r.batch = batch
-    env.n_ended += 1
-    st.count[e, priority, outcome] += 1
+    own.n_ended += 1
+    state.count[env, priority, outcome] += 1
 
 
 @inlined
-def head_deadline(st, e, p, m):
+def head_deadline(state, env, priority, model):
     """Absolute deadline of the first request of queue (p, m); the queue must not be empty."""
-    return st.entry[e, p, m, st.queue[e, p, m].head].deadline
+    return state.entry[env, priority, model, state.queue[env, priority, model].head].deadline
 
 
 @inlined
-def enqueue(st, tb, e, t, p, m, id_, deadline):
+def enqueue(state, tables, env, t, priority, model, id_, deadline):
     """A request arrives at time t with an absolute deadline. Returns False, and drops it, when its queue is full."""
-    g = e % tb.solo.shape[0]
-    env = st.env[e]
-    decay = math.exp(-(t - env.rate_time) / RATE_WINDOW_MS)
-    env.rate_time = t
-    env.rate_high *= decay
-    env.rate_low *= decay
-    offered = tb.solo[g, m, 0] / RATE_WINDOW_MS
-    if p == HIGH:
-        env.rate_high += offered
+    group = env % tables.solo.shape[0]
+    own = state.scheduler[env]
+    decay = math.exp(-(t - own.rate_time) / RATE_WINDOW_MS)
+    own.rate_time = t
+    own.rate_high *= decay
+    own.rate_low *= decay
+    offered = tables.solo[group, model, 0] / RATE_WINDOW_MS
+    if priority == HIGH:
+        own.rate_high += offered
     else:
-        env.rate_low += offered
-    q = st.queue[e, p, m]
-    if q.length >= st.entry.shape[3]:
-        _end(st, e, id_, t, p, m, -1, DROPPED)
+        own.rate_low += offered
+    q = state.queue[env, priority, model]
+    if q.length >= state.entry.shape[3]:
+        _end(state, env, id_, t, priority, model, -1, DROPPED)
         return False
-    r = st.entry[e, p, m, place(st, e, p, m, q.length)]
+    r = state.entry[env, priority, model, place(state, env, priority, model, q.length)]
     r.id = id_
     r.arrival = t
     r.deadline = deadline
     q.length += 1
-    env.n_queued += 1
+    own.n_queued += 1
     return True
 
 
 @inlined
-def _pop(st, e, p, m):
-    q = st.queue[e, p, m]
+def _pop(state, env, priority, model):
+    q = state.queue[env, priority, model]
     q.length -= 1
     # An empty ring begins at its first place again: short queues stay within a few cache lines.
-    q.head = place(st, e, p, m, 1) if q.length > 0 else 0
-    st.env[e].n_queued -= 1
+    q.head = place(state, env, priority, model, 1) if q.length > 0 else 0
+    state.scheduler[env].n_queued -= 1
 
 
 @inlined
-def turns_on_spare(st, e):
+def batches_on_next_core(state, env):
     """Batches that would share the core of the spare stream if one were dispatched there, itself counted."""
-    core = st.stream[e, st.env[e].spare].core
+    core = state.stream[env, state.scheduler[env].next_stream].core
     n = 1
-    for k in range(st.stream.shape[1]):
-        if st.stream[e, k].busy == 1 and st.stream[e, k].core == core:
+    for stream in range(state.stream.shape[1]):
+        if state.stream[env, stream].busy == 1 and state.stream[env, stream].core == core:
             n += 1
     return n
 
 
 @inlined
-def has_room(st, tb, e):
+def has_room(state, tables, env):
     """Whether a batch may be dispatched at all: a stream is free, and its core takes another batch."""
-    if st.env[e].n_free == 0:
+    if state.scheduler[env].n_free == 0:
         return False
-    most = tb.device[e % tb.solo.shape[0], TURNS]
-    return most <= 0.0 or turns_on_spare(st, e) <= most
+    most = tables.device[env % tables.solo.shape[0]].max_batches_per_core
+    return most <= 0.0 or batches_on_next_core(state, env) <= most
 
 
 @inlined
-def can_dispatch(st, e, tb):
+def can_dispatch(state, env, tables):
     """Whether some candidate is valid: there is room for a batch, and a queue holds a smallest one."""
-    env = st.env[e]
-    if env.n_queued == 0 or not has_room(st, tb, e):
+    own = state.scheduler[env]
+    if own.n_queued == 0 or not has_room(state, tables, env):
         return False
-    smallest = tb.size[0]
+    smallest = tables.size[0]
     if smallest == 1:
         return True
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            if st.queue[e, p, m].length >= smallest:
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            if state.queue[env, priority, model].length >= smallest:
                 return True
     return False
 
 
 @inlined
-def action_of(tb, n_models, p, m, b):
+def action_of(tables, n_models, priority, model, size):
     """Index of the candidate (priority, model, batch-size index); DEFER is the index after the last candidate."""
-    return (p * n_models + m) * tb.size.shape[0] + b
+    return (priority * n_models + model) * tables.size.shape[0] + size
 
 
 @inlined
-def candidate_of(tb, n_models, action):
+def candidate_of(tables, n_models, action):
     """Priority, model and batch-size index of an action that is not DEFER."""
-    n_sizes = tb.size.shape[0]
+    n_sizes = tables.size.shape[0]
     q = action // n_sizes
     return q // n_models, q % n_models, action % n_sizes
 
 
 @inlined
-def valid(st, tb, e, action):
+def valid(state, tables, env, action):
     """Whether the action is a candidate that can be dispatched now."""
-    n_models = st.queue.shape[2]
-    if action < 0 or action >= 2 * n_models * tb.size.shape[0] or not has_room(st, tb, e):
+    n_models = state.queue.shape[2]
+    if action < 0 or action >= 2 * n_models * tables.size.shape[0] or not has_room(state, tables, env):
         return False
-    p, m, b = candidate_of(tb, n_models, action)
-    return st.queue[e, p, m].length >= tb.size[b]
+    priority, model, size = candidate_of(tables, n_models, action)
+    return state.queue[env, priority, model].length >= tables.size[size]
 
 
 @inlined
-def mask(st, tb, e, out):
+def mask(state, tables, env, out):
     """Valid actions of scheduler e into ``out`` (A,) bool: what is queued and fits a free stream, and DEFER."""
-    n_sizes = tb.size.shape[0]
-    free = has_room(st, tb, e)
+    n_sizes = tables.size.shape[0]
+    free = has_room(state, tables, env)
     i = 0
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            length = st.queue[e, p, m].length
-            for b in range(n_sizes):
-                out[i] = free and length >= tb.size[b]
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            length = state.queue[env, priority, model].length
+            for size in range(n_sizes):
+                out[i] = free and length >= tables.size[size]
                 i += 1
     out[i] = True
 
 
 @inlined
-def defer(st, e, wake):
+def defer(state, env, wake):
     """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer)."""
-    st.env[e].wake = wake
-    st.env[e].deferred = 1
-
-
-@njit
-def _make_room(st, tb, e, m):
-    """Have the weights of model m in the device's memory: the models used least recently give way, unless they run."""
-    g = e % tb.solo.shape[0]
-    n_models = st.queue.shape[2]
-    if st.used[e, m] < 0.0:
-        free = tb.device[g, MEMORY] - tb.weights[g, m]
-        for other in range(n_models):
-            if st.used[e, other] >= 0.0:
-                free -= tb.weights[g, other]
-        while free < 0.0:
-            oldest = -1
-            for other in range(n_models):
-                if st.used[e, other] < 0.0 or (oldest >= 0 and st.used[e, other] >= st.used[e, oldest]):
-                    continue
-                runs = False
-                for k in range(st.stream.shape[1]):
-                    if st.stream[e, k].busy == 1 and st.stream[e, k].model == other:
-                        runs = True
-                if not runs:
-                    oldest = other
-            if oldest < 0:
-                break
-            st.used[e, oldest] = -1.0
-            free += tb.weights[g, oldest]
-    st.used[e, m] = st.env[e].now
+    state.scheduler[env].wake = wake
+    state.scheduler[env].deferred = 1
 
 
 @inlined
-def dispatch(st, tb, e, action):
+def dispatch(state, tables, env, action):
     """Start the candidate on the spare stream, at the time the state stands at. Returns the stream."""
-    g = e % tb.solo.shape[0]
-    env = st.env[e]
-    p, m, b = candidate_of(tb, st.queue.shape[2], action)
-    n = foresee(st, tb, e, m, b)
-    k = env.spare
-    s = st.stream[e, k]
-    s.batch = env.next_batch
-    s.start = env.now
-    s.wait = env.seen_wait
-    s.left = tb.solo[g, m, b]
-    s.post = tb.d2h[g, m, b]
-    s.solo = tb.solo[g, m, b]
-    s.predicted = st.work[e, FINISH, n]
+    group = env % tables.solo.shape[0]
+    own = state.scheduler[env]
+    priority, model, size = candidate_of(tables, state.queue.shape[2], action)
+    n = predict_finishes(state, tables, env, model, size)
+    stream = own.next_stream
+    s = state.stream[env, stream]
+    s.batch = own.next_batch
+    s.start = own.now
+    s.wait = own.cached_wait
+    s.left = tables.solo[group, model, size]
+    s.post = tables.d2h[group, model, size]
+    s.solo = tables.solo[group, model, size]
+    s.predicted = state.scratch[env, FINISH, n]
     # What was predicted with the candidate is now the outlook.
-    st.work[e, STREAM, n] = k
+    state.scratch[env, STREAM, n] = stream
     for j in range(n + 1):
-        st.stream[e, int(st.work[e, STREAM, j])].finish = env.now + st.work[e, FINISH, j]
-    env.looked = 1
-    env.seen_model = -1
+        state.stream[env, int(state.scratch[env, STREAM, j])].finish = own.now + state.scratch[env, FINISH, j]
+    own.forecast_valid = 1
+    own.cached_model = -1
     s.work = 0.0
-    s.sliced = 0.0
-    s.owed = 0.0
-    s.speed = env.speed
-    s.cold = 1 if cold_ms(st, tb, e, m) > 0.0 else 0
-    if tb.device[g, MEMORY] > 0.0:
-        _make_room(st, tb, e, m)
+    s.shared_work = 0.0
+    s.join_cost = 0.0
+    s.log_slowdown = own.log_slowdown
     s.busy = 1
-    s.model = m
-    s.priority = p
-    s.b = b
-    s.n = tb.size[b]
-    s.n_co = n
+    s.model = model
+    s.priority = priority
+    s.size_index = size
+    s.n = tables.size[size]
+    s.n_corunners = n
     s.deadline = np.inf
     for f in range(N_FEATURES):
-        st.moment[e, k, f] = 0.0
+        state.feature_sum[env, stream, f] = 0.0
     for i in range(s.n):
-        r = st.entry[e, p, m, st.queue[e, p, m].head]
-        to = st.member[e, k, i]
+        r = state.entry[env, priority, model, state.queue[env, priority, model].head]
+        to = state.member[env, stream, i]
         to.id = r.id
         to.arrival = r.arrival
         to.deadline = r.deadline
         s.deadline = min(s.deadline, r.deadline)
-        _pop(st, e, p, m)
-    env.next_batch += 1
-    env.n_free -= 1
-    choose_spare(st, e)
-    return k
+        _pop(state, env, priority, model)
+    own.next_batch += 1
+    own.n_free -= 1
+    choose_next_stream(state, env)
+    return stream
 
 
 @inlined
-def _release(st, e, k):
+def _release(state, env, stream):
     """Stream k is free again."""
-    st.stream[e, k].busy = 0
-    forget_outlook(st, e)
-    choose_spare(st, e)
-    st.env[e].n_free += 1
+    state.stream[env, stream].busy = 0
+    invalidate_forecast(state, env)
+    choose_next_stream(state, env)
+    state.scheduler[env].n_free += 1
 
 
 @njit
-def complete(st, tb, e, t, k, exec_ms):
+def complete(state, tables, env, t, stream, exec_ms):
     """The batch on stream k ended at time t after ``exec_ms`` of execution: its requests are met or late."""
-    advance(st, tb, e, t)
-    end_batch(st, tb, e, t, k, exec_ms)
+    advance(state, tables, env, t)
+    end_batch(state, tables, env, t, stream, exec_ms)
 
 
 @inlined
-def end_batch(st, tb, e, t, k, exec_ms):
+def end_batch(state, tables, env, t, stream, exec_ms):
     """``complete`` for a caller that has moved the state on to time t."""
-    s = st.stream[e, k]
+    s = state.stream[env, stream]
     for i in range(s.n):
-        r = st.member[e, k, i]
-        _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
-    learn(st, tb, e, k, exec_ms, t - s.start)
-    _release(st, e, k)
+        r = state.member[env, stream, i]
+        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
+    learn(state, tables, env, stream, exec_ms, t - s.start)
+    _release(state, env, stream)
 
 
 @njit
-def fail(st, tb, e, t, k):
+def fail(state, tables, env, t, stream):
     """The batch on stream k failed at time t; nothing is learned from it."""
-    advance(st, tb, e, t)
-    s = st.stream[e, k]
+    advance(state, tables, env, t)
+    s = state.stream[env, stream]
     for i in range(s.n):
-        r = st.member[e, k, i]
-        _end(st, e, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
-    _release(st, e, k)
+        r = state.member[env, stream, i]
+        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
+    _release(state, env, stream)
 
 
 @njit
-def cancel(st, e, p, m, id_):
+def cancel(state, env, priority, model, id_):
     """Take a queued request out of queue (p, m). Returns whether it was there (it may be in flight or ended)."""
-    q = st.queue[e, p, m]
+    q = state.queue[env, priority, model]
     for i in range(q.length):
-        r = st.entry[e, p, m, place(st, e, p, m, i)]
+        r = state.entry[env, priority, model, place(state, env, priority, model, i)]
         if r.id == id_:
-            _end(st, e, r.id, r.arrival, p, m, -1, CANCELLED)
+            _end(state, env, r.id, r.arrival, priority, model, -1, CANCELLED)
             for j in range(i, q.length - 1):
-                st.entry[e, p, m, place(st, e, p, m, j)] = st.entry[e, p, m, place(st, e, p, m, j + 1)]
+                state.entry[env, priority, model, place(state, env, priority, model, j)] = state.entry[
+                    env, priority, model, place(state, env, priority, model, j + 1)
+                ]
             q.length -= 1
-            st.env[e].n_queued -= 1
+            state.scheduler[env].n_queued -= 1
             return True
     return False
 
 
 @inlined
-def _drop_heads(st, e, p, m, earliest):
+def _drop_heads(state, env, priority, model, earliest):
     """Drop requests from the head of a queue as long as their deadline is before ``earliest``, ms; returns how many."""
     n = 0
-    while st.queue[e, p, m].length > 0 and head_deadline(st, e, p, m) < earliest:
-        r = st.entry[e, p, m, st.queue[e, p, m].head]
-        _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
-        _pop(st, e, p, m)
+    while state.queue[env, priority, model].length > 0 and head_deadline(state, env, priority, model) < earliest:
+        r = state.entry[env, priority, model, state.queue[env, priority, model].head]
+        _end(state, env, r.id, r.arrival, priority, model, -1, DROPPED)
+        _pop(state, env, priority, model)
         n += 1
     return n
 
 
 @inlined
-def drop_unreachable(st, tb, e, scale):
+def drop_unreachable(state, tables, env, scale):
     """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
 
-    Only heads are looked at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
+    Only heads are forecast_valid at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
     """
-    g = e % tb.solo.shape[0]
-    now = st.env[e].now
+    group = env % tables.solo.shape[0]
+    now = state.scheduler[env].now
     n = 0
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            need = scale * (tb.h2d[g, m, 0] + tb.solo[g, m, 0] + tb.d2h[g, m, 0])
-            n += _drop_heads(st, e, p, m, now + need)
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            need = scale * (tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0])
+            n += _drop_heads(state, env, priority, model, now + need)
     return n
 
 
 @njit
-def drop_late(st, e, grace):
+def drop_late(state, env, grace):
     """Drop queued requests whose deadline passed more than ``grace`` ms ago; otherwise as ``drop_unreachable``."""
     n = 0
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            n += _drop_heads(st, e, p, m, st.env[e].now - grace)
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            n += _drop_heads(state, env, priority, model, state.scheduler[env].now - grace)
     return n
 
 
 @njit
-def drop_all(st, e):
+def drop_all(state, env):
     """Drop everything queued (end of an episode, or a server that stops). Returns the number dropped."""
     n = 0
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            while st.queue[e, p, m].length > 0:
-                r = st.entry[e, p, m, st.queue[e, p, m].head]
-                _end(st, e, r.id, r.arrival, p, m, -1, DROPPED)
-                _pop(st, e, p, m)
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            while state.queue[env, priority, model].length > 0:
+                r = state.entry[env, priority, model, state.queue[env, priority, model].head]
+                _end(state, env, r.id, r.arrival, priority, model, -1, DROPPED)
+                _pop(state, env, priority, model)
                 n += 1
     return n

@@ -4,8 +4,9 @@ A batch of N independent schedulers is one ``SchedState``: a NamedTuple of NumPy
 engine is the batch of one. Structured (record) arrays keep the fields of one thing together, and keep the number of
 arrays that cross from Python into compiled code small, which is what a call costs.
 
-Axes: N schedulers, 2 priorities (0 high, 1 low), M models, B batch sizes, Q queue places, K streams, F features.
-Times are milliseconds on the clock of the episode (virtual) or of the engine (real).
+Axes: N schedulers, 2 priorities (HIGH, LOW), M models, B batch sizes, Q queue places, K streams, F features. Compiled code
+indexes them with ``env``, ``priority``, ``model``, ``size`` (an index, not a number of requests), ``stream``; and the rows of
+``Tables`` with ``group``. Times are milliseconds on the clock of the episode (virtual) or of the engine (real).
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traces.workload import HIGH, LOW, PRIORITIES
+
+__all__ = ["HIGH", "LOW", "PRIORITIES", "SchedState", "Tables", "make_state", "n_actions", "records"]
+
 # Outcomes of a request. Every request ends in exactly one of those above WAITING.
 WAITING, MET, LATE, DROPPED, FAILED, CANCELLED = range(6)
 OUTCOMES = ("waiting", "met", "late", "dropped", "failed", "cancelled")
-HIGH, LOW = 0, 1
-PRIORITIES = ("high", "low")
 
-N_DEMAND = 3  # demand of a batch on the device: compute, memory bandwidth, cache; each as a fraction of the whole
-N_FEATURES = 8  # features of the online interference predictor, see envs.scheduling.predictor.features
-N_WORK = 19  # rows of the finish-time integration's scratch, see envs.scheduling.predictor
+# Demand of a batch on the device: compute, memory bandwidth and cache, each as a fraction of the whole.
+COMPUTE, MEMORY, CACHE = range(3)
+N_DEMAND = 3
+N_FEATURES = 8  # features of the online interference predictor, see envs.scheduling.predictor
+N_SCRATCH = 19  # rows of the finish-time integration's scratch, see envs.scheduling.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
-GRACE_MS = 2000.0  # after its deadline, what is still queued in a live engine is dropped, whatever the policy says
+P50, P90, P95 = range(3)  # their places
+GRACE_MS = 2000.0  # how long after its deadline a queued request is dropped whatever the policy says (live engine)
 
-env_t = np.dtype(
+scheduler_t = np.dtype(
     [
         ("now", "f8"),  # time of the last event seen
         ("wake", "f8"),  # deferral timer; inf when none is set
@@ -38,13 +44,13 @@ env_t = np.dtype(
         ("n_queued", "i4"),  # requests in all queues
         ("n_ended", "i4"),  # requests in `ended`, waiting to be read by the simulator or the engine
         ("deferred", "i4"),  # 1 after a deferral until the next event
-        ("looked", "i4"),  # 1 while stream.finish holds the present outlook
-        ("spare", "i4"),  # free stream that the next dispatch takes, on the least busy core; -1 when none is free
-        ("speed", "f8"),  # log of how much longer executions take at present than profiled, whatever runs beside them
-        ("seen_model", "i4"),  # candidate whose finish times the scratch holds; -1 for none
-        ("seen_b", "i4"),
-        ("seen_at", "f8"),  # when they were worked out
-        ("seen_wait", "f8"),  # time until that candidate's execution begins
+        ("forecast_valid", "i4"),  # 1 while stream.finish holds the present forecast
+        ("next_stream", "i4"),  # free stream that the next dispatch takes, on the least busy core; -1 when none is free
+        ("log_slowdown", "f8"),  # log of how much longer executions take at present than profiled, whatever runs beside
+        ("cached_model", "i4"),  # candidate whose finish times the scratch holds; -1 for none
+        ("cached_size", "i4"),
+        ("cached_at", "f8"),  # when they were predicted
+        ("cached_wait", "f8"),  # time until that candidate's execution begins
     ],
     align=True,
 )
@@ -60,32 +66,38 @@ stream_t = np.dtype(
         ("solo", "f8"),  # execution time alone on the device
         ("predicted", "f8"),  # predicted time from dispatch to finish, made at dispatch
         ("deadline", "f8"),  # earliest deadline in the batch
-        (
-            "finish",
-            "f8",
-        ),  # predicted finish time if nothing more is dispatched, as of the last look (envs.scheduling.forecast)
+        ("finish", "f8"),  # predicted finish time if nothing more is dispatched (envs.scheduling.forecast)
         ("work", "f8"),  # execution done so far as the predictor sees it, ms of solo execution
-        ("sliced", "f8"),  # the same, each ms counted as often as there were batches on the core
-        (
-            "owed",
-            "f8",
-        ),  # ms of solo execution that joining and being joined on its core cost it so far (below 0: gained)
-        ("speed", "f8"),  # env.speed when it was dispatched
-        ("pace", "f8"),  # of the core with this index: log of how much slower it is for the moment than the device
-        ("slower", "f8"),  # of that core: the factor exp(env.speed + pace), see envs.scheduling.learning.set_slower
+        ("shared_work", "f8"),  # the same, each ms counted as often as there were batches on the core
+        ("join_cost", "f8"),  # solo ms lost to joining and being joined on its core so far; below 0: gained
+        ("log_slowdown", "f8"),  # the scheduler's when it was dispatched
+        ("core_log_slowdown", "f8"),  # of the core with this index: how much slower it is than the device, as a log
+        ("core_slowdown", "f8"),  # of that core: exp(scheduler.log_slowdown + core_log_slowdown)
         ("busy", "i4"),
         ("model", "i4"),
         ("priority", "i4"),
-        ("b", "i4"),  # index of the batch size
+        ("size_index", "i4"),  # of the batch size
         ("n", "i4"),  # requests in the batch
-        ("n_co", "i4"),  # batches in flight when it was dispatched, itself not counted
+        ("n_corunners", "i4"),  # batches in flight when it was dispatched, itself not counted
         ("core", "i4"),  # that the stream is pinned to
-        ("cold", "i4"),  # 1 when the weights of its model had to be loaded first
     ],
     align=True,
 )
 ended_t = np.dtype(
     [("id", "i8"), ("arrival", "f8"), ("outcome", "i4"), ("priority", "i4"), ("model", "i4"), ("batch", "i4")],
+    align=True,
+)
+device_t = np.dtype(
+    [
+        ("cores", "f8"),  # stream k is pinned to core k % cores, whose batches are time-sliced; 0: each has its own
+        ("max_batches_per_core", "f8"),  # batches that may share a core; 0: no limit
+        ("time_slice_ms", "f8"),  # of the batches on a shared core; 0: they share it evenly
+        ("dispatch_ms", "f8"),  # cost of a dispatch before its copy begins
+        ("unit_ms", "f8"),  # mean solo latency: the time scale that makes observations free of units
+        ("forgetting", "f8"),  # factor of the online predictor; 0: it does not learn
+        ("quantile_rate", "f8"),  # learning rate of the calibrated quantiles
+        ("log_slowdown_rate", "f8"),  # learning rate of the device's log slowdown
+    ],
     align=True,
 )
 
@@ -94,7 +106,7 @@ class SchedState(NamedTuple):
     """What the scheduler knows. Filled by the simulator or by the live engine, read by policies.
 
     Attributes:
-        env: (N,) records, scalars of each scheduler.
+        scheduler: (N,) records, scalars of each scheduler.
         queue: (N, 2, M) records, one FIFO ring per priority and model.
         entry: (N, 2, M, Q) records, the places of the rings.
         stream: (N, K) records, the batch in flight on each stream.
@@ -103,16 +115,16 @@ class SchedState(NamedTuple):
         count: (N, 2, 6) int64, requests by priority and outcome.
         weight: (N, F) weights of the slowdown predictor.
         cov: (N, F, F) inverse-covariance state of its recursive least squares.
-        bias: (N, M, B) slowdown bias of each model and batch size. seen: (N, M, B) batches that it was learned from.
-        used: (N, M) when the model was last dispatched; -1 while its weights are not in the device's memory.
-        moment: (N, K, F) sum of features of the batch in flight, weighted as ``sliced`` is.
-        scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time by number of co-runners.
-        judged: (N, K + 1) batches that each of them was learned from.
-        work: (N, N_WORK, K + 2) scratch of the finish-time integration: columns for batches, the last for a feature vector;
+        bias: (N, M, B) slowdown bias of each model and batch size.
+        n_learned: (N, M, B) batches that the bias was learned from.
+        feature_sum: (N, K, F) sum of the features of the batch in flight, weighted as ``shared_work`` is.
+        scale: (N, K + 1, len(QUANTILES)) calibrated quantiles of actual over predicted time, by number of co-runners.
+        n_calibrated: (N, K + 1) batches that each of them was learned from.
+        scratch: (N, N_SCRATCH, K + 2) of the finish-time integration: columns for batches, the last for a feature vector;
             its last rows have a column for each core.
     """
 
-    env: np.ndarray
+    scheduler: np.ndarray
     queue: np.ndarray
     entry: np.ndarray
     stream: np.ndarray
@@ -122,12 +134,11 @@ class SchedState(NamedTuple):
     weight: np.ndarray
     cov: np.ndarray
     bias: np.ndarray
-    seen: np.ndarray
-    used: np.ndarray
-    moment: np.ndarray
+    n_learned: np.ndarray
+    feature_sum: np.ndarray
     scale: np.ndarray
-    judged: np.ndarray
-    work: np.ndarray
+    n_calibrated: np.ndarray
+    scratch: np.ndarray
 
 
 class Tables(NamedTuple):
@@ -138,17 +149,14 @@ class Tables(NamedTuple):
     Attributes:
         size: (B,) int32, batch sizes, ascending.
         solo: (G, M, B) execution time alone on the device.
-        h2d: (G, M, B) copy to the device. d2h: (G, M, B) copy back.
+        h2d: (G, M, B) copy to the device.
+        d2h: (G, M, B) copy back.
         log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
-        weights: (G, M) bytes of each model's weights. load: (G, M) time to bring them into the device's memory.
-        device: (G, 9): cores (stream k is pinned to core k % cores, and the batches on one core are time-sliced; 0: every
-            stream is a core of its own), cost of a dispatch in ms, forgetting factor of the online predictor, learning
-            rate of the calibrated quantiles, a time scale in ms (the mean solo latency) that makes observations free of
-            units, learning rate of the device's speed, the device's memory in bytes (0: all models fit), how many batches
-            may share a core (0: no limit), and the length in ms of a turn on a shared core (0: none, it is shared evenly).
+        device: (G,) records.
         quantile: (G, len(QUANTILES)) calibrated quantiles to start from.
-        prior: (G, F) weights the predictor starts from. prior_cov: (G, F, F) and its covariance.
+        weight: (G, F) weights that the predictor starts from.
+        cov: (G, F, F) and their covariance.
     """
 
     size: np.ndarray
@@ -157,16 +165,10 @@ class Tables(NamedTuple):
     d2h: np.ndarray
     log_rate: np.ndarray
     demand: np.ndarray
-    weights: np.ndarray
-    load: np.ndarray
     device: np.ndarray
     quantile: np.ndarray
-    prior: np.ndarray
-    prior_cov: np.ndarray
-
-
-# Columns of Tables.device.
-CORES, DISPATCH, FORGETTING, QUANTILE_RATE, UNIT, SPEED_RATE, MEMORY, TURNS, TURN_MS = range(9)
+    weight: np.ndarray
+    cov: np.ndarray
 
 
 def records(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -185,24 +187,22 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         queue_places: places Q of each queue; a request that finds its queue full is refused.
     """
     largest = int(sizes[-1])
-    k = n_streams
     return SchedState(
-        env=records((n,), env_t),
+        scheduler=records((n,), scheduler_t),
         queue=records((n, 2, n_models), queue_t),
         entry=records((n, 2, n_models, queue_places), entry_t),
-        stream=records((n, k), stream_t),
-        member=records((n, k, largest), entry_t),
-        ended=records((n, 2 * n_models * queue_places + k * largest), ended_t),
+        stream=records((n, n_streams), stream_t),
+        member=records((n, n_streams, largest), entry_t),
+        ended=records((n, 2 * n_models * queue_places + n_streams * largest), ended_t),
         count=np.zeros((n, 2, len(OUTCOMES)), np.int64),
         weight=np.zeros((n, N_FEATURES)),
         cov=np.zeros((n, N_FEATURES, N_FEATURES)),
         bias=np.zeros((n, n_models, len(sizes))),
-        seen=np.zeros((n, n_models, len(sizes))),
-        used=np.full((n, n_models), -1.0),
-        moment=np.zeros((n, k, N_FEATURES)),
-        scale=np.ones((n, k + 1, len(QUANTILES))),
-        judged=np.zeros((n, k + 1)),
-        work=np.zeros((n, N_WORK, k + 2)),
+        n_learned=np.zeros((n, n_models, len(sizes))),
+        feature_sum=np.zeros((n, n_streams, N_FEATURES)),
+        scale=np.ones((n, n_streams + 1, len(QUANTILES))),
+        n_calibrated=np.zeros((n, n_streams + 1)),
+        scratch=np.zeros((n, N_SCRATCH, n_streams + 2)),
     )
 
 

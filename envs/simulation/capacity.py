@@ -21,8 +21,9 @@ from envs.simulation.generate import COLUMNS, Generator
 from envs.simulation.generate import make_generator as make_arrivals
 from envs.simulation.randomise import make_randomiser
 from envs.simulation.recording import no_recording
+from envs.simulation.records import NEVER_DROP
 from envs.simulation.simulator import Simulator
-from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_outcome
+from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_step_output
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
@@ -91,7 +92,7 @@ def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noi
     advance = _begin(sim, seed)
     _fill_queues(sim, models)
     actions = (LOW * len(profile.models) + picks) * len(sizes) + best[picks]  # action_of for all at once
-    count, env = sim.state.count[:, LOW, MET], sim.state.env
+    count, env = sim.state.count[:, LOW, MET], sim.state.scheduler
     env["n_free"] = np.arange(1, streams + 1)  # one world for each number of batches in flight
     for started, action in enumerate(actions[:-1]):
         if started == WARM_BATCHES:
@@ -107,17 +108,17 @@ def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
     The loop of the training worlds is used, since they need it anyhow and compiling one for this alone takes seconds.
     """
     n, n_models = sim.n, len(sim.profile.models)
-    sim.world.options[:] = (0.0, np.inf, np.inf, np.inf)  # nothing is dropped, ever
+    sim.world.rules[:] = NEVER_DROP
     none = np.zeros((1, COLUMNS))
     generator = make_arrivals(none, none, np.full((1, n_models), 1.0 / n_models), np.zeros(1), n)
     randomiser, truth = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
-    out = make_outcome(n, sim.obs_size)
+    out = make_step_output(n, sim.obs_size)
     args = (sim.state, sim.world, sim.tables, truth, generator, no_recording(), randomiser, out, 0, n)
     shown = (np.zeros((n, sim.obs_size), np.float32), np.zeros((n, sim.n_actions), bool))
     begin = (NO_ACTIONS, False, np.full(n, seed, np.uint64), np.ones(n, bool), *shown)
     compiled = bind(advance_range, *args, *begin)
     compiled(*args, *begin)
-    sim.world.env["done"] = 0
+    sim.world.episode["done"] = 0
     return lambda actions: compiled(*args, actions, False, NO_SEEDS, NOT_FRESH, *shown)
 
 
@@ -125,11 +126,11 @@ def _fill_queues(sim: Simulator, models: np.ndarray) -> None:
     """Put a low-priority request without deadline into the queue of each of ``models``, in every world."""
     entry, queue = sim.state.entry[:, LOW], sim.state.queue[:, LOW]
     entry["deadline"] = np.inf
-    for m in range(len(sim.profile.models)):
-        ids = np.flatnonzero(models == m)
-        entry["id"][:, m, : len(ids)] = ids
-        queue["length"][:, m] = len(ids)
-    sim.state.env["n_queued"] = len(models)
+    for model in range(len(sim.profile.models)):
+        ids = np.flatnonzero(models == model)
+        entry["id"][:, model, : len(ids)] = ids
+        queue["length"][:, model] = len(ids)
+    sim.state.scheduler["n_queued"] = len(models)
 
 
 def make_generator(profile: Profile, config: EnvConfig, capacity_rps: float, n: int = 1) -> Generator:

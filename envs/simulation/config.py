@@ -46,7 +46,7 @@ class EnvConfig:
         profile: path or name of a profile, or "synthetic:SEED".
         models: the models served, by name; empty: all of the profile.
         streams: streams K of the device.
-        turns: batches that may share a core in turns; 0: as many as there are streams.
+        max_batches_per_core: batches that may share a core in turns; 0: as many as there are streams.
         load: offered load as a share of the capacity measured in simulation (envs.simulation.capacity). None leaves a
             workload's arrivals as recorded.
         burst: arrival rate in a burst over the mean rate; (1, 1) is a Poisson process.
@@ -64,7 +64,7 @@ class EnvConfig:
         queue_places: places of each queue; a request that finds none is refused (dropped).
         n_requests: room for the arrivals of one episode; None: enough for load and duration.
         workload: recorded requests to draw windows from, in place of generated ones: a file (traces.workload), or "twin:NAME"
-            or "trace:NAME" (traces.known).
+            or "trace:NAME" (traces.twin.known).
         randomise: domain randomisation of the device.
 
     Raises:
@@ -74,7 +74,7 @@ class EnvConfig:
     profile: str = DEFAULT_PROFILE
     models: tuple[str, ...] = ()
     streams: int = 4
-    turns: int = 0
+    max_batches_per_core: int = 0
     load: Range | None = (0.5, 1.3)
     burst: Range = (1.0, 4.0)
     burst_share: Range = (0.1, 0.3)
@@ -113,7 +113,7 @@ class EnvConfig:
             raise InputError(f"weights: {self.weights}; numbers of at least 0 are wanted")
         for name, lowest in (
             ("streams", 1),
-            ("turns", 0),
+            ("max_batches_per_core", 0),
             ("queue_places", 1),
             ("drop", 0),
             ("end_ms", 0),

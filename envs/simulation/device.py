@@ -11,208 +11,204 @@ import math
 
 import numpy as np
 
+from envs.profiles.truth import HANDOVER, OTHER_CORE, OWN_CORE, SEEN
 from envs.scheduling import rng
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import HIGH
-from envs.simulation.records import (
-    COMPLETION_MS,
-    COPY_IN,
-    COPY_OUT,
-    DISPATCH_MS,
-    DRIFT_KNOT_MS,
-    DRIFT_SPREAD,
-    EXECUTE,
-    HANDOVER,
-    IDLE,
-    SEEN,
-    SHARED_TURN_MS,
-    STRAGGLER_FACTOR,
-    STRAGGLER_P,
-    SUSPENDED,
-)
+from envs.simulation.records import COPY_IN, COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 # Counters of the derived seeds that noise, drift and waits on shared cores are drawn from.
 NOISE, DRIFT, CROWD = 1, 2, 3
 
 
 @inlined
-def _drift(w, tr, e, g, core):
+def _drift(world, truth, env, group, core):
     """Factor on execution times on a core now: between knots that were measured or are hashed from the episode's seed."""
-    spread = tr.device[g, DRIFT_SPREAD]
-    n_knots = tr.speed.shape[2]
+    spread = truth.device[group].drift_spread
+    n_knots = truth.log_slowdown.shape[2]
     if spread == 0.0 and n_knots == 0:
         return 1.0
-    x = w.env[e]
-    at = x.time / tr.device[g, DRIFT_KNOT_MS]
+    episode = world.episode[env]
+    at = episode.time / truth.device[group].drift_knot_ms
     knot = int(at)
     if n_knots > 0:
-        here = tr.speed[0, core, (x.speed_at + knot) % n_knots]
-        return math.exp(here + (at - knot) * (tr.speed[0, core, (x.speed_at + knot + 1) % n_knots] - here))
-    if knot != x.knot:
-        seed = rng.mix(x.seed, DRIFT)
-        x.drift_a = rng.normal(seed, knot)
-        x.drift_b = rng.normal(seed, knot + 1)
-        x.knot = knot
+        here = truth.log_slowdown[0, core, (episode.drift_start + knot) % n_knots]
+        return math.exp(
+            here + (at - knot) * (truth.log_slowdown[0, core, (episode.drift_start + knot + 1) % n_knots] - here)
+        )
+    if knot != episode.knot:
+        seed = rng.mix(episode.seed, DRIFT)
+        episode.drift_a = rng.normal(seed, knot)
+        episode.drift_b = rng.normal(seed, knot + 1)
+        episode.knot = knot
     share = at - knot
-    return math.exp(spread * ((1.0 - share) * x.drift_a + share * x.drift_b))
+    return math.exp(spread * ((1.0 - share) * episode.drift_a + share * episode.drift_b))
 
 
 @inlined
-def _set_slowdowns(w, tr, e, g):
+def _set_slowdowns(world, truth, env, group):
     """Slowdown of each executing batch, from how many share its core and who executes on the others."""
-    n_streams = w.run.shape[1]
+    n_streams = world.run.shape[1]
     n = 0
-    for k in range(n_streams):
-        r = w.run[e, k]
+    for stream in range(n_streams):
+        r = world.run[env, stream]
         if r.phase != EXECUTE:
             continue
         n += 1
         r.sharing = 0
         for j in range(n_streams):
-            if w.run[e, j].phase == EXECUTE and w.run[e, j].core == r.core:
+            if world.run[env, j].phase == EXECUTE and world.run[env, j].core == r.core:
                 r.sharing += 1
-    for k in range(n_streams):
-        r = w.run[e, k]
+    for stream in range(n_streams):
+        r = world.run[env, stream]
         if r.phase != EXECUTE:
             continue
         log_slow = 0.0
         if n > r.sharing:
             for j in range(n_streams):
-                other = w.run[e, j]
+                other = world.run[env, j]
                 if other.phase == EXECUTE and other.core != r.core:
-                    log_slow += tr.pair[g, r.mb, other.mb] / other.sharing
-        r.slow = max(math.exp(log_slow), 1.0) * tr.count[g, r.sharing] * r.noise * _drift(w, tr, e, g, r.core)
+                    log_slow += truth.pair[group, r.mb, other.mb] / other.sharing
+        r.slow = (
+            max(math.exp(log_slow), 1.0)
+            * truth.count[group, r.sharing]
+            * r.noise
+            * _drift(world, truth, env, group, r.core)
+        )
 
 
 @njit
-def _suspend(w, e, t):
+def _suspend(world, env, t):
     """Suspend or resume low priority after the set of executing batches changed at time t; for worlds that preempt."""
-    x = w.env[e]
+    episode = world.episode[env]
     high = False
-    for k in range(w.run.shape[1]):
-        if w.run[e, k].phase == EXECUTE and w.run[e, k].priority == HIGH:
+    for stream in range(world.run.shape[1]):
+        if world.run[env, stream].phase == EXECUTE and world.run[env, stream].priority == HIGH:
             high = True
     if not high:
-        x.suspend = np.inf
-        x.suspending = 0
-    elif x.suspending == 0:
-        x.suspend = min(x.suspend, t + w.preempt[e, 1])
-        if x.suspend <= t:
-            x.suspend = np.inf
-            x.suspending = 1
-    for k in range(w.run.shape[1]):
-        r = w.run[e, k]
-        if x.suspending == 1 and r.phase == EXECUTE and r.priority != HIGH:
+        episode.suspend = np.inf
+        episode.suspending = 0
+    elif episode.suspending == 0:
+        episode.suspend = min(episode.suspend, t + world.preemption[env].latency_ms)
+        if episode.suspend <= t:
+            episode.suspend = np.inf
+            episode.suspending = 1
+    for stream in range(world.run.shape[1]):
+        r = world.run[env, stream]
+        if episode.suspending == 1 and r.phase == EXECUTE and r.priority != HIGH:
             r.phase = SUSPENDED
-        elif x.suspending == 0 and r.phase == SUSPENDED:
+        elif episode.suspending == 0 and r.phase == SUSPENDED:
             r.phase = EXECUTE
-            r.work += w.preempt[e, 3]
+            r.work += world.preemption[env].resume_ms
 
 
 @inlined
-def progress(w, e, t):
+def progress(world, env, t):
     """Account the execution done until time t."""
-    x = w.env[e]
-    dt = t - x.time
-    x.time = t
+    episode = world.episode[env]
+    dt = t - episode.time
+    episode.time = t
     if dt <= 0.0:
         return
-    for k in range(w.run.shape[1]):
-        r = w.run[e, k]
+    for stream in range(world.run.shape[1]):
+        r = world.run[env, stream]
         if r.phase == EXECUTE:
             r.work = max(r.work - dt / r.slow, 0.0)
 
 
 @njit
-def _crowd_ms(st, w, tr, e, k, event):
+def _shared_core_wait(state, world, truth, env, stream, event):
     """What a batch on stream k waits at an event (HANDOVER, SEEN) because batches share cores.
 
     Threads on one core take turns, and one that waits for its turn may hold what threads on other cores want.
     """
-    g = e % tr.solo.shape[0]
+    group = env % truth.solo.shape[0]
     mean = 0.0
-    for i in range(w.run.shape[1]):
-        if i == k or w.run[e, i].phase == IDLE:
+    for i in range(world.run.shape[1]):
+        if i == stream or world.run[env, i].phase == IDLE:
             continue
-        if w.run[e, i].core == w.run[e, k].core:
-            mean = tr.crowded[g, event, 1]
+        if world.run[env, i].core == world.run[env, stream].core:
+            mean = truth.shared_core_wait_ms[group, event, OWN_CORE]
             break
         for j in range(i):
-            if j != k and w.run[e, j].phase != IDLE and w.run[e, j].core == w.run[e, i].core:
-                mean = tr.crowded[g, event, 0]
+            if j != stream and world.run[env, j].phase != IDLE and world.run[env, j].core == world.run[env, i].core:
+                mean = truth.shared_core_wait_ms[group, event, OTHER_CORE]
     if mean == 0.0:
         return 0.0
-    return rng.exponential(rng.mix(w.env[e].seed, CROWD), 2 * st.member[e, k, 0].id + event, mean)
+    return rng.exponential(rng.mix(world.episode[env].seed, CROWD), 2 * state.member[env, stream, 0].id + event, mean)
 
 
 @inlined
-def launch(st, w, tr, e, k):
+def launch(state, world, truth, env, stream):
     """The scheduler dispatched a batch on stream k: start its copy and draw its noise."""
-    g = e % tr.solo.shape[0]
-    s = st.stream[e, k]
-    r = w.run[e, k]
-    x = w.env[e]
-    n_sizes = tr.solo.shape[2]
-    first = st.member[e, k, 0].id
+    group = env % truth.solo.shape[0]
+    s = state.stream[env, stream]
+    r = world.run[env, stream]
+    episode = world.episode[env]
+    n_sizes = truth.solo.shape[2]
+    first = state.member[env, stream, 0].id
     # The noise belongs to the batch's first request, so that compared policies meet the same noise.
     # It is drawn from a seed of its own: arrivals may be hashed from the episode's.
-    seed = rng.mix(x.seed, NOISE)
-    r.noise = tr.residual[g, int(rng.uniform(seed, 2 * first) * tr.residual.shape[1])]
-    if rng.uniform(seed, 2 * first + 1) < tr.device[g, STRAGGLER_P]:
-        r.noise *= tr.device[g, STRAGGLER_FACTOR]
-    r.mb = s.model * n_sizes + s.b
-    r.work = tr.solo[g, s.model, s.b]
+    seed = rng.mix(episode.seed, NOISE)
+    r.noise = truth.residual[group, int(rng.uniform(seed, 2 * first) * truth.residual.shape[1])]
+    r.mb = s.model * n_sizes + s.size_index
+    r.work = truth.solo[group, s.model, s.size_index]
     r.core = s.core
-    r.h2d_start = max(st.env[e].now + tr.device[g, DISPATCH_MS] + _crowd_ms(st, w, tr, e, k, HANDOVER), x.h2d_free)
-    r.h2d_end = r.h2d_start + tr.h2d[g, s.model, s.b]
-    if s.cold == 1:
-        r.h2d_end += tr.load[g, s.model]
-    x.h2d_free = r.h2d_end
+    r.h2d_start = max(
+        state.scheduler[env].now
+        + truth.device[group].dispatch_ms
+        + _shared_core_wait(state, world, truth, env, stream, HANDOVER),
+        episode.h2d_free,
+    )
+    r.h2d_end = r.h2d_start + truth.h2d[group, s.model, s.size_index]
+    episode.h2d_free = r.h2d_end
     r.until = r.h2d_end
     r.phase = COPY_IN
     r.priority = s.priority
-    if w.preempt[e, 0] > 0.0:
-        r.work *= 1.0 + w.preempt[e, 2]
+    if world.preemption[env].active > 0.0:
+        r.work *= 1.0 + world.preemption[env].overhead
     for i in range(s.n):
-        q = w.request[e, st.member[e, k, i].id]
-        q.start = st.env[e].now
+        q = world.request[env, state.member[env, stream, i].id]
+        q.start = state.scheduler[env].now
         q.batch = s.batch
 
 
 @njit
-def _take_first_turn(runs, k, turn):
+def _take_first_turn(runs, stream, turn):
     """The batch on stream k begins: on a shared core its turn comes first, which puts it half a turn ahead on average.
 
     Args:
         runs: (K,) records of one world. k: stream. turn: ms.
     """
-    r = runs[k]
+    r = runs[stream]
     n = 0
     for i in range(runs.shape[0]):
         n += runs[i].phase == EXECUTE and runs[i].core == r.core
     share = min(0.5 * turn, r.work) / n
     for i in range(runs.shape[0]):
-        if i != k and runs[i].phase == EXECUTE and runs[i].core == r.core:
+        if i != stream and runs[i].phase == EXECUTE and runs[i].core == r.core:
             runs[i].work += share
             r.work -= share
 
 
 @inlined
-def device_event(st, w, tr, e, g, t, kind):
+def device_event(state, world, truth, env, group, t, kind):
     """What the scheduler does not see: a suspension, or the batch on stream ``kind`` is copied in or executed."""
     if kind >= 0:
-        r = w.run[e, kind]
+        r = world.run[env, kind]
         if r.phase == COPY_IN:
             r.phase = EXECUTE
-            if tr.device[g, SHARED_TURN_MS] > 0.0:
-                _take_first_turn(w.run[e], kind, tr.device[g, SHARED_TURN_MS])
+            if truth.device[group].time_slice_ms > 0.0:
+                _take_first_turn(world.run[env], kind, truth.device[group].time_slice_ms)
         else:
-            x = w.env[e]
+            episode = world.episode[env]
             r.exec_end = t
             r.phase = COPY_OUT
-            r.until = max(t, x.d2h_free) + tr.d2h[g, r.mb // tr.solo.shape[2], r.mb % tr.solo.shape[2]]
-            x.d2h_free = r.until
-            r.until += tr.device[g, COMPLETION_MS] + _crowd_ms(st, w, tr, e, kind, SEEN)
-    if w.preempt[e, 0] > 0.0:
-        _suspend(w, e, t)
-    _set_slowdowns(w, tr, e, g)
+            r.until = (
+                max(t, episode.d2h_free) + truth.d2h[group, r.mb // truth.solo.shape[2], r.mb % truth.solo.shape[2]]
+            )
+            episode.d2h_free = r.until
+            r.until += truth.device[group].completion_ms + _shared_core_wait(state, world, truth, env, kind, SEEN)
+    if world.preemption[env].active > 0.0:
+        _suspend(world, env, t)
+    _set_slowdowns(world, truth, env, group)

@@ -25,167 +25,170 @@ from envs.scheduling.operations import (
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import MET, WAITING
 from envs.simulation.device import DRIFT, device_event, launch, progress
-from envs.simulation.records import ANYWHERE, COPY_OUT, EXECUTE, IDLE, SUSPENDED, TIMER_MS, WEIGHT
+from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 
 @njit
-def begin(st, w, tb, tr, e, seed):
-    """Start an episode of world e on the arrivals already in ``w.request[e, :w.env[e].n]``."""
-    clear(st, tb, e)
-    x = w.env[e]
-    x.seed = seed
-    x.episode += 1
-    x.time = 0.0
-    x.h2d_free = 0.0
-    x.d2h_free = 0.0
-    x.next = 0
-    x.done = 0
-    x.reward = 0.0
-    x.ret = 0.0
-    x.steps = 0
-    x.suspend = np.inf
-    x.suspending = 0
-    x.knot = -1
-    n_knots = tr.speed.shape[2]
-    anywhere = n_knots > 0 and tr.device[e % tr.device.shape[0], ANYWHERE] > 0.0
-    x.speed_at = int(rng.uniform(rng.mix(seed, DRIFT), 0) * n_knots) if anywhere else 0
-    x.end = w.options[e, 2]
-    if x.n > 0:
-        x.end += w.request[e, x.n - 1].arrival
-    for i in range(x.n):
-        r = w.request[e, i]
+def begin(state, world, tables, truth, env, seed):
+    """Start an episode of world e on the arrivals already in ``w.request[e, :w.episode[e].n]``."""
+    clear(state, tables, env)
+    episode = world.episode[env]
+    episode.seed = seed
+    episode.episode += 1
+    episode.time = 0.0
+    episode.h2d_free = 0.0
+    episode.d2h_free = 0.0
+    episode.next = 0
+    episode.done = 0
+    episode.reward = 0.0
+    episode.ret = 0.0
+    episode.steps = 0
+    episode.suspend = np.inf
+    episode.suspending = 0
+    episode.knot = -1
+    n_knots = truth.log_slowdown.shape[2]
+    anywhere = n_knots > 0 and truth.device[env % truth.device.shape[0]].drift_from_anywhere > 0.0
+    episode.drift_start = int(rng.uniform(rng.mix(seed, DRIFT), 0) * n_knots) if anywhere else 0
+    episode.end = world.rules[env].end_ms
+    if episode.n > 0:
+        episode.end += world.request[env, episode.n - 1].arrival
+    for i in range(episode.n):
+        r = world.request[env, i]
         r.outcome = WAITING
         r.start = np.nan
         r.finish = np.nan
         r.batch = -1
         r.baseline = 0
-    for k in range(w.run.shape[1]):
-        w.run[e, k].phase = IDLE
+    for stream in range(world.run.shape[1]):
+        world.run[env, stream].phase = IDLE
 
 
 @inlined
-def collect(st, w, tr, e):
+def collect(state, world, truth, env):
     """Read the requests that ended: note their outcome and add their reward.
 
     That is minus the weight of each violation; less those of a baseline (``baseline`` of the request), which is the outcome
     under another policy, or 0.
     """
-    g = e % tr.solo.shape[0]
-    env = st.env[e]
-    x = w.env[e]
-    for i in range(env.n_ended):
-        d = st.ended[e, i]
-        r = w.request[e, d.id]
+    group = env % truth.solo.shape[0]
+    own = state.scheduler[env]
+    episode = world.episode[env]
+    for i in range(own.n_ended):
+        d = state.ended[env, i]
+        r = world.request[env, d.id]
         r.outcome = d.outcome
-        r.finish = max(env.now, r.arrival)
+        r.finish = max(own.now, r.arrival)
         violated = 0 if d.outcome == MET else 1
-        x.reward -= tr.device[g, WEIGHT + d.priority] * (violated - r.baseline)
-    env.n_ended = 0
+        episode.reward -= truth.weight[group, d.priority] * (violated - r.baseline)
+    own.n_ended = 0
 
 
 @inlined
-def _next_event(st, w, e):
+def next_event(state, world, env):
     """Time and kind of the next event: stream index, -1 arrival, -2 timer, -3 end of dispatch, -4 none, -5 suspension."""
-    x = w.env[e]
+    episode = world.episode[env]
     t = np.inf
     kind = -4
-    for k in range(w.run.shape[1]):
-        r = w.run[e, k]
-        if r.phase == IDLE or r.phase == SUSPENDED:
+    for stream in range(world.run.shape[1]):
+        r = world.run[env, stream]
+        if r.phase <= SUSPENDED:
             continue
-        at = x.time + r.work * r.slow if r.phase == EXECUTE else r.until
+        at = episode.time + r.work * r.slow if r.phase == EXECUTE else r.until
         if at < t:
             t = at
-            kind = k
-    if x.suspend < t:
-        t = x.suspend
+            kind = stream
+    if episode.suspend < t:
+        t = episode.suspend
         kind = -5
-    if x.next < x.n:
-        at = w.request[e, x.next].arrival
+    if episode.next < episode.n:
+        at = world.request[env, episode.next].arrival
         if at < t:
             t = at
             kind = -1
-    if st.env[e].n_queued > 0:
-        if st.env[e].wake < t:
-            t = st.env[e].wake
+    if state.scheduler[env].n_queued > 0:
+        if state.scheduler[env].wake < t:
+            t = state.scheduler[env].wake
             kind = -2
-        if x.end < t:
-            t = x.end
+        if episode.end < t:
+            t = episode.end
             kind = -3
-    return max(t, x.time), kind
+    return max(t, episode.time), kind
 
 
 @inlined
-def run_event(st, w, tb, tr, e):
+def run_event(state, world, tables, truth, env):
     """Process the next event. Returns whether the scheduler saw it (an arrival, a completion, a timer, the end)."""
-    g = e % tr.solo.shape[0]
-    x = w.env[e]
-    t, kind = _next_event(st, w, e)
+    group = env % truth.solo.shape[0]
+    episode = world.episode[env]
+    t, kind = next_event(state, world, env)
     if kind == -4:
-        x.done = 1
+        episode.done = 1
         return True
-    if kind == -5 or (kind >= 0 and w.run[e, kind].phase != COPY_OUT):
-        progress(w, e, t)
-        device_event(st, w, tr, e, g, t, kind)
+    if kind == -5 or (kind >= 0 and world.run[env, kind].phase != COPY_OUT):
+        progress(world, env, t)
+        device_event(state, world, truth, env, group, t, kind)
         return False
-    if kind != -1 or st.env[e].n_free > 0:
-        advance(st, tb, e, t)
+    if kind != -1 or state.scheduler[env].n_free > 0:
+        advance(state, tables, env, t)
     if kind == -1:
-        r = w.request[e, x.next]
-        st.env[e].deferred = 0
-        enqueue(st, tb, e, t, r.priority, r.model, x.next, r.deadline)
-        x.next += 1
+        r = world.request[env, episode.next]
+        state.scheduler[env].deferred = 0
+        enqueue(state, tables, env, t, r.priority, r.model, episode.next, r.deadline)
+        episode.next += 1
         return True
     if kind == -2:
-        st.env[e].wake = np.inf
-        st.env[e].deferred = 0
+        state.scheduler[env].wake = np.inf
+        state.scheduler[env].deferred = 0
         return True
     if kind == -3:
-        drop_all(st, e)
+        drop_all(state, env)
         return True
-    progress(w, e, t)
-    r = w.run[e, kind]
+    progress(world, env, t)
+    r = world.run[env, kind]
     r.phase = IDLE
-    st.env[e].deferred = 0
-    end_batch(st, tb, e, t, kind, r.exec_end - r.h2d_end)
+    state.scheduler[env].deferred = 0
+    end_batch(state, tables, env, t, kind, r.exec_end - r.h2d_end)
     return True
 
 
 @inlined
-def run_to_decision(st, w, tb, tr, e):
+def run_to_decision(state, world, tables, truth, env):
     """Run events until the scheduler can decide something, or the episode is done."""
-    x = w.env[e]
-    env = st.env[e]
-    while x.done == 0:
-        if env.deferred == 0 and can_dispatch(st, e, tb):
-            if w.options[e, 0] > 0.0 and drop_unreachable(st, tb, e, w.options[e, 0]) > 0:
+    episode = world.episode[env]
+    own = state.scheduler[env]
+    while episode.done == 0:
+        if own.deferred == 0 and can_dispatch(state, env, tables):
+            if (
+                world.rules[env].drop_scale > 0.0
+                and drop_unreachable(state, tables, env, world.rules[env].drop_scale) > 0
+            ):
                 continue
-            if w.options[e, 3] < np.inf and drop_late(st, e, w.options[e, 3]) > 0:
+            if world.rules[env].grace_ms < np.inf and drop_late(state, env, world.rules[env].grace_ms) > 0:
                 continue
             break
-        run_event(st, w, tb, tr, e)
-        if env.n_ended > 0:
-            collect(st, w, tr, e)
-    if env.n_ended > 0:
-        collect(st, w, tr, e)
+        run_event(state, world, tables, truth, env)
+        if own.n_ended > 0:
+            collect(state, world, truth, env)
+    if own.n_ended > 0:
+        collect(state, world, truth, env)
 
 
 @inlined
-def act(st, w, tb, tr, e, action, wake):
+def act(state, world, tables, truth, env, action, wake):
     """Carry out one decision of world e, without running on; arguments as of ``step``."""
-    g = e % tr.solo.shape[0]
-    x = w.env[e]
-    x.reward = 0.0
-    x.steps += 1
-    if valid(st, tb, e, action):
-        k = dispatch(st, tb, e, action)
-        launch(st, w, tr, e, k)
+    group = env % truth.solo.shape[0]
+    episode = world.episode[env]
+    episode.reward = 0.0
+    episode.steps += 1
+    if valid(state, tables, env, action):
+        stream = dispatch(state, tables, env, action)
+        launch(state, world, truth, env, stream)
     else:
-        defer(st, e, wake + tr.device[g, TIMER_MS])
+        defer(state, env, wake + truth.device[group].timer_ms)
 
 
 @inlined
-def step(st, w, tb, tr, e, action, wake):
+def step(state, world, tables, truth, env, action, wake):
     """Carry out one decision of world e and run to the next.
 
     Args:
@@ -193,6 +196,6 @@ def step(st, w, tb, tr, e, action, wake):
         action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
         wake: absolute time (ms) to wake at when deferring; inf for no timer.
     """
-    act(st, w, tb, tr, e, action, wake)
-    run_to_decision(st, w, tb, tr, e)
-    w.env[e].ret += w.env[e].reward
+    act(state, world, tables, truth, env, action, wake)
+    run_to_decision(state, world, tables, truth, env)
+    world.episode[env].ret += world.episode[env].reward

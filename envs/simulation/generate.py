@@ -47,24 +47,24 @@ def make_generator(low: np.ndarray, high: np.ndarray, share: np.ndarray, spread:
 
 
 @njit
-def generate(w, tb, gen, e, seed):
-    """Draw one episode's arrivals into ``w.request[e]`` and set ``w.env[e].n``; stops early when the room is full."""
-    g = e % gen.low.shape[0]
-    t_g = e % tb.solo.shape[0]
-    value = gen.drawn[e]
+def generate(world, tables, generator, env, seed):
+    """Draw one episode's arrivals into ``w.request[e]`` and set ``w.episode[e].n``; stops early when the room is full."""
+    group = env % generator.low.shape[0]
+    t_g = env % tables.solo.shape[0]
+    value = generator.drawn[env]
     for i in range(COLUMNS):
-        low = gen.low[g, i]
-        high = gen.high[g, i]
+        low = generator.low[group, i]
+        high = generator.high[group, i]
         value[i] = low + (high - low) * rng.uniform(seed, i)
-    n_models = gen.share.shape[1]
-    cumulative = gen.cumulative[e]
+    n_models = generator.share.shape[1]
+    cumulative = generator.cumulative[env]
     total = 0.0
-    for m in range(n_models):
-        weight = gen.share[g, m]
-        if gen.spread[g] > 0.0:
-            weight *= math.exp(gen.spread[g] * rng.normal(seed, 100 + m))
+    for model in range(n_models):
+        weight = generator.share[group, model]
+        if generator.spread[group] > 0.0:
+            weight *= math.exp(generator.spread[group] * rng.normal(seed, 100 + model))
         total += weight
-        cumulative[m] = total
+        cumulative[model] = total
     share = value[BURST_SHARE]
     # A burst cannot hold more than all arrivals.
     burst = min(value[BURST], 1.0 / share) if share > 0.0 else 1.0
@@ -77,7 +77,7 @@ def generate(w, tb, gen, e, seed):
     sojourn = value[SOJOURN]
     calm_sojourn = sojourn * (1.0 - share) / share if share > 0.0 else np.inf
     switch = rng.exponential(seed, counter, sojourn if bursting else min(calm_sojourn, 1e12))
-    while n < w.request.shape[1]:
+    while n < world.request.shape[1]:
         counter += 1
         rate = rate_burst if bursting else rate_calm
         ahead = rng.exponential(seed, counter, 1.0 / rate) if rate > 0.0 else np.inf
@@ -93,17 +93,17 @@ def generate(w, tb, gen, e, seed):
         t += ahead
         if t > value[DURATION]:
             break
-        r = w.request[e, n]
+        r = world.request[env, n]
         counter += 1
         pick = rng.uniform(seed, counter) * total
-        m = 0
-        while m < n_models - 1 and cumulative[m] <= pick:
-            m += 1
+        model = 0
+        while model < n_models - 1 and cumulative[model] <= pick:
+            model += 1
         counter += 1
         r.priority = 0 if rng.uniform(seed, counter) < value[HIGH_SHARE] else 1
-        r.model = m
+        r.model = model
         r.arrival = t
         factor = value[FACTOR_HIGH] if r.priority == 0 else value[FACTOR_LOW]
-        r.deadline = t + factor * (tb.h2d[t_g, m, 0] + tb.solo[t_g, m, 0] + tb.d2h[t_g, m, 0])
+        r.deadline = t + factor * (tables.h2d[t_g, model, 0] + tables.solo[t_g, model, 0] + tables.d2h[t_g, model, 0])
         n += 1
-    w.env[e].n = n
+    world.episode[env].n = n

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from envs.profiles.truth import Truth
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 from envs.simulation.config import RandomiseConfig
-from envs.simulation.records import Truth
 
 
 class Randomiser(NamedTuple):
@@ -35,28 +35,30 @@ def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: in
         return Randomiser(np.zeros((0, 0)), np.zeros((0, 0)), spread), truth
     own = truth._replace(solo=np.repeat(truth.solo, n, axis=0), pair=np.repeat(truth.pair, n, axis=0))
     # World code finds the row of every array but the speed by the first axis of ``solo``: all must have one for each world.
-    rest = {f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair", "speed")}
+    rest = {
+        f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair", "log_slowdown")
+    }
     return Randomiser(truth.solo[0].copy(), truth.pair[0].copy(), spread), own._replace(**rest)
 
 
 @njit
-def draw_device(tr, rnd, e, seed):
+def draw_device(truth, randomiser, env, seed):
     """Draw world e's device for the episode of ``seed``: execution times and pair slowdowns."""
     own = rng.mix(seed, 11)
-    speed = rnd.spread[1] * rng.normal(own, 0)
-    stretch = math.exp(rnd.spread[2] * rng.normal(own, 1))
-    for m in range(rnd.solo.shape[0]):
-        factor = math.exp(speed + rnd.spread[0] * rng.normal(own, 2 + m))
-        for b in range(rnd.solo.shape[1]):
-            tr.solo[e, m, b] = rnd.solo[m, b] * factor
-    if rnd.spread[2] > 0.0:
-        for i in range(rnd.pair.shape[0]):
-            for j in range(rnd.pair.shape[1]):
-                tr.pair[e, i, j] = rnd.pair[i, j] * stretch
+    speed = randomiser.spread[1] * rng.normal(own, 0)
+    stretch = math.exp(randomiser.spread[2] * rng.normal(own, 1))
+    for model in range(randomiser.solo.shape[0]):
+        factor = math.exp(speed + randomiser.spread[0] * rng.normal(own, 2 + model))
+        for size in range(randomiser.solo.shape[1]):
+            truth.solo[env, model, size] = randomiser.solo[model, size] * factor
+    if randomiser.spread[2] > 0.0:
+        for i in range(randomiser.pair.shape[0]):
+            for j in range(randomiser.pair.shape[1]):
+                truth.pair[env, i, j] = randomiser.pair[i, j] * stretch
 
 
 @njit
-def draw_streams(rnd, n_streams, seed):
+def draw_streams(randomiser, n_streams, seed):
     """Number of streams in the episode of ``seed``."""
-    least = int(rnd.spread[3])
+    least = int(randomiser.spread[3])
     return least + int(rng.uniform(rng.mix(seed, 12), 0) * (n_streams - least + 1))

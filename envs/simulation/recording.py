@@ -10,8 +10,8 @@ from envs.profiles.profile import Profile
 from envs.scheduling import rng as draws
 from envs.scheduling.jit import njit
 from envs.simulation.config import EnvConfig
-from traces.known import real_or_twin
-from traces.twin import twin
+from traces.twin.generator import twin
+from traces.twin.known import real_or_twin
 from traces.workload import Workload, WorkloadConfig, make_workload
 
 HOUR_MS = 3.6e6
@@ -57,8 +57,8 @@ def make_recording(
     """
     used = np.unique(workload.model)
     index = np.zeros(len(workload.models), np.int32)
-    for m in used:
-        index[m] = profile.index(workload.models[m])
+    for model in used:
+        index[model] = profile.index(workload.models[model])
     rate = (0.0, 0.0) if rate_rps is None else rate_rps
     length = (0.0, 0.0) if duration_ms is None else duration_ms
     return Recording(
@@ -71,7 +71,7 @@ def make_recording(
 
 
 def load_workload(config: EnvConfig, profile: Profile) -> Workload:
-    """The workload that the settings name: a file of one, "twin:NAME" or "trace:NAME" (traces.known).
+    """The workload that the settings name: a file of one, "twin:NAME" or "trace:NAME" (traces.twin.known).
 
     A twin or a trace holds arrivals alone: models, priorities and deadlines are laid over them with the settings' shares and
     the middle of their ranges. The draw is the same every time.
@@ -98,16 +98,16 @@ def load_workload(config: EnvConfig, profile: Profile) -> Workload:
 
 
 @njit
-def cut(w, rec, e, seed):
-    """Put the window that ``seed`` draws into ``w.request[e]`` and set ``w.env[e].n``; stops when the room is full."""
+def cut(world, recording, env, seed):
+    """Put the window that ``seed`` draws into ``w.request[e]`` and set ``w.episode[e].n``; stops when the room is full."""
     own = draws.mix(seed, 13)
-    total = rec.arrival.shape[0]
-    span = rec.arrival[total - 1]
-    rate = rec.window[0] + (rec.window[1] - rec.window[0]) * draws.uniform(own, 0)
+    total = recording.arrival.shape[0]
+    span = recording.arrival[total - 1]
+    rate = recording.window[0] + (recording.window[1] - recording.window[0]) * draws.uniform(own, 0)
     stretch = 1.0
     if rate > 0.0 and span > 0.0:
         stretch = total / span / rate
-    length = rec.window[2] + (rec.window[3] - rec.window[2]) * draws.uniform(own, 1)
+    length = recording.window[2] + (recording.window[3] - recording.window[2]) * draws.uniform(own, 1)
     start = 0.0
     end = np.inf
     if length > 0.0:
@@ -117,16 +117,16 @@ def cut(w, rec, e, seed):
     hi = total
     while lo < hi:
         middle = (lo + hi) // 2
-        if rec.arrival[middle] < start:
+        if recording.arrival[middle] < start:
             lo = middle + 1
         else:
             hi = middle
     n = 0
-    while n < w.request.shape[1] and lo + n < total and rec.arrival[lo + n] <= end:
-        r = w.request[e, n]
-        r.arrival = (rec.arrival[lo + n] - start) * stretch
-        r.deadline = r.arrival + rec.deadline[lo + n]
-        r.model = rec.model[lo + n]
-        r.priority = rec.priority[lo + n]
+    while n < world.request.shape[1] and lo + n < total and recording.arrival[lo + n] <= end:
+        r = world.request[env, n]
+        r.arrival = (recording.arrival[lo + n] - start) * stretch
+        r.deadline = r.arrival + recording.deadline[lo + n]
+        r.model = recording.model[lo + n]
+        r.priority = recording.priority[lo + n]
         n += 1
-    w.env[e].n = n
+    world.episode[env].n = n

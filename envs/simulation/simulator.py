@@ -10,40 +10,41 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.profiles.profile import Profile
+from envs.profiles.truth import Truth
 from envs.scheduling.jit import njit
 from envs.scheduling.observation import observation_size
 from envs.scheduling.state import GRACE_MS, SchedState, Tables, make_state, n_actions
 from envs.simulation import generate as gen_mod
 from envs.simulation.events import begin, run_to_decision, step
 from envs.simulation.generate import Generator
-from envs.simulation.records import Truth, World, make_world
+from envs.simulation.records import World, make_world
 from traces.errors import InputError
 from traces.workload import Workload
 
 
 @njit
-def step_range(st, w, tb, tr, lo, hi, actions, wakes):
+def step_range(state, world, tables, truth, lo, hi, actions, wakes):
     """Carry out one decision in each world lo..hi-1 that is not done."""
-    for e in range(lo, hi):
-        if w.env[e].done == 0:
-            step(st, w, tb, tr, e, actions[e], wakes[e])
+    for env in range(lo, hi):
+        if world.episode[env].done == 0:
+            step(state, world, tables, truth, env, actions[env], wakes[env])
 
 
 @njit
-def begin_range(st, w, tb, tr, lo, hi, seeds):
+def begin_range(state, world, tables, truth, lo, hi, seeds):
     """Begin an episode in each world lo..hi-1 on the arrivals it holds, and run to its first decision."""
-    for e in range(lo, hi):
-        begin(st, w, tb, tr, e, seeds[e])
-        run_to_decision(st, w, tb, tr, e)
+    for env in range(lo, hi):
+        begin(state, world, tables, truth, env, seeds[env])
+        run_to_decision(state, world, tables, truth, env)
 
 
 @njit
-def generate_range(st, w, tb, tr, gen, lo, hi, seeds):
+def generate_range(state, world, tables, truth, generator, lo, hi, seeds):
     """Generate arrivals and begin an episode in each world lo..hi-1."""
-    for e in range(lo, hi):
-        gen_mod.generate(w, tb, gen, e, seeds[e])
-        begin(st, w, tb, tr, e, seeds[e])
-        run_to_decision(st, w, tb, tr, e)
+    for env in range(lo, hi):
+        gen_mod.generate(world, tables, generator, env, seeds[env])
+        begin(state, world, tables, truth, env, seeds[env])
+        run_to_decision(state, world, tables, truth, env)
 
 
 class Simulator:
@@ -91,11 +92,11 @@ class Simulator:
         """
         if not repeat and len(workloads) != self.n:
             raise InputError(f"{len(workloads)} workloads for {self.n} worlds: give one for each")
-        for e in range(self.n):
-            workload = workloads[e % len(workloads)]
-            index = np.array([self.profile.index(m) for m in workload.models], np.int32)
+        for env in range(self.n):
+            workload = workloads[env % len(workloads)]
+            index = np.array([self.profile.index(model) for model in workload.models], np.int32)
             count = len(workload.arrival_ms)
-            request = self.world.request[e]
+            request = self.world.request[env]
             if count > len(request):
                 raise InputError(
                     f"workload {workload.name!r} has {count} requests, the simulator has room for {len(request)}; "
@@ -105,7 +106,7 @@ class Simulator:
             request["deadline"][:count] = workload.arrival_ms + workload.deadline_ms
             request["model"][:count] = index[workload.model] if count else 0
             request["priority"][:count] = workload.priority
-            self.world.env["n"][e] = count
+            self.world.episode["n"][env] = count
 
     def end_as_served(self, workload: Workload, grace_ms: float = GRACE_MS) -> None:
         """Drop what is queued as a live engine does: once it is late by the grace, not before that for want of arrivals.
@@ -113,7 +114,8 @@ class Simulator:
         Args:
             workload: the requests. grace_ms: see ``serving.config.EngineConfig``.
         """
-        self.world.options[:, 2:] = grace_ms + workload.deadline_ms.max(initial=0.0), grace_ms
+        self.world.rules["end_ms"] = grace_ms + workload.deadline_ms.max(initial=0.0)
+        self.world.rules["grace_ms"] = grace_ms
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""
@@ -131,4 +133,4 @@ class Simulator:
     @property
     def done(self) -> np.ndarray:
         """(n,) bool: which worlds are done."""
-        return self.world.env["done"] == 1
+        return self.world.episode["done"] == 1

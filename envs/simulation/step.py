@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     final_count: np.ndarray
 
 
-def make_outcome(n: int, obs_size: int) -> Outcome:
+def make_step_output(n: int, obs_size: int) -> Outcome:
     """Allocate the outcome of n worlds with observations of ``obs_size``."""
     return Outcome(
         reward=np.zeros(n),
@@ -63,40 +63,57 @@ def make_outcome(n: int, obs_size: int) -> Outcome:
 
 
 @njit
-def begin_episode(st, w, tb, tr, gen, rec, rnd, e, seed):
+def begin_episode(state, world, tables, truth, generator, recording, randomiser, env, seed):
     """Draw world e's arrivals and device, and put it at its start; ``run_to_decision`` follows."""
-    if rnd.solo.shape[0] > 0:
-        draw_device(tr, rnd, e, seed)
-    if rec.arrival.shape[0] > 0:
-        cut(w, rec, e, seed)
+    if randomiser.solo.shape[0] > 0:
+        draw_device(truth, randomiser, env, seed)
+    if recording.arrival.shape[0] > 0:
+        cut(world, recording, env, seed)
     else:
-        generate(w, tb, gen, e, seed)
-    begin(st, w, tb, tr, e, seed)
+        generate(world, tables, generator, env, seed)
+    begin(state, world, tables, truth, env, seed)
     # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
-    st.env[e].n_free = draw_streams(rnd, st.stream.shape[1], seed)
+    state.scheduler[env].n_free = draw_streams(randomiser, state.stream.shape[1], seed)
 
 
 @inlined
-def note_outcome(st, w, out, e, before):
+def write_step_output(state, world, out, env, before):
     """Write what the decision of world e, taken at time ``before``, led to. Returns whether the episode ended."""
-    x = w.env[e]
-    x.ret += x.reward
-    out.reward[e] = x.reward
-    out.dt[e] = st.env[e].now - before
-    done = x.done == 1
-    out.done[e] = done
+    episode = world.episode[env]
+    episode.ret += episode.reward
+    out.reward[env] = episode.reward
+    out.dt[env] = state.scheduler[env].now - before
+    done = episode.done == 1
+    out.done[env] = done
     if done:
-        out.final_ret[e] = x.ret
-        out.final_steps[e] = x.steps
-        out.final_ms[e] = st.env[e].now
-        for p in range(2):
+        out.final_ret[env] = episode.ret
+        out.final_steps[env] = episode.steps
+        out.final_ms[env] = state.scheduler[env].now
+        for priority in range(2):
             for o in range(out.final_count.shape[2]):
-                out.final_count[e, p, o] = st.count[e, p, o]
+                out.final_count[env, priority, o] = state.count[env, priority, o]
     return done
 
 
 @njit
-def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset, seeds, which, obs, masks):
+def advance_range(
+    state,
+    world,
+    tables,
+    truth,
+    generator,
+    recording,
+    randomiser,
+    out,
+    lo,
+    hi,
+    actions,
+    autoreset,
+    seeds,
+    which,
+    obs,
+    masks,
+):
     """One decision in each world lo..hi-1; with ``autoreset``, worlds that end begin their next episode at once.
 
     The seed of the next episode follows from the last. Without ``autoreset`` a world that ended shows its last
@@ -104,30 +121,32 @@ def advance_range(st, w, tb, tr, gen, rec, rnd, out, lo, hi, actions, autoreset,
     episode, and all are observed. One function does both, since each would compile the whole world for itself.
     """
     acts = which.shape[0] == 0
-    for e in range(lo, hi):
-        before = st.env[e].now
+    for env in range(lo, hi):
+        before = state.scheduler[env].now
         runs = True
         if acts:
-            action = actions[e]
-            out.invalid[e] = action != masks.shape[1] - 1 and not valid(st, tb, e, action)
-            act(st, w, tb, tr, e, action, before + w.options[e, 1])
-        elif which[e]:
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, seeds[e])
+            action = actions[env]
+            out.invalid[env] = action != masks.shape[1] - 1 and not valid(state, tables, env, action)
+            act(state, world, tables, truth, env, action, before + world.rules[env].defer_ms)
+        elif which[env]:
+            begin_episode(state, world, tables, truth, generator, recording, randomiser, env, seeds[env])
         else:
             runs = False
         unnoted = acts
         # Once more where an episode ended and the next begins: a loop, so that the world is compiled in one place.
         while True:
             if runs:
-                run_to_decision(st, w, tb, tr, e)
-            observe(st, tb, e, obs[e])
+                run_to_decision(state, world, tables, truth, env)
+            observe(state, tables, env, obs[env])
             if not unnoted:
                 break
             unnoted = False
-            done = note_outcome(st, w, out, e, before)
+            done = write_step_output(state, world, out, env, before)
             if not (done and autoreset):
                 break
             for i in range(obs.shape[1]):
-                out.final_obs[e, i] = obs[e, i]
-            begin_episode(st, w, tb, tr, gen, rec, rnd, e, mix(w.env[e].seed, 7))
-        write_mask(st, tb, e, masks[e])
+                out.final_obs[env, i] = obs[env, i]
+            begin_episode(
+                state, world, tables, truth, generator, recording, randomiser, env, mix(world.episode[env].seed, 7)
+            )
+        write_mask(state, tables, env, masks[env])

@@ -17,13 +17,12 @@ import numpy as np
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import bind
 from envs.scheduling.rng import mix
-from envs.scheduling.state import TURNS
 from envs.simulation.capacity import make_generator, measure_capacity
 from envs.simulation.config import EnvConfig, load_profile
 from envs.simulation.randomise import make_randomiser
 from envs.simulation.recording import load_workload, make_recording, no_recording
 from envs.simulation.simulator import Simulator
-from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_outcome
+from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_step_output
 from traces.errors import InputError
 from traces.workload import Workload
 
@@ -87,13 +86,13 @@ class Batch:
         )
         self.randomiser, self.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
         self.sim.truth = self.truth
-        self.sim.tables.device[:, TURNS] = config.turns
-        self.sim.world.options[:, :3] = (config.drop, config.defer_ms, config.end_ms)
+        self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
+        self.sim.world.rules[:] = (config.drop, config.defer_ms, config.end_ms, np.inf)
         n_actions, size = self.sim.n_actions, self.sim.obs_size
         self._pairs = [(np.zeros((n, size), np.float32), np.zeros((n, n_actions), bool)) for _ in range(2)]
         self._turn = 0
         self.obs, self.masks = self._pairs[0]
-        self.out = make_outcome(n, size)
+        self.out = make_step_output(n, size)
         n_parts = min(n, PARTS * threads) if threads > 1 else 1
         self._parts = [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
         self._helpers = threads - 1
@@ -165,7 +164,7 @@ class Batch:
     @property
     def seeds(self) -> np.ndarray:
         """(N,) uint64: seeds of the episodes under way."""
-        return np.asarray(self.sim.world.env["seed"])
+        return np.asarray(self.sim.world.episode["seed"])
 
     def next_seeds(self) -> np.ndarray:
         """(N,) uint64: seeds of the episodes that follow those under way."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from envs.scheduling.state import LOW
 from serving.api.admission import Admission
+from serving.api.config import ApiLimits
 from serving.api.model_view import VERSION, ModelView, view_model
 from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
@@ -35,26 +36,7 @@ LONGEST_TIMEOUT_US = 86_400_000_000  # a day
 Defaults = Callable[[str], tuple[int | None, float | None]]
 
 
-@dataclass(frozen=True)
-class FrontLimits:
-    """What one client may ask of the server.
-
-    Attributes:
-        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
-        max_per_client: requests (items) that one client address may have in flight.
-        body_timeout_s: time in which a body must have arrived.
-        keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
-        close_timeout_s: time that requests in hand have to end when a door closes.
-    """
-
-    max_body_bytes: int = 64 * 2**20
-    max_per_client: int = 1024
-    body_timeout_s: float = 30.0
-    keepalive_s: float = 75.0
-    close_timeout_s: float = 5.0
-
-
-class Repository(Protocol):
+class RepositoryApi(Protocol):
     """Loads and unloads models while the server runs."""
 
     def index(self) -> list[dict[str, str]]:
@@ -96,9 +78,9 @@ class DataPlane:
     def __init__(
         self,
         engine: Engine,
-        repository: Repository | None = None,
+        repository: RepositoryApi | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
-        limits: FrontLimits = FrontLimits(),
+        limits: ApiLimits | None = None,
         deadline_factor: float = 10.0,
         deadline_floor_ms: float = 100.0,
         defaults: Defaults = lambda name: (None, None),
@@ -106,7 +88,7 @@ class DataPlane:
         self.engine = engine
         self.repository = repository
         self.metrics = metrics
-        self.limits = limits
+        self.limits = limits or ApiLimits()
         self.admission = Admission(engine)
         self.statistics = Statistics()
         engine.observers.append(self.statistics)

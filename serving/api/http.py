@@ -72,7 +72,7 @@ async def start_http(
         app,
         handler_cancellation=True,  # a client that leaves takes its requests with it
         access_log=None,
-        auto_decompress=False,  # a bomb must not go off before our limit is looked at
+        auto_decompress=False,  # a bomb must not go off before our limit is forecast_valid at
         keepalive_timeout=limits.keepalive_s,
         shutdown_timeout=limits.close_timeout_s,
         lingering_time=1.0,
@@ -278,7 +278,7 @@ class _Routes:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Answers the header Expect; what the token allows is looked at afterwards, as always."""
+    """Answers the header Expect; what the token allows is forecast_valid at afterwards, as always."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         return _json({"error": "the header Expect may be 100-continue only"}, 417)
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from serving.config import ServeConfig
+from serving.api.config import ApiConfig, ApiLimits
 from serving.engine.engine import Engine
 from serving.models.repository import Repository
 from traces.errors import InputError
@@ -28,7 +28,7 @@ class Door(Protocol):
         """Take no more connections, and end those that are open."""
 
 
-def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
+def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
     """TLS as the settings say; None without.
 
     Raises:
@@ -44,7 +44,7 @@ def tls_context(config: ServeConfig) -> ssl.SSLContext | None:
     return context
 
 
-def check_addresses(config: ServeConfig) -> None:
+def check_addresses(config: ApiConfig) -> None:
     """Refuse addresses that cannot be listened on now, before models are loaded and measured.
 
     Raises:
@@ -61,7 +61,7 @@ def check_addresses(config: ServeConfig) -> None:
 
 
 async def open_doors(
-    config: ServeConfig,
+    config: ApiConfig,
     engine: Engine,
     repository: Repository,
     metrics: Callable[[], tuple[bytes, str]],
@@ -77,10 +77,10 @@ async def open_doors(
         InputError: an address is taken, or gRPC is wanted and not installed; no door is left open.
     """
     # Imported here: a replay needs no door, and gRPC is an optional dependency.
-    from serving.api.dataplane import DataPlane, FrontLimits
+    from serving.api.dataplane import DataPlane
     from serving.api.http import start_http
 
-    plane = DataPlane(engine, repository, metrics, limits=FrontLimits(), defaults=repository.defaults)
+    plane = DataPlane(engine, repository, metrics, limits=ApiLimits(), defaults=repository.defaults)
     try:
         http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
     except OSError as error:

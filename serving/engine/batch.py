@@ -41,7 +41,7 @@ class Flight:
         start, n = float(stream["start"]), len(requests)
         flight = Flight(
             int(stream["batch"]), requests[0].name, int(stream["priority"]), requests, float(stream["predicted"]),
-            int(stream["n_co"]), [requests],
+            int(stream["n_corunners"]), [requests],
         )  # fmt: skip
         for request in requests:
             request.start_ms = start

@@ -37,83 +37,87 @@ _compiled: Any = functools.partial(numba.njit, cache=True, nogil=False, error_mo
 
 
 @_compiled
-def arrive(st, tb, e, now, t, p, m, id_, deadline):
+def arrive(state, tables, env, now, t, priority, model, id_, deadline):
     """A request that arrived at time t <= now, all in ms; False when its queue is full (it has ended as dropped)."""
-    advance(st, tb, e, now)
-    st.env[e].deferred = 0
-    return enqueue(st, tb, e, t, p, m, id_, deadline)
+    advance(state, tables, env, now)
+    state.scheduler[env].deferred = 0
+    return enqueue(state, tables, env, t, priority, model, id_, deadline)
 
 
 @_compiled
-def finish(st, tb, e, now, k, exec_ms):
+def finish(state, tables, env, now, stream, exec_ms):
     """The batch on stream k ended after `exec_ms` of execution; a negative number says that it failed."""
-    st.env[e].deferred = 0
+    state.scheduler[env].deferred = 0
     if exec_ms < 0.0:
-        fail(st, tb, e, now, k)
+        fail(state, tables, env, now, stream)
     else:
-        complete(st, tb, e, now, k, exec_ms)
+        complete(state, tables, env, now, stream, exec_ms)
 
 
 @_compiled
-def _expire(st, tb, e, drop, grace):
+def _expire(state, tables, env, drop, grace):
     """Drop what is out of reach (`drop` > 0), and in any case what has been late for `grace` ms."""
     if drop > 0.0:
-        drop_unreachable(st, tb, e, drop)
-    drop_late(st, e, grace)
+        drop_unreachable(state, tables, env, drop)
+    drop_late(state, env, grace)
 
 
 @_compiled
-def poll(st, tb, e, now, drop, grace):
+def poll(state, tables, env, now, drop, grace):
     """Move to time `now` and drop what has expired. Returns whether the policy should be asked."""
-    advance(st, tb, e, now)
-    env = st.env[e]
-    if env.wake <= now:
-        env.wake = np.inf
-        env.deferred = 0
-    if env.n_queued == 0:
-        env.wake = np.inf
+    advance(state, tables, env, now)
+    own = state.scheduler[env]
+    if own.wake <= now:
+        own.wake = np.inf
+        own.deferred = 0
+    if own.n_queued == 0:
+        own.wake = np.inf
         return False
-    _expire(st, tb, e, drop, grace)
-    return env.deferred == 0 and can_dispatch(st, e, tb)
+    _expire(state, tables, env, drop, grace)
+    return own.deferred == 0 and can_dispatch(state, env, tables)
 
 
 @_compiled
-def launch(st, tb, e, action):
+def launch(state, tables, env, action):
     """Dispatch a candidate; returns the stream that has its batch."""
-    return dispatch(st, tb, e, action)
+    return dispatch(state, tables, env, action)
 
 
 @_compiled
-def ahead(st, tb, e, p, deadline):
+def ahead(state, tables, env, priority, deadline):
     """Queued requests of priority p that are due no later: how many, and their work in ms, each a share of a largest batch."""
-    g = e % tb.solo.shape[0]
+    group = env % tables.solo.shape[0]
     n, work = 0, 0.0
-    for m in range(st.queue.shape[2]):
+    for model in range(state.queue.shape[2]):
         before = 0
-        for i in range(st.queue[e, p, m].length):
-            if st.entry[e, p, m, place(st, e, p, m, i)].deadline <= deadline:
+        for i in range(state.queue[env, priority, model].length):
+            if state.entry[env, priority, model, place(state, env, priority, model, i)].deadline <= deadline:
                 before += 1
         n += before
-        work += before * tb.solo[g, m, -1] / tb.size[-1]
+        work += before * tables.solo[group, model, -1] / tables.size[-1]
     return n, work
 
 
 @_compiled
-def next_timer(st, tb, e, drop, grace):
+def next_timer(state, tables, env, drop, grace):
     """When to look again if nothing happens before: the policy's timer, or the first request to expire; inf if never."""
-    env = st.env[e]
-    if env.n_queued == 0:
+    own = state.scheduler[env]
+    if own.n_queued == 0:
         return np.inf
-    g = e % tb.solo.shape[0]
-    first = env.wake if env.wake > env.now else np.inf
-    for p in range(2):
-        for m in range(st.queue.shape[2]):
-            if st.queue[e, p, m].length == 0:
+    group = env % tables.solo.shape[0]
+    first = own.wake if own.wake > own.now else np.inf
+    for priority in range(2):
+        for model in range(state.queue.shape[2]):
+            if state.queue[env, priority, model].length == 0:
                 continue
-            deadline = head_deadline(st, e, p, m)
+            deadline = head_deadline(state, env, priority, model)
             first = min(first, deadline + grace)
             if drop > 0.0:
-                first = min(first, deadline - drop * (tb.h2d[g, m, 0] + tb.solo[g, m, 0] + tb.d2h[g, m, 0]))
+                first = min(
+                    first,
+                    deadline
+                    - drop * (tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0]),
+                )
     return first
 
 
@@ -131,17 +135,17 @@ class Core(NamedTuple):
     drop_all: Callable[..., int]
 
 
-def compile_core(st: SchedState, tb: Tables) -> Core:
+def compile_core(st: SchedState, tables: Tables) -> Core:
     """Compile the operations for this state (or load them from the cache); good for any state and tables."""
     state: Any = st
     return Core(
-        arrive=bind(arrive, state, tb, 0, 0.0, 0.0, 0, 0, 0, 0.0),
-        finish=bind(finish, state, tb, 0, 0.0, 0, 0.0),
-        poll=bind(poll, state, tb, 0, 0.0, 0.0, 0.0),
-        next_timer=bind(next_timer, state, tb, 0, 0.0, 0.0),
-        ahead=bind(ahead, state, tb, 0, 0, 0.0),
+        arrive=bind(arrive, state, tables, 0, 0.0, 0.0, 0, 0, 0, 0.0),
+        finish=bind(finish, state, tables, 0, 0.0, 0, 0.0),
+        poll=bind(poll, state, tables, 0, 0.0, 0.0, 0.0),
+        next_timer=bind(next_timer, state, tables, 0, 0.0, 0.0),
+        ahead=bind(ahead, state, tables, 0, 0, 0.0),
         cancel=bind(cancel, state, 0, 0, 0, 0),
         defer=bind(defer, state, 0, 0.0),
-        dispatch=bind(launch, state, tb, 0, 0),
+        dispatch=bind(launch, state, tables, 0, 0),
         drop_all=bind(drop_all, state, 0),
     )

@@ -18,12 +18,12 @@ import numpy as np
 
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
-from envs.scheduling.operations import clear, forget_outlook
+from envs.scheduling.operations import clear, invalidate_forecast
 from envs.scheduling.state import DROPPED, FAILED, SchedState, Tables, make_state, n_actions
-from serving.config import EngineConfig
 from serving.engine.alarm import Alarm
 from serving.engine.batch import Flight
 from serving.engine.compiled import compile_core
+from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
 from serving.engine.ledger import Ledger, unreachable
 from serving.engine.model_set import join_profiles, move_state
@@ -93,7 +93,11 @@ class Engine:
     def _bind(self) -> None:
         """Views of single fields: reading one through a record array costs twenty times as much."""
         st = self.state
-        self._n_ended, self._n_queued, self._n_free = st.env["n_ended"], st.env["n_queued"], st.env["n_free"]
+        self._n_ended, self._n_queued, self._n_free = (
+            st.scheduler["n_ended"],
+            st.scheduler["n_queued"],
+            st.scheduler["n_free"],
+        )
         self._ended_id, self._ended_outcome = st.ended["id"][0], st.ended["outcome"][0]
         self._member = st.member["id"][0]
         self._stream = st.stream[0].view(np.ndarray).view(np.dtype((np.void, st.stream.dtype)))  # not as np.record
@@ -237,7 +241,7 @@ class Engine:
         self._tell, self.tables = tell, tell(self.profile.tables())
         self.guard.install(policy)
         self.guard.bind(self.state, self.tables)
-        forget_outlook(self.state, 0)
+        invalidate_forecast(self.state, 0)
         self._pump()
 
     def put_model(self, told: Profile, loaded_as: str) -> None:

@@ -57,7 +57,7 @@ class GuardedPolicy:
         self._state, self._tables = state, tables
         self._defer = n_actions(state, tables) - 1
         self._length = state.queue["length"][0]
-        self._free = state.env["n_free"]
+        self._free = state.scheduler["n_free"]
         self._sizes = [int(size) for size in tables.size]
 
     def install(self, policy: Policy) -> None:

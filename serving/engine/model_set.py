@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from envs.profiles.profile import Profile
-from envs.scheduling.operations import clear, forget_outlook
+from envs.scheduling.operations import clear, invalidate_forecast
 from envs.scheduling.state import SchedState, Tables, make_state
 from traces.errors import InputError
 
@@ -37,7 +37,7 @@ def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> Sch
             no requests queued and none in flight.
     """
     largest = old.member.shape[2]
-    assert int(tables.size[-1]) == largest and int(old.env[0].n_ended) == 0
+    assert int(tables.size[-1]) == largest and int(old.scheduler[0].n_ended) == 0
     new = make_state(1, len(came_from), tables.size, old.stream.shape[1], old.entry.shape[3])
     clear(new, tables, 0)
     source = np.asarray(came_from)
@@ -55,7 +55,7 @@ def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> Sch
     new.stream["model"][0, busy] = moved_to[new.stream["model"][0, busy]]
     assert (new.stream["model"][0, busy] >= 0).all(), "a model with a batch in flight was taken out"
     new.stream["model"][0, ~busy] = 0
-    forget_outlook(new, 0)
+    invalidate_forecast(new, 0)
     return new
 
 
@@ -84,6 +84,4 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
         d2h_ms=np.concatenate([profile.d2h_ms, more.d2h_ms]),
         demand=np.concatenate([profile.demand, more.demand]),
         pair=pair,
-        weight_bytes=np.concatenate([profile.weight_bytes, more.weight_bytes]),
-        load_ms=np.concatenate([profile.load_ms, more.load_ms]),
     )

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from envs.scheduling.state import OUTCOMES
 
@@ -135,3 +136,19 @@ class Observer:
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """A batch ended, well or not."""
+
+
+def table_of(outcomes: list[Outcome], start_ms: float = 0.0) -> pd.DataFrame:
+    """Outcomes as a table, one row each; times relative to ``start_ms`` of the engine's clock."""
+    return pd.DataFrame(
+        {
+            "arrival_ms": [o.arrival_ms - start_ms for o in outcomes],
+            "finish_ms": [o.finish_ms - start_ms for o in outcomes],
+            "model": [o.model for o in outcomes],
+            "priority": [o.priority for o in outcomes],
+            "outcome": [o.outcome for o in outcomes],
+            "latency_ms": [o.latency_ms for o in outcomes],
+            "queue_ms": [o.queue_ms for o in outcomes],
+            "batch_id": [o.batch_id for o in outcomes],
+        }
+    )

@@ -26,13 +26,13 @@ def explained(policy: LearnedPolicy, models: Callable[[], tuple[str, ...]]) -> L
     """
     plain = policy.decide
 
-    def decide(st: SchedState, tb: Tables, e: int = 0) -> tuple[int, float]:
-        action, wake = plain(st, tb, e)
+    def decide(state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
+        action, wake = plain(state, tables, env)
         names = models()
-        if len(names) == st.queue.shape[2]:  # else it is the warm-up, before there is an engine
+        if len(names) == state.queue.shape[2]:  # else it is the warm-up, before there is an engine
             policy.decide = plain  # type: ignore[method-assign]
             try:
-                log.info("decision: %s", describe(policy.logits(st, tb, e), tb, names))
+                log.info("decision: %s", describe(policy.logits(state, tables, env), tables, names))
             finally:
                 policy.decide = decide  # type: ignore[method-assign]
         return action, wake

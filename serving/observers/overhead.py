@@ -100,7 +100,7 @@ class Overhead:
         return with_slowdowns(profile, self.log)
 
     def put_into(self, profile: Profile) -> Profile:
-        """The profile with all of these, for a truth whose speed is given (envs.profiles.refit.at_speed)."""
+        """The profile with all of these, for a truth whose speed is given (envs.profiles.refit.with_measured_slowdown)."""
         return self.noise(self.slowdowns(self.with_delays(profile)), by_core=True)
 
     def noise(self, profile: Profile, by_core: bool = False) -> Profile:

@@ -11,9 +11,8 @@ import numpy as np
 from agents.evaluation import metric
 from agents.evaluation.summary import summarise
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.engine.request import BatchRecord, Observer, Outcome, table_of
 from serving.observers.logs import OnceLog
-from serving.replay.replay import table_of
 from traces.errors import InputError
 
 GPU = "gpu/{gauge}"

@@ -14,7 +14,7 @@ import pandas as pd
 from agents.learned.names import SERVED, resolve
 from agents.policies.base import make_policy
 from envs.profiles.profile import Profile
-from serving.config import EngineConfig
+from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Observer
 from serving.executors.base import Executor, make_executor

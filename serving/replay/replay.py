@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from serving.engine.engine import Engine
-from serving.engine.request import Outcome
+from serving.engine.request import Outcome, table_of
 from serving.executors.base import Executor
 from traces.workload import Workload
 
@@ -48,22 +48,6 @@ async def replay(engine: Engine, workload: Workload, inputs: dict[str, list[np.n
             await asyncio.sleep(0)
     outcomes: list[Outcome] = [await request.future for request in requests]
     return table_of(outcomes, start_ms)
-
-
-def table_of(outcomes: list[Outcome], start_ms: float = 0.0) -> pd.DataFrame:
-    """Outcomes as a table, one row each; times relative to ``start_ms`` of the engine's clock."""
-    return pd.DataFrame(
-        {
-            "arrival_ms": [o.arrival_ms - start_ms for o in outcomes],
-            "finish_ms": [o.finish_ms - start_ms for o in outcomes],
-            "model": [o.model for o in outcomes],
-            "priority": [o.priority for o in outcomes],
-            "outcome": [o.outcome for o in outcomes],
-            "latency_ms": [o.latency_ms for o in outcomes],
-            "queue_ms": [o.queue_ms for o in outcomes],
-            "batch_id": [o.batch_id for o in outcomes],
-        }
-    )
 
 
 async def measure_capacity(

@@ -12,8 +12,8 @@ from agents.evaluation.suites import SYNTHETIC, WORKLOADS, arrival_times
 from envs.profiles.profile import Profile
 from traces.errors import InputError
 from traces.formats import Arrivals, detect, load_arrivals
-from traces.known import KNOWN, real_or_twin, title_of
-from traces.twin import parameters, twin, twin_names
+from traces.twin.generator import parameters, twin, twin_names
+from traces.twin.known import KNOWN, real_or_twin, title_of
 from traces.workload import Workload, WorkloadConfig, make_workload
 
 Source = Workload | Arrivals | str

@@ -34,7 +34,7 @@ def exhaustive(sim: Simulator, workload: Workload) -> float:
     """Least cost by replaying every sequence of decisions from the start, with no bound and no copy of a world."""
     best = np.inf
     open_ends: list[tuple[int, ...]] = [()]
-    sim.world.options[:, 0] = 1.0
+    sim.world.rules["drop_scale"] = 1.0
     sim.load([workload])
     while open_ends:
         taken = open_ends.pop()
@@ -42,7 +42,7 @@ def exhaustive(sim: Simulator, workload: Workload) -> float:
         for action in taken:
             sim.step(np.array([action]), np.array([np.inf]))
         if sim.done[0]:
-            best = min(best, -float(sim.world.env[0].ret))
+            best = min(best, -float(sim.world.episode[0].ret))
             continue
         defer = sim.n_actions - 1
         open_ends += [(*taken, a) for a in range(defer + 1) if a == defer or valid(sim.state, sim.tables, 0, a)]
@@ -81,7 +81,7 @@ def test_policies_take_the_parameters_of_the_profile_that_is_named() -> None:
             sim = Simulator(few, 1, config.streams, config.requests, 16, noise=False)
             run(sim, policy, [workload], [0])
             high = workload.priority == 0
-            cost = -100 * float(sim.world.env[0].ret) / float(5.0 * high.sum() + (~high).sum())
+            cost = -100 * float(sim.world.episode[0].ret) / float(5.0 * high.sum() + (~high).sum())
             assert row["weighted"] == pytest.approx(cost)
     assert not frames["cpu2"]["weighted"].equals(frames["gpu-v100"]["weighted"])
 
@@ -106,7 +106,7 @@ def test_a_copied_world_goes_the_same_way() -> None:
         answers = [policy.decide(sim.state, sim.tables, e) for e in range(2)]
         assert answers[0] == answers[1]
         sim.step(np.array([a for a, _ in answers]), np.array([w for _, w in answers]))
-    assert sim.world.env[0].ret == sim.world.env[1].ret
+    assert sim.world.episode[0].ret == sim.world.episode[1].ret
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -116,8 +116,8 @@ def test_search_is_never_worse_than_its_base_policy(seed: int) -> None:
     sim = Simulator(profile, 2, 4, len(workload))
     base = make_policy("strait", 2)
     run(sim, base, [workload], [seed, seed])
-    alone = -float(sim.world.env[0].ret)
+    alone = -float(sim.world.episode[0].ret)
     found = search(sim, base, workload, seed)
     assert found <= alone
-    assert found == -float(sim.world.env[0].ret)
+    assert found == -float(sim.world.episode[0].ret)
     assert sim.state.count[0].sum() == len(workload)

@@ -74,14 +74,14 @@ def test_one_compiled_loop_serves_all_policies_and_does_what_stepping_does() -> 
         fast, slow = (Simulator(profile, 1, 4) for _ in range(2))
         run(fast, policy, [workload], [1])
         policy.reset(1)
-        slow.world.options[:, 0] = policy.drop
+        slow.world.rules["drop_scale"] = policy.drop
         slow.load([workload])
         slow.begin([1])
         while not slow.done[0]:
             action, wake = policy.decide(slow.state, slow.tables)
             step(slow.state, slow.world, slow.tables, slow.truth, 0, action, wake)
         assert np.array_equal(fast.state.count, slow.state.count)
-        assert fast.world.env[0].steps == slow.world.env[0].steps
+        assert fast.world.episode[0].steps == slow.world.episode[0].steps
 
 
 def test_deciding_follows_the_state_and_tables_that_it_is_given() -> None:

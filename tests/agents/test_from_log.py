@@ -23,7 +23,7 @@ from agents.training.from_log import Loop, close_loop, profile_of, read_log, sha
 from envs.profiles.delays import TIMER_MS, measured_delays
 from envs.profiles.fit import log_slowdown
 from envs.profiles.profile import Profile, synthetic_profile
-from envs.profiles.refit import KNOT_MS, joined, measured_speed, of_kind, refit, with_noise
+from envs.profiles.refit import KNOT_MS, joined, measured_log_slowdown, of_kind, refit, with_noise
 from envs.profiles.segments import cut
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
@@ -138,7 +138,7 @@ def test_refit_explains_the_log_better_than_the_shipped_interference(recorded: P
 
     refitted = profile_of(log)
     assert error(refitted) < 0.8 * error(shipped)
-    assert not np.array_equal(refitted.prior, shipped.prior)
+    assert not np.array_equal(refitted.weight, shipped.weight)
 
 
 def test_thin_log_leaves_the_profile(truth: Profile, campaign: Measurements) -> None:
@@ -156,10 +156,10 @@ def test_speed_of_the_log_is_in_the_middle_of_the_residuals(truth: Profile, camp
 def test_speed_over_time_is_read_from_a_log(truth: Profile, campaign: Measurements) -> None:
     live = of_kind(campaign, "live")
     end = float(live.batches["exec_end_ms"].max())
-    own, slow = (measured_speed(p, live, 0.0, end) for p in (truth, replace(truth, solo_ms=truth.solo_ms / 1.3)))
+    own, slow = (measured_log_slowdown(p, live, 0.0, end) for p in (truth, replace(truth, solo_ms=truth.solo_ms / 1.3)))
     assert own.shape[1] == len(np.arange(0.0, end + KNOT_MS, KNOT_MS))
     np.testing.assert_allclose(slow - own, np.log(1.3), atol=0.02)
-    assert measured_speed(truth, Measurements(campaign.machine, live.batches.head(20)), 0.0, end).size == 0
+    assert measured_log_slowdown(truth, Measurements(campaign.machine, live.batches.head(20)), 0.0, end).size == 0
 
 
 def test_speed_is_read_for_each_core_and_stops_for_all(truth: Profile, campaign: Measurements) -> None:
@@ -176,7 +176,7 @@ def test_speed_is_read_for_each_core_and_stops_for_all(truth: Profile, campaign:
     for name in PHASES:
         frame[name] = end if name in ("exec_end_ms", "d2h_end_ms") else start
     quiet = replace(truth, residual=np.zeros(2))
-    speed = measured_speed(quiet, Measurements(campaign.machine, frame), 0.0, float(end[-1]))
+    speed = measured_log_slowdown(quiet, Measurements(campaign.machine, frame), 0.0, float(end[-1]))
     knots = KNOT_MS * np.arange(speed.shape[1])
     stopped = (knots >= start[121]) & (knots <= end[121])
     np.testing.assert_allclose(speed[:, ~stopped], np.log([[1.0], [1.5]]) + np.zeros((2, (~stopped).sum())), atol=0.02)
@@ -188,23 +188,23 @@ def test_a_refitted_profile_replays_the_speed_of_the_log(
 ) -> None:
     live = of_kind(campaign, "live")
     profile = refit(truth, live)
-    assert profile.speed.shape[0] == 2 and profile.drift[1] == KNOT_MS
+    assert profile.log_slowdown.shape[0] == 2 and profile.drift_knot_ms == KNOT_MS
     profile.save(tmp_path / "p.json")
     again = Profile.load(tmp_path / "p.json")
-    np.testing.assert_allclose(again.truth(4).speed[0], profile.speed[[0, 1, 0, 1]], atol=1e-6)
-    assert again.truth(4, noise=False).speed.size == 0
+    np.testing.assert_allclose(again.truth(4).log_slowdown[0], profile.log_slowdown[[0, 1, 0, 1]], atol=1e-6)
+    assert again.truth(4, noise=False).log_slowdown.size == 0
 
 
 def test_episodes_begin_anywhere_in_the_speed_of_a_log(truth: Profile) -> None:
     speed = np.log(np.where(np.arange(400) < 200, 1.0, 3.0))[None]
-    profile = replace(truth, speed=speed, drift=(0.0, KNOT_MS), residual=np.zeros(2))
+    profile = replace(truth, log_slowdown=speed, drift_spread=0.0, drift_knot_ms=KNOT_MS, residual=np.zeros(2))
     workload = Workload(np.zeros(1), np.zeros(1), np.zeros(1), np.full(1, 1e5), profile.models)
     sim = Simulator(profile, 64, 1)
     run(sim, make_policy("fifo"), [workload] * 64, list(range(64)))
     took = np.array([request_table(sim, e)["latency_ms"][0] for e in range(64)])
     slow = took > 1.5 * took.min()
     assert 16 < slow.sum() < 48
-    np.testing.assert_array_equal(slow, sim.world.env["speed_at"] >= 199)
+    np.testing.assert_array_equal(slow, sim.world.episode["drift_start"] >= 199)
 
 
 def test_joining_refuses_other_models(campaign: Measurements) -> None:

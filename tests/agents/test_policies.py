@@ -11,7 +11,7 @@ from agents.evaluation.rollout import run
 from agents.learned.names import ABLATIONS, resolve
 from agents.policies.base import Policy, kinds, make_policy
 from envs.profiles.profile import synthetic_profile
-from envs.scheduling.forecast import forget_outlook
+from envs.scheduling.forecast import invalidate_forecast
 from envs.scheduling.operations import action_of, candidate_of, clear, dispatch, enqueue, mask
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
@@ -141,7 +141,7 @@ def test_strait_waits_where_running_side_by_side_loses_more_time_than_waiting() 
     scene = Scene(3).run(0, 0).queue(0, 0)
     assert scene.ask("strait") == (0, 0, 1)
     scene.st.weight[0, 1] = 2.0  # each other core that executes something slows by twice the time alone
-    forget_outlook(scene.st, 0)
+    invalidate_forecast(scene.st, 0)
     assert scene.ask("strait") is None
     assert scene.ask(resolve("strait:no-haste", use_tuned=False)[0]) == (0, 0, 1)
     # Nor does low priority take the place of the request that waits.
@@ -172,10 +172,10 @@ def test_strait_shares_a_core_only_where_waiting_would_make_the_request_late() -
 def test_strait_keeps_low_priority_back_while_high_priority_arrives_fast_but_does_not_starve_it() -> None:
     scene = Scene().queue(1, 1)
     assert scene.ask("strait-guard") == (1, 1, 1)
-    scene.st.env[0].rate_high = 8.0
+    scene.st.scheduler[0].rate_high = 8.0
     assert scene.ask("strait-guard") is None
     assert scene.ask("strait") == (1, 1, 1)
-    scene.st.env[0].now = 0.96 * FAR
+    scene.st.scheduler[0].now = 0.96 * FAR
     assert scene.ask("strait-guard") == (1, 1, 1)
 
 

@@ -18,9 +18,9 @@ def test_state_has_the_queues_and_batches_it_says_and_differs_each_time() -> Non
     policy = make_policy("strait")
     for seed in range(20):
         fill(sim.state, sim.tables, np.uint64(seed), 256, 4)
-        assert sim.state.env[0].n_queued == 256
-        assert sim.state.env[0].n_free == STREAMS - 4
-        assert sim.state.env[0].looked == 0 or sim.state.env[0].seen_model == -1
+        assert sim.state.scheduler[0].n_queued == 256
+        assert sim.state.scheduler[0].n_free == STREAMS - 4
+        assert sim.state.scheduler[0].forecast_valid == 0 or sim.state.scheduler[0].cached_model == -1
         answers.add(policy.decide(sim.state, sim.tables)[0])
         deadlines.add(float(sim.state.stream[0, 0].deadline))
     assert len(deadlines) == 20

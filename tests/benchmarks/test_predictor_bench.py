@@ -41,7 +41,7 @@ def test_a_lone_batch_is_predicted_at_its_solo_time(profile: Profile, campaign: 
     alone = log.take(np.isin(log.run, campaign.batches["run"][campaign.batches["kind"] == "solo"]))
     replayed = MeasuredReplay(profile, STREAMS, learn=False).run(alone)
     np.testing.assert_allclose(replayed.known_ms, profile.solo_ms[alone.model, alone.size], rtol=1e-6)
-    assert (replayed.n_co == 0).all()
+    assert (replayed.n_corunners == 0).all()
 
 
 def test_learning_helps_and_a_slow_device_is_followed(profile: Profile, campaign: Measurements) -> None:

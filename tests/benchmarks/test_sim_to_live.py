@@ -25,7 +25,7 @@ from benchmarks.live.simulated import at_common_speed, simulate, violation_rates
 from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, verdict
 from envs.profiles.delays import crowds
 from envs.profiles.profile import Profile, synthetic_profile
-from envs.profiles.refit import KNOT_MS, at_speed
+from envs.profiles.refit import KNOT_MS, with_measured_slowdown
 from envs.simulation.simulator import Simulator
 from serving.executors.cpu import CpuExecutor
 from serving.models import ModelSpec, load_model
@@ -57,7 +57,7 @@ def test_shared_cores_delay_handover_and_completion() -> None:
     crowded = np.array([[1.0, 50.0], [0.0, 0.0]])
     waits = []
     for mean in (np.zeros((2, 2)), crowded):
-        sim = Simulator(replace(profile, crowded_ms=mean), 64, n_streams=3, noise=False)
+        sim = Simulator(replace(profile, shared_core_wait_ms=mean), 64, n_streams=3, noise=False)
         sim.load([Workload(np.zeros(3), np.zeros(3), np.zeros(3), np.full(3, 1e5), profile.models)] * 64)
         sim.begin(list(range(64)))
         for _ in range(3):
@@ -73,7 +73,7 @@ def test_a_given_speed_is_what_batches_run_at() -> None:
     n = 600
     workload = Workload(15.0 * np.arange(n), np.arange(n) % 2, np.zeros(n), np.full(n, 1e5), profile.models)
     knots = np.where(np.arange(0.0, 15.0 * n, KNOT_MS) < 7.5 * n, 0.0, 0.5)[None]
-    sim = Simulator(profile, n_streams=1, truth=at_speed(profile.truth(1), knots))
+    sim = Simulator(profile, n_streams=1, truth=with_measured_slowdown(profile.truth(1), knots))
     run(sim, make_policy("fifo"), [workload], [0])
     table = request_table(sim).groupby("batch_id").agg(start=("arrival_ms", "first"), finish=("finish_ms", "first"))
     assert len(table) > 100
@@ -86,7 +86,7 @@ def test_each_core_runs_at_its_own_speed() -> None:
     profile = replace(synthetic_profile(1), residual=np.zeros(2), pair=np.zeros((4, 4)), cores=2.0)
     workload = Workload(np.zeros(2), np.zeros(2), np.zeros(2), np.full(2, 1e5), profile.models)
     speed = np.log([[1.0] * 100, [3.0] * 100])
-    sim = Simulator(profile, n_streams=2, truth=at_speed(profile.truth(2), speed))
+    sim = Simulator(profile, n_streams=2, truth=with_measured_slowdown(profile.truth(2), speed))
     run(sim, make_policy("fifo", max_batch=1), [workload], [0])
     took = np.sort(request_table(sim)["latency_ms"])
     assert took[1] - took[0] == pytest.approx(2.0 * profile.solo_ms[0, 0], rel=0.01)
@@ -115,13 +115,13 @@ def test_late_timers_delay_deferrals() -> None:
 
 def test_profile_without_the_new_fields_loads(tmp_path: Path) -> None:
     crowded = ((0.1, 0.2), (0.3, 0.4))
-    profile = replace(synthetic_profile(2), completion_ms=1.0, timer_ms=0.5, crowded_ms=crowded)
+    profile = replace(synthetic_profile(2), completion_ms=1.0, timer_ms=0.5, shared_core_wait_ms=crowded)
     path = tmp_path / "p.json"
     profile.save(path)
     assert Profile.load(path).completion_ms == 1.0
-    np.testing.assert_array_equal(Profile.load(path).truth(2).crowded[0], crowded)
+    np.testing.assert_array_equal(Profile.load(path).truth(2).shared_core_wait_ms[0], crowded)
     data = json.loads(path.read_text())
-    for name in ("completion_ms", "timer_ms", "crowded_ms"):
+    for name in ("completion_ms", "timer_ms", "shared_core_wait_ms"):
         del data[name]
     path.write_text(json.dumps(data))
     assert Profile.load(path).completion_ms == 0.0 == Profile.load(path).timer_ms
@@ -232,12 +232,12 @@ def test_a_slow_machine_is_not_held_against_a_policy(
         runs[0].offered, workload=replace(runs[0].offered.workload, deadline_ms=np.full(len(runs[0].table), 2.0))
     )
     speeds = [np.zeros((2, 1)), np.full((2, 1), np.log(3.0))]
-    tables = [simulate(profile, profile, "fifo", same, 2, 1, speed=speed)[0] for speed in speeds]
+    tables = [simulate(profile, profile, "fifo", same, 2, 1, log_slowdown=speed)[0] for speed in speeds]
     both = [replace(runs[0], offered=same, table=table, policy="fifo") for table in tables]
     raw = [violation_rates([table]) for table in tables]
     nothing = SimpleNamespace(put_into=lambda profile: profile, late_ms=np.zeros(1))
     monkeypatch.setattr(live_simulated, "measure_overhead", lambda meters, info: nothing)
-    monkeypatch.setattr(live_simulated, "speed_of", lambda one, truth, info: speeds[one is both[1]])
+    monkeypatch.setattr(live_simulated, "log_slowdown_of", lambda one, truth, info: speeds[one is both[1]])
     rates = at_common_speed(both, profile, machine.info, 2, 4)
     assert raw[1].sum() > raw[0].sum() + 20.0
     assert np.abs(rates[1] - rates[0]).sum() < 0.3 * (raw[1] - raw[0]).sum()

@@ -286,7 +286,7 @@ def test_the_example_interference_model_beats_none() -> None:
     _, solo, _ = solo_arrays(measurements)
     data = from_measurements(measurements, solo, demands(measurements, solo))
     fold = folds(data.group, 2)
-    crowded = ~data.alone & (data.n_co > 0)
+    crowded = ~data.alone & (data.n_corunners > 0)
     mape = [
         errors(finish(data, cross_validate(data, make, fold))[crowded], data.exec_ms[crowded]).mape
         for make in (example("one_slope").OneSlope, Solo)

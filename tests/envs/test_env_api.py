@@ -96,7 +96,7 @@ def test_observations_stay_in_bounds_and_rewards_count_violations(env: DualPrior
         total += reward
     violations = info["outcomes"][:, 2:].sum(axis=1)
     assert total == pytest.approx(-(5.0 * violations[0] + violations[1]))
-    assert info["outcomes"].sum() == env.batch.sim.world.env["n"][0]
+    assert info["outcomes"].sum() == env.batch.sim.world.episode["n"][0]
 
 
 def test_info_has_the_documented_keys(env: DualPriorityEnv) -> None:
@@ -148,7 +148,7 @@ def test_same_seed_gives_the_same_bytes_another_does_not(env: DualPriorityEnv) -
 def test_same_seed_gives_the_same_bytes_in_another_process(env: DualPriorityEnv) -> None:
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}, {str(ROOT / "tests" / "envs")!r}]
 import gymnasium as gym
 from test_env_api import TINY, play
 print(play(gym.make(TINY).unwrapped, 5).hex())
@@ -169,7 +169,7 @@ def test_option_load_changes_arrivals(env: DualPriorityEnv) -> None:
     count = []
     for load in (0.2, 2.0):
         env.reset(seed=0, options={"load": load})
-        count.append(int(env.batch.sim.world.env["n"][0]))
+        count.append(int(env.batch.sim.world.episode["n"][0]))
     assert count[1] > 4 * count[0]
 
 
@@ -181,14 +181,14 @@ def test_option_workload_is_replayed_as_recorded(env: DualPriorityEnv) -> None:
     )
     env.reset(seed=0, options={"workload": workload})
     request = env.batch.sim.world.request[0, :n]
-    assert int(env.batch.sim.world.env["n"][0]) == n
+    assert int(env.batch.sim.world.episode["n"][0]) == n
     assert np.array_equal(request["arrival"], arrival_ms)
     assert np.array_equal(request["deadline"], arrival_ms + 50.0)
     assert np.all(request["model"] == 1)
     env.reset(seed=0)
-    assert int(env.batch.sim.world.env["n"][0]) == n
+    assert int(env.batch.sim.world.episode["n"][0]) == n
     env.reset(seed=0, options={"workload": None, "load": 0.8})
-    assert int(env.batch.sim.world.env["n"][0]) != n
+    assert int(env.batch.sim.world.episode["n"][0]) != n
 
 
 @pytest.mark.parametrize(

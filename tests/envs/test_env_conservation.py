@@ -41,7 +41,7 @@ def workload(rows: list[tuple[float, int, int, float]]) -> Workload:
 
 def check_state(state: SchedState, e: int = 0) -> None:
     """What is queued, in flight and free adds up, and queues are in order of arrival."""
-    env, places = state.env[e], state.entry.shape[3]
+    env, places = state.scheduler[e], state.entry.shape[3]
     length = state.queue["length"][e]
     assert np.all((length >= 0) & (length <= places))
     assert env.n_queued == length.sum()
@@ -72,13 +72,13 @@ def test_any_workload_under_any_actions_is_conserved(
 ) -> None:
     arrivals, sim = workload(rows), SIM
     sim.load([arrivals])
-    sim.world.options[:] = (drop, 1.0, 100.0, grace)
-    sim.world.preempt[:] = data.draw(st.sampled_from([(0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.05, 0.2)]))
+    sim.world.rules[:] = (drop, 1.0, 100.0, grace)
+    sim.world.preemption[:] = data.draw(st.sampled_from([(0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.05, 0.2)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     # Actions are drawn valid or not.
     defer_share = data.draw(st.sampled_from([0.0, 0.3, 0.9]))
     sim.begin([seed])
-    x, env, request = sim.world.env[0], sim.state.env[0], sim.world.request[0]
+    x, env, request = sim.world.episode[0], sim.state.scheduler[0], sim.world.request[0]
     time, ended = 0.0, np.zeros(len(arrivals), int)
     steps = 0
     while x.done == 0:
@@ -130,7 +130,7 @@ def play_episodes(n: int, per_world: int, seed: int) -> tuple[bytes, int]:
     batch.reset(np.array([world_seed(seed + i) for i in range(n)], np.uint64))
     rng = np.random.default_rng(seed)
     digest = hashlib.sha256()
-    episodes, offered, now = np.zeros(n, int), batch.sim.world.env["n"].copy(), np.zeros(n)
+    episodes, offered, now = np.zeros(n, int), batch.sim.world.episode["n"].copy(), np.zeros(n)
     while episodes.min() < per_world:
         # The largest random number among valid actions is a random valid action.
         actions = np.argmax(rng.random(batch.masks.shape, np.float32) * batch.masks, axis=1)
@@ -139,9 +139,9 @@ def play_episodes(n: int, per_world: int, seed: int) -> tuple[bytes, int]:
         assert np.all(out.dt >= 0)
         assert np.array_equal(out.final_count[done].sum(axis=(1, 2)), offered[done]), "not every request ended once"
         assert np.all(out.final_count[done][:, :, WAITING] == 0)
-        assert np.all(batch.sim.state.env["now"][~done] >= now[~done]), "time went back"
-        now = batch.sim.state.env["now"].copy()
-        offered = batch.sim.world.env["n"].copy()
+        assert np.all(batch.sim.state.scheduler["now"][~done] >= now[~done]), "time went back"
+        now = batch.sim.state.scheduler["now"].copy()
+        offered = batch.sim.world.episode["n"].copy()
         episodes += done
         for part in (batch.obs, batch.masks, out.reward, out.dt, done, batch.sim.state.count):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -164,8 +164,8 @@ def test_empty_workload_is_done_at_once() -> None:
 
 def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
     SIM.load([workload([(0.0, 0, 1, 1.0)])])
-    SIM.world.options[:] = (0.0, 1.0, 100.0, 5.0)
-    SIM.world.preempt[:] = 0.0
+    SIM.world.rules[:] = (0.0, 1.0, 100.0, 5.0)
+    SIM.world.preemption[:] = (0.0, 0.0, 0.0, 0.0)
     for wake, done in ((5.9, False), (6.1, True)):
         SIM.begin([0])
         SIM.step(np.array([SIM.n_actions - 1]), np.array([wake]))
@@ -177,9 +177,9 @@ def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
 def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrivals() -> None:
     rows = workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 30.0)])
     SIM.load([rows])
-    SIM.world.options[:, :2] = 0.0, 1.0
+    SIM.world.rules["drop_scale"], SIM.world.rules["defer_ms"] = 0.0, 1.0
     SIM.end_as_served(rows, 5.0)
-    SIM.world.preempt[:] = 0.0
+    SIM.world.preemption[:] = (0.0, 0.0, 0.0, 0.0)
     SIM.begin([0])
     while not SIM.done[0]:
         SIM.step(np.array([SIM.n_actions - 1]), np.array([np.inf]))
@@ -190,8 +190,8 @@ def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrival
 def test_full_queue_refuses() -> None:
     n = PLACES + 4
     SIM.load([workload([(0.0, 0, 1, 50.0)] * n)])
-    SIM.world.options[:] = (0.0, 1.0, 100.0, np.inf)
-    SIM.world.preempt[:] = 0.0
+    SIM.world.rules[:] = (0.0, 1.0, 100.0, np.inf)
+    SIM.world.preemption[:] = (0.0, 0.0, 0.0, 0.0)
     SIM.begin([0])
     while not SIM.done[0]:
         SIM.step(np.array([SIM.n_actions - 1]), np.array([np.inf]))

@@ -52,7 +52,7 @@ def play(policy_name: str, decisions: int = 60) -> str:
 def test_compiled_and_plain_python_give_the_same_bytes() -> None:
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "helpers")!r}, {str(ROOT / "tests" / "envs")!r}]
 from test_env_jit import play
 print(play("strait"), play("fifo"))
 """

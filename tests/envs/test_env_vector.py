@@ -99,7 +99,7 @@ def test_autoreset_shows_the_end_and_goes_on() -> None:
     rng = np.random.default_rng(0)
     returns, steps, episodes = np.zeros(3), np.zeros(3, int), 0
     for _ in range(500):
-        offered = env.batch.sim.world.env["n"].copy()
+        offered = env.batch.sim.world.episode["n"].copy()
         _, reward, done, truncated, info = env.step(choose(rng, info["action_mask"]))
         returns += reward
         steps += 1
@@ -258,4 +258,4 @@ def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
         shown = rows[rows[:, :, 0] == 1]
         assert np.array_equal(shown[:, slack], shown[:, slack_p90])
         alone += len(shown)
-    assert alone > 100 and len(np.unique(state.env["n_free"])) > 1
+    assert alone > 100 and len(np.unique(state.scheduler["n_free"])) > 1

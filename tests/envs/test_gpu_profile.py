@@ -42,7 +42,7 @@ def test_shipped_profile_says_how_it_was_built() -> None:
 def test_shipped_profile_is_what_the_data_gives(shared_data: Path) -> None:
     fresh, shipped = build(shared_data), Profile.load("gpu-v100")
     assert fresh.models == shipped.models
-    for field in ("solo_ms", "h2d_ms", "demand", "pair", "prior", "residual"):
+    for field in ("solo_ms", "h2d_ms", "demand", "pair", "weight", "residual"):
         assert getattr(shipped, field) == pytest.approx(getattr(fresh, field), abs=1e-5), field
 
 

@@ -13,8 +13,9 @@ from toy_models import HELD
 
 from agents.policies.base import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
-from serving.api.dataplane import DataPlane, FrontLimits
-from serving.config import EngineConfig
+from serving.api.config import ApiLimits
+from serving.api.dataplane import DataPlane
+from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
 from serving.models import ModelSpec, load_model
@@ -68,11 +69,11 @@ class FakeRepository:
 
 @asynccontextmanager
 async def serving_plane(
-    executor: CpuExecutor, limits: FrontLimits | None = None, config: EngineConfig | None = None, **more: Any
+    executor: CpuExecutor, limits: ApiLimits | None = None, config: EngineConfig | None = None, **more: Any
 ) -> AsyncIterator[DataPlane]:
     engine = Engine(executor, toy_profile(), make_policy("edf", max_batch=4), config)
     await engine.start()
-    plane = DataPlane(engine, limits=limits or FrontLimits(), **{"deadline_floor_ms": 5000.0, **more})
+    plane = DataPlane(engine, limits=limits or ApiLimits(), **{"deadline_floor_ms": 5000.0, **more})
     try:
         yield plane
     finally:

@@ -11,7 +11,8 @@ import aiohttp
 import numpy as np
 from front_server import X, serving_plane
 
-from serving.api.dataplane import DataPlane, FrontLimits
+from serving.api.config import ApiLimits
+from serving.api.dataplane import DataPlane
 from serving.api.http import start_http
 from serving.executors.cpu import CpuExecutor
 
@@ -35,7 +36,7 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    executor: CpuExecutor, limits: FrontLimits | None = None, token: str | None = None, **more: Any
+    executor: CpuExecutor, limits: ApiLimits | None = None, token: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
     async with serving_plane(executor, limits, **more) as plane:
         front = await start_http(plane, port=0, token=token)

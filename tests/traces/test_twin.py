@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from traces import fit, known, twin
 from traces.arrivals import autocorrelation, dispersion, gamma_renewal
 from traces.errors import InputError
 from traces.formats import load_arrivals
-from traces.theory import count_variance, expected_autocorrelation, expected_dispersion, renewal_variance
-from traces.twin import TwinParameters
+from traces.twin import fit, known
+from traces.twin import generator as twin
+from traces.twin.generator import TwinParameters
+from traces.twin.theory import count_variance, expected_autocorrelation, expected_dispersion, renewal_variance
 
 NAMES = ("azure_llm_2023", "mooncake")
 
@@ -123,7 +124,7 @@ def test_the_command_answers_a_bad_trace_with_one_line_and_status_2(
     out = tmp_path / "fitted.json"
     assert fit.main([str(tmp_path / "t.csv"), "--out", str(out)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("traces.fit: ") and not out.exists()
+    assert last.startswith("traces.twin.fit: ") and not out.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

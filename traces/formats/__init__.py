@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
-from ..recorded import Arrivals
-from ..tables import first_line
-from . import azure_functions_2019, azure_functions_2021, azure_llm, burstgpt, mooncake, own
-from .base import TraceFormat, assemble
+from traces.errors import InputError
+from traces.formats import azure_functions_2019, azure_functions_2021, azure_llm, burstgpt, mooncake, own
+from traces.formats.base import TraceFormat, assemble
+from traces.recorded import Arrivals
+from traces.tables import first_line
 
 FORMATS: dict[str, TraceFormat] = {
     trace.name: trace

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..tables import read_csv
-from .base import Rows, TraceFormat, columns_of
+from traces.errors import InputError
+from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.tables import read_csv
 
 KEYS = ("HashOwner", "HashApp", "HashFunction", "Trigger")
 MINUTE_MS = 60_000.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
-from ..recorded import Arrivals
+from traces.errors import InputError
+from traces.recorded import Arrivals
 
 MAX_ARRIVALS = 200_000_000
 # Stamps count as recorded in steps when at least this share of the arrivals has the stamp of the one before it.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..tables import read_csv
-from .base import Rows, TraceFormat, columns_of
+from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.tables import read_csv
 
 COLUMNS = ("Timestamp", "Model", "Total tokens")
 

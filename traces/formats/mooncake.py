@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..tables import open_text, read_csv
-from .base import Rows, TraceFormat, columns_of
+from traces.errors import InputError
+from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.tables import open_text, read_csv
 
 CSV_COLUMNS = ("timestamp_ms", "input_length", "output_length")
 JSON_FIELDS = ("timestamp", "input_length", "output_length")

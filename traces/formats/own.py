@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
-from ..tables import Chunk, read_csv
-from .base import Rows, TraceFormat, columns_of
+from traces.errors import InputError
+from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.tables import Chunk, read_csv
 
 
 def read(path: Path) -> Iterator[Rows]:

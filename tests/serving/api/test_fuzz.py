@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from front_server import FakeRepository, X, serving_plane
 
-from serving.api.dataplane import FrontLimits
+from serving.api.config import ApiLimits
 from serving.api.http import _Routes, start_http
 from serving.api.http_codec import HEADER_LENGTH
 from serving.api.model_view import view_model
@@ -104,7 +104,7 @@ async def fuzz(executor: CpuExecutor, n: int, seed: int) -> dict[int, int]:
     """Send n mutated requests over 8 connections; how often each status came."""
     rng = np.random.default_rng(seed)
     seen: dict[int, int] = {}
-    async with serving_plane(executor, FrontLimits(max_body_bytes=100_000)) as plane:
+    async with serving_plane(executor, ApiLimits(max_body_bytes=100_000)) as plane:
         front = await start_http(plane, port=0)
         url = f"http://127.0.0.1:{front.port}/v2/models/double/infer"
 
@@ -144,7 +144,7 @@ async def test_bytes_that_are_not_http_harm_nobody(executor: CpuExecutor) -> Non
     good = (
         b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"
     )
-    async with serving_plane(executor, FrontLimits(body_timeout_s=0.2, keepalive_s=0.2)) as plane:
+    async with serving_plane(executor, ApiLimits(body_timeout_s=0.2, keepalive_s=0.2)) as plane:
         front = await start_http(plane, port=0)
 
         async def client() -> None:

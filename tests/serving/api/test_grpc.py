@@ -17,10 +17,11 @@ from front_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from serving.api.dataplane import DataPlane, FrontLimits
+from serving.api.config import ApiLimits
+from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
 from serving.api.protocol import inference_pb2 as pb
-from serving.config import EngineConfig
+from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
 
@@ -43,7 +44,7 @@ class Client(triton_aio.InferenceServerClient):
 
 @asynccontextmanager
 async def opened(
-    executor: CpuExecutor, limits: FrontLimits | None = None, token: str | None = None, **more: Any
+    executor: CpuExecutor, limits: ApiLimits | None = None, token: str | None = None, **more: Any
 ) -> AsyncIterator[Client]:
     async with serving_plane(executor, limits, **more) as plane:
         front = await start_grpc(plane, port=0, token=token)
@@ -266,7 +267,7 @@ async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecu
 
 
 async def test_limits(executor: CpuExecutor, gate: threading.Event) -> None:
-    async with opened(executor, FrontLimits(max_per_client=3, max_body_bytes=10_000)) as client:
+    async with opened(executor, ApiLimits(max_per_client=3, max_body_bytes=10_000)) as client:
         first = asyncio.ensure_future(client.infer("slow", [tensor(np.repeat(BLOCKS, 2, axis=0))]))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, message = await refused(client.infer("double", [tensor()]))

@@ -15,7 +15,7 @@ from front_server import BLOCKS, NAMES, FakeRepository, X, until
 from http_client import Client, body, opened
 from tritonclient.utils import InferenceServerException
 
-from serving.config import EngineConfig
+from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
 
 

@@ -19,7 +19,7 @@ import pytest
 from front_server import BLOCKS, X, serving_plane, until
 from http_client import Client, body, opened
 
-from serving.api.dataplane import FrontLimits
+from serving.api.config import ApiLimits
 from serving.api.http import start_http
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
@@ -131,7 +131,7 @@ async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecu
 
 
 async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuExecutor) -> None:
-    async with opened(executor, FrontLimits(max_body_bytes=1000)) as client:
+    async with opened(executor, ApiLimits(max_body_bytes=1000)) as client:
         path = "/v2/models/double/infer"
         assert (await client.ask("POST", path, data=b" " * 1001))[0] == 413
 
@@ -151,7 +151,7 @@ async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuEx
 async def test_one_client_cannot_have_more_in_flight_than_its_share(
     executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with opened(executor, FrontLimits(max_per_client=3)) as client:
+    async with opened(executor, ApiLimits(max_per_client=3)) as client:
         first = asyncio.ensure_future(client.infer("slow", np.repeat(BLOCKS, 2, axis=0)))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, answer, headers = await client.infer("double", X)
@@ -177,7 +177,7 @@ async def test_a_client_that_leaves_takes_its_requests_with_it(executor: CpuExec
 
 
 async def test_slow_clients_are_let_go(executor: CpuExecutor) -> None:
-    async with opened(executor, FrontLimits(body_timeout_s=0.1, keepalive_s=0.3)) as client:
+    async with opened(executor, ApiLimits(body_timeout_s=0.1, keepalive_s=0.3)) as client:
         # One sends a head and half a body, one half a head, one nothing.
         for sent, expected in (
             (b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b" 408 "),

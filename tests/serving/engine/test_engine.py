@@ -17,7 +17,7 @@ from front_server import BLOCKS, until
 
 from agents.policies.base import Policy, make_policy
 from envs.profiles.profile import Profile, synthetic_profile
-from serving.config import EngineConfig
+from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, Outcome
 from serving.executors.cpu import CpuExecutor

@@ -11,18 +11,9 @@ from envs.scheduling.operations import clear
 from envs.scheduling.state import SchedState, make_state
 from serving.engine.model_set import join_profiles, model_axes, move_state
 
-SCALARS = {
-    "env",
-    "count",
-    "weight",
-    "cov",
-    "moment",
-    "scale",
-    "judged",
-    "member",
-    "stream",
-}  # of the scheduler or of a stream
-SCRATCH = {"work", "ended"}
+# Of the scheduler or of a stream.
+SCALARS = {"scheduler", "count", "weight", "cov", "feature_sum", "scale", "n_calibrated", "member", "stream"}
+SCRATCH = {"scratch", "ended"}
 
 
 def filled(n_models: int) -> SchedState:
@@ -38,13 +29,13 @@ def filled(n_models: int) -> SchedState:
             value += part.size
         if field == "stream":
             array["busy"], array["model"] = [1, 0, 1], [0, 1, 2]
-    state.env["n_ended"] = 0
+    state.scheduler["n_ended"] = 0
     return state
 
 
 def test_every_array_of_the_state_is_known_here() -> None:
     assert set(SchedState._fields) == SCALARS | SCRATCH | set(model_axes()), "is a new array by model, or not?"
-    assert model_axes() == {"queue": 2, "entry": 2, "bias": 1, "seen": 1, "used": 1}
+    assert model_axes() == {"queue": 2, "entry": 2, "bias": 1, "n_learned": 1}
 
 
 def test_all_that_is_known_of_a_model_moves_with_it() -> None:
@@ -56,16 +47,16 @@ def test_all_that_is_known_of_a_model_moves_with_it() -> None:
             if source >= 0:
                 assert np.array_equal(np.take(after, m, axis), np.take(before, source, axis)), field
         assert not np.array_equal(np.take(after, 1, axis), np.take(before, 1, axis)), f"{field} of a new model"
-    for field in SCALARS - {"stream", "env"}:
+    for field in SCALARS - {"stream", "scheduler"}:
         assert np.array_equal(getattr(new, field), getattr(old, field)), field
     for field in old.stream.dtype.names:
         if field != "model":
             assert np.array_equal(new.stream[field], old.stream[field]), field
     assert new.stream["model"][0].tolist() == [2, 0, 0], "batches in flight follow their models"
-    looked = {"looked", "seen_model"}
-    for field in set(old.env.dtype.names) - looked:
-        assert np.array_equal(new.env[field], old.env[field]), field
-    assert new.env[0].looked == 0 and new.env[0].seen_model == -1
+    forecast = {"forecast_valid", "cached_model"}
+    for field in set(old.scheduler.dtype.names) - forecast:
+        assert np.array_equal(new.scheduler[field], old.scheduler[field]), field
+    assert new.scheduler[0].forecast_valid == 0 and new.scheduler[0].cached_model == -1
 
 
 def test_joined_profiles_have_all_fields_of_both() -> None:

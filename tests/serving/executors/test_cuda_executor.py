@@ -47,15 +47,6 @@ class TestOnFake(Behaviours):
     """All behaviours, with CUDA's rules checked."""
 
 
-class Baked(nn.Module):
-    """Doubles on the host, so that a graph holds the answer of its capture for ever."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if fake_cuda.capturing():
-            self.answer = 2 * x
-        return self.answer if fake_cuda.replaying() else 2 * x
-
-
 def test_a_batch_runs_on_the_stream_of_its_priority(make: Make, cuda: FakeCuda) -> None:
     executor = make(1)
     executor.load(toy("double"))
@@ -92,7 +83,7 @@ def test_a_graph_that_answers_otherwise_is_not_used(
     make: Make, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor = make(1)
-    executor.load(load_model(ModelSpec("baked", "test_cuda_executor:Baked", (4,), "float32", compiled=False)))
+    executor.load(load_model(ModelSpec("baked", "toy_models:Baked", (4,), "float32", compiled=False)))
     executor.warm_up("baked", [1])
     np.testing.assert_array_equal(run(executor, "baked", [GIVEN]).outputs, [2 * GIVEN])
     assert "model 'baked' runs without CUDA graphs: the recorded graph answers otherwise" in caplog.text

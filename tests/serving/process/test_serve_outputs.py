@@ -23,7 +23,7 @@ from envs.profiles.delays import measured_delays
 from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Outcome
+from serving.engine.request import BatchRecord, Outcome, table_of
 from serving.executors.cpu import CpuExecutor
 from serving.models import ModelSpec, load_model
 from serving.observers import recorder as record
@@ -36,7 +36,6 @@ from serving.observers.report import Collector, result_of
 from serving.observers.tensorboard import LAYOUT, Telemetry
 from serving.observers.timeline import Tracer
 from serving.profiling.calibrate import calibrated, machine_of, measure_solo
-from serving.replay.replay import table_of
 from traces.machine import ModelInfo
 from traces.measurements import Measurements
 from traces.workload import Workload

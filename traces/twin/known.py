@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .formats import load_arrivals
-from .recorded import Arrivals
-from .twin import parameters, twin, twin_names
+from traces.errors import InputError
+from traces.formats import load_arrivals
+from traces.recorded import Arrivals
+from traces.twin.generator import parameters, twin, twin_names
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import gamma
 
-from .twin import TwinParameters
+from traces.twin.generator import TwinParameters
 
 GRID_POINTS = 600
 RENEWAL_POINTS = 200

@@ -1,7 +1,7 @@
 """Fits the built-in arrival generator to the statistics of real traces.
 
-    python -m traces.fit azure_llm_2023 mooncake                  # known traces, from ../shared/data
-    python -m traces.fit mine=path/to/trace.csv --out fitted.json # any trace in a known format
+    python -m traces.twin.fit azure_llm_2023 mooncake                  # known traces, from ../shared/data
+    python -m traces.twin.fit mine=path/to/trace.csv --out fitted.json # any trace in a known format
 
 What is written are parameters and statistics of each trace, with its source; no arrival of it.
 """
@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from .arrivals import autocorrelation, dispersion
-from .errors import InputError
-from .files import atomic_write_text
-from .formats import load_arrivals
-from .known import KNOWN, SHARED
-from .recorded import Arrivals
-from .theory import expected_autocorrelation, expected_dispersion
-from .twin import FITTED, SCHEMA, TwinParameters, generate
+from traces.arrivals import autocorrelation, dispersion
+from traces.errors import InputError
+from traces.files import atomic_write_text
+from traces.formats import load_arrivals
+from traces.recorded import Arrivals
+from traces.twin.generator import FITTED, SCHEMA, TwinParameters, generate
+from traces.twin.known import KNOWN, SHARED
+from traces.twin.theory import expected_autocorrelation, expected_dispersion
 
 WINDOWS_MS = (100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
 LAG_WINDOW_MS = 1e4
@@ -142,7 +142,9 @@ def fit_trace(trace: Arrivals, source: str, runs: int) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m traces.fit", description="Fit the arrival generator to traces.")
+    parser = argparse.ArgumentParser(
+        prog="python -m traces.twin.fit", description="Fit the arrival generator to traces."
+    )
     parser.add_argument("traces", nargs="+", metavar="NAME|[NAME=]PATH", help="a known trace or a trace file")
     parser.add_argument("--out", type=Path, default=FITTED, help="file to write (default: the one that ships)")
     parser.add_argument("--runs", type=int, default=30, help="generated records for the comparison (default: 30)")
@@ -159,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
             _report(entries[name])
         atomic_write_text(arguments.out, json.dumps({"schema": SCHEMA, "traces": _rounded(entries)}, indent=1) + "\n")
     except InputError as error:
-        print(f"traces.fit: {error}", file=sys.stderr)
+        print(f"traces.twin.fit: {error}", file=sys.stderr)
         return 2
     return 0
 

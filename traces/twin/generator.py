@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrivals import piecewise
-from .errors import InputError
+from traces.arrivals import piecewise
+from traces.errors import InputError
 
-FITTED = Path(__file__).resolve().parent / "data" / "fitted.json"
+FITTED = Path(__file__).resolve().parent.parent / "data" / "fitted.json"
 SCHEMA = "strait-fitted-arrivals/1"
 
 
@@ -101,7 +101,7 @@ def _fitted(path: Path) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; python -m traces.fit writes it") from None
+        raise InputError(f"{path}: no such file; python -m traces.twin.fit writes it") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:

@@ -1,0 +1,47 @@
+"""Settings of the doors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ApiConfig:
+    """Where the doors listen, and to whom they open.
+
+    Attributes:
+        host: address to listen on.
+        port: of HTTP (Open Inference Protocol v2); 0 takes a free one.
+        grpc: answer gRPC, too.
+        grpc_port: of gRPC; 0 takes a free one.
+        token: bearer token that callers must show; none by default.
+        tls_cert: certificate chain (PEM); TLS is on when it is given.
+        tls_key: its private key (PEM).
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc: bool = False
+    grpc_port: int = 8001
+    token: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+@dataclass(frozen=True)
+class ApiLimits:
+    """What one client may ask of the server.
+
+    Attributes:
+        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
+        max_per_client: requests (items) that one client address may have in flight.
+        body_timeout_s: time in which a body must have arrived.
+        keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
+        close_timeout_s: time that requests in hand have to end when a door closes.
+    """
+
+    max_body_bytes: int = 64 * 2**20
+    max_per_client: int = 1024
+    body_timeout_s: float = 30.0
+    keepalive_s: float = 75.0
+    close_timeout_s: float = 5.0

@@ -1,0 +1,22 @@
+"""Settings of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from envs.scheduling.state import GRACE_MS
+
+
+@dataclass
+class EngineConfig:
+    """Settings of the engine.
+
+    Attributes:
+        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
+        grace_ms: a queued request that is this late is dropped whatever the policy says.
+        decision_budget_ms: time that a decision may take, see `serving.engine.guard`.
+    """
+
+    queue_places: int = 128
+    grace_ms: float = GRACE_MS
+    decision_budget_ms: float = 10.0
