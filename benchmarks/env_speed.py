@@ -1,7 +1,7 @@
 """Speed of the simulated world with Strait choosing: ``python -m benchmarks.env_speed``.
 
 ``decisions_per_s``: many worlds in lockstep on one core, each decision Strait's choice and all events until the next.
-``decisions_per_s_observed``: the same through ``Batch``, which also writes every world's observation and action mask.
+``decisions_per_s_observed``: the same through ``Worlds``, which also writes every world's observation and action mask.
 ``decisions_per_s_single``: one world, driven from Python, one call to choose and one to step.
 ``two_core_scaling``: the first figure on two threads over the same on one.
 """
@@ -20,24 +20,24 @@ from benchmarks.common.timing import alternate, report, timed
 from envs.scheduling.jit import bind
 from envs.simulation.config import EnvConfig
 from envs.simulation.simulator import step_range
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 
 POLICY = "strait"
 
 
-def make(config: EnvConfig, n: int) -> tuple[Batch, Policy]:
+def make(config: EnvConfig, n: int) -> tuple[Worlds, Policy]:
     """A batch of worlds that has begun, and who decides in it."""
-    batch = Batch(config, n)
-    batch.reset(np.array([world_seed(i) for i in range(n)], np.uint64))
-    return batch, make_policy(POLICY, n)
+    worlds = Worlds(config, n)
+    worlds.reset(np.array([world_seed(i) for i in range(n)], np.uint64))
+    return worlds, make_policy(POLICY, n)
 
 
 def batched(config: EnvConfig, n: int, decisions: int, threads: int) -> Callable[[], float]:
     """Decisions per second of n worlds on so many threads, as a function to call."""
-    batch, policy = make(config, n)
-    sim = batch.sim
+    worlds, policy = make(config, n)
+    sim = worlds.sim
     parts = [(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
-    world = (sim.state, sim.world, sim.tables, sim.truth, batch.generator)
+    world = (sim.state, sim.world, sim.tables, sim.truth, worlds.generator)
 
     def part(bounds: tuple[int, int]) -> None:
         play_range(policy, *world, *bounds, decisions // n)
@@ -49,21 +49,21 @@ def batched(config: EnvConfig, n: int, decisions: int, threads: int) -> Callable
 
 def observed(config: EnvConfig, n: int, decisions: int) -> Callable[[], float]:
     """Decisions per second of n worlds through the environment's own step, observations and masks included."""
-    batch, policy = make(config, n)
+    worlds, policy = make(config, n)
     actions, wakes, skip = np.zeros(n, np.int64), np.zeros(n), np.zeros(n, bool)
 
     def play() -> None:
         for _ in range(decisions // n):
-            policy.decide_all(batch.sim.state, batch.sim.tables, skip, actions, wakes)
-            batch.step(actions)
+            policy.decide_all(worlds.sim.state, worlds.sim.tables, skip, actions, wakes)
+            worlds.step(actions)
 
     return lambda: decisions // n * n / timed(play)
 
 
 def single(config: EnvConfig, decisions: int) -> Callable[[], float]:
     """Decisions per second of one world, two calls from Python for each."""
-    batch, policy = make(config, 1)
-    sim = batch.sim
+    worlds, policy = make(config, 1)
+    sim = worlds.sim
     actions, wakes = np.zeros(1, np.int64), np.zeros(1)
     choose = bind(policy.kind.choose, sim.state, sim.tables, policy.memory, 0, policy.vector)
     step = bind(step_range, sim.state, sim.world, sim.tables, sim.truth, 0, 1, actions, wakes)
@@ -74,7 +74,7 @@ def single(config: EnvConfig, decisions: int) -> Callable[[], float]:
             actions[0], wakes[0] = choose(state, tables, policy.memory, 0, policy.vector)
             step(state, world, tables, truth, 0, 1, actions, wakes)
             if env["done"][0]:
-                batch.reset(batch.next_seeds())
+                worlds.reset(worlds.next_seeds())
                 policy.reset()
 
     return lambda: decisions / timed(play)
@@ -82,17 +82,17 @@ def single(config: EnvConfig, decisions: int) -> Callable[[], float]:
 
 def events_per_decision(config: EnvConfig, n: int) -> float:
     """Events (arrivals, ends of copies and executions) for each decision: counted over finished episodes."""
-    batch, policy = make(config, n)
+    worlds, policy = make(config, n)
     actions, wakes, skip = np.zeros(n, np.int64), np.zeros(n), np.zeros(n, bool)
     events = decisions = 0
     while decisions < 20_000:
-        policy.decide_all(batch.sim.state, batch.sim.tables, skip, actions, wakes)
+        policy.decide_all(worlds.sim.state, worlds.sim.tables, skip, actions, wakes)
         decisions += n
-        before = batch.sim.world.episode["next"] + 3 * batch.sim.state.scheduler["next_batch"]
-        batch.step(actions)
-        after = batch.sim.world.episode["next"] + 3 * batch.sim.state.scheduler["next_batch"]
+        before = worlds.sim.world.episode["next"] + 3 * worlds.sim.state.scheduler["next_batch"]
+        worlds.step(actions)
+        after = worlds.sim.world.episode["next"] + 3 * worlds.sim.state.scheduler["next_batch"]
         # Three events a batch: both copies and the execution end. A world that began anew is left out of that step.
-        events += int(np.where(batch.out.done, 0, after - before).sum())
+        events += int(np.where(worlds.out.done, 0, after - before).sum())
     return events / decisions
 
 

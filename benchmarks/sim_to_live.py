@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentParser
 
 from agents.evaluation import metric
 from agents.evaluation.statistics import HIGH_WEIGHT
@@ -33,7 +32,7 @@ from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
-from traces.command import exit_status
+from traces.command import run_command
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
 
@@ -293,13 +292,13 @@ def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(
-        prog="python -m benchmarks.sim_to_live", description=__doc__.split("\n\n")[0], exit_on_error=False
+    return run_command(
+        lambda config: print(json.dumps(run_benchmark(config))),
+        SimToLiveConfig,
+        argv,
+        "python -m benchmarks.sim_to_live",
+        __doc__,
     )
-    parser.add_class_arguments(SimToLiveConfig, as_group=False, skip=set(SWITCHES))
-    for name, meaning in SWITCHES.items():
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true", help=meaning)
-    return exit_status(lambda: print(json.dumps(run_benchmark(SimToLiveConfig(**parser.parse_args(argv).as_dict())))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from envs.drawing.frame import draw
 from envs.scheduling.observation import LIMIT
 from envs.simulation.config import EnvConfig, make_config
 from envs.simulation.options import with_options
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 
 
 class DualPriorityEnv(gym.Env):
@@ -119,9 +119,9 @@ class DualPriorityEnv(gym.Env):
             raise ValueError(f"render_mode {render_mode!r}; one of {self.metadata['render_modes']} is wanted")
         self.config = make_config(config, settings)
         self.render_mode = render_mode
-        self.batch = Batch(self.config, 1, autoreset=False)
-        self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.batch.sim.obs_size,), np.float32)
-        self.action_space = spaces.Discrete(self.batch.sim.n_actions)
+        self.worlds = Worlds(self.config, 1, autoreset=False)
+        self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.worlds.sim.obs_size,), np.float32)
+        self.action_space = spaces.Discrete(self.worlds.sim.n_actions)
         self._begun = False
         self._actions = np.zeros(1, np.int64)
         self._window: Any = None
@@ -131,52 +131,52 @@ class DualPriorityEnv(gym.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; see the class for ``options``."""
         super().reset(seed=seed)
-        seeds = self.batch.next_seeds() if self._begun else None
+        seeds = self.worlds.next_seeds() if self._begun else None
         if options:
-            self.batch = with_options(self.batch, options)
+            self.worlds = with_options(self.worlds, options)
         if seed is not None or seeds is None:
             seeds = np.array([world_seed(int(self.np_random.integers(2**62)) if seed is None else seed)], np.uint64)
-        self.batch.reset(seeds)
+        self.worlds.reset(seeds)
         self._begun = True
-        self.batch.out.dt[0] = 0.0
-        self.batch.out.invalid[0] = False
+        self.worlds.out.dt[0] = 0.0
+        self.worlds.out.invalid[0] = False
         if self.render_mode == "human":
             self.render()
-        return self.batch.obs[0].copy(), self._info()
+        return self.worlds.obs[0].copy(), self._info()
 
     def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One decision; see the class for what is returned."""
         if not self._begun:
             raise gym.error.ResetNeeded("call reset before step")
         self._actions[0] = action
-        self.batch.step(self._actions)
+        self.worlds.step(self._actions)
         if self.render_mode == "human":
             self.render()
-        out = self.batch.out
-        return self.batch.obs[0].copy(), float(out.reward[0]), bool(out.done[0]), False, self._info()
+        out = self.worlds.out
+        return self.worlds.obs[0].copy(), float(out.reward[0]), bool(out.done[0]), False, self._info()
 
     def _info(self) -> dict[str, Any]:
-        batch = self.batch
+        worlds = self.worlds
         return {
-            "action_mask": batch.masks[0].copy(),
-            "dt_ms": float(batch.out.dt[0]),
-            "time_ms": float(batch.sim.state.scheduler[0].now),
-            "invalid_action": bool(batch.out.invalid[0]),
-            "outcomes": batch.sim.state.count[0].copy(),
-            "seed": int(batch.seeds[0]),
+            "action_mask": worlds.masks[0].copy(),
+            "dt_ms": float(worlds.out.dt[0]),
+            "time_ms": float(worlds.sim.state.scheduler[0].now),
+            "invalid_action": bool(worlds.out.invalid[0]),
+            "outcomes": worlds.sim.state.count[0].copy(),
+            "seed": int(worlds.seeds[0]),
         }
 
     def action_masks(self) -> np.ndarray:
         """(A,) bool: valid actions now, as sb3-contrib asks for them."""
-        return self.batch.masks[0].copy()
+        return self.worlds.masks[0].copy()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The world, mid-episode, as arrays; ``np.savez(path, **env.state_dict())`` keeps it without pickles."""
-        return self.batch.state_dict()
+        return self.worlds.state_dict()
 
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from ``state_dict``; raises InputError for another world."""
-        self.batch.load_state_dict(arrays)
+        self.worlds.load_state_dict(arrays)
         self._begun = True
 
     def render(self) -> np.ndarray | None:
@@ -184,7 +184,7 @@ class DualPriorityEnv(gym.Env):
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode; give render_mode='rgb_array' to gym.make")
             return None
-        picture = draw(self.batch.sim.state, self.batch.profile.models)
+        picture = draw(self.worlds.sim.state, self.worlds.profile.models)
         if self.render_mode == "rgb_array":
             return picture
         self._show(picture)

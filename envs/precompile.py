@@ -12,7 +12,7 @@ def main() -> None:
     """Make the default environment, and take one step in it."""
     env = DualPriorityEnv()
     env.reset(seed=0)
-    env.step(env.batch.sim.n_actions - 1)
+    env.step(env.worlds.sim.n_actions - 1)
     env.close()
 
 

@@ -53,16 +53,16 @@ class SB3VecEnv(VecEnv):
     @property
     def masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now; a view."""
-        return self.env.batch.masks
+        return self.env.worlds.masks
 
     @property
     def dt(self) -> np.ndarray:
         """(N,) ms that passed in the last step, for a discount by time; a view."""
-        return self.env.batch.out.dt
+        return self.env.worlds.out.dt
 
     def action_masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now; a view."""
-        return self.env.batch.masks
+        return self.env.worlds.masks
 
     def reset(self) -> np.ndarray:
         """Begin an episode in every world; seeds are those of ``seed()``, else each world goes on to its next."""
@@ -75,7 +75,7 @@ class SB3VecEnv(VecEnv):
             self.began(np.ones(self.num_envs, bool))
         if self.observed is not None:
             self.observed()
-        return self.env.batch.obs
+        return self.env.worlds.obs
 
     def step_async(self, actions: np.ndarray) -> None:
         """Note the actions (N,)."""
@@ -83,9 +83,9 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
         """Observations (N, O), rewards (N,), dones (N,), infos."""
-        batch = self.env.batch
-        batch.step(self._actions)
-        out = batch.out
+        worlds = self.env.worlds
+        worlds.step(self._actions)
+        out = worlds.out
         dones = self._dones[0]
         self._dones.reverse()
         np.copyto(dones, out.done)
@@ -98,11 +98,11 @@ class SB3VecEnv(VecEnv):
                 self.began(dones)
         if self.observed is not None:
             self.observed()
-        return batch.obs, out.reward, dones, self._infos
+        return worlds.obs, out.reward, dones, self._infos
 
     def _tell(self, ended: np.ndarray) -> None:
-        out = self.env.batch.out
-        rates, totals = self.env.batch.violations(ended)
+        out = self.env.worlds.out
+        rates, totals = self.env.worlds.violations(ended)
         for row, i in enumerate(ended):
             info: dict[str, Any] = {
                 "terminal_observation": out.final_obs[i].copy(),

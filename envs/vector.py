@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from envs.scheduling.observation import LIMIT
 from envs.simulation.config import EnvConfig, make_config
 from envs.simulation.options import with_options
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 
 
 class DualPriorityVectorEnv(VectorEnv):
@@ -52,9 +52,9 @@ class DualPriorityVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self.copy = copy
         self._threads = threads
-        self.batch = Batch(self.config, num_envs, threads=threads)
-        self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.batch.sim.obs_size,), np.float32)
-        self.single_action_space = spaces.Discrete(self.batch.sim.n_actions)
+        self.worlds = Worlds(self.config, num_envs, threads=threads)
+        self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.worlds.sim.obs_size,), np.float32)
+        self.single_action_space = spaces.Discrete(self.worlds.sim.n_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._begun = False
@@ -71,21 +71,21 @@ class DualPriorityVectorEnv(VectorEnv):
         options = dict(options or {})
         which = options.pop("reset_mask", None)
         if options:
-            self.batch = with_options(self.batch, options, self._threads)
-        self.batch.reset(self._seeds(seed), which)
+            self.worlds = with_options(self.worlds, options, self._threads)
+        self.worlds.reset(self._seeds(seed), which)
         self._begun = True
-        return self._own(self.batch.obs), {"action_mask": self._own(self.batch.masks)}
+        return self._own(self.worlds.obs), {"action_mask": self._own(self.worlds.masks)}
 
     def _seeds(self, seed: int | list[int | None] | None) -> np.ndarray:
         if seed is None and self._begun:
-            return self.batch.next_seeds()
+            return self.worlds.next_seeds()
         if seed is None or isinstance(seed, int | np.integer):
             super().reset(seed=None if seed is None else int(seed))
             first = int(self.np_random.integers(2**62)) if seed is None else int(seed)
             return np.array([world_seed(first + i) for i in range(self.num_envs)], np.uint64)
         if len(seed) != self.num_envs:
             raise ValueError(f"{len(seed)} seeds for {self.num_envs} worlds")
-        following = self.batch.next_seeds()
+        following = self.worlds.next_seeds()
         drawn = [following[i] if s is None else world_seed(int(s)) for i, s in enumerate(seed)]
         return np.array(drawn, np.uint64)
 
@@ -99,13 +99,13 @@ class DualPriorityVectorEnv(VectorEnv):
             "final_obs" (N, O) and "final_info" ("episode": return "r", decisions "l", length "t" in ms;
             "outcomes" (N, 2, 6) requests by priority and outcome), where "_final_obs" and "_final_info" (N,) are set.
         """
-        batch = self.batch
-        batch.step(actions)
-        out = batch.out
+        worlds = self.worlds
+        worlds.step(actions)
+        out = worlds.out
         infos: dict[str, Any] = {
-            "action_mask": self._own(batch.masks),
+            "action_mask": self._own(worlds.masks),
             "dt_ms": self._own(out.dt),
-            "time_ms": self._own(batch.sim.state.scheduler["now"]),
+            "time_ms": self._own(worlds.sim.state.scheduler["now"]),
             "invalid_action": self._own(out.invalid),
         }
         if out.done.any():
@@ -120,22 +120,22 @@ class DualPriorityVectorEnv(VectorEnv):
             }
             infos["_final_obs"] = infos["_final_info"] = done
         truncated = np.zeros(self.num_envs, bool)
-        return self._own(batch.obs), self._own(out.reward), self._own(out.done), truncated, infos
+        return self._own(worlds.obs), self._own(out.reward), self._own(out.done), truncated, infos
 
     def _own(self, array: np.ndarray) -> np.ndarray:
         return array.copy() if self.copy else array
 
     def action_masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now."""
-        return self._own(self.batch.masks)
+        return self._own(self.worlds.masks)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole batch, mid-episode, as arrays; ``np.savez(path, **env.state_dict())`` keeps it without pickles."""
-        return self.batch.state_dict()
+        return self.worlds.state_dict()
 
     def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from ``state_dict``; raises InputError for another batch."""
-        self.batch.load_state_dict(arrays)
+        self.worlds.load_state_dict(arrays)
         self._begun = True
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -144,8 +144,8 @@ class DualPriorityVectorEnv(VectorEnv):
             return None
         from envs.drawing.frame import draw
 
-        return tuple(draw(self.batch.sim.state, self.batch.profile.models, e) for e in range(self.num_envs))
+        return tuple(draw(self.worlds.sim.state, self.worlds.profile.models, e) for e in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads."""
-        self.batch.close()
+        self.worlds.close()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +30,7 @@ from serving.observers.timeline import Tracer
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine, run_live
 from serving.replay.workload import lay_out, read_source
-from traces.command import exit_status
+from traces.command import run_command
 from traces.files import atomic_write_text
 from traces.measurements import Measurements
 from traces.workload import Workload, WorkloadConfig
@@ -189,8 +188,8 @@ def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: P
     pyplot.close(figure)
 
 
-def run(config: DemoConfig) -> dict[str, Any]:
-    """Run the demo; returns what it prints as its last line.
+def run(config: DemoConfig) -> None:
+    """Run the demo.
 
     Raises:
         InputError: an unknown policy, model or trace.
@@ -241,14 +240,11 @@ def run(config: DemoConfig) -> dict[str, Any]:
     draw(results, tables, out / "demo.png")
     console.print(f"picture: {out / 'demo.png'}; timelines (open in ui.perfetto.dev): {out / 'timeline-*.json'}")
     console.print(f"curves: {Path(sys.executable).parent / 'tensorboard'} --logdir {out}", soft_wrap=True)
-    return record
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m serving.demo", description=__doc__, exit_on_error=False)
-    parser.add_class_arguments(DemoConfig, as_group=False)
-    return exit_status(lambda: run(DemoConfig(**parser.parse_args(argv).as_dict())))
+    return run_command(run, DemoConfig, argv, "python -m serving.demo", __doc__)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,120 @@
-"""How a command ends: its status, and one clear line on standard error where it did not succeed."""
+"""One way from a settings dataclass to a command: flags, a YAML file of them, one line for what is wrong, an exit status."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 
 from traces.errors import InputError
 
+Settings = TypeVar("Settings")
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
-def exit_status(work: Callable[[], Any]) -> int:
-    """Run a command, parsing of its flags included (with ``exit_on_error=False``).
+
+def run_command(
+    work: Callable[[Settings], int | None],
+    settings: type[Settings],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> int:
+    """Parse the command line into settings, do the work, and say how it ended.
+
+    Every field is a flag of its name, with its docstring as help; ``--config FILE`` reads fields from YAML, and flags win.
+    Dashes and underscores mean the same, a switch needs no value, and lists may be written ``a,b`` or ``[a, b]``.
+
+    Args:
+        work: takes the settings; what it returns is the exit status, None is 0.
+        settings: a dataclass; its ``__post_init__`` may raise InputError.
+        argv: words of the command line; None: those of this process.
+        prog: the command as a user types it.
+        description: what it does, shown by ``--help``.
 
     Returns:
-        0; 2 after bad input, which is told in one line; 130 after Ctrl-C.
+        The exit status: 2 after bad input, which is told in one line, and 130 after Ctrl-C.
     """
+    return exit_status(lambda: work(parse_settings(settings, argv, prog, description)))
+
+
+def parse_settings(
+    settings: type[Settings],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Settings:
+    """The settings that a command line names; see ``run_command``.
+
+    Raises:
+        InputError: a flag is unknown, or a value is malformed or out of range.
+    """
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags win")
+    parser.add_class_arguments(settings, as_group=False)
     try:
-        work()
+        given = parser.instantiate(parser.parse_args(spell_out(sys.argv[1:] if argv is None else argv, settings)))
+        values = given.as_dict()
+        values.pop("config", None)
+        return settings(**values)
+    except (ArgumentError, TypeError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def spell_out(words: Sequence[str], settings: type) -> list[str]:
+    """Flags as the parser expects them: ``--log-json`` is ``--log_json=true``, ``--loads 0.8,1`` is ``--loads=[0.8,1]``."""
+    hints = typing.get_type_hints(settings)
+    kinds = {f"--{field.name}": hints[field.name] for field in fields(settings)}  # type: ignore[arg-type]
+    result: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name == "--":
+            result.append(word)
+            continue
+        name = "--" + name[2:].replace("-", "_")
+        kind = kinds.get(name)
+        if kind is bool and not equals and (not rest or rest[0] not in ("true", "false")):
+            equals, value = "=", "true"
+        elif _is_list(kind):
+            if not equals and rest:
+                equals, value = "=", rest.pop(0)
+            if value and value[0] not in "[{" and value != "null":
+                value = f"[{value}]"
+        result.append(name + equals + value)
+    return result
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether a type is a list or tuple, or one of these or None."""
+    if typing.get_origin(kind) in (list, tuple):
+        return True
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    return len(options) == 1 and len(typing.get_args(kind)) == 2 and _is_list(options[0])
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+    """Do the work of a command; see ``run_command`` for what is returned."""
+    try:
+        return work() or 0
     except (InputError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
-    return 0
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone (`... | head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE

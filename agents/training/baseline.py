@@ -14,31 +14,31 @@ import numpy as np
 from agents.evaluation.rollout import finish_range
 from agents.policies.base import Policy
 from envs.scheduling.state import MET
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 
 
 class Baseline:
     """The reference's outcomes for the episodes of a batch.
 
     Args:
-        batch: worlds of the learner, with autoreset.
-        reference: who plays the twins, ready for ``batch.n`` schedulers.
+        worlds: worlds of the learner, with autoreset.
+        reference: who plays the twins, ready for ``worlds.n`` schedulers.
     """
 
-    def __init__(self, batch: Batch, reference: Policy) -> None:
-        self.batch = batch
+    def __init__(self, worlds: Worlds, reference: Policy) -> None:
+        self.worlds = worlds
         self.reference = reference
-        self.twins = Batch(batch.config, batch.n, autoreset=False, profile=batch.profile)
+        self.twins = Worlds(worlds.config, worlds.n, autoreset=False, profile=worlds.profile)
         self.twins.sim.world.episode["done"] = 1
 
     def began(self, which: np.ndarray) -> None:
         """Play the episodes that the worlds where ``which`` (N,) is set have just begun, and note the outcomes."""
         twins, policy = self.twins, self.reference
-        twins.reset(self.batch.seeds, which)
+        twins.reset(self.worlds.seeds, which)
         policy.memory[which] = 0.0
         sim = twins.sim
         # Worlds that did not begin are done since their last turn: they are passed over.
         finish_range(
             policy.kind.choose, sim.state, sim.world, sim.tables, twins.truth, policy.memory, 0, twins.n, policy.vector
         )
-        self.batch.sim.world.request["baseline"][which] = sim.world.request["outcome"][which] != MET
+        self.worlds.sim.world.request["baseline"][which] = sim.world.request["outcome"][which] != MET

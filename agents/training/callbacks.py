@@ -23,7 +23,7 @@ from agents.training.paired_evaluation import Duel, Score
 from envs.drawing.frame import draw
 from envs.scheduling.state import OUTCOMES, PRIORITIES
 from envs.simulation.generate import RATE
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 
 Z95 = 1.96  # half width of a 95 % interval, in standard errors
 
@@ -46,9 +46,9 @@ class UpdateCallback(BaseCallback):
 class RolloutCallback(UpdateCallback):
     """Records how the worlds went in each rollout, and writes all that was recorded after each update."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, worlds: Worlds) -> None:
         super().__init__()
-        self.batch = batch
+        self.worlds = worlds
         self._counts = np.zeros((2, len(OUTCOMES)), np.int64)
         self._returns: list[float] = []
         self._lengths: list[int] = []
@@ -79,7 +79,7 @@ class RolloutCallback(UpdateCallback):
             record(metric.EPISODE_RETURN, float(np.mean(self._returns)))
             record(metric.EPISODE_LENGTH, float(np.mean(self._lengths)))
         # What the episodes under way offer.
-        loads = self.batch.generator.drawn[:, RATE] * 1e3 / self.batch.capacity_rps
+        loads = self.worlds.generator.drawn[:, RATE] * 1e3 / self.worlds.capacity_rps
         for name, value in (("mean", loads.mean()), ("min", loads.min()), ("max", loads.max())):
             record(f"load/{name}", float(value))
         self._record_actions()
@@ -87,8 +87,8 @@ class RolloutCallback(UpdateCallback):
     def _record_actions(self) -> None:
         buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
         actions = buffer.actions.reshape(-1).astype(np.int64)
-        sizes = self.batch.profile.batch_sizes
-        defer = self.batch.sim.n_actions - 1
+        sizes = self.worlds.profile.batch_sizes
+        defer = self.worlds.sim.n_actions - 1
         # Where DEFER is the only valid action there was nothing to decide.
         free = buffer.action_masks.reshape(len(actions), -1)[:, :-1].any(axis=1)
         share = np.bincount(actions[free], minlength=defer + 1) / max(int(free.sum()), 1)
@@ -113,19 +113,19 @@ class DuelCallback(UpdateCallback):
         duel: the comparison.
         every: decisions between comparisons.
         save: called with True when the policy is the best so far, after each comparison.
-        batch: worlds that a picture is drawn of.
+        worlds: worlds that a picture is drawn of.
 
     Attributes:
         best: least mean difference so far, share of violated weight. last: number of decisions at the last comparison.
         latest: the last mean difference.
     """
 
-    def __init__(self, duel: Duel, every: int, save: Callable[[bool], None], batch: Batch) -> None:
+    def __init__(self, duel: Duel, every: int, save: Callable[[bool], None], worlds: Worlds) -> None:
         super().__init__()
         self.duel = duel
         self.every = every
         self.save = save
-        self.batch = batch
+        self.worlds = worlds
         self.best = np.inf
         self.last = -1
         self.latest = np.nan
@@ -150,7 +150,7 @@ class DuelCallback(UpdateCallback):
         self.save(better)
 
     def _score(self) -> Score:
-        config = self.batch.config
+        config = self.worlds.config
         weights = weights_of(self.model.policy)  # type: ignore[arg-type]
         return self.duel.score(
             LearnedPolicy(
@@ -179,7 +179,7 @@ class DuelCallback(UpdateCallback):
             for i, name in enumerate(names[:-1]):
                 self.logger.record(f"duel_{who}/high/{name}", 100 * float(np.nanmean(rates.high[i])))
                 self.logger.record(f"duel_{who}/low/{name}", 100 * float(np.nanmean(rates.low[i])))
-        picture = draw(self.batch.sim.state, self.batch.profile.models)
+        picture = draw(self.worlds.sim.state, self.worlds.profile.models)
         self.logger.record("world/first", Image(picture, "HWC"), exclude=("stdout", "log", "json", "csv"))
 
 

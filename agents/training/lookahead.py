@@ -26,7 +26,7 @@ from envs.sb3 import SB3VecEnv
 from envs.scheduling.jit import njit
 from envs.scheduling.state import MET, WAITING
 from envs.simulation.events import step
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 from traces.errors import InputError
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
@@ -138,22 +138,22 @@ class Twins:
     """Copies of a batch's worlds to try actions in.
 
     Args:
-        batch: the worlds, with autoreset. reference: who decides after the action, ready for ``batch.n`` schedulers.
+        worlds: the worlds, with autoreset. reference: who decides after the action, ready for ``worlds.n`` schedulers.
         threads: over which the worlds are spread.
         high_weight: what a violation of high priority counts, one of low priority being 1.
     """
 
-    def __init__(self, batch: Batch, reference: Policy, threads: int, high_weight: float) -> None:
-        self.batch = batch
+    def __init__(self, worlds: Worlds, reference: Policy, threads: int, high_weight: float) -> None:
+        self.worlds = worlds
         self.reference = reference
-        config = replace(batch.config, weights=(high_weight, 1.0))
-        self.twins = Batch(config, batch.n, autoreset=False, profile=batch.profile)
-        self.parts = [(batch.n * i // threads, batch.n * (i + 1) // threads) for i in range(threads)]
+        config = replace(worlds.config, weights=(high_weight, 1.0))
+        self.twins = Worlds(config, worlds.n, autoreset=False, profile=worlds.profile)
+        self.parts = [(worlds.n * i // threads, worlds.n * (i + 1) // threads) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
     def began(self, which: np.ndarray) -> None:
         """Begin the episodes that the worlds where ``which`` (N,) is set have just begun."""
-        self.twins.reset(self.batch.seeds, which)
+        self.twins.reset(self.worlds.seeds, which)
 
     def gains(self, tried: np.ndarray, own: np.ndarray, tau_ms: float) -> np.ndarray:
         """Gain of each action (N, K) that is tried over the reference's own (N,), by discounted weight of violations.
@@ -162,8 +162,8 @@ class Twins:
         """
         sim, policy = self.twins.sim, self.reference
         gains = np.zeros(tried.shape)
-        wakes = self.batch.sim.state.scheduler["now"] + self.batch.config.defer_ms
-        rows = (world_rows(self.batch.sim), world_rows(sim))
+        wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.config.defer_ms
+        rows = (world_rows(self.worlds.sim), world_rows(sim))
 
         def part(lo: int, hi: int) -> None:
             args = (sim.state, sim.tables, sim.world, self.twins.truth, *rows, lo, hi, tried, own, wakes, tau_ms, gains)
@@ -208,20 +208,20 @@ def _sample(
     another: Callable[[], bool],
 ) -> Samples:
     """Take ``c.steps`` decisions in each world, trying actions on the way; fewer where ``another`` says no after one."""
-    batch, n = env.env.batch, env.num_envs
+    worlds, n = env.env.worlds, env.num_envs
     rng = np.random.default_rng(np.random.randint(2**31))
     parts: list[tuple[np.ndarray, ...]] = []
     own, wakes, nobody = np.zeros(n, np.int64), np.zeros(n), np.zeros(n, bool)
     learner = np.zeros(n, bool) if first else np.arange(n) % 2 == 1
     for _ in range(c.steps):
-        teacher.decide_all(batch.sim.state, batch.sim.tables, nobody, own, wakes)
+        teacher.decide_all(worlds.sim.state, worlds.sim.tables, nobody, own, wakes)
         with torch.no_grad():
-            logits = policy.net(torch.as_tensor(batch.obs))[0].numpy()
+            logits = policy.net(torch.as_tensor(worlds.obs))[0].numpy()
         tried = _propose(logits, own, c.tries, rng)
         tried[rng.random(n) >= c.share] = -1
         rows = tried[:, 0] >= 0
         gains = twins.gains(tried, own, c.tau_ms)
-        parts.append((batch.obs[rows].astype(np.float16), own[rows].copy(), tried[rows], gains[rows]))
+        parts.append((worlds.obs[rows].astype(np.float16), own[rows].copy(), tried[rows], gains[rows]))
         env.step(np.where(learner, logits.argmax(1), own))
         if not another():
             break
@@ -299,7 +299,7 @@ def look_ahead(
         enough: asked after each decision whether to sample no more; what was sampled until then is learned from.
         progress: show a progress bar.
     """
-    twins = Twins(env.env.batch, teacher, threads, c.high_weight)
+    twins = Twins(env.env.worlds, teacher, threads, c.high_weight)
     env.began = twins.began
     twins.began(np.ones(env.num_envs, bool))
     fitted = _gains_of(policy.net, c)

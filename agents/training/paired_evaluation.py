@@ -15,7 +15,7 @@ from agents.evaluation.rollout import finish_range
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
 from envs.simulation.config import EnvConfig
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 
 FIRST_SEED = 1 << 40  # far from the seeds of training
 
@@ -66,7 +66,7 @@ class Duel:
         self.n = workloads
         self.weight_high = weight_high
         self._batches = [
-            Batch(
+            Worlds(
                 replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
                 workloads,
                 autoreset=False,
@@ -81,7 +81,7 @@ class Duel:
         """Run ``policy`` on all workloads; loads are spread over two threads."""
         policy.reset(self.n)
         with ThreadPoolExecutor(2) as pool:
-            counts = np.array(list(pool.map(lambda batch: self._run(batch, policy), self._batches)))
+            counts = np.array(list(pool.map(lambda worlds: self._run(worlds, policy), self._batches)))
         total = counts.sum(axis=3)
         bad = total - counts[..., 1]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -89,13 +89,13 @@ class Duel:
         w = np.array([self.weight_high, 1.0])
         return Score(rate[..., 0], rate[..., 1], (bad @ w) / np.maximum(total @ w, 1e-9))
 
-    def _run(self, batch: Batch, policy: Policy) -> np.ndarray:
-        sim = batch.sim
+    def _run(self, worlds: Worlds, policy: Policy) -> np.ndarray:
+        sim = worlds.sim
         sim.world.rules["drop_scale"] = policy.drop
-        batch.reset(self._seeds)
+        worlds.reset(self._seeds)
         memory = np.zeros_like(policy.memory)
         finish_range(
-            policy.kind.choose, sim.state, sim.world, sim.tables, batch.truth, memory, 0, self.n, policy.vector
+            policy.kind.choose, sim.state, sim.world, sim.tables, worlds.truth, memory, 0, self.n, policy.vector
         )
         return sim.state.count.copy()
 

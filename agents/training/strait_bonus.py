@@ -11,29 +11,29 @@ import numpy as np
 from agents.learned.forward import CHOSEN
 from agents.policies.base import make_policy
 from envs.scheduling.observation import N_CANDIDATE
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 
 
 class Prior:
     """Marks the choices of Strait in the observations of a batch.
 
     Args:
-        batch: worlds of the learner.
+        worlds: worlds of the learner.
         reference: values of Strait's parameters.
     """
 
-    def __init__(self, batch: Batch, reference: np.ndarray) -> None:
-        self.batch = batch
-        self.strait = make_policy("strait", batch.n)
+    def __init__(self, worlds: Worlds, reference: np.ndarray) -> None:
+        self.worlds = worlds
+        self.strait = make_policy("strait", worlds.n)
         self.strait.vector = np.asarray(reference, float)
-        self._nobody = np.zeros(batch.n, bool)
-        self._actions = np.zeros(batch.n, np.int64)
-        self._wakes = np.zeros(batch.n)
+        self._nobody = np.zeros(worlds.n, bool)
+        self._actions = np.zeros(worlds.n, np.int64)
+        self._wakes = np.zeros(worlds.n)
 
     def observed(self) -> None:
         """Mark the present observations; a world where none is marked is one where Strait defers."""
-        batch = self.batch
-        self.strait.memory[batch.out.done] = 0.0
-        self.strait.decide_all(batch.sim.state, batch.sim.tables, self._nobody, self._actions, self._wakes)
-        rows = np.flatnonzero(self._actions < batch.sim.n_actions - 1)
-        batch.obs[rows, self._actions[rows] * N_CANDIDATE] = CHOSEN
+        worlds = self.worlds
+        self.strait.memory[worlds.out.done] = 0.0
+        self.strait.decide_all(worlds.sim.state, worlds.sim.tables, self._nobody, self._actions, self._wakes)
+        rows = np.flatnonzero(self._actions < worlds.sim.n_actions - 1)
+        worlds.obs[rows, self._actions[rows] * N_CANDIDATE] = CHOSEN

@@ -109,12 +109,14 @@ class Trainer:
         self.interrupted = False
         torch.set_num_threads(config.torch_threads)
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
-        self.batch = self.env.env.batch
+        self.worlds = self.env.env.worlds
         if config.ppo.prior > 0 and teacher.kind is not strait:
             raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
         reference = teacher.vector.tolist() if teacher.kind is strait else None
         self.model = make_model(config.ppo, self.env, config.seed, reference)
-        self.baseline = Baseline(self.batch, self._resolve(config.reference, self.batch.n)) if config.baseline else None
+        self.baseline = (
+            Baseline(self.worlds, self._resolve(config.reference, self.worlds.n)) if config.baseline else None
+        )
         if start is not None and self.baseline is not None:
             self.env.began = self.baseline.began
         if start is None:
@@ -144,10 +146,10 @@ class Trainer:
     def _add_callbacks(self, start: Checkpoint | None) -> None:
         c = self.config
         duel = self._make_duel(c.duel.workloads, FIRST_SEED)
-        self.duel = DuelCallback(duel, c.eval_freq, self._save_policy, self.batch)
+        self.duel = DuelCallback(duel, c.eval_freq, self._save_policy, self.worlds)
         self.saver = CheckpointCallback(c.save_freq, self.write_checkpoint)
         # The duel is recorded before the point is written, the checkpoint taken after it.
-        self.callbacks: list[UpdateCallback] = [self.duel, RolloutCallback(self.batch), self.saver]
+        self.callbacks: list[UpdateCallback] = [self.duel, RolloutCallback(self.worlds), self.saver]
         if c.progress:
             self.callbacks.append(ProgressCallback(self._done, self.duel))
         if start is not None:
@@ -228,18 +230,18 @@ class Trainer:
         """Mark in the observations what the network starts from, if it does."""
         policy: Any = self.model.policy
         net = policy.net
-        self.env.observed = Prior(self.batch, net.reference.numpy()).observed if float(net.prior) > 0 else None
+        self.env.observed = Prior(self.worlds, net.reference.numpy()).observed if float(net.prior) > 0 else None
 
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""
-        self.model._last_obs = self.batch.obs
-        self.model._last_episode_starts = self.batch.out.done.copy()
+        self.model._last_obs = self.worlds.obs
+        self.model._last_episode_starts = self.worlds.out.done.copy()
 
     def write_checkpoint(self) -> Path:
         """Write a checkpoint; the oldest beyond ``keep`` are removed."""
         model, env = self.model, self.config.env
-        arrays = {f"batch.{k}": v for k, v in self.batch.state_dict().items()} | random_arrays()
-        arrays["drawn"] = self.batch.generator.drawn
+        arrays = {f"worlds.{k}": v for k, v in self.worlds.state_dict().items()} | random_arrays()
+        arrays["drawn"] = self.worlds.generator.drawn
         state = {
             "num_timesteps": model.num_timesteps,
             "n_updates": model._n_updates,
@@ -262,8 +264,8 @@ class Trainer:
         model, state = self.model, start.state
         policy: Any = model.policy
         try:
-            self.batch.load_state_dict({k[6:]: v for k, v in start.arrays.items() if k.startswith("batch.")})
-            self.batch.generator.drawn[...] = start.arrays["drawn"]
+            self.worlds.load_state_dict({k[7:]: v for k, v in start.arrays.items() if k.startswith("worlds.")})
+            self.worlds.generator.drawn[...] = start.arrays["drawn"]
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
             load_optimizer(policy.optimizer, start.optimizer)
             set_random(start.arrays)
@@ -280,7 +282,7 @@ class Trainer:
         c = self.config.duel
         reference = self._resolve(self.config.reference, workloads)
         weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
-        profile = self.batch.profile
+        profile = self.worlds.profile
         return Duel(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
 
     def learn(self) -> None:

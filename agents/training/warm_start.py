@@ -90,8 +90,8 @@ def _roll(
     policy: CandidatePolicy, env: SB3VecEnv, teacher: Policy, steps: int, share: float, tau_ms: float
 ) -> _Rollout:
     n = env.num_envs
-    batch = env.env.batch
-    obs = np.zeros((steps, n, batch.obs.shape[1]), np.float32)
+    worlds = env.env.worlds
+    obs = np.zeros((steps, n, worlds.obs.shape[1]), np.float32)
     labels = np.zeros((steps, n), np.int64)
     rewards, dt_ms = np.zeros((steps, n)), np.zeros((steps, n))
     dones = np.zeros((steps, n), bool)
@@ -99,13 +99,13 @@ def _roll(
     nobody = np.zeros(n, bool)
     teaches = np.arange(n) < round(share * n)
     for t in range(steps):
-        obs[t] = batch.obs
+        obs[t] = worlds.obs
         # The batch's drop scale and timer are the environment's; the teacher only chooses.
-        teacher.decide_all(batch.sim.state, batch.sim.tables, nobody, labels[t], wakes)
+        teacher.decide_all(worlds.sim.state, worlds.sim.tables, nobody, labels[t], wakes)
         actions = labels[t].copy()
         if not teaches.all():
             with torch.no_grad():
-                chosen = policy(torch.as_tensor(batch.obs[~teaches]))[0]
+                chosen = policy(torch.as_tensor(worlds.obs[~teaches]))[0]
             actions[~teaches] = chosen.numpy()
         _, rewards[t], dones[t], _ = env.step(actions)
         dt_ms[t] = env.dt
@@ -115,12 +115,12 @@ def _roll(
 
 def spread_out(env: SB3VecEnv, teacher: Policy, limit: int = 4000) -> int:
     """Let the teacher act until every world has ended an episode, so that worlds stand at all ages; returns the steps."""
-    batch = env.env.batch
+    worlds = env.env.worlds
     nobody, ended = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool)
     actions, wakes = np.zeros(env.num_envs, np.int64), np.zeros(env.num_envs)
     steps = 0
     while steps < limit and not ended.all():
-        teacher.decide_all(batch.sim.state, batch.sim.tables, nobody, actions, wakes)
+        teacher.decide_all(worlds.sim.state, worlds.sim.tables, nobody, actions, wakes)
         ended |= env.step(actions)[2]
         steps += 1
     return steps

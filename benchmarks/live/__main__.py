@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,7 @@ from benchmarks.live.simulated import at_common_speed
 from envs.profiles.profile import Profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.replay.live_runs import capacity_rps, open_machine
-from traces.command import exit_status
+from traces.command import run_command
 from traces.files import atomic_write_text
 
 RATES = ("high", "low", "weighted")  # violations in percent
@@ -256,9 +255,9 @@ def run_benchmark(config: LiveConfig) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m benchmarks.live", description=__doc__.split("\n\n")[0], exit_on_error=False)
-    parser.add_class_arguments(LiveConfig, as_group=False)
-    return exit_status(lambda: print(json.dumps(run_benchmark(LiveConfig(**parser.parse_args(argv).as_dict())))))
+    return run_command(
+        lambda config: print(json.dumps(run_benchmark(config))), LiveConfig, argv, "python -m benchmarks.live", __doc__
+    )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from envs.simulation.config import make_config
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 from traces.errors import InputError
 from traces.workload import Workload
 
 
-def with_options(batch: Batch, options: dict[str, Any], threads: int = 1) -> Batch:
+def with_options(worlds: Worlds, options: dict[str, Any], threads: int = 1) -> Worlds:
     """A batch like this one, with the settings that ``reset`` was given in its options.
 
     Args:
@@ -30,13 +30,13 @@ def with_options(batch: Batch, options: dict[str, Any], threads: int = 1) -> Bat
         settings["workload"] = None if recorded is not None else workload
         if workload is not None:
             settings.setdefault("load", None)
-    config = make_config(batch.config, settings)
-    new = Batch(config, batch.n, batch.autoreset, threads, workload=recorded)
-    if new.obs.shape != batch.obs.shape or new.masks.shape != batch.masks.shape:
+    config = make_config(worlds.config, settings)
+    new = Worlds(config, worlds.n, worlds.autoreset, threads, workload=recorded)
+    if new.obs.shape != worlds.obs.shape or new.masks.shape != worlds.masks.shape:
         raise InputError(
             f"reset: profile {config.profile!r} has {len(new.profile.models)} models and batch sizes "
-            f"{new.profile.batch_sizes}; the spaces of the environment are made for {len(batch.profile.models)} models "
-            f"and {len(batch.profile.batch_sizes)} batch sizes"
+            f"{new.profile.batch_sizes}; the spaces of the environment are made for {len(worlds.profile.models)} models "
+            f"and {len(worlds.profile.batch_sizes)} batch sizes"
         )
-    batch.close()
+    worlds.close()
     return new

@@ -35,7 +35,7 @@ def world_seed(seed: int) -> np.uint64:
         return np.uint64(mix(np.uint64(seed % 2**64), 0))
 
 
-class Batch:
+class Worlds:
     """N training worlds with their buffers.
 
     Observations and masks alternate between two buffers: what a step returned stays valid until the step after next, which

@@ -37,14 +37,14 @@ def started(prior: float = 5.0) -> tuple[SB3VecEnv, SchedulerPPO]:
     env.seed(0)
     strait = make_policy("strait", N)
     model = make_model(PPOConfig(n_envs=N, n_steps=16, hidden=16, prior=prior), env, 0, strait.vector)
-    env.observed = Prior(env.env.batch, strait.vector).observed
+    env.observed = Prior(env.env.worlds, strait.vector).observed
     env.reset()
     return env, model
 
 
 def test_untrained_network_decides_as_strait_wherever_it_runs() -> None:
     env, model = started()
-    batch, strait = env.env.batch, make_policy("strait", N)
+    batch, strait = env.env.worlds, make_policy("strait", N)
     deployed = LearnedPolicy(weights_of(model.policy), N)  # type: ignore[arg-type]
     wanted, got, wakes = np.zeros(N, np.int64), np.zeros(N, np.int64), np.zeros(N)
     seen = set()
@@ -65,7 +65,7 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    batch = env.env.batch
+    batch = env.env.worlds
     deployed = LearnedPolicy(weights_of(model.policy), N)  # type: ignore[arg-type]
     for _ in range(30):
         logits = model.policy.net(torch.as_tensor(batch.obs))[0].detach().numpy()  # type: ignore[union-attr,operator]
@@ -77,7 +77,7 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
 
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
-    batch, strait = env.env.batch, make_policy("strait", N)
+    batch, strait = env.env.worlds, make_policy("strait", N)
     twins = Twins(batch, make_policy("strait", N), 2, 5.0)
     env.began = twins.began
     twins.began(np.ones(N, bool))

@@ -108,7 +108,7 @@ def test_deployed_policy_decides_as_the_trained_one() -> None:
     env.reset()
     policy = make_policy(env)
     deployed = LearnedPolicy(weights_of(policy), 4)
-    batch = env.env.batch
+    batch = env.env.worlds
     actions, wakes = np.zeros(4, np.int64), np.zeros(4)
     for _ in range(50):
         wanted = policy(torch.as_tensor(batch.obs), deterministic=True, action_masks=batch.masks)[0].numpy()
@@ -122,7 +122,7 @@ def test_one_policy_serves_other_models() -> None:
     weights = weights_of(make_policy(SB3VecEnv(1, config=ENV)))
     env = SB3VecEnv(2, config=EnvConfig(profile="synthetic:1", load=(1.0, 1.0)))
     env.reset()
-    sim = env.env.batch.sim
+    sim = env.env.worlds.sim
     logits = LearnedPolicy(weights, 2).logits(sim.state, sim.tables)
     assert len(logits) == sim.n_actions
     assert np.all(np.isfinite(logits) == env.masks[0])
@@ -132,7 +132,7 @@ def test_sampled_actions_are_valid_and_log_probabilities_agree() -> None:
     env = SB3VecEnv(8, config=ENV)
     env.reset()
     policy = make_policy(env)
-    obs = torch.as_tensor(env.env.batch.obs)
+    obs = torch.as_tensor(env.env.worlds.obs)
     for _ in range(20):
         actions, values, log_p = policy(obs, action_masks=env.masks)
         assert env.masks[np.arange(8), actions.numpy()].all()

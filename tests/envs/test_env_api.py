@@ -77,7 +77,7 @@ def test_variant_is_made_alone_and_batched(name: str) -> None:
 
 
 def test_spaces_follow_the_profile(env: DualPriorityEnv) -> None:
-    profile = env.batch.profile
+    profile = env.worlds.profile
     candidates = 2 * len(profile.models) * len(profile.batch_sizes)
     assert env.action_space == gym.spaces.Discrete(candidates + 1)
     assert env.observation_space.shape == (16 * candidates + 16,)
@@ -96,7 +96,7 @@ def test_observations_stay_in_bounds_and_rewards_count_violations(env: DualPrior
         total += reward
     violations = info["outcomes"][:, 2:].sum(axis=1)
     assert total == pytest.approx(-(5.0 * violations[0] + violations[1]))
-    assert info["outcomes"].sum() == env.batch.sim.world.episode["n"][0]
+    assert info["outcomes"].sum() == env.worlds.sim.world.episode["n"][0]
 
 
 def test_info_has_the_documented_keys(env: DualPriorityEnv) -> None:
@@ -169,7 +169,7 @@ def test_option_load_changes_arrivals(env: DualPriorityEnv) -> None:
     count = []
     for load in (0.2, 2.0):
         env.reset(seed=0, options={"load": load})
-        count.append(int(env.batch.sim.world.episode["n"][0]))
+        count.append(int(env.worlds.sim.world.episode["n"][0]))
     assert count[1] > 4 * count[0]
 
 
@@ -180,15 +180,15 @@ def test_option_workload_is_replayed_as_recorded(env: DualPriorityEnv) -> None:
         arrival_ms, np.zeros(n, np.int32), (np.arange(n) % 2).astype(np.int8), np.full(n, 50.0), ("model1",), "twenty"
     )
     env.reset(seed=0, options={"workload": workload})
-    request = env.batch.sim.world.request[0, :n]
-    assert int(env.batch.sim.world.episode["n"][0]) == n
+    request = env.worlds.sim.world.request[0, :n]
+    assert int(env.worlds.sim.world.episode["n"][0]) == n
     assert np.array_equal(request["arrival"], arrival_ms)
     assert np.array_equal(request["deadline"], arrival_ms + 50.0)
     assert np.all(request["model"] == 1)
     env.reset(seed=0)
-    assert int(env.batch.sim.world.episode["n"][0]) == n
+    assert int(env.worlds.sim.world.episode["n"][0]) == n
     env.reset(seed=0, options={"workload": None, "load": 0.8})
-    assert int(env.batch.sim.world.episode["n"][0]) != n
+    assert int(env.worlds.sim.world.episode["n"][0]) != n
 
 
 @pytest.mark.parametrize(

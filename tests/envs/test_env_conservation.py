@@ -13,7 +13,7 @@ from envs.profiles.profile import synthetic_profile
 from envs.scheduling.state import DROPPED, LATE, MET, WAITING, SchedState
 from envs.simulation.config import EnvConfig, RandomiseConfig
 from envs.simulation.simulator import Simulator
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 from traces.workload import Workload
 
 MODELS, STREAMS, PLACES, ROOM = 3, 3, 6, 200
@@ -126,24 +126,24 @@ def play_episodes(n: int, per_world: int, seed: int) -> tuple[bytes, int]:
         end_ms=100.0,
         randomise=RandomiseConfig(solo_error=0.2, min_streams=1),
     )
-    batch = Batch(config, n)
-    batch.reset(np.array([world_seed(seed + i) for i in range(n)], np.uint64))
+    worlds = Worlds(config, n)
+    worlds.reset(np.array([world_seed(seed + i) for i in range(n)], np.uint64))
     rng = np.random.default_rng(seed)
     digest = hashlib.sha256()
-    episodes, offered, now = np.zeros(n, int), batch.sim.world.episode["n"].copy(), np.zeros(n)
+    episodes, offered, now = np.zeros(n, int), worlds.sim.world.episode["n"].copy(), np.zeros(n)
     while episodes.min() < per_world:
         # The largest random number among valid actions is a random valid action.
-        actions = np.argmax(rng.random(batch.masks.shape, np.float32) * batch.masks, axis=1)
-        batch.step(actions)
-        out, done = batch.out, batch.out.done
+        actions = np.argmax(rng.random(worlds.masks.shape, np.float32) * worlds.masks, axis=1)
+        worlds.step(actions)
+        out, done = worlds.out, worlds.out.done
         assert np.all(out.dt >= 0)
         assert np.array_equal(out.final_count[done].sum(axis=(1, 2)), offered[done]), "not every request ended once"
         assert np.all(out.final_count[done][:, :, WAITING] == 0)
-        assert np.all(batch.sim.state.scheduler["now"][~done] >= now[~done]), "time went back"
-        now = batch.sim.state.scheduler["now"].copy()
-        offered = batch.sim.world.episode["n"].copy()
+        assert np.all(worlds.sim.state.scheduler["now"][~done] >= now[~done]), "time went back"
+        now = worlds.sim.state.scheduler["now"].copy()
+        offered = worlds.sim.world.episode["n"].copy()
         episodes += done
-        for part in (batch.obs, batch.masks, out.reward, out.dt, done, batch.sim.state.count):
+        for part in (worlds.obs, worlds.masks, out.reward, out.dt, done, worlds.sim.state.count):
             digest.update(np.ascontiguousarray(part).tobytes())
     return digest.digest(), int(episodes.sum())
 

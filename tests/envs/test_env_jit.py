@@ -14,7 +14,7 @@ import pytest
 from agents.policies.base import make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.config import EnvConfig, RandomiseConfig
-from envs.simulation.worlds import Batch, world_seed
+from envs.simulation.worlds import Worlds, world_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = EnvConfig(
@@ -34,17 +34,24 @@ def play(policy_name: str, decisions: int = 60) -> str:
     import envs.simulation.worlds
 
     envs.simulation.worlds.measure_capacity = lambda *_: CAPACITY_RPS
-    batch = Batch(CONFIG, 2, profile=synthetic_profile().select(CONFIG.models))
-    batch.reset(np.array([world_seed(i) for i in range(2)], np.uint64))
+    worlds = Worlds(CONFIG, 2, profile=synthetic_profile().select(CONFIG.models))
+    worlds.reset(np.array([world_seed(i) for i in range(2)], np.uint64))
     policy = make_policy(policy_name, 2)
     actions, wakes, skip = np.zeros(2, np.int64), np.zeros(2), np.zeros(2, bool)
     digest = hashlib.sha256()
     for _ in range(decisions):
-        policy.decide_all(batch.sim.state, batch.sim.tables, skip, actions, wakes)
-        batch.step(actions)
-        for part in (batch.obs, batch.masks, batch.out.reward, batch.out.dt, batch.out.done, batch.sim.state.weight):
+        policy.decide_all(worlds.sim.state, worlds.sim.tables, skip, actions, wakes)
+        worlds.step(actions)
+        for part in (
+            worlds.obs,
+            worlds.masks,
+            worlds.out.reward,
+            worlds.out.dt,
+            worlds.out.done,
+            worlds.sim.state.weight,
+        ):
             digest.update(np.ascontiguousarray(part).tobytes())
-    digest.update(batch.sim.state.count.tobytes())
+    digest.update(worlds.sim.state.count.tobytes())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from envs.dual_priority import DualPriorityEnv
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY
 from envs.simulation.config import EnvConfig, RandomiseConfig
-from envs.simulation.worlds import Batch
+from envs.simulation.worlds import Worlds
 from envs.vector import DualPriorityVectorEnv
 from traces.errors import InputError
 
@@ -99,7 +99,7 @@ def test_autoreset_shows_the_end_and_goes_on() -> None:
     rng = np.random.default_rng(0)
     returns, steps, episodes = np.zeros(3), np.zeros(3, int), 0
     for _ in range(500):
-        offered = env.batch.sim.world.episode["n"].copy()
+        offered = env.worlds.sim.world.episode["n"].copy()
         _, reward, done, truncated, info = env.step(choose(rng, info["action_mask"]))
         returns += reward
         steps += 1
@@ -120,19 +120,19 @@ def test_reset_of_some_worlds_leaves_the_others() -> None:
     env = DualPriorityVectorEnv(3, CONFIG)
     env.reset(seed=0)
     history(env, 20)
-    before, seeds = env.batch.obs.copy(), env.batch.seeds.copy()
+    before, seeds = env.worlds.obs.copy(), env.worlds.seeds.copy()
     obs, _ = env.reset(seed=[9, None, None], options={"reset_mask": np.array([True, False, False])})
     assert obs[1:].tobytes() == before[1:].tobytes()
-    assert env.batch.seeds[0] != seeds[0] and np.array_equal(env.batch.seeds[1:], seeds[1:])
+    assert env.worlds.seeds[0] != seeds[0] and np.array_equal(env.worlds.seeds[1:], seeds[1:])
 
 
 def test_copies_are_the_callers_own_views_are_not() -> None:
     env = DualPriorityVectorEnv(2, CONFIG)
     obs, _ = env.reset(seed=0)
-    assert not np.shares_memory(obs, env.batch.obs)
+    assert not np.shares_memory(obs, env.worlds.obs)
     view = DualPriorityVectorEnv(2, CONFIG, copy=False)
     obs, info = view.reset(seed=0)
-    assert np.shares_memory(obs, view.batch.obs) and np.shares_memory(info["action_mask"], view.batch.masks)
+    assert np.shares_memory(obs, view.worlds.obs) and np.shares_memory(info["action_mask"], view.batch.masks)
     kept = obs.copy()
     view.step(np.full(2, view.single_action_space.n - 1))
     assert np.array_equal(obs, kept), "what a step returned must stay until the step after next"
@@ -149,13 +149,13 @@ def test_sb3_view_shares_the_arrays_and_gives_masks_as_one_array() -> None:
     vec = SB3VecEnv(4, config=CONFIG)
     vec.seed(3)
     obs = vec.reset()
-    batch = vec.env.batch
-    assert np.shares_memory(obs, batch.obs)
+    worlds = vec.env.worlds
+    assert np.shares_memory(obs, worlds.obs)
     masks = vec.env_method("action_masks")
-    assert masks.shape == (4, vec.action_space.n) and np.shares_memory(masks, batch.masks)
+    assert masks.shape == (4, vec.action_space.n) and np.shares_memory(masks, worlds.masks)
     vec.step_async(np.full(4, vec.action_space.n - 1))
     obs, reward, _, _ = vec.step_wait()
-    assert np.shares_memory(obs, batch.obs) and np.shares_memory(reward, batch.out.reward)
+    assert np.shares_memory(obs, worlds.obs) and np.shares_memory(reward, worlds.out.reward)
 
 
 def test_sb3_view_is_the_vector_environment() -> None:
@@ -185,7 +185,7 @@ def test_checkpoint_mid_episode_goes_on_bit_for_bit(config: EnvConfig) -> None:
     env = DualPriorityVectorEnv(N, config)
     env.reset(seed=0)
     history(env, 37, seed=1)
-    assert (env.batch.sim.state.stream["busy"] == 1).any(), "nothing in flight: not a mid-episode checkpoint"
+    assert (env.worlds.sim.state.stream["busy"] == 1).any(), "nothing in flight: not a mid-episode checkpoint"
     file = io.BytesIO()
     np.savez(file, **env.state_dict())
     expected = history(env, 300, seed=2)
@@ -230,12 +230,12 @@ def test_batch_of_nothing_is_refused(n: int, threads: int) -> None:
 
 
 def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None:
-    batch = Batch(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
-    batch.reset(np.arange(32, dtype=np.uint64))
+    worlds = Worlds(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
+    worlds.reset(np.arange(32, dtype=np.uint64))
     rng, compared = np.random.default_rng(0), 0
     for _ in range(60):
-        batch.step(np.argmax(rng.random(batch.masks.shape) * batch.masks, axis=1))
-        rows = batch.obs[:, :-N_SUMMARY].reshape(batch.n, 2, -1, N_CANDIDATE)
+        worlds.step(np.argmax(rng.random(worlds.masks.shape) * worlds.masks, axis=1))
+        rows = worlds.obs[:, :-N_SUMMARY].reshape(worlds.n, 2, -1, N_CANDIDATE)
         both = (rows[:, 0, :, 0] == 1) & (rows[:, 1, :, 0] == 1)
         duration = rows[:, :, :, CANDIDATE_FEATURES.index("duration")]
         # What a batch would take does not depend on its priority.
@@ -245,16 +245,16 @@ def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None
 
 
 def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
-    batch = Batch(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
-    batch.reset(np.arange(32, dtype=np.uint64))
+    worlds = Worlds(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
+    worlds.reset(np.arange(32, dtype=np.uint64))
     slack, slack_p90 = (CANDIDATE_FEATURES.index(name) for name in ("slack", "slack_p90"))
     alone = 0
     for _ in range(60):
-        state = batch.sim.state
+        state = worlds.sim.state
         # Quantiles that widen nothing with no batch in flight, and much with one or more.
         state.scale[:, 0], state.scale[:, 1:] = 1.0, 50.0
-        batch.step(np.full(batch.n, batch.sim.n_actions - 1))
-        rows = batch.obs[:, :-N_SUMMARY].reshape(batch.n, -1, N_CANDIDATE)
+        worlds.step(np.full(worlds.n, worlds.sim.n_actions - 1))
+        rows = worlds.obs[:, :-N_SUMMARY].reshape(worlds.n, -1, N_CANDIDATE)
         shown = rows[rows[:, :, 0] == 1]
         assert np.array_equal(shown[:, slack], shown[:, slack_p90])
         alone += len(shown)
