@@ -132,7 +132,7 @@ def test_copies_are_the_callers_own_views_are_not() -> None:
     assert not np.shares_memory(obs, env.worlds.obs)
     view = DualPriorityVectorEnv(2, CONFIG, copy=False)
     obs, info = view.reset(seed=0)
-    assert np.shares_memory(obs, view.worlds.obs) and np.shares_memory(info["action_mask"], view.batch.masks)
+    assert np.shares_memory(obs, view.worlds.obs) and np.shares_memory(info["action_mask"], view.worlds.masks)
     kept = obs.copy()
     view.step(np.full(2, view.single_action_space.n - 1))
     assert np.array_equal(obs, kept), "what a step returned must stay until the step after next"
