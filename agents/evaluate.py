@@ -28,10 +28,9 @@ from agents.evaluation.suites import WORKLOADS, Suite, workload_for
 from agents.evaluation.summary import summarise
 from agents.learned.names import ABLATIONS, resolve
 from agents.learned.policy_file import CHECKPOINT
-from agents.policies.base import kinds, make_policy
+from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
-from envs.simulation.config import EnvConfig, load_profile
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_write_text
@@ -115,7 +114,7 @@ def episodes(
 def run_group(group: Group) -> pd.DataFrame:
     """Results of a group, one row for each load and seed."""
     suite = group.suite
-    profile = suite.select(named_profile(group.profile))
+    profile = suite.select(Profile.load(group.profile))
     workloads = make_workloads(group, profile)
     rows = []
     for (load, seed), sim, e in episodes(group, profile, workloads):
@@ -127,18 +126,9 @@ def run_group(group: Group) -> pd.DataFrame:
         row["decisions"] = int(sim.world.episode[e].steps)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    frame["weighted"] = weighted_rate(
-        frame[metric.VIOLATION_HIGH].to_numpy(),
-        frame[metric.VIOLATION_LOW].to_numpy(),
-        frame["n_high"].to_numpy(),
-        frame["n_low"].to_numpy(),
-    )
+    total = frame[["n_high", "n_low"]].to_numpy()
+    frame["weighted"] = weighted_rate(frame[list(metric.VIOLATION)].to_numpy() * total, total)
     return frame
-
-
-def named_profile(name: str) -> Profile:
-    """A profile by shipped name, by path, or made up: ``synthetic:SEED``."""
-    return load_profile(EnvConfig(profile=name))
 
 
 def evaluate(
@@ -149,7 +139,7 @@ def evaluate(
     Raises:
         InputError: an unknown profile, policy or workload.
     """
-    loaded = suite.select(named_profile(profile))
+    loaded = suite.select(Profile.load(profile))
     for policy in suite.policies:
         if policy != clairvoyant.NAME:
             resolve(policy)  # an unknown name is told before anything runs
@@ -203,7 +193,7 @@ class EvaluateConfig:
 
 def _print_small(suite: Suite, config: EvaluateConfig, only_json: bool) -> int:
     """Distances to the exact optimum on small instances: the JSON line, and unless told otherwise a file of it."""
-    profile = suite.select(named_profile(config.profile))
+    profile = suite.select(Profile.load(config.profile))
     small = clairvoyant.SmallConfig(instances=suite.seeds)
     frame = clairvoyant.distances(profile, suite.policies, small, config.profile, progress=sys.stderr.isatty())
     result = {

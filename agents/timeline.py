@@ -12,8 +12,8 @@ from agents.evaluation.suites import seen_models, workload_for
 from agents.learned.names import resolve
 from envs.drawing.timeline import draw_timeline, episode
 from envs.drawing.trace_events import write_trace
+from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
-from envs.simulation.config import EnvConfig, load_profile
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.workload import WorkloadConfig
@@ -55,7 +55,7 @@ def run(config: TimelineConfig) -> str:
         InputError: an unknown policy, workload or profile, or nothing to draw.
     """
     policy, change = resolve(config.policy, profile=config.profile)
-    profile = load_profile(EnvConfig(profile=config.profile))
+    profile = Profile.load(config.profile)
     profile = profile.select(seen_models(profile))
     rate = config.load * measure_capacity(profile, config.streams)
     workload = workload_for(config.workload, rate, config.duration_ms, profile, WorkloadConfig(), config.seed)

@@ -23,17 +23,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from agents.evaluation.rollout import run
-from agents.evaluation.statistics import HIGH_WEIGHT
+from agents.evaluation.statistics import violations, weighted_rate
 from agents.evaluation.suites import seen_models, workload_for
 from agents.learned.names import TUNED
-from agents.policies.base import Policy, kinds, make_policy
+from agents.policies.base import Policy
+from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
-from envs.simulation.config import EnvConfig, load_profile
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_write_text
-from traces.workload import Workload, WorkloadConfig
+from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
 # What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
@@ -128,15 +128,12 @@ class Trainer:
         ]
         room = max(1, *(len(w) for w in self.workloads))
         self.sim = Simulator(profile, len(self.workloads), config.streams, room)
-        self.weights = np.array([config.high_weight, 1.0])
+        self.high_weight = config.high_weight
 
     def score(self, policy: Policy) -> float:
         """Share of violated weight, mean over the workloads."""
         run(self.sim, policy, self.workloads, self.seeds)
-        count = self.sim.state.count  # (N, 2, outcomes)
-        total = count.sum(axis=2)
-        bad = total - count[:, :, 1]
-        return float(np.mean((bad @ self.weights) / np.maximum(total @ self.weights, 1e-9)))
+        return float(np.mean(weighted_rate(*violations(self.sim.state.count), self.high_weight)))
 
 
 def suggest(trial: Any, name: str) -> dict[str, Any]:
@@ -185,7 +182,7 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
 
 def training_profile(name: str) -> Profile:
     """A profile by name, with the models that training may see."""
-    profile = load_profile(EnvConfig(profile=name))
+    profile = Profile.load(name)
     return profile.select(seen_models(profile))
 
 

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentParser
 
 from agents.learned.names import resolve
 from agents.learned.policy_file import CHECKPOINT
-from agents.policies.base import Policy, kinds
+from agents.policies.base import Policy
+from agents.policies.registry import kinds
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import njit

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from agents.evaluation.rollout import play_range
-from agents.policies.base import Policy, make_policy
+from agents.policies.base import Policy
+from agents.policies.registry import make_policy
 from benchmarks.common.timing import alternate, report, timed
 from envs.scheduling.jit import bind
 from envs.simulation.config import EnvConfig

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from agents.evaluate import episodes, evaluate, make_groups, make_workloads, named_profile
+from agents.evaluate import episodes, evaluate, make_groups, make_workloads
 from agents.evaluation import metric
 from agents.evaluation.rollout import request_table
 from agents.evaluation.suites import Suite
 from agents.evaluation.summary import summarise
 from benchmarks.common.timing import report
+from envs.profiles.profile import Profile
 from traces.workload import Workload
 
 
@@ -54,7 +55,7 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
     c = config
     suite = Suite("high-alone", tuple(c.policies), (c.workload,), tuple(c.loads), c.seeds, c.duration_ms)
     frame = evaluate(suite, c.profile, c.streams, progress=False)
-    profile = suite.select(named_profile(c.profile))
+    profile = suite.select(Profile.load(c.profile))
     alone: dict[float, list[float]] = {load: [] for load in c.loads}
     for group in make_groups(suite, c.profile, frame.attrs["capacity_rps"], c.streams):
         workloads = [high_only(workload) for workload in make_workloads(group, profile)]

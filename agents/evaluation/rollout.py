@@ -9,8 +9,8 @@ import pandas as pd
 
 from agents.policies.base import Policy, call_compiled
 from envs.profiles.truth import Truth
+from envs.scheduling import rng
 from envs.scheduling.jit import njit
-from envs.scheduling.rng import mix
 from envs.scheduling.state import OUTCOMES, SchedState, Tables
 from envs.simulation.events import begin, run_to_decision, step
 from envs.simulation.generate import Generator, generate
@@ -77,7 +77,7 @@ def _play_range(choose, memory, params, state, tables, world, truth, generator, 
             action, wake = choose(state, tables, memory, e, params)
             step(state, world, tables, truth, e, action, wake)
             if world.episode[e].done == 1:
-                seed = mix(world.episode[e].seed, 7)
+                seed = rng.mix(world.episode[e].seed, rng.NEXT_EPISODE)
                 generate(world, tables, generator, e, seed)
                 begin(state, world, tables, truth, e, seed)
                 for i in range(memory.shape[1]):

@@ -8,14 +8,31 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation import metric
+from envs.scheduling.state import MET
+from traces.workload import HIGH_WEIGHT
 
-HIGH_WEIGHT = 5.0
 PAIR = ["workload", "load", "seed"]  # what two policies share when they are compared
 
 
-def weighted_rate(high: np.ndarray, low: np.ndarray, n_high: np.ndarray, n_low: np.ndarray) -> np.ndarray:
-    """Share of violated weight: a high-priority request counts ``HIGH_WEIGHT``, a low-priority one 1."""
-    return (HIGH_WEIGHT * high * n_high + low * n_low) / np.maximum(HIGH_WEIGHT * n_high + n_low, 1e-9)
+def violations(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Requests that violated and all that ended, (..., 2) by priority each, from counts by outcome (..., 2, 6).
+
+    A request violates when it ended in any way but in time.
+    """
+    total = count.sum(axis=-1)
+    return total - count[..., MET], total
+
+
+def weighted_rate(violated: np.ndarray, total: np.ndarray, high_weight: float = HIGH_WEIGHT) -> np.ndarray:
+    """Share of violated weight (...): a high-priority request counts ``high_weight``, a low-priority one 1.
+
+    Args:
+        violated: (..., 2) requests that violated, by priority.
+        total: (..., 2) all requests.
+        high_weight: what a high-priority request counts.
+    """
+    weight = np.array([high_weight, 1.0])
+    return (violated @ weight) / np.maximum(total @ weight, 1e-9)
 
 
 def bootstrap(values: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float, float]:

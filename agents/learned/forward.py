@@ -14,7 +14,7 @@ from dataclasses import fields
 import numpy as np
 
 from agents.policies import strait
-from agents.policies.base import M_MEM
+from agents.policies.base import MEMORY_SIZE
 from agents.policies.strait import StraitParams
 from envs.scheduling.jit import njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, observation_size, observe
@@ -35,7 +35,7 @@ LEAST = np.float32(-np.inf)
 @njit
 def _scratch(hidden):
     """float32 places before the logits: Strait's memory, a block's features and two layers, sums and maxima, two vectors."""
-    return 2 * M_MEM + BLOCK * (N_CANDIDATE + 2 * hidden) + 2 * LANES * hidden + 2 * hidden
+    return 2 * MEMORY_SIZE + BLOCK * (N_CANDIDATE + 2 * hidden) + 2 * LANES * hidden + 2 * hidden
 
 
 @njit
@@ -150,7 +150,7 @@ def score(params, memory, n_candidates):
     f = memory.view(np.float32)
     logits = f[_scratch(h) : _scratch(h) + n_candidates + 1]
     obs = f[_observation_at(h, n_candidates) :]
-    f = f[2 * M_MEM :]
+    f = f[2 * MEMORY_SIZE :]
     features = f[: N_CANDIDATE * BLOCK]
     first = f[N_CANDIDATE * BLOCK : (N_CANDIDATE + h) * BLOCK]
     second = f[(N_CANDIDATE + h) * BLOCK : (N_CANDIDATE + 2 * h) * BLOCK]

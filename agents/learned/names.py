@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from agents.learned.policy_file import DATA, SHIPPED
-from agents.policies.base import Policy, kinds, make_policy
+from agents.policies.base import Policy
+from agents.policies.registry import kinds, make_policy
 from envs.scheduling.state import Tables
 from traces.errors import InputError
 

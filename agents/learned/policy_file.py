@@ -102,8 +102,8 @@ def write_policy(
     metadata = dict(notes) | {
         "format": FORMAT,
         "schema": SCHEMA,
-        "candidate_features": json.dumps(CANDIDATE_FEATURES),
-        "summary_features": json.dumps(SUMMARY_FEATURES),
+        "candidate_features": json.dumps(list(CANDIDATE_FEATURES)),
+        "summary_features": json.dumps(list(SUMMARY_FEATURES)),
         "hidden": str(arrays["summary.weight"].shape[0]),
         "drop": repr(float(drop)),
         "defer_ms": repr(float(defer_ms)),
@@ -147,7 +147,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
             theirs = tuple(json.loads(metadata.get(key, "null")) or ())
         except (ValueError, TypeError):
             theirs = ()
-        if theirs != mine:
+        if theirs != tuple(mine):
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
     for key in ("hidden", "drop", "defer_ms", "max_batches_per_core"):

@@ -1,17 +1,16 @@
-"""The policy interface and its registry.
+"""The policy interface.
 
-A policy is one compiled function ``choose(st, tb, mem, e, p) -> (action, wake)`` over the shared scheduling state, with
-``mem[e]`` its own memory (M_MEM floats a scheduler, zero at the start of an episode) and ``p`` its parameters as floats.
-It returns a valid candidate, or DEFER (the number of candidates) with the absolute time to be woken at (inf: at the next
-event). It reads no clock, logs nothing and allocates nothing. The simulator and the live engine call the same function.
+A policy is one compiled function ``choose(state, tables, memory, env, params) -> (action, wake)`` over the shared scheduling
+state: ``memory[env]`` is its own (MEMORY_SIZE floats per scheduler, zero at the start of an episode), ``params`` its parameters
+as floats. It returns a valid candidate, or DEFER (the number of candidates) with the absolute time to be woken at (inf: at the
+next event). It reads no clock, logs nothing and allocates nothing. The simulator and the live engine call the same function.
 
-To add one: write a file in agents/policies with a parameter dataclass and a ``choose``, and register it there with one
-line; see docs/how-to/add-a-policy.md.
+To add one: write a file in agents/policies with a parameter dataclass, a ``choose`` and its ``KIND``, and add one line to
+agents/policies/registry.py; see docs/how-to/add-a-policy.md.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -24,7 +23,7 @@ from envs.scheduling.jit import bind, njit
 from envs.scheduling.state import SchedState, Tables
 from traces.errors import InputError
 
-M_MEM = 32
+MEMORY_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,9 @@ class PolicyKind:
     adapts: bool = False
 
 
-_KINDS: dict[str, PolicyKind] = {}
-
-
-def register(kind: PolicyKind) -> PolicyKind:
-    """Add a kind of policy to the registry."""
-    if kind.name in _KINDS:
-        raise ValueError(f"policy {kind.name!r} is registered twice")
-    _KINDS[kind.name] = kind
-    return kind
-
-
-def kinds() -> dict[str, PolicyKind]:
-    """All registered kinds by name."""
-    importlib.import_module("agents.policies")
-    return dict(_KINDS)
+def places(params: type) -> range:
+    """Where each parameter stands in a policy's vector, in the order of the dataclass."""
+    return range(len(fields(params)))
 
 
 @njit
@@ -124,13 +111,13 @@ class Policy:
         own = getattr(self.params, "drop_scale", 1.0 if kind.drop else 0.0)
         self.drop = float(own) if drop is None else drop
         self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
-        self.memory = np.zeros((n, M_MEM))
+        self.memory = np.zeros((n, MEMORY_SIZE))
         self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)
         self._bound_all: tuple[Any, Any, Callable[..., None]] = (None, None, _choose_range)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
-        self.memory = np.zeros((n or len(self.memory), M_MEM))
+        self.memory = np.zeros((n or len(self.memory), MEMORY_SIZE))
 
     def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none) for scheduler e."""
@@ -150,17 +137,3 @@ class Policy:
             loop = bind_loop(_choose_range, choose, self.memory, self.vector, *args)
             self._bound_all = (state, tables, loop)
         loop(choose, self.memory, self.vector, *args)
-
-
-def make_policy(name: str, n: int = 1, drop: float | None = None, **params: Any) -> Policy:
-    """A policy by name.
-
-    Raises:
-        InputError: no such policy, or no such parameter.
-    """
-    known = kinds()
-    if name not in known:
-        raise InputError(
-            f"unknown policy {name!r}; known: {', '.join(sorted(known))}, or the path of a trained checkpoint"
-        )
-    return Policy(known[name], n, drop, **params)

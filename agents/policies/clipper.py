@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_fit, note_left, observed_ms, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -34,6 +34,9 @@ class ClipperParams:
     instances: int = 1
 
 
+OBJECTIVE, INCREASE, DECREASE, INSTANCES = places(ClipperParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """Learn from the batches that ended, then dispatch the oldest request's queue up to the model's batch size."""
@@ -47,18 +50,18 @@ def choose(state, tables, memory, env, params):
             continue
         s = state.stream[env, stream]
         limit = max(memory[env, s.model % OWN_MEM], 1.0)
-        if took > params[0] * solo_total(tables, group, s.model, 0):
-            limit *= params[2]
+        if took > params[OBJECTIVE] * solo_total(tables, group, s.model, 0):
+            limit *= params[DECREASE]
         elif s.n >= tables.size[0] and 2.0 * s.n > limit:
             # Batches come in the profile's sizes: one of more than half the limit counts as full.
-            limit += params[1]
+            limit += params[INCREASE]
         memory[env, s.model % OWN_MEM] = min(max(limit, 1.0), most)
     best_p, best_m = -1, -1
     best = np.inf
     for priority in range(2):
         for model in range(n_models):
             q = state.queue[env, priority, model]
-            if q.length == 0 or in_flight_of(state, env, model) >= params[3]:
+            if q.length == 0 or in_flight_of(state, env, model) >= params[INSTANCES]:
                 continue
             arrival = state.entry[env, priority, model, q.head].arrival
             if arrival < best:
@@ -73,4 +76,4 @@ def choose(state, tables, memory, env, params):
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-register(PolicyKind("clipper", choose, ClipperParams, "after Crankshaw et al., Clipper, NSDI 2017", drop=False))
+KIND = PolicyKind("clipper", choose, ClipperParams, "after Crankshaw et al., Clipper, NSDI 2017", drop=False)

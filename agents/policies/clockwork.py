@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
@@ -28,15 +28,18 @@ class ClockworkParams:
     by_priority: bool = False
 
 
+MARGIN, IN_FLIGHT, BY_PRIORITY = places(ClockworkParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """Queue with the earliest deadline; its largest batch that meets that deadline alone on the device."""
     group = env % tables.solo.shape[0]
-    if state.scheduler[env].n_free == 0 or in_flight(state, env) >= params[1]:
+    if state.scheduler[env].n_free == 0 or in_flight(state, env) >= params[IN_FLIGHT]:
         return defer_action(state, tables), np.inf
     high, high_deadline = earliest_deadline_queue(state, env, 0)
     low, low_deadline = earliest_deadline_queue(state, env, 1)
-    if params[2] > 0.0:
+    if params[BY_PRIORITY] > 0.0:
         priority, model = (0, high) if high >= 0 else (1, low)
     else:
         priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
@@ -46,7 +49,7 @@ def choose(state, tables, memory, env, params):
     length = state.queue[env, priority, model].length
     best = 0
     for size in range(tables.size.shape[0]):
-        need = params[0] * (
+        need = params[MARGIN] * (
             tables.h2d[group, model, size] + tables.solo[group, model, size] + tables.d2h[group, model, size]
         )
         if tables.size[size] <= length and state.scheduler[env].now + need <= deadline:
@@ -56,4 +59,4 @@ def choose(state, tables, memory, env, params):
     return action_of(tables, state.queue.shape[2], priority, model, best), np.inf
 
 
-register(PolicyKind("clockwork", choose, ClockworkParams, "after Gujarati et al., Clockwork, OSDI 2020"))
+KIND = PolicyKind("clockwork", choose, ClockworkParams, "after Gujarati et al., Clockwork, OSDI 2020")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, largest_fit, note_left, observed_ms
 from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
@@ -36,6 +36,9 @@ class CorkParams:
     budget: float = 0.95
     rate: float = 0.05
     by_priority: bool = False
+
+
+MAX_BATCH, BUDGET, RATE, BY_PRIORITY = places(CorkParams)
 
 
 @njit
@@ -67,7 +70,7 @@ def choose(state, tables, memory, env, params):
     """Of the queues that need not wait any more, the one whose oldest request arrived first."""
     own = state.scheduler[env]
     n_models = state.queue.shape[2]
-    _fit(state, tables, memory, env, params[2])
+    _fit(state, tables, memory, env, params[RATE])
     wake = np.inf
     best_p, best_m = -1, -1
     best = np.inf
@@ -79,18 +82,18 @@ def choose(state, tables, memory, env, params):
             at = 2 * (model % MODELS)
             newest = state.entry[env, priority, model, place(state, env, priority, model, n - 1)].arrival
             # The newest request may wait until n (now - newest + a) = budget b.
-            until = newest + params[1] * memory[env, at + 1] / n - memory[env, at]
-            if n < params[0] and until > own.now:
+            until = newest + params[BUDGET] * memory[env, at + 1] / n - memory[env, at]
+            if n < params[MAX_BATCH] and until > own.now:
                 wake = min(wake, until)
                 continue
             arrival = state.entry[env, priority, model, state.queue[env, priority, model].head].arrival
             if arrival < best:
                 best, best_p, best_m = arrival, priority, model
-        if best_m >= 0 and params[3] > 0.0:
+        if best_m >= 0 and params[BY_PRIORITY] > 0.0:
             break
     size = -1
     if best_m >= 0 and own.n_free > 0:
-        size = largest_fit(state, tables, env, best_p, best_m, params[0])
+        size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
     if size < 0:
         note_left(state, memory, env, 0)
         return defer_action(state, tables), wake
@@ -98,4 +101,4 @@ def choose(state, tables, memory, env, params):
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-register(PolicyKind("cork", choose, CorkParams, "after BentoML's CORK dispatcher (adaptive batching)"))
+KIND = PolicyKind("cork", choose, CorkParams, "after BentoML's CORK dispatcher (adaptive batching)")

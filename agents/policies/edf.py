@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue, largest_fit
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -23,6 +23,9 @@ class EdfParams:
     max_batch: int = 8
 
 
+(MAX_BATCH,) = places(EdfParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """Dispatch from the queue whose head has the earliest deadline, as many as wait."""
@@ -31,10 +34,10 @@ def choose(state, tables, memory, env, params):
     priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
     if model < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    size = largest_fit(state, tables, env, priority, model, params[0])
+    size = largest_fit(state, tables, env, priority, model, params[MAX_BATCH])
     if size < 0:
         return defer_action(state, tables), np.inf
     return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
 
 
-register(PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973"))
+KIND = PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, largest_fit
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -21,6 +21,9 @@ class FifoParams:
     """
 
     max_batch: int = 8
+
+
+(MAX_BATCH,) = places(FifoParams)
 
 
 @njit
@@ -39,10 +42,10 @@ def choose(state, tables, memory, env, params):
                     best_p, best_m = priority, model
     if best_m < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    size = largest_fit(state, tables, env, best_p, best_m, params[0])
+    size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
     if size < 0:
         return defer_action(state, tables), np.inf
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-register(PolicyKind("fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False))
+KIND = PolicyKind("fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, held_by_low, solo_total
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
@@ -34,6 +34,9 @@ class GpuletParams:
     in_flight: int = 2
     margin: float = 1.1
     low_streams: int = 64
+
+
+IN_FLIGHT, MARGIN, LOW_STREAMS = places(GpuletParams)
 
 
 @njit
@@ -99,11 +102,11 @@ def choose(state, tables, memory, env, params):
     """High priority first, earliest deadline first; the largest batch that the static model admits."""
     own = state.scheduler[env]
     n_models = state.queue.shape[2]
-    if own.n_free == 0 or in_flight(state, env) >= params[0]:
+    if own.n_free == 0 or in_flight(state, env) >= params[IN_FLIGHT]:
         return defer_action(state, tables), np.inf
     idle = in_flight(state, env) == 0
     for priority in range(2):
-        if priority == 1 and held_by_low(state, env) >= params[2]:
+        if priority == 1 and held_by_low(state, env) >= params[LOW_STREAMS]:
             break
         best = np.inf
         action = -1
@@ -117,7 +120,7 @@ def choose(state, tables, memory, env, params):
             for i in range(tables.size.shape[0]):
                 size = tables.size.shape[0] - 1 - i
                 if tables.size[size] <= q.length and (
-                    _admits(state, tables, env, priority, model, size, params[1]) or (idle and size == 0)
+                    _admits(state, tables, env, priority, model, size, params[MARGIN]) or (idle and size == 0)
                 ):
                     best = deadline
                     action = action_of(tables, n_models, priority, model, size)
@@ -127,4 +130,4 @@ def choose(state, tables, memory, env, params):
     return defer_action(state, tables), np.inf
 
 
-register(PolicyKind("gpulet", choose, GpuletParams, "after Choi et al., GPUlet, USENIX ATC 2022"))
+KIND = PolicyKind("gpulet", choose, GpuletParams, "after Choi et al., GPUlet, USENIX ATC 2022")

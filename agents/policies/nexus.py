@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, solo_total
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
@@ -38,12 +38,15 @@ class NexusParams:
     drop_scale: float = 1.5
 
 
+WORST_CASE, IN_FLIGHT, MARGIN, DROP_SCALE = places(NexusParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """The next queue in turn that holds something, with its session's batch size."""
     own = state.scheduler[env]
     n_models = state.queue.shape[2]
-    if own.n_free == 0 or in_flight(state, env) >= params[1]:
+    if own.n_free == 0 or in_flight(state, env) >= params[IN_FLIGHT]:
         return defer_action(state, tables), np.inf
     group = env % tables.solo.shape[0]
     n_sessions = 2 * n_models
@@ -57,8 +60,8 @@ def choose(state, tables, memory, env, params):
         head = state.entry[env, priority, model, q.head]
         best = 0
         for size in range(tables.size.shape[0]):
-            need = params[2] * solo_total(tables, group, model, size)
-            in_window = own.now + need <= head.deadline and params[0] * need <= head.deadline - head.arrival
+            need = params[MARGIN] * solo_total(tables, group, model, size)
+            in_window = own.now + need <= head.deadline and params[WORST_CASE] * need <= head.deadline - head.arrival
             if tables.size[size] <= q.length and in_window:
                 best = size
         memory[env, 0] = session + 1
@@ -66,4 +69,4 @@ def choose(state, tables, memory, env, params):
     return defer_action(state, tables), np.inf
 
 
-register(PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019"))
+KIND = PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019")

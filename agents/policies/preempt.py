@@ -11,27 +11,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from agents.policies.base import PolicyKind, register
-from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
-from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
+from agents.policies import priority_edf
+from agents.policies.base import PolicyKind
+from agents.policies.priority_edf import PriorityEdfParams
 
 
 @dataclass(frozen=True)
-class PreemptParams:
+class PreemptParams(PriorityEdfParams):
     """Parameters.
 
-    Attributes:
-        max_batch: largest batch in requests.
+    Attributes, beside those of ``PriorityEdfParams``:
         low_streams: streams that low priority may hold at once, suspended or not.
         latency_ms: time from the start of a high-priority execution until low priority stands still.
         overhead: share by which intercepting commands lengthens every execution.
         resume_ms: work that a resumed batch does again, in ms.
     """
 
-    max_batch: int = 8
     low_streams: int = 2
     latency_ms: float = 0.5
     overhead: float = 0.034
@@ -52,20 +47,8 @@ class InstantPreemptParams(PreemptParams):
     resume_ms: float = 0.0
 
 
-@njit
-def choose(state, tables, memory, env, params):
-    """High priority first; low priority whenever it may hold another stream, for it gives way by itself."""
-    if state.scheduler[env].n_free == 0:
-        return defer_action(state, tables), np.inf
-    for priority in range(2):
-        model, _ = earliest_deadline_queue(state, env, priority)
-        if model < 0 or (priority == 1 and held_by_low(state, env) >= params[1]):
-            continue
-        size = largest_fit(state, tables, env, priority, model, params[0])
-        if size >= 0:
-            return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
-    return defer_action(state, tables), np.inf
-
-
-register(PolicyKind("preempt", choose, PreemptParams, "after REEF, OSDI 2022, and XSched, OSDI 2025"))
-register(PolicyKind("preempt-instant", choose, InstantPreemptParams, "REEF and XSched without their cost"))
+# What is dispatched is the same; the device makes the difference. The first two parameters must be those of priority-edf.
+KIND = PolicyKind("preempt", priority_edf.choose, PreemptParams, "after REEF, OSDI 2022, and XSched, OSDI 2025")
+INSTANT_KIND = PolicyKind(
+    "preempt-instant", priority_edf.choose, InstantPreemptParams, "REEF and XSched without their cost"
+)

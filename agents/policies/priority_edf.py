@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -25,6 +25,9 @@ class PriorityEdfParams:
     low_streams: int = 64
 
 
+MAX_BATCH, LOW_STREAMS = places(PriorityEdfParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """High priority first; low priority only when no high-priority request waits."""
@@ -34,12 +37,12 @@ def choose(state, tables, memory, env, params):
         model, _ = earliest_deadline_queue(state, env, priority)
         if model < 0:
             continue
-        if priority == 1 and held_by_low(state, env) >= params[1]:
+        if priority == 1 and held_by_low(state, env) >= params[LOW_STREAMS]:
             continue
-        size = largest_fit(state, tables, env, priority, model, params[0])
+        size = largest_fit(state, tables, env, priority, model, params[MAX_BATCH])
         if size >= 0:
             return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
     return defer_action(state, tables), np.inf
 
 
-register(PolicyKind("priority-edf", choose, PriorityEdfParams, "static priority with EDF within each level"))
+KIND = PolicyKind("priority-edf", choose, PriorityEdfParams, "static priority with EDF within each level")

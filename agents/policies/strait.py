@@ -13,11 +13,11 @@ is the shorter the more high-priority work has been arriving.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import alone_ms, defer_action, held_by_low
 from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
 from envs.scheduling.jit import njit
@@ -67,11 +67,10 @@ class StraitParams:
     low_haste: float = 0.5
 
 
-# Places of the parameters in a policy's vector.
 (
     RISK, LOW_STREAMS, LOW_MAX, STARVE, GAMBLE, MAY_SHARE, BY_PRIORITY, MAY_DEFER, PATIENCE, THRIFT, GUARD, HIGH_HASTE,
     LOW_HASTE,
-) = range(len(fields(StraitParams)))  # fmt: skip
+) = places(StraitParams)  # fmt: skip
 
 
 @njit
@@ -246,5 +245,7 @@ class StraitGuardParams(StraitParams):
     starve: float = 0.95
 
 
-register(PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True))
-register(PolicyKind("strait-guard", choose, StraitGuardParams, "Strait that keeps room for high priority", adapts=True))
+KIND = PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True)
+GUARD_KIND = PolicyKind(
+    "strait-guard", choose, StraitGuardParams, "Strait that keeps room for high priority", adapts=True
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, solo_total
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
@@ -36,12 +36,15 @@ class SymphonyParams:
     by_priority: bool = False
 
 
+MARGIN, IN_FLIGHT, DEFER, BY_PRIORITY = places(SymphonyParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """Of the ready candidate batches the most urgent; wakes at the next frontrun."""
     own = state.scheduler[env]
     n_models = state.queue.shape[2]
-    if own.n_free == 0 or in_flight(state, env) >= params[1]:
+    if own.n_free == 0 or in_flight(state, env) >= params[IN_FLIGHT]:
         return defer_action(state, tables), np.inf
     group = env % tables.solo.shape[0]
     last = tables.size.shape[0] - 1
@@ -58,22 +61,22 @@ def choose(state, tables, memory, env, params):
             for i in range(tables.size.shape[0]):
                 if (
                     tables.size[i] <= q.length
-                    and own.now + params[0] * solo_total(tables, group, model, i) <= head.deadline
+                    and own.now + params[MARGIN] * solo_total(tables, group, model, i) <= head.deadline
                 ):
                     size = i
             if size < last and tables.size[size + 1] > q.length:
-                frontrun = head.deadline - params[0] * solo_total(tables, group, model, size + 1)
-                ready = head.arrival + params[2] * (frontrun - head.arrival)
+                frontrun = head.deadline - params[MARGIN] * solo_total(tables, group, model, size + 1)
+                ready = head.arrival + params[DEFER] * (frontrun - head.arrival)
                 if ready > own.now:
                     wake = min(wake, ready)
                     continue
-            latest = head.deadline - params[0] * solo_total(tables, group, model, size)
+            latest = head.deadline - params[MARGIN] * solo_total(tables, group, model, size)
             if latest < best:
                 best = latest
                 action = action_of(tables, n_models, priority, model, size)
-        if params[3] > 0.0 and best < np.inf:
+        if params[BY_PRIORITY] > 0.0 and best < np.inf:
             break
     return action, wake if best == np.inf else np.inf
 
 
-register(PolicyKind("symphony", choose, SymphonyParams, "after Chen et al., Symphony, arXiv 2308.07470"))
+KIND = PolicyKind("symphony", choose, SymphonyParams, "after Chen et al., Symphony, arXiv 2308.07470")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, in_flight_of, largest_fit
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -38,6 +38,9 @@ class TritonParams:
     levels: bool = True
 
 
+MAX_BATCH, PREFERRED, MAX_DELAY, INSTANCES, LEVELS = places(TritonParams)
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """Of the models that are ready, the one whose oldest request arrived first."""
@@ -49,25 +52,25 @@ def choose(state, tables, memory, env, params):
     best_p, best_m = -1, -1
     best = np.inf
     for model in range(n_models):
-        if in_flight_of(state, env, model) >= params[3]:
+        if in_flight_of(state, env, model) >= params[INSTANCES]:
             continue
         for priority in range(2):
             q = state.queue[env, priority, model]
             if q.length == 0:
                 continue
             arrival = state.entry[env, priority, model, q.head].arrival
-            if q.length < params[1] and arrival + params[2] > own.now:
-                wake = min(wake, arrival + params[2])
+            if q.length < params[PREFERRED] and arrival + params[MAX_DELAY] > own.now:
+                wake = min(wake, arrival + params[MAX_DELAY])
             elif arrival < best:
                 best, best_p, best_m = arrival, priority, model
-            if params[4] > 0.0:
+            if params[LEVELS] > 0.0:
                 break
     if best_m < 0:
         return defer_action(state, tables), wake
-    size = largest_fit(state, tables, env, best_p, best_m, params[0])
+    size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
     if size < 0:
         return defer_action(state, tables), wake
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-register(PolicyKind("triton", choose, TritonParams, "NVIDIA Triton Inference Server, model configuration guide"))
+KIND = PolicyKind("triton", choose, TritonParams, "NVIDIA Triton Inference Server, model configuration guide")

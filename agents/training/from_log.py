@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation.rollout import run as run_policy
-from agents.evaluation.statistics import HIGH_WEIGHT, bootstrap
+from agents.evaluation.statistics import bootstrap
 from agents.learned.names import SERVED, resolve
 from agents.learned.policy_file import CHECKPOINT, SHIPPED, read_policy
 from agents.training.config import TrainConfig
@@ -32,7 +32,7 @@ from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_path, atomic_write_text
 from traces.measurements import PHASES, Measurements
-from traces.workload import Workload
+from traces.workload import HIGH_WEIGHT, Workload
 
 BASE = "cpu2"  # profile whose interference a log refines
 BUDGET_S = 330.0

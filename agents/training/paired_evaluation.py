@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from agents.evaluation.rollout import finish_range
+from agents.evaluation.statistics import violations, weighted_rate
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
+from envs.scheduling.state import HIGH, LOW
 from envs.simulation.config import EnvConfig
 from envs.simulation.worlds import Worlds, world_seed
+from traces.workload import HIGH_WEIGHT
 
 FIRST_SEED = 1 << 40  # far from the seeds of training
 
@@ -44,7 +47,7 @@ class Duel:
         loads: offered loads over measured capacity.
         workloads: number of workloads at each load.
         duration_ms: length of each.
-        weight_high: what a violation of high priority counts; one of low priority counts 1.
+        high_weight: what a violation of high priority counts; one of low priority counts 1.
         seed: of the first workload.
 
     Attributes:
@@ -59,12 +62,12 @@ class Duel:
         loads: Sequence[float] = (0.8, 1.0, 1.2),
         workloads: int = 16,
         duration_ms: float = 4000.0,
-        weight_high: float = 5.0,
+        high_weight: float = HIGH_WEIGHT,
         seed: int = FIRST_SEED,
     ) -> None:
         self.loads = tuple(loads)
         self.n = workloads
-        self.weight_high = weight_high
+        self.high_weight = high_weight
         self._batches = [
             Worlds(
                 replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
@@ -82,12 +85,10 @@ class Duel:
         policy.reset(self.n)
         with ThreadPoolExecutor(2) as pool:
             counts = np.array(list(pool.map(lambda worlds: self._run(worlds, policy), self._batches)))
-        total = counts.sum(axis=3)
-        bad = total - counts[..., 1]
+        violated, total = violations(counts)
         with np.errstate(invalid="ignore", divide="ignore"):
-            rate = bad / total
-        w = np.array([self.weight_high, 1.0])
-        return Score(rate[..., 0], rate[..., 1], (bad @ w) / np.maximum(total @ w, 1e-9))
+            rate = violated / total
+        return Score(rate[..., HIGH], rate[..., LOW], weighted_rate(violated, total, self.high_weight))
 
     def _run(self, worlds: Worlds, policy: Policy) -> np.ndarray:
         sim = worlds.sim

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.learned.forward import CHOSEN
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.scheduling.observation import N_CANDIDATE
 from envs.simulation.worlds import Worlds
 

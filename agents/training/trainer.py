@@ -23,7 +23,8 @@ from stable_baselines3.common.callbacks import CallbackList
 from agents.learned.names import resolve
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import read_policy, write_policy
-from agents.policies.base import Policy, kinds
+from agents.policies.base import Policy
+from agents.policies.registry import kinds
 from agents.training.baseline import Baseline
 from agents.training.buffer import SemiMarkovBuffer
 from agents.training.callbacks import (

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.policies.base import PolicyKind, register
+from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
+from agents.policies.registry import register
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, valid
 
@@ -21,19 +22,22 @@ class ShortestFirstParams:
     spare: int = 2
 
 
+(SPARE,) = places(ShortestFirstParams)
+
+
 @njit
-def choose(st, tb, mem, e, p):
+def choose(state, tables, memory, env, params):
     """The valid candidate of least solo time; ties go to the first model."""
-    n_models = st.queue.shape[2]
+    n_models = state.queue.shape[2]
     for priority in range(2):
         best, least = -1, np.inf
-        for m in range(n_models):
-            action = action_of(tb, n_models, priority, m, 0)
-            if valid(st, tb, e, action) and tb.solo[0, m, 0] < least:
-                best, least = action, tb.solo[0, m, 0]
-        if best >= 0 and (priority == 0 or st.scheduler[e].n_free >= p[0]):
+        for model in range(n_models):
+            action = action_of(tables, n_models, priority, model, 0)
+            if valid(state, tables, env, action) and tables.solo[0, model, 0] < least:
+                best, least = action, tables.solo[0, model, 0]
+        if best >= 0 and (priority == 0 or state.scheduler[env].n_free >= params[SPARE]):
             return best, np.inf
-    return defer_action(st, tb), np.inf
+    return defer_action(state, tables), np.inf
 
 
 register(PolicyKind("shortest-first", choose, ShortestFirstParams, "shortest job first, by priority"))

@@ -209,11 +209,16 @@ class Profile:
 
     @staticmethod
     def load(path: str | Path) -> Profile:
-        """Read a profile: a path to a JSON file, or the name of one that ships with the project.
+        """A profile by name: a JSON file, one that ships with the project, or a made-up one, "synthetic:SEED".
 
         Raises:
             InputError: no such file, not JSON, another schema, or a field that is missing or malformed.
         """
+        kind, _, seed = str(path).partition(":")
+        if kind == "synthetic":
+            if seed and not seed.isdigit():
+                raise InputError(f"profile {path!r}: must be 'synthetic:SEED' with a whole number")
+            return synthetic_profile(seed=int(seed or 0))
         path = Path(path)
         if not path.is_file() and path.suffix == "" and (DATA / f"{path}.json").is_file():
             path = DATA / f"{path}.json"

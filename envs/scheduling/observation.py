@@ -8,6 +8,7 @@ not valid are zero; the first entry of a row says whether it is valid.
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
 from envs.scheduling.jit import inlined
@@ -17,44 +18,61 @@ from envs.scheduling.state import HIGH, P90
 SCHEMA = "strait-observation/2"
 LIMIT = 4.0
 
-CANDIDATE_FEATURES = (
-    "valid",  # 1; the learned policy marks what it starts from with 2 (agents.training.strait_bonus)
-    "high_priority",
-    "slack",  # of the head at the predicted finish, share of its relative deadline
-    "slack_p90",  # the same at the calibrated 90 % quantile
-    "duration",  # log of predicted duration over the time scale
-    "size",  # batch size over the largest
-    "met_share",  # share of the batch predicted to meet its deadline
-    "late_high",  # requests in flight that it would make late
-    "late_low",
-    "delay_high",  # delay added to batches in flight
-    "delay_low",
-    "waited",  # of the head, share of its relative deadline
-    "left_in_queue",
-    "slowdown",  # predicted, minus 1
-    "batch_gain",  # time per request over that of batch size 1
-    "larger_fits",  # 1 if a larger batch size is valid
-)
-SUMMARY_FEATURES = (
-    "free_streams",
-    "in_flight_high",
-    "in_flight_low",
-    "queued_high",
-    "queued_low",
-    "queued_work_high",
-    "queued_work_low",
-    "rate_high",
-    "rate_low",
-    "next_finish",
-    "slack_in_flight_high",
-    "slack_in_flight_low",
-    "slack_queued_high",
-    "slack_queued_low",
-    "scale_p90",
-    "idle_cores",  # share of the cores that no batch in flight runs on
-)
+# The features of a candidate, in order, each with what it means. The places below and the environment's table follow from it.
+CANDIDATE_FEATURES = {
+    "valid": "valid (1)",
+    "high_priority": "high priority",
+    "slack": "slack of the head at the predicted finish, share of its deadline",
+    "slack_p90": "the same at the calibrated 90 % quantile",
+    "duration": "log of the predicted duration over the mean solo latency",
+    "size": "batch size over the largest",
+    "met_share": "share of the batch predicted to be in time",
+    "late_high": "high-priority requests in flight it would make late, / 2",
+    "late_low": "low-priority ones, / 4",
+    "delay_high": "delay added to high priority in flight, in mean solo latencies",
+    "delay_low": "the same for low priority",
+    "waited": "time the head has waited, share of its deadline",
+    "left_in_queue": "log(1 + requests left in the queue)",
+    "slowdown": "predicted slowdown - 1",
+    "batch_gain": "execution time per request over that of a batch of 1",
+    "larger_fits": "a larger batch is valid",
+}
+(
+    VALID, HIGH_PRIORITY, SLACK, SLACK_P90, DURATION, SIZE, MET_SHARE, LATE_HIGH, LATE_LOW, DELAY_HIGH, DELAY_LOW, WAITED,
+    LEFT_IN_QUEUE, SLOWDOWN, BATCH_GAIN, LARGER_FITS,
+) = range(len(CANDIDATE_FEATURES))  # fmt: skip
+# The features of the system that follow those of all candidates.
+SUMMARY_FEATURES = {
+    "free_streams": "free streams, share of K",
+    "in_flight_high": "in flight, high, share of K",
+    "in_flight_low": "in flight, low",
+    "queued_high": "log(1 + queued), high",
+    "queued_low": "log(1 + queued), low",
+    "queued_work_high": "log(1 + queued work), high",
+    "queued_work_low": "log(1 + queued work), low",
+    "rate_high": "offered work, high, over cores",
+    "rate_low": "offered work, low",
+    "next_finish": "time to the next predicted finish",
+    "slack_in_flight_high": "least slack in flight, high",
+    "slack_in_flight_low": "least slack in flight, low",
+    "slack_queued_high": "least slack queued, high",
+    "slack_queued_low": "least slack queued, low",
+    "scale_p90": "calibrated 90 % quantile",
+    "idle_cores": "idle cores, share",
+}
+(
+    FREE_STREAMS, IN_FLIGHT_HIGH, IN_FLIGHT_LOW, QUEUED_HIGH, QUEUED_LOW, QUEUED_WORK_HIGH, QUEUED_WORK_LOW, RATE_HIGH,
+    RATE_LOW, NEXT_FINISH, SLACK_IN_FLIGHT_HIGH, SLACK_IN_FLIGHT_LOW, SLACK_QUEUED_HIGH, SLACK_QUEUED_LOW, SCALE_P90,
+    IDLE_CORES,
+) = range(len(SUMMARY_FEATURES))  # fmt: skip
 N_CANDIDATE = len(CANDIDATE_FEATURES)
 N_SUMMARY = len(SUMMARY_FEATURES)
+
+
+def feature_table() -> str:
+    """Both lists side by side as rows of a Markdown table, as the environment's docstring has them."""
+    rows = zip_longest(CANDIDATE_FEATURES.values(), SUMMARY_FEATURES.values(), fillvalue="")
+    return "\n".join(f"| {i} | {candidate} | {i} | {summary} |" for i, (candidate, summary) in enumerate(rows))
 
 
 def observation_size(n_candidates: int) -> int:
@@ -87,10 +105,9 @@ def _summary(state, tables, env, first, out, at):
         else:
             fly_low += 1
             slack_low = min(slack_low, s.deadline - s.finish)
-    i = at
-    out[i] = own.n_free / n_streams
-    out[i + 1] = fly_high / n_streams
-    out[i + 2] = fly_low / n_streams
+    out[at + FREE_STREAMS] = own.n_free / n_streams
+    out[at + IN_FLIGHT_HIGH] = fly_high / n_streams
+    out[at + IN_FLIGHT_LOW] = fly_low / n_streams
     for priority in range(2):
         queued = 0
         work = 0.0
@@ -101,18 +118,18 @@ def _summary(state, tables, env, first, out, at):
                 queued += length
                 work += length * tables.solo[group, model, 0]
                 slack = min(slack, head_deadline(state, env, priority, model) - own.now - tables.solo[group, model, 0])
-        out[i + 3 + priority] = _clip(math.log1p(queued))
-        out[i + 5 + priority] = _clip(math.log1p(work / unit))
-        out[i + 12 + priority] = _clip(slack / unit)
+        out[at + QUEUED_HIGH + priority] = _clip(math.log1p(queued))
+        out[at + QUEUED_WORK_HIGH + priority] = _clip(math.log1p(work / unit))
+        out[at + SLACK_QUEUED_HIGH + priority] = _clip(slack / unit)
     cores = min(int(tables.device[group].cores), n_streams)
     slots = cores if cores > 0 else n_streams
     decay = math.exp(-(own.now - own.rate_time) / RATE_WINDOW_MS)
-    out[i + 7] = _clip(own.rate_high * decay / slots)
-    out[i + 8] = _clip(own.rate_low * decay / slots)
-    out[i + 9] = _clip(first / unit)
-    out[i + 10] = _clip(slack_high / unit)
-    out[i + 11] = _clip(slack_low / unit)
-    out[i + 14] = _clip(state.scale[env, fly_high + fly_low, P90])
+    out[at + RATE_HIGH] = _clip(own.rate_high * decay / slots)
+    out[at + RATE_LOW] = _clip(own.rate_low * decay / slots)
+    out[at + NEXT_FINISH] = _clip(first / unit)
+    out[at + SLACK_IN_FLIGHT_HIGH] = _clip(slack_high / unit)
+    out[at + SLACK_IN_FLIGHT_LOW] = _clip(slack_low / unit)
+    out[at + SCALE_P90] = _clip(state.scale[env, fly_high + fly_low, P90])
     idle = 0
     for c in range(slots):
         alone = 1
@@ -120,7 +137,7 @@ def _summary(state, tables, env, first, out, at):
             if state.stream[env, stream].busy == 1:
                 alone = 0
         idle += alone
-    out[i + 15] = idle / slots
+    out[at + IDLE_CORES] = idle / slots
 
 
 @inlined
@@ -158,21 +175,21 @@ def observe(state, tables, env, out):
                     state, tables, env, model, size, 1.0
                 )
                 i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
-                out[i] = 1.0
-                out[i + 1] = 1.0 - priority
-                out[i + 2] = _clip((head.deadline - now - duration) / span)
-                out[i + 3] = _clip((head.deadline - now - duration * scale) / span)
-                out[i + 4] = _clip(math.log(max(duration / unit, 1e-3)))
-                out[i + 5] = n / largest
-                out[i + 6] = 1.0 - late_in_queue(state, env, priority, model, n, now + duration) / n
-                out[i + 7] = _clip(late_high / 2.0)
-                out[i + 8] = _clip(late_low / 4.0)
-                out[i + 9] = _clip(delay_high / unit)
-                out[i + 10] = _clip(delay_low / unit)
-                out[i + 11] = _clip((now - head.arrival) / span)
-                out[i + 12] = _clip(math.log1p(length - n))
-                out[i + 13] = _clip(
+                out[i + VALID] = 1.0
+                out[i + HIGH_PRIORITY] = 1.0 - priority
+                out[i + SLACK] = _clip((head.deadline - now - duration) / span)
+                out[i + SLACK_P90] = _clip((head.deadline - now - duration * scale) / span)
+                out[i + DURATION] = _clip(math.log(max(duration / unit, 1e-3)))
+                out[i + SIZE] = n / largest
+                out[i + MET_SHARE] = 1.0 - late_in_queue(state, env, priority, model, n, now + duration) / n
+                out[i + LATE_HIGH] = _clip(late_high / 2.0)
+                out[i + LATE_LOW] = _clip(late_low / 4.0)
+                out[i + DELAY_HIGH] = _clip(delay_high / unit)
+                out[i + DELAY_LOW] = _clip(delay_low / unit)
+                out[i + WAITED] = _clip((now - head.arrival) / span)
+                out[i + LEFT_IN_QUEUE] = _clip(math.log1p(length - n))
+                out[i + SLOWDOWN] = _clip(
                     (duration - tables.h2d[group, model, size] - tables.d2h[group, model, size]) / solo - 1.0
                 )
-                out[i + 14] = solo / (n * tables.solo[group, model, 0])
-                out[i + 15] = 1.0 if size + 1 < n_sizes and larger <= length else 0.0
+                out[i + BATCH_GAIN] = solo / (n * tables.solo[group, model, 0])
+                out[i + LARGER_FITS] = 1.0 if size + 1 < n_sizes and larger <= length else 0.0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.profiles.profile import Profile, synthetic_profile
+from envs.profiles.profile import Profile
 from traces.errors import InputError
 
 Range = tuple[float, float]
@@ -22,20 +22,20 @@ class RandomiseConfig:
 
     Attributes:
         solo_error: standard deviation of the log of a factor on each model's execution time.
-        speed_error: the same for the device as a whole.
+        device_error: the same for the device as a whole.
         slowdown_error: standard deviation of the log of a factor on every pair slowdown.
         min_streams: an episode has between so many and ``EnvConfig.streams`` streams; None: always all.
     """
 
     solo_error: float = 0.0
-    speed_error: float = 0.0
+    device_error: float = 0.0
     slowdown_error: float = 0.0
     min_streams: int | None = None
 
     @property
     def changes_device(self) -> bool:
         """Whether each world has a device of its own."""
-        return self.solo_error > 0 or self.speed_error > 0 or self.slowdown_error > 0
+        return self.solo_error > 0 or self.device_error > 0 or self.slowdown_error > 0
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,7 @@ def make_config(config: EnvConfig | None, settings: dict[str, Any]) -> EnvConfig
     return EnvConfig(**({f: getattr(base, f) for f in known} | settings))
 
 
-def load_profile(config: EnvConfig) -> Profile:
-    """The profile that the settings name, with the models they choose."""
-    kind, _, seed = str(config.profile).partition(":")
-    if kind == "synthetic":
-        if seed and not seed.isdigit():
-            raise InputError(f"profile {config.profile!r}: 'synthetic:SEED' with a whole number is wanted")
-        profile = synthetic_profile(seed=int(seed or 0))
-    else:
-        profile = Profile.load(config.profile)
+def served_profile(config: EnvConfig) -> Profile:
+    """The profile that the settings name, with the models that they choose."""
+    profile = Profile.load(config.profile)
     return profile.select(config.models) if config.models else profile

@@ -17,9 +17,6 @@ from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import HIGH
 from envs.simulation.records import COPY_IN, COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
-# Counters of the derived seeds that noise, drift and waits on shared cores are drawn from.
-NOISE, DRIFT, CROWD = 1, 2, 3
-
 
 @inlined
 def _drift(world, truth, env, group, core):
@@ -37,7 +34,7 @@ def _drift(world, truth, env, group, core):
             here + (at - knot) * (truth.log_slowdown[0, core, (episode.drift_start + knot + 1) % n_knots] - here)
         )
     if knot != episode.knot:
-        seed = rng.mix(episode.seed, DRIFT)
+        seed = rng.mix(episode.seed, rng.DRIFT)
         episode.drift_a = rng.normal(seed, knot)
         episode.drift_b = rng.normal(seed, knot + 1)
         episode.knot = knot
@@ -135,7 +132,9 @@ def _shared_core_wait(state, world, truth, env, stream, event):
                 mean = truth.shared_core_wait_ms[group, event, OTHER_CORE]
     if mean == 0.0:
         return 0.0
-    return rng.exponential(rng.mix(world.episode[env].seed, CROWD), 2 * state.member[env, stream, 0].id + event, mean)
+    return rng.exponential(
+        rng.mix(world.episode[env].seed, rng.SHARED_CORE_WAIT), 2 * state.member[env, stream, 0].id + event, mean
+    )
 
 
 @inlined
@@ -149,7 +148,7 @@ def launch(state, world, truth, env, stream):
     first = state.member[env, stream, 0].id
     # The noise belongs to the batch's first request, so that compared policies meet the same noise.
     # It is drawn from a seed of its own: arrivals may be hashed from the episode's.
-    seed = rng.mix(episode.seed, NOISE)
+    seed = rng.mix(episode.seed, rng.NOISE)
     r.noise = truth.residual[group, int(rng.uniform(seed, 2 * first) * truth.residual.shape[1])]
     r.mb = s.model * n_sizes + s.size_index
     r.work = truth.solo[group, s.model, s.size_index]

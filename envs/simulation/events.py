@@ -24,7 +24,7 @@ from envs.scheduling.operations import (
 )
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import MET, WAITING
-from envs.simulation.device import DRIFT, device_event, launch, progress
+from envs.simulation.device import device_event, launch, progress
 from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 
@@ -48,7 +48,7 @@ def begin(state, world, tables, truth, env, seed):
     episode.knot = -1
     n_knots = truth.log_slowdown.shape[2]
     anywhere = n_knots > 0 and truth.device[env % truth.device.shape[0]].drift_from_anywhere > 0.0
-    episode.drift_start = int(rng.uniform(rng.mix(seed, DRIFT), 0) * n_knots) if anywhere else 0
+    episode.drift_start = int(rng.uniform(rng.mix(seed, rng.DRIFT), 0) * n_knots) if anywhere else 0
     episode.end = world.rules[env].end_ms
     if episode.n > 0:
         episode.end += world.request[env, episode.n - 1].arrival

@@ -18,6 +18,8 @@ from envs.scheduling.jit import njit
 # Columns of Generator.low and Generator.high.
 RATE, BURST, BURST_SHARE, SOJOURN, HIGH_SHARE, FACTOR_HIGH, FACTOR_LOW, DURATION = range(8)
 COLUMNS = 8
+# Counters of an episode's seed: the first COLUMNS draw the ranges, then the first state, the mix, and all arrivals.
+STATE_AT, MIX_AT, ARRIVALS_AT = 50, 100, 1000
 
 
 class Generator(NamedTuple):
@@ -62,7 +64,7 @@ def generate(world, tables, generator, env, seed):
     for model in range(n_models):
         weight = generator.share[group, model]
         if generator.spread[group] > 0.0:
-            weight *= math.exp(generator.spread[group] * rng.normal(seed, 100 + model))
+            weight *= math.exp(generator.spread[group] * rng.normal(seed, MIX_AT + model))
         total += weight
         cumulative[model] = total
     share = value[BURST_SHARE]
@@ -70,8 +72,8 @@ def generate(world, tables, generator, env, seed):
     burst = min(value[BURST], 1.0 / share) if share > 0.0 else 1.0
     rate_burst = value[RATE] * burst
     rate_calm = value[RATE] * (1.0 - share * burst) / (1.0 - share) if share < 1.0 else value[RATE]
-    counter = 1000
-    bursting = rng.uniform(seed, 50) < share
+    counter = ARRIVALS_AT
+    bursting = rng.uniform(seed, STATE_AT) < share
     t = 0.0
     n = 0
     sojourn = value[SOJOURN]

@@ -12,6 +12,8 @@ from envs.scheduling import rng
 from envs.scheduling.jit import njit
 from envs.simulation.config import RandomiseConfig
 
+SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR, MIN_STREAMS = range(4)  # places of Randomiser.spread
+
 
 class Randomiser(NamedTuple):
     """The device as profiled, and how far episodes stray from it.
@@ -19,7 +21,7 @@ class Randomiser(NamedTuple):
     Attributes:
         solo: (M, B) execution time as profiled; (0, 0) when the device does not change.
         pair: (M * B, M * B) logs of slowdown factors as profiled.
-        spread: (4,) solo_error, speed_error, slowdown_error of RandomiseConfig, and the least number of streams.
+        spread: (4,) settings of RandomiseConfig, by SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR and MIN_STREAMS.
     """
 
     solo: np.ndarray
@@ -30,11 +32,11 @@ class Randomiser(NamedTuple):
 def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: int) -> tuple[Randomiser, Truth]:
     """The randomiser, and the truth it writes to: one device for each of n worlds if devices change."""
     least = n_streams if config.min_streams is None else config.min_streams
-    spread = np.array([config.solo_error, config.speed_error, config.slowdown_error, float(least)])
+    spread = np.array([config.solo_error, config.device_error, config.slowdown_error, float(least)])
     if not config.changes_device:
         return Randomiser(np.zeros((0, 0)), np.zeros((0, 0)), spread), truth
     own = truth._replace(solo=np.repeat(truth.solo, n, axis=0), pair=np.repeat(truth.pair, n, axis=0))
-    # World code finds the row of every array but the speed by the first axis of ``solo``: all must have one for each world.
+    # World code finds the row of every array but the drift by the first axis of ``solo``: all must have one for each world.
     rest = {
         f: np.repeat(getattr(truth, f), n, axis=0) for f in Truth._fields if f not in ("solo", "pair", "log_slowdown")
     }
@@ -44,14 +46,14 @@ def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: in
 @njit
 def draw_device(truth, randomiser, env, seed):
     """Draw world e's device for the episode of ``seed``: execution times and pair slowdowns."""
-    own = rng.mix(seed, 11)
-    speed = randomiser.spread[1] * rng.normal(own, 0)
-    stretch = math.exp(randomiser.spread[2] * rng.normal(own, 1))
+    own = rng.mix(seed, rng.DEVICE)
+    device = randomiser.spread[DEVICE_ERROR] * rng.normal(own, 0)
+    stretch = math.exp(randomiser.spread[SLOWDOWN_ERROR] * rng.normal(own, 1))
     for model in range(randomiser.solo.shape[0]):
-        factor = math.exp(speed + randomiser.spread[0] * rng.normal(own, 2 + model))
+        factor = math.exp(device + randomiser.spread[SOLO_ERROR] * rng.normal(own, 2 + model))
         for size in range(randomiser.solo.shape[1]):
             truth.solo[env, model, size] = randomiser.solo[model, size] * factor
-    if randomiser.spread[2] > 0.0:
+    if randomiser.spread[SLOWDOWN_ERROR] > 0.0:
         for i in range(randomiser.pair.shape[0]):
             for j in range(randomiser.pair.shape[1]):
                 truth.pair[env, i, j] = randomiser.pair[i, j] * stretch
@@ -60,5 +62,5 @@ def draw_device(truth, randomiser, env, seed):
 @njit
 def draw_streams(randomiser, n_streams, seed):
     """Number of streams in the episode of ``seed``."""
-    least = int(randomiser.spread[3])
-    return least + int(rng.uniform(rng.mix(seed, 12), 0) * (n_streams - least + 1))
+    least = int(randomiser.spread[MIN_STREAMS])
+    return least + int(rng.uniform(rng.mix(seed, rng.STREAMS), 0) * (n_streams - least + 1))

@@ -17,13 +17,16 @@ from traces.workload import Workload, WorkloadConfig, make_workload
 HOUR_MS = 3.6e6
 
 
+LEAST_RATE, MOST_RATE, LEAST_LENGTH, MOST_LENGTH = range(4)  # places of Recording.window
+
+
 class Recording(NamedTuple):
     """A workload as arrays over its R requests; R = 0 means that there is none.
 
     Attributes:
         arrival: (R,) ms. deadline: (R,) ms after arrival. model: (R,) index in the profile. priority: (R,).
         window: (4,) least and greatest arrivals per ms that an episode is stretched to (0: as recorded), and least and
-            greatest duration in ms (0: the whole).
+            greatest duration in ms (0: the whole); by LEAST_RATE, MOST_RATE, LEAST_LENGTH and MOST_LENGTH.
     """
 
     arrival: np.ndarray
@@ -100,14 +103,18 @@ def load_workload(config: EnvConfig, profile: Profile) -> Workload:
 @njit
 def cut(world, recording, env, seed):
     """Put the window that ``seed`` draws into ``w.request[e]`` and set ``w.episode[e].n``; stops when the room is full."""
-    own = draws.mix(seed, 13)
+    own = draws.mix(seed, draws.WINDOW)
     total = recording.arrival.shape[0]
     span = recording.arrival[total - 1]
-    rate = recording.window[0] + (recording.window[1] - recording.window[0]) * draws.uniform(own, 0)
+    rate = recording.window[LEAST_RATE] + (recording.window[MOST_RATE] - recording.window[LEAST_RATE]) * draws.uniform(
+        own, 0
+    )
     stretch = 1.0
     if rate > 0.0 and span > 0.0:
         stretch = total / span / rate
-    length = recording.window[2] + (recording.window[3] - recording.window[2]) * draws.uniform(own, 1)
+    length = recording.window[LEAST_LENGTH] + (
+        recording.window[MOST_LENGTH] - recording.window[LEAST_LENGTH]
+    ) * draws.uniform(own, 1)
     start = 0.0
     end = np.inf
     if length > 0.0:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from envs.scheduling import rng
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import observe
 from envs.scheduling.operations import mask as write_mask
 from envs.scheduling.operations import valid
-from envs.scheduling.rng import mix
 from envs.scheduling.state import OUTCOMES
 from envs.simulation.events import act, begin, run_to_decision
 from envs.simulation.generate import generate
@@ -147,6 +147,14 @@ def advance_range(
             for i in range(obs.shape[1]):
                 out.final_obs[env, i] = obs[env, i]
             begin_episode(
-                state, world, tables, truth, generator, recording, randomiser, env, mix(world.episode[env].seed, 7)
+                state,
+                world,
+                tables,
+                truth,
+                generator,
+                recording,
+                randomiser,
+                env,
+                rng.mix(world.episode[env].seed, rng.NEXT_EPISODE),
             )
         write_mask(state, tables, env, masks[env])

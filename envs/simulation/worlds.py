@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from envs.profiles.profile import Profile
+from envs.scheduling import rng
 from envs.scheduling.jit import bind
-from envs.scheduling.rng import mix
+from envs.scheduling.state import MET
 from envs.simulation.capacity import make_generator, measure_capacity
-from envs.simulation.config import EnvConfig, load_profile
+from envs.simulation.config import EnvConfig, served_profile
 from envs.simulation.randomise import make_randomiser
 from envs.simulation.recording import load_workload, make_recording, no_recording
 from envs.simulation.simulator import Simulator
@@ -32,7 +33,7 @@ PARTS = 4  # of the worlds for each thread; a thread takes as many of all as it 
 def world_seed(seed: int) -> np.uint64:
     """Seed of a world's first episode from a user's seed: neighbouring seeds give unrelated worlds."""
     with np.errstate(over="ignore"):
-        return np.uint64(mix(np.uint64(seed % 2**64), 0))
+        return np.uint64(rng.mix(np.uint64(seed % 2**64), 0))
 
 
 class Worlds:
@@ -72,7 +73,7 @@ class Worlds:
         self.config = config
         self.n = n
         self.autoreset = autoreset
-        self.profile = profile or load_profile(config)
+        self.profile = profile or served_profile(config)
         self.capacity_rps = measure_capacity(self.profile, config.streams, config.model_share, config.noise)
         self._set_source(config, workload)
         self.sim = Simulator(
@@ -169,7 +170,7 @@ class Worlds:
     def next_seeds(self) -> np.ndarray:
         """(N,) uint64: seeds of the episodes that follow those under way."""
         with np.errstate(over="ignore"):
-            return np.array([mix(s, 7) for s in self.seeds], np.uint64)
+            return np.array([rng.mix(s, rng.NEXT_EPISODE) for s in self.seeds], np.uint64)
 
     def violations(self, index: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Violation rates (n, 2) by priority and requests (n, 2) of the episodes that ended last in worlds ``index``.
@@ -179,7 +180,7 @@ class Worlds:
         count = self.out.final_count[index]
         total = count.sum(axis=2)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return 1.0 - count[:, :, 1] / total, total
+            return 1.0 - count[:, :, MET] / total, total
 
     def _arrays(self) -> dict[str, np.ndarray]:
         groups: dict[str, Any] = {

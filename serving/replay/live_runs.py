@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from agents.learned.names import SERVED, resolve
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine

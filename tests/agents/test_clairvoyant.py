@@ -20,7 +20,7 @@ from agents.evaluation.clairvoyant import (
 from agents.evaluation.rollout import run
 from agents.evaluation.suites import workload_for
 from agents.learned.names import resolve
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from envs.scheduling.operations import valid
 from envs.simulation.simulator import Simulator

@@ -11,13 +11,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from agents.evaluate import evaluate, main, named_profile, suites
+from agents.evaluate import evaluate, main, suites
 from agents.evaluation import metric
 from agents.evaluation.report import write_report
 from agents.evaluation.rollout import finish_range, run
 from agents.evaluation.statistics import bootstrap, difference, digest, weighted_rate
 from agents.evaluation.suites import UNSEEN, Suite, workload_for
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
+from envs.profiles.profile import Profile
 from envs.simulation.events import step
 from envs.simulation.simulator import Simulator
 from traces.workload import WorkloadConfig
@@ -67,7 +68,7 @@ def test_the_order_of_rows_does_not_change_what_is_paired(frame: pd.DataFrame) -
 
 
 def test_one_compiled_loop_serves_all_policies_and_does_what_stepping_does() -> None:
-    profile = named_profile("cpu2")
+    profile = Profile.load("cpu2")
     workload = workload_for("bursty", 300.0, 500.0, profile, WorkloadConfig(), 1)
     for name in ("strait", "triton"):
         policy = make_policy(name)
@@ -85,7 +86,7 @@ def test_one_compiled_loop_serves_all_policies_and_does_what_stepping_does() -> 
 
 
 def test_deciding_follows_the_state_and_tables_that_it_is_given() -> None:
-    profile = named_profile("cpu2")
+    profile = Profile.load("cpu2")
     policy = make_policy("fifo")
     sims = [Simulator(profile, 1, 4), Simulator(profile.select(profile.models[:2]), 1, 4)]
     for sim in sims:
@@ -94,7 +95,7 @@ def test_deciding_follows_the_state_and_tables_that_it_is_given() -> None:
 
 
 def test_finish_range_runs_only_the_worlds_in_its_range() -> None:
-    profile = named_profile("cpu2")
+    profile = Profile.load("cpu2")
     policy = make_policy("fifo", 2)
     sim = Simulator(profile, 2, 4)
     sim.load([workload_for("poisson", 200.0, 200.0, profile, WorkloadConfig(), 1)])
@@ -104,10 +105,10 @@ def test_finish_range_runs_only_the_worlds_in_its_range() -> None:
 
 
 def test_unseen_models_are_kept_for_their_suite() -> None:
-    profile = named_profile("cpu2")
+    profile = Profile.load("cpu2")
     for name, suite in suites().items():
         assert bool(set(UNSEEN) & set(suite.select(profile).models)) == (name == "unseen"), name
-    assert named_profile("gpu-v100").models == suites()["quick"].select(named_profile("gpu-v100")).models
+    assert Profile.load("gpu-v100").models == suites()["quick"].select(Profile.load("gpu-v100")).models
 
 
 def test_report_has_results_pictures_and_tensorboard(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiny_training import tiny
 from agents.evaluation.rollout import request_table, run
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import read_policy
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from agents.training import cli as train_cli
 from agents.training import from_log
 from agents.training.from_log import Loop, close_loop, profile_of, read_log, shadow, violated_weight

@@ -14,7 +14,8 @@ from agents.evaluation.clairvoyant import world_rows
 from agents.learned.forward import CHOSEN
 from agents.learned.network import MASKED
 from agents.learned.policy import LearnedPolicy
-from agents.policies.base import call_compiled, make_policy
+from agents.policies.base import call_compiled
+from agents.policies.registry import make_policy
 from agents.training.callbacks import weights_of
 from agents.training.config import PPOConfig
 from agents.training.learner import SchedulerPPO, make_model
@@ -23,7 +24,7 @@ from agents.training.strait_bonus import Prior
 from agents.training.warm_start import ImitateConfig, imitate
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY
-from envs.simulation.config import load_profile
+from envs.simulation.config import served_profile
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.workload import Workload
@@ -97,7 +98,7 @@ def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() ->
 
 
 def test_being_late_later_gains_nothing() -> None:
-    profile = load_profile(ENV)
+    profile = served_profile(ENV)
     strait = make_policy("strait", 1)
     sim = Simulator(profile, 1, 1, 1, noise=False)
     workload = Workload(np.zeros(1), np.zeros(1), np.ones(1), np.array([0.1]), profile.models)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st_
 
 from agents.evaluation.rollout import run
 from agents.learned.names import ABLATIONS, resolve
-from agents.policies.base import Policy, kinds, make_policy
+from agents.policies.base import Policy
+from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.scheduling.forecast import invalidate_forecast
 from envs.scheduling.operations import action_of, candidate_of, clear, dispatch, enqueue, mask

@@ -11,7 +11,7 @@ import pytest
 
 from agents.evaluation.suites import SYNTHETIC, UNSEEN
 from agents.learned.names import SERVED, TUNED, resolve, tuned, tuned_path
-from agents.policies.base import kinds, make_policy
+from agents.policies.registry import kinds, make_policy
 from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
 from traces.errors import InputError
 

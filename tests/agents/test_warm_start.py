@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tiny_training import ENV
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from agents.training.config import PPOConfig
 from agents.training.learner import make_model
 from agents.training.warm_start import ImitateConfig, discounted, imitate

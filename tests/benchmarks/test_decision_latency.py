@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from benchmarks.decision_latency import STREAMS, busy_simulator, fill, main
 from envs.profiles.profile import Profile
 

@@ -15,7 +15,7 @@ import pytest
 
 from agents.evaluation import metric
 from agents.evaluation.rollout import request_table, run
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from benchmarks import sim_to_live
 from benchmarks.live import __main__ as live
 from benchmarks.live import simulated as live_simulated

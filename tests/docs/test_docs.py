@@ -24,7 +24,7 @@ import yaml
 
 import serve
 from agents.evaluation.rollout import request_table, run
-from agents.policies.base import kinds, make_policy
+from agents.policies.registry import kinds, make_policy
 from agents.training.cli import plain_parser, settings
 from benchmarks.interference.coruns import errors, finish, folds, from_measurements
 from benchmarks.interference.cross_validation import cross_validate

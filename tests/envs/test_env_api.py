@@ -17,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401
 from envs.dual_priority import DualPriorityEnv
 from envs.registration import VARIANTS
+from envs.scheduling import observation
 from envs.simulation.config import EnvConfig
 from envs.vector import DualPriorityVectorEnv
 from traces.errors import InputError
@@ -236,3 +237,10 @@ def test_vector_environment_draws_each_world() -> None:
 def test_unknown_render_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="ansi"):
         DualPriorityEnv(render_mode="ansi")
+
+
+def test_docstring_lists_the_features_that_are_observed() -> None:
+    rows = "\n".join(line.strip() for line in str(DualPriorityEnv.__doc__).splitlines())
+    assert observation.feature_table() in rows
+    for names, module in ((observation.CANDIDATE_FEATURES, observation), (observation.SUMMARY_FEATURES, observation)):
+        assert [getattr(module, name.upper()) for name in names] == list(range(len(names)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.config import EnvConfig, RandomiseConfig
 from envs.simulation.worlds import Worlds, world_seed

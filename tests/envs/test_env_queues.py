@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents.evaluation.rollout import run
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from envs.simulation.simulator import Simulator

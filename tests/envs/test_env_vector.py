@@ -9,7 +9,7 @@ import pytest
 
 from envs.dual_priority import DualPriorityEnv
 from envs.sb3 import SB3VecEnv
-from envs.scheduling.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY
+from envs.scheduling.observation import DURATION, N_CANDIDATE, N_SUMMARY, SLACK, SLACK_P90
 from envs.simulation.config import EnvConfig, RandomiseConfig
 from envs.simulation.worlds import Worlds
 from envs.vector import DualPriorityVectorEnv
@@ -19,7 +19,7 @@ CONFIG = EnvConfig(duration_ms=(80.0, 160.0), end_ms=200.0)
 RANDOM = EnvConfig(
     duration_ms=(80.0, 160.0),
     end_ms=200.0,
-    randomise=RandomiseConfig(solo_error=0.1, speed_error=0.1, slowdown_error=0.2, min_streams=2),
+    randomise=RandomiseConfig(solo_error=0.1, device_error=0.1, slowdown_error=0.2, min_streams=2),
 )
 N = 5
 
@@ -237,7 +237,7 @@ def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None
         worlds.step(np.argmax(rng.random(worlds.masks.shape) * worlds.masks, axis=1))
         rows = worlds.obs[:, :-N_SUMMARY].reshape(worlds.n, 2, -1, N_CANDIDATE)
         both = (rows[:, 0, :, 0] == 1) & (rows[:, 1, :, 0] == 1)
-        duration = rows[:, :, :, CANDIDATE_FEATURES.index("duration")]
+        duration = rows[:, :, :, DURATION]
         # What a batch would take does not depend on its priority.
         assert np.array_equal(duration[:, 0][both], duration[:, 1][both])
         compared += both.sum()
@@ -247,7 +247,7 @@ def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None
 def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
     worlds = Worlds(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
     worlds.reset(np.arange(32, dtype=np.uint64))
-    slack, slack_p90 = (CANDIDATE_FEATURES.index(name) for name in ("slack", "slack_p90"))
+    slack, slack_p90 = SLACK, SLACK_P90
     alone = 0
     for _ in range(60):
         state = worlds.sim.state

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.evaluation.rollout import request_table, run
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.scheduling import predictor
 from envs.scheduling.learning import ASYMMETRY, BIAS_RATE, HUBER_BOUND, LEAST_CALIBRATED, learn, set_core_slowdowns

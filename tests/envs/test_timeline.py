@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from agents.timeline import main
 from envs.drawing.timeline import draw_timeline, episode
 from envs.drawing.trace_events import trace_events

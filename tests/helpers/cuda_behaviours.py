@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.engine.batch import _is_out_of_memory
 from serving.engine.engine import Engine

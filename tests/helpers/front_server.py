@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from toy_models import HELD
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.api.config import ApiLimits
 from serving.api.dataplane import DataPlane

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from front_server import make_executor, serving_plane, toy_profile
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.scheduling.state import DROPPED
 from serving.api.admission import Admission
 from serving.api.refusal import Kind, Refusal

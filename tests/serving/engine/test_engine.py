@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from front_server import BLOCKS, until
 
-from agents.policies.base import Policy, make_policy
+from agents.policies.base import Policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cuda_behaviours import GIVEN, Behaviours, Make, Results, run, toy
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.profiles.fit import fit
 from serving.engine.engine import Engine
 from serving.executors.base import Batch, make_executor

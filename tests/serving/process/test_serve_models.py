@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from front_server import BLOCKS, until
 
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
 from serving.config import ServeConfig

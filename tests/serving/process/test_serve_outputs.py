@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from agents.evaluation import metric
-from agents.policies.base import make_policy
+from agents.policies.registry import make_policy
 from envs.drawing.trace_events import BatchRow, RequestRow, trace_events
 from envs.profiles.delays import measured_delays
 from envs.profiles.fit import fit
