@@ -100,7 +100,7 @@ def train_policy(config: DemoConfig, profile: Profile, out: Path, say: Any) -> s
         name=f"train-{time.strftime('%Y%m%d-%H%M%S')}",
         progress=sys.stderr.isatty(),
         tuned_for=SERVED,
-        teacher_tuned=False,
+        strait_tuned=False,
         env=replace(base.env, profile=str(path), models=(), streams=config.streams),
     )
     result = train(settings)

@@ -1,9 +1,9 @@
 """``agents.learned.network.CandidateNet`` without torch: compiled, allocating nothing, reading weights from one vector.
 
-Numbers are float32, as the network was trained in; they lie in the float64 vector and memory that every policy has, two a
-place. The input normalisation is folded into the first layers. Valid candidates are gathered a block at a time with
-features as rows and candidates as columns, so that the inner loops run over candidates that lie side by side (the compiler
-turns them into vector instructions). The policy's own memory holds Strait's, scratch, the logits and the observation.
+Numbers are float32, as the network was trained in; they lie in the float64 vector and memory that every policy has, two per
+place. Matrices lie input by input, so that the inner loops run over outputs that lie side by side: the compiler turns them
+into vector instructions. The input normalisation is folded into the first layers. The policy's own memory holds Strait's,
+scratch, the logits and the observation.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ import numpy as np
 from agents.policies import strait
 from agents.policies.base import MEMORY_SIZE
 from agents.policies.strait import StraitParams
-from envs.scheduling.jit import njit
-from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, observation_size, observe
+from envs.scheduling.jit import inlined, njit
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
 from envs.scheduling.operations import batches_on_next_core, has_room
 
-# Head of the vector: width, deferral timer in ms, batches a core, logit of Strait's choice. Strait's parameters follow, then
+# Head of the vector: width, deferral timer in ms, batches per core, logit of Strait's choice. Strait's parameters follow, then
 # the weights.
-HIDDEN, TIMER, MAX_BATCHES_PER_CORE, PRIOR, REFERENCE = range(5)
-HEAD = REFERENCE + len(fields(StraitParams))
-# first feature of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid
-CHOSEN = 2.0
-BLOCK = 64  # candidates that are scored together
-LANES = 8  # partial sums and maxima of a row; columns of a block are filled up to a multiple
+HIDDEN, DEFER_MS, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
+HEAD = STRAIT + len(fields(StraitParams))
+CHOSEN = (
+    2.0  # VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid
+)
+# Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, a candidate's two layers,
+# sum and maximum of all embeddings, the hidden layer of DEFER.
+SUMMARY, CONTEXT, FIRST, EMBEDDING, TOTAL, LARGEST, DEFER = range(7)
+N_SCRATCH = 7
+
+
 ZERO = np.float32(0.0)
 LEAST = np.float32(-np.inf)
 
 
-@njit
-def _scratch(hidden):
-    """float32 places before the logits: Strait's memory, a block's features and two layers, sums and maxima, two vectors."""
-    return 2 * MEMORY_SIZE + BLOCK * (N_CANDIDATE + 2 * hidden) + 2 * LANES * hidden + 2 * hidden
-
-
-@njit
-def _observation_at(hidden, n_candidates):
-    return _scratch(hidden) + n_candidates + 1
+@inlined
+def _logits_at(hidden):
+    """Place of the logits in the memory's float32 numbers, behind Strait's memory and the scratch."""
+    return 2 * MEMORY_SIZE + N_SCRATCH * hidden
 
 
 def memory_size(hidden: int, n_candidates: int) -> int:
-    """Floats of scratch that a decision among ``n_candidates`` needs."""
-    return (_observation_at(hidden, n_candidates) + observation_size(n_candidates) + 1) // 2
+    """Floats of memory that a decision among ``n_candidates`` needs."""
+    return (_logits_at(hidden) + n_candidates + 1 + observation_size(n_candidates) + 1) // 2
 
 
 def logits_of(memory: np.ndarray, hidden: int, n_candidates: int) -> np.ndarray:
     """The logits (A,) that ``score`` left in ``memory``; a view."""
-    at = _scratch(hidden)
+    at = _logits_at(hidden)
     return memory.view(np.float32)[at : at + n_candidates + 1]
 
 
 def observation_of(memory: np.ndarray, hidden: int, n_candidates: int) -> np.ndarray:
     """Where in ``memory`` ``score`` reads the observation; a view."""
-    at = _observation_at(hidden, n_candidates)
+    at = _logits_at(hidden) + n_candidates + 1
     return memory.view(np.float32)[at : at + observation_size(n_candidates)]
 
 
-def pack(weights: Mapping[str, np.ndarray], timer_ms: float, max_batches_per_core: float = 0.0) -> np.ndarray:
+def pack(weights: Mapping[str, np.ndarray], defer_ms: float, max_batches_per_core: float = 0.0) -> np.ndarray:
     """The weights of a ``CandidateNet`` (its state dict as arrays) as one vector for ``choose``.
 
     Args:
         weights: arrays by name; the value head is not needed.
-        timer_ms: a deferral ends after so long, if no event ends it before.
+        defer_ms: a deferral ends after so long, if no event ends it before.
         max_batches_per_core: batches that may share a core where the network decides; 0: no limit.
     """
     w = {k: np.array(v, np.float64) for k, v in weights.items()}
@@ -73,65 +73,71 @@ def pack(weights: Mapping[str, np.ndarray], timer_ms: float, max_batches_per_cor
     for layer in ("summary", "candidate"):
         w[f"{layer}.weight"] /= w[f"{layer}_std"]
         w[f"{layer}.bias"] -= w[f"{layer}.weight"] @ w[f"{layer}_mean"]
-    # What one vector goes through lies input by input, what a block goes through output by output.
-    for layer in ("summary", "context", "defer"):
-        w[f"{layer}.weight"] = w[f"{layer}.weight"].T
-    parts = [w["summary.bias"], w["summary.weight"], w["candidate.bias"], w["candidate.weight"], w["context.weight"]]
-    for layer in ("embed", "score", "defer", "defer_out"):
-        parts += [w[f"{layer}.bias"], w[f"{layer}.weight"]]
-    flat = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+    # The candidates' bias goes into what the summary adds to them.
+    w["context.bias"] = w["candidate.bias"]
+    w["candidate.bias"] = np.zeros(0)
+    parts = []
+    for layer in ("summary", "context", "candidate", "embed", "score", "defer", "defer_out"):
+        parts += [w[f"{layer}.bias"], w[f"{layer}.weight"].T.ravel()]
+    flat = np.concatenate(parts).astype(np.float32)
     packed = np.zeros(HEAD + (len(flat) + 1) // 2)
-    packed[:REFERENCE] = hidden, timer_ms, max_batches_per_core, w["prior"][0]
-    packed[REFERENCE:HEAD] = w["reference"]
+    packed[:STRAIT] = hidden, defer_ms, max_batches_per_core, w["strait_bonus"][0]
+    packed[STRAIT:HEAD] = w["strait"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat
     return packed
 
 
-@njit
-def _add_layer(world, n_in, x, n_out, y, width):
-    """Add the product of the matrix w (n_out, n_in) and x (n_in, BLOCK) to y (n_out, BLOCK), the first ``width`` columns."""
-    for j in range(n_out):
-        # Slices, not offsets: an index that may be negative would be tested for it, which stops vector instructions.
-        row = y[j * BLOCK : j * BLOCK + width]
-        k = 0
-        while k + 4 <= n_in:
-            at = j * n_in + k
-            w0 = world[at]
-            w1 = world[at + 1]
-            w2 = world[at + 2]
-            w3 = world[at + 3]
-            x0 = x[k * BLOCK : k * BLOCK + width]
-            x1 = x[(k + 1) * BLOCK : (k + 1) * BLOCK + width]
-            x2 = x[(k + 2) * BLOCK : (k + 2) * BLOCK + width]
-            x3 = x[(k + 3) * BLOCK : (k + 3) * BLOCK + width]
-            for c in range(width):
-                row[c] += w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c]
-            k += 4
-        while k < n_in:
-            w0 = world[j * n_in + k]
-            x0 = x[k * BLOCK : k * BLOCK + width]
-            for c in range(width):
-                row[c] += w0 * x0[c]
-            k += 1
+@inlined
+def _add_product(w, at, x, y):
+    """Add to y (n_out,) the product of x (n_in,) and the matrix at w[at:], (n_in, n_out)."""
+    n = y.shape[0]
+    i = 0
+    # Eight inputs at a time: each output is loaded and stored once for all of them.
+    while i + 8 <= x.shape[0]:
+        x0, x1, x2, x3, x4, x5, x6, x7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
+        rows = w[at + i * n : at + (i + 8) * n]
+        for j in range(n):
+            low = x0 * rows[j] + x1 * rows[n + j] + x2 * rows[2 * n + j] + x3 * rows[3 * n + j]
+            high = x4 * rows[4 * n + j] + x5 * rows[5 * n + j] + x6 * rows[6 * n + j] + x7 * rows[7 * n + j]
+            y[j] += low + high
+        i += 8
+    while i < x.shape[0]:
+        row = w[at + i * n : at + (i + 1) * n]
+        for j in range(n):
+            y[j] += x[i] * row[j]
+        i += 1
 
 
-@njit
-def _relu(y, n_rows, width):
-    for j in range(n_rows):
-        row = y[j * BLOCK : j * BLOCK + width]
-        for c in range(width):
-            row[c] = ZERO if row[c] < ZERO else row[c]  # max would be slow: it does not become a vector instruction
+@inlined
+def _dot(x, y):
+    """Inner product of two vectors, in four partial sums that do not wait for each other."""
+    a, b, c, d = ZERO, ZERO, ZERO, ZERO
+    i = 0
+    while i + 4 <= x.shape[0]:
+        a += x[i] * y[i]
+        b += x[i + 1] * y[i + 1]
+        c += x[i + 2] * y[i + 2]
+        d += x[i + 3] * y[i + 3]
+        i += 4
+    while i < x.shape[0]:
+        a += x[i] * y[i]
+        i += 1
+    return (a + b) + (c + d)
 
 
-@njit
-def _add_vector(world, at, x, y):
-    """Add the product of the matrix at w[at:], (n_in, n_out), and x (n_in,) to y (n_out,)."""
-    n_out = y.shape[0]
-    for k in range(x.shape[0]):
-        value = x[k]
-        row = world[at + k * n_out : at + (k + 1) * n_out]
-        for j in range(n_out):
-            y[j] += value * row[j]
+@inlined
+def _dense(w, at, x, y):
+    """Let y (n_out,) be the rectified layer at w[at:] (bias, then matrix) of x (n_in,)."""
+    for j in range(y.shape[0]):
+        y[j] = w[at + j]
+    _add_product(w, at + y.shape[0], x, y)
+    _rectify(y)
+
+
+@inlined
+def _rectify(y):
+    for j in range(y.shape[0]):
+        y[j] = ZERO if y[j] < ZERO else y[j]  # max would not become a vector instruction
 
 
 @njit
@@ -139,128 +145,88 @@ def score(params, memory, n_candidates):
     """Logits of all actions from the observation in ``memory``, written before it; -inf where not valid.
 
     Args:
-        p: packed weights. memory: (memory_size,) scratch of one scheduler. n_candidates: actions without DEFER.
+        params: packed weights.
+        memory: (memory_size,) of one scheduler.
+        n_candidates: actions without DEFER.
 
     Returns:
         Index of the action with the largest logit, DEFER being ``n_candidates``.
     """
     h = int(params[HIDDEN])
     w = params[HEAD:].view(np.float32)
-    prior = np.float32(params[PRIOR])
-    f = memory.view(np.float32)
-    logits = f[_scratch(h) : _scratch(h) + n_candidates + 1]
-    obs = f[_observation_at(h, n_candidates) :]
-    f = f[2 * MEMORY_SIZE :]
-    features = f[: N_CANDIDATE * BLOCK]
-    first = f[N_CANDIDATE * BLOCK : (N_CANDIDATE + h) * BLOCK]
-    second = f[(N_CANDIDATE + h) * BLOCK : (N_CANDIDATE + 2 * h) * BLOCK]
-    at = (N_CANDIDATE + 2 * h) * BLOCK
-    sums = f[at : at + h * LANES]
-    peaks = f[at + h * LANES : at + 2 * h * LANES]
-    embed = f[at + 2 * h * LANES : at + 2 * h * LANES + h]
-    context = f[at + 2 * h * LANES + h : at + 2 * h * LANES + 2 * h]
-    candidate_b = h + N_SUMMARY * h
-    context_w = candidate_b + h + N_CANDIDATE * h
-    embed_b = context_w + h * h
-    score_b = embed_b + h + h * h
-    defer_b = score_b + 1 + h
-    out_b = defer_b + h + 3 * h * h
-    summary = n_candidates * N_CANDIDATE
+    numbers = memory.view(np.float32)
+    bonus = np.float32(params[STRAIT_BONUS])
+    # Where each layer begins.
+    context_at = h + N_SUMMARY * h
+    candidate_at = context_at + h + h * h
+    embed_at = candidate_at + N_CANDIDATE * h
+    score_at = embed_at + h + h * h
+    defer_at = score_at + 1 + h
+    out_at = defer_at + h + 3 * h * h
+    scratch = numbers[2 * MEMORY_SIZE : _logits_at(h)]
+    summary = scratch[SUMMARY * h : (SUMMARY + 1) * h]
+    context = scratch[CONTEXT * h : (CONTEXT + 1) * h]
+    first = scratch[FIRST * h : (FIRST + 1) * h]
+    embedding = scratch[EMBEDDING * h : (EMBEDDING + 1) * h]
+    total = scratch[TOTAL * h : (TOTAL + 1) * h]
+    largest = scratch[LARGEST * h : (LARGEST + 1) * h]
+    logits = numbers[_logits_at(h) : _logits_at(h) + n_candidates + 1]
+    obs = numbers[_logits_at(h) + n_candidates + 1 :]
+    _dense(w, 0, obs[n_candidates * N_CANDIDATE : n_candidates * N_CANDIDATE + N_SUMMARY], summary)
     for j in range(h):
-        embed[j] = w[j]
-        context[j] = w[candidate_b + j]
-    _add_vector(w, h, obs[summary : summary + N_SUMMARY], embed)
-    for j in range(h):
-        embed[j] = max(embed[j], ZERO)
-    _add_vector(w, context_w, embed, context)
-    for j in range(h * LANES):
-        sums[j] = ZERO
-        peaks[j] = ZERO
+        context[j] = w[context_at + j]
+        total[j] = ZERO
+        largest[j] = ZERO
+    _add_product(w, context_at + h, summary, context)
     n_valid = 0
-    n_chosen = 0
+    strait_defers = True
     best = n_candidates
     best_logit = LEAST
-    begin = 0
-    while begin < n_candidates:
-        n = 0
-        end = begin
-        while end < n_candidates and n < BLOCK:
-            logits[end] = LEAST
-            row = obs[end * N_CANDIDATE : (end + 1) * N_CANDIDATE]
-            if row[0] > 0.5:
-                for k in range(N_CANDIDATE):
-                    features[k * BLOCK + n] = row[k]
-                n += 1
-            end += 1
-        width = (n + LANES - 1) // LANES * LANES
-        for k in range(N_CANDIDATE):
-            for c in range(n, width):
-                features[k * BLOCK + c] = ZERO
+    for i in range(n_candidates):
+        row = obs[i * N_CANDIDATE : (i + 1) * N_CANDIDATE]
+        logits[i] = LEAST
+        if row[VALID] < 0.5:
+            continue
+        n_valid += 1
         for j in range(h):
-            bias = context[j]
-            row = first[j * BLOCK : j * BLOCK + width]
-            for c in range(width):
-                row[c] = bias
-            bias = w[embed_b + j]
-            row = second[j * BLOCK : j * BLOCK + width]
-            for c in range(width):
-                row[c] = bias
-        _add_layer(w[candidate_b + h :], N_CANDIDATE, features, h, first, width)
-        _relu(first, h, width)
-        _add_layer(w[embed_b + h :], h, first, h, second, width)
-        _relu(second, h, width)
-        # The features are not needed any more: their first row takes the scores.
-        scores = features[:width]
-        for c in range(width):
-            scores[c] = w[score_b]
+            first[j] = context[j]
+        _add_product(w, candidate_at, row, first)
+        _rectify(first)
+        _dense(w, embed_at, first, embedding)
         for j in range(h):
-            weight = w[score_b + 1 + j]
-            row = second[j * BLOCK : j * BLOCK + width]
-            for c in range(width):
-                scores[c] += weight * row[c]
-            for c in range(n, width):
-                row[c] = ZERO
-            total = sums[j * LANES : (j + 1) * LANES]
-            peak = peaks[j * LANES : (j + 1) * LANES]
-            for c in range(0, width, LANES):
-                part = row[c : c + LANES]
-                for lane in range(LANES):
-                    total[lane] += part[lane]
-                    peak[lane] = part[lane] if part[lane] > peak[lane] else peak[lane]
-        c = 0
-        for i in range(begin, end):
-            if obs[i * N_CANDIDATE] > 0.5:
-                logit = scores[c]
-                if obs[i * N_CANDIDATE] > CHOSEN - 0.5:
-                    logit += prior
-                    n_chosen += 1
-                logits[i] = logit
-                if logit > best_logit:
-                    best_logit = logit
-                    best = i
-                c += 1
-        n_valid += n
-        begin = end
-    # The scratch of a block is free: the DEFER head's input and hidden layer.
-    pooled = first[: 3 * h]
-    hidden = second[:h]
+            total[j] += embedding[j]
+            largest[j] = embedding[j] if embedding[j] > largest[j] else largest[j]
+        logit = w[score_at] + _dot(w[score_at + 1 : defer_at], embedding)
+        if row[VALID] > CHOSEN - 0.5:
+            logit += bonus
+            strait_defers = False
+        logits[i] = logit
+        if logit > best_logit:
+            best_logit = logit
+            best = i
+    logits[n_candidates] = _defer_logit(w, defer_at, out_at, scratch, h, n_valid)
+    if strait_defers:
+        logits[n_candidates] += bonus
+    # Not "DEFER's > best": with weights that give nan, no comparison holds and the safe choice is DEFER.
+    return best if best_logit >= logits[n_candidates] else n_candidates
+
+
+@inlined
+def _defer_logit(w, defer_at, out_at, scratch, h, n_valid):
+    """Logit of DEFER from the summary's embedding and the mean and maximum of the candidates'."""
+    hidden = scratch[DEFER * h : (DEFER + 1) * h]
+    total = scratch[TOTAL * h : (TOTAL + 1) * h]
     for j in range(h):
-        total = ZERO
-        peak = ZERO
-        for lane in range(LANES):
-            total += sums[j * LANES + lane]
-            peak = max(peak, peaks[j * LANES + lane])
-        pooled[j] = embed[j]
-        pooled[h + j] = total / np.float32(max(n_valid, 1))
-        pooled[2 * h + j] = peak
-        hidden[j] = w[defer_b + j]
-    _add_vector(w, defer_b + h, pooled, hidden)
-    logit = w[out_b] + (prior if n_chosen == 0 else ZERO)
+        hidden[j] = w[defer_at + j]
+        total[j] /= np.float32(max(n_valid, 1))
+    matrix_at = defer_at + h
+    _add_product(w, matrix_at, scratch[SUMMARY * h : (SUMMARY + 1) * h], hidden)
+    _add_product(w, matrix_at + h * h, total, hidden)
+    _add_product(w, matrix_at + 2 * h * h, scratch[LARGEST * h : (LARGEST + 1) * h], hidden)
+    logit = w[out_at]
     for j in range(h):
-        logit += w[out_b + 1 + j] * max(hidden[j], ZERO)
-    logits[n_candidates] = logit
-    # Not "logit > best": with weights that give nan, no comparison holds and the safe choice is DEFER.
-    return best if best_logit >= logit else n_candidates
+        logit += w[out_at + 1 + j] * max(hidden[j], ZERO)
+    return logit
 
 
 @njit
@@ -270,23 +236,16 @@ def choose(state, tables, memory, env, params):
     own = state.scheduler[env]
     if own.n_queued == 0 or not has_room(state, tables, env):
         return n_candidates, np.inf
+    choice, wake = strait.choose(state, tables, memory, env, params[STRAIT:HEAD])
     if params[MAX_BATCHES_PER_CORE] > 0.0 and batches_on_next_core(state, env) > params[MAX_BATCHES_PER_CORE]:
-        # In training no batch shared a core. Strait knows when one should.
-        return (
-            strait.choose(state, tables, memory, env, params[REFERENCE:HEAD])
-            if params[PRIOR] > 0.0
-            else (n_candidates, np.inf)
-        )
-    at = _observation_at(int(params[HIDDEN]), n_candidates)
-    size = n_candidates * N_CANDIDATE + N_SUMMARY
-    if at + size > 2 * memory.shape[1]:
+        return choice, wake  # in training no batch shared a core; Strait knows when one should
+    at = _logits_at(int(params[HIDDEN])) + n_candidates + 1
+    n_features = n_candidates * N_CANDIDATE + N_SUMMARY
+    if at + n_features > 2 * memory.shape[1]:
         return -1, np.inf  # no room; LearnedPolicy checks before it asks
-    reference = n_candidates
-    if params[PRIOR] > 0.0:
-        reference, _ = strait.choose(state, tables, memory, env, params[REFERENCE:HEAD])
-    obs = memory[env].view(np.float32)[at : at + size]
+    obs = memory[env].view(np.float32)[at : at + n_features]
     observe(state, tables, env, obs)
-    if reference < n_candidates:
-        obs[reference * N_CANDIDATE] = CHOSEN
+    if choice < n_candidates:
+        obs[choice * N_CANDIDATE + VALID] = CHOSEN
     action = score(params, memory[env], n_candidates)
-    return action, (own.now + params[TIMER] if action == n_candidates else np.inf)
+    return action, (own.now + params[DEFER_MS] if action == n_candidates else np.inf)

@@ -39,19 +39,19 @@ class CandidateNet(nn.Module):
         reference: values of Strait's parameters, whose choice is marked.
     """
 
-    prior: Tensor
-    reference: Tensor
+    strait_bonus: Tensor
+    strait: Tensor
     candidate_mean: Tensor
     candidate_std: Tensor
     summary_mean: Tensor
     summary_std: Tensor
 
-    def __init__(self, hidden: int = 32, prior: float = 0.0, reference: Sequence[float] | None = None) -> None:
+    def __init__(self, hidden: int = 32, strait_bonus: float = 4.5, strait: Sequence[float] | None = None) -> None:
         super().__init__()
         self.hidden = hidden
-        self.register_buffer("prior", torch.tensor([prior]))
-        values = astuple(StraitParams()) if reference is None else reference
-        self.register_buffer("reference", torch.tensor([float(v) for v in values]))
+        self.register_buffer("strait_bonus", torch.tensor([strait_bonus]))
+        values = astuple(StraitParams()) if strait is None else strait
+        self.register_buffer("strait", torch.tensor([float(v) for v in values]))
         self.register_buffer("candidate_mean", torch.zeros(N_CANDIDATE))
         self.register_buffer("candidate_std", torch.ones(N_CANDIDATE))
         self.register_buffer("summary_mean", torch.zeros(N_SUMMARY))
@@ -115,7 +115,7 @@ class CandidateNet(nn.Module):
         value = self.value_out(torch.relu(self.value(pooled))).squeeze(1)
         # Where no candidate is marked, Strait defers.
         chosen = torch.cat((chosen, ~chosen.any(1, keepdim=True)), 1)
-        return torch.cat((logits.view(n, -1), defer), 1) + self.prior * chosen, value
+        return torch.cat((logits.view(n, -1), defer), 1) + self.strait_bonus * chosen, value
 
 
 class CandidatePolicy(MaskableActorCriticPolicy):
@@ -124,7 +124,7 @@ class CandidatePolicy(MaskableActorCriticPolicy):
     Args:
         observation_space: Box of ``envs.scheduling.observation`` shape. action_space: Discrete, one action per candidate
             and DEFER.
-        lr_schedule: learning rate by progress. hidden: width of the layers. prior, reference: see ``CandidateNet``.
+        lr_schedule: learning rate by progress. hidden, strait_bonus, strait: see ``CandidateNet``.
         kwargs: as the base class.
     """
 
@@ -134,11 +134,11 @@ class CandidatePolicy(MaskableActorCriticPolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         hidden: int = 32,
-        prior: float = 0.0,
-        reference: Sequence[float] | None = None,
+        strait_bonus: float = 4.5,
+        strait: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.settings: dict[str, Any] = {"hidden": hidden, "prior": prior, "reference": reference}
+        self.settings: dict[str, Any] = {"hidden": hidden, "strait_bonus": strait_bonus, "strait": strait}
         expected = (int(action_space.n) - 1) * N_CANDIDATE + N_SUMMARY
         if observation_space.shape != (expected,):
             raise InputError(

@@ -55,8 +55,8 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     """Arrays of a policy file and their shapes, by the width of the layers."""
     h = hidden
     return {
-        "prior": (1,),
-        "reference": (len(fields(StraitParams)),),
+        "strait_bonus": (1,),
+        "strait": (len(fields(StraitParams)),),
         "candidate_mean": (N_CANDIDATE,),
         "candidate_std": (N_CANDIDATE,),
         "summary_mean": (N_SUMMARY,),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from agents.evaluation import metric
 from agents.learned.network import CandidatePolicy
 from agents.learned.policy import LearnedPolicy
-from agents.training.paired_evaluation import Duel, Score
+from agents.training.paired_evaluation import PairedEvaluation, Score
 from envs.drawing.frame import draw
 from envs.scheduling.state import OUTCOMES, PRIORITIES
 from envs.simulation.generate import RATE
@@ -106,11 +106,11 @@ class RolloutCallback(UpdateCallback):
         model.dump_logs(model.num_timesteps // (model.n_steps * model.n_envs))  # type: ignore[attr-defined,call-arg]
 
 
-class DuelCallback(UpdateCallback):
+class EvaluationCallback(UpdateCallback):
     """Compares the policy with the reference on held-out workloads, and keeps the best.
 
     Args:
-        duel: the comparison.
+        evaluation: the comparison.
         every: decisions between comparisons.
         save: called with True when the policy is the best so far, after each comparison.
         worlds: worlds that a picture is drawn of.
@@ -120,9 +120,9 @@ class DuelCallback(UpdateCallback):
         latest: the last mean difference.
     """
 
-    def __init__(self, duel: Duel, every: int, save: Callable[[bool], None], worlds: Worlds) -> None:
+    def __init__(self, evaluation: PairedEvaluation, every: int, save: Callable[[bool], None], worlds: Worlds) -> None:
         super().__init__()
-        self.duel = duel
+        self.evaluation = evaluation
         self.every = every
         self.save = save
         self.worlds = worlds
@@ -142,17 +142,17 @@ class DuelCallback(UpdateCallback):
             return
         score = self._score()
         self.last = steps
-        self.latest = float(self.duel.difference(score)[0].mean())
+        self.latest = float(self.evaluation.difference(score)[0].mean())
         self._record(score)
         better = self.latest < self.best
         self.best = min(self.best, self.latest)
-        self.logger.record("duel/best_difference", 100 * self.best)
+        self.logger.record("evaluation/best_difference", 100 * self.best)
         self.save(better)
 
     def _score(self) -> Score:
         config = self.worlds.config
         weights = weights_of(self.model.policy)  # type: ignore[arg-type]
-        return self.duel.score(
+        return self.evaluation.score(
             LearnedPolicy(
                 weights, drop=config.drop, defer_ms=config.defer_ms, max_batches_per_core=config.max_batches_per_core
             )
@@ -166,19 +166,19 @@ class DuelCallback(UpdateCallback):
 
     def _record(self, score: Score) -> None:
         """Differences and rates in percentage points, see ``layout``."""
-        mean, error = self.duel.difference(score)
-        names = [f"load_{load:g}" for load in self.duel.loads] + ["all"]
+        mean, error = self.evaluation.difference(score)
+        names = [f"load_{load:g}" for load in self.evaluation.loads] + ["all"]
         mean = np.append(mean, mean.mean())
         error = np.append(error, np.sqrt((error**2).mean() / len(error)))
         for name, m, s in zip(names, mean, error, strict=True):
-            self.logger.record(f"duel/difference/{name}", 100 * m)
-            self.logger.record(f"duel/standard_error/{name}", 100 * s)
-            self.logger.record(f"duel/lower/{name}", 100 * (m - Z95 * s))
-            self.logger.record(f"duel/upper/{name}", 100 * (m + Z95 * s))
-        for who, rates in (("policy", score), ("reference", self.duel.reference)):
+            self.logger.record(f"evaluation/difference/{name}", 100 * m)
+            self.logger.record(f"evaluation/standard_error/{name}", 100 * s)
+            self.logger.record(f"evaluation/lower/{name}", 100 * (m - Z95 * s))
+            self.logger.record(f"evaluation/upper/{name}", 100 * (m + Z95 * s))
+        for who, rates in (("policy", score), ("reference", self.evaluation.reference)):
             for i, name in enumerate(names[:-1]):
-                self.logger.record(f"duel_{who}/high/{name}", 100 * float(np.nanmean(rates.high[i])))
-                self.logger.record(f"duel_{who}/low/{name}", 100 * float(np.nanmean(rates.low[i])))
+                self.logger.record(f"evaluation_{who}/high/{name}", 100 * float(np.nanmean(rates.high[i])))
+                self.logger.record(f"evaluation_{who}/low/{name}", 100 * float(np.nanmean(rates.low[i])))
         picture = draw(self.worlds.sim.state, self.worlds.profile.models)
         self.logger.record("world/first", Image(picture, "HWC"), exclude=("stdout", "log", "json", "csv"))
 
@@ -187,13 +187,13 @@ def layout(loads: tuple[float, ...], reference: str) -> dict[str, dict[str, list
     """TensorBoard's custom scalars: the first screen answers whether the policy is better than the reference."""
 
     def margin(name: str) -> list:
-        return ["Margin", [f"duel/{part}/{name}" for part in ("difference", "lower", "upper")]]
+        return ["Margin", [f"evaluation/{part}/{name}" for part in ("difference", "lower", "upper")]]
 
     first = {"violated weight minus the reference's, all loads (percentage points, below 0 is better)": margin("all")}
     rates = {
         f"{name} priority, load {load:g} (%)": [
             "Multiline",
-            [f"duel_policy/{name}/load_{load:g}", f"duel_reference/{name}/load_{load:g}"],
+            [f"evaluation_policy/{name}/load_{load:g}", f"evaluation_reference/{name}/load_{load:g}"],
         ]
         for load in loads
         for name in PRIORITIES
@@ -237,13 +237,13 @@ class ProgressCallback(UpdateCallback):
 
     Args:
         done: gives the share of the run that is done.
-        duel: the comparison whose result is shown.
+        evaluation: the comparison whose result is shown.
     """
 
-    def __init__(self, done: Callable[[], float], duel: DuelCallback) -> None:
+    def __init__(self, done: Callable[[], float], evaluation: EvaluationCallback) -> None:
         super().__init__()
         self.done = done
-        self.duel = duel
+        self.evaluation = evaluation
         form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
         self.bar = tqdm(total=1.0, desc="train", bar_format=form)
 
@@ -251,9 +251,9 @@ class ProgressCallback(UpdateCallback):
         """Show where it is."""
         self.bar.n = min(self.done(), 1.0)
         entries = {"decisions": f"{self.model.num_timesteps / 1e6:.2f}M"}
-        if np.isfinite(self.duel.latest):
-            entries["difference"] = f"{100 * self.duel.latest:+.2f}pp"
-            entries["best"] = f"{100 * self.duel.best:+.2f}pp"
+        if np.isfinite(self.evaluation.latest):
+            entries["difference"] = f"{100 * self.evaluation.latest:+.2f}pp"
+            entries["best"] = f"{100 * self.evaluation.best:+.2f}pp"
         self.bar.set_postfix(entries)
 
     def _on_training_end(self) -> None:

@@ -17,7 +17,6 @@ USAGE = """Train the learned scheduling policy.
   python train.py --config quick             a few minutes on two cores
   python train.py --config default -n 50000000 --ppo.learning_rate 1e-4
   python train.py -i runs/ppo-1              go on where an interrupted run stopped
-  python train.py --config quick --tune 20   search hyperparameters with Optuna
   python train.py --from-log LOG --running policy.safetensors --pid PID
                                              refit and fine-tune to what serve.py --record wrote; the file is replaced, and
                                              the server told, if the new policy is better (--adopt FILE: replace another)
@@ -33,7 +32,6 @@ def plain_parser() -> ArgumentParser:
     parser.add_argument("-n", default=None)
     parser.add_argument("-f", "--log-folder", dest="folder", default=None)
     parser.add_argument("--progress", action="store_true")
-    parser.add_argument("--tune", type=int, default=0)
     parser.add_argument("--from-log", "--from_log", default=None)
     parser.add_argument("--running", default=None)
     parser.add_argument("--adopt", default=None)
@@ -61,8 +59,8 @@ def whole(text: str) -> str:
         raise InputError(f"-n: {text!r}; a number of decisions is wanted") from None
 
 
-def settings(args: list[str]) -> tuple[TrainConfig, str | None, int]:
-    """Settings, the run to resume if any, and the number of trials to tune with.
+def settings(args: list[str]) -> tuple[TrainConfig, str | None]:
+    """Settings, and the run to resume if any.
 
     Raises:
         InputError: a flag or the configuration is malformed.
@@ -76,7 +74,7 @@ def settings(args: list[str]) -> tuple[TrainConfig, str | None, int]:
     if known.progress:
         flags.append("--progress=true")
     if known.resume is None:
-        return load_config(known.config or "default", flags), None, known.tune
+        return load_config(known.config or "default", flags), None
     from agents.training.checkpoint import find_checkpoint
     from agents.training.run_folder import CONFIG
 
@@ -85,7 +83,7 @@ def settings(args: list[str]) -> tuple[TrainConfig, str | None, int]:
     run, _ = find_checkpoint(known.resume)
     if not (run / CONFIG).is_file():
         raise InputError(f"--resume: {run} lacks {CONFIG}; it is not the folder of a run")
-    return load_config(run / CONFIG, flags), known.resume, known.tune
+    return load_config(run / CONFIG, flags), known.resume
 
 
 def loop_of(args: list[str]) -> Loop | None:
@@ -100,8 +98,8 @@ def loop_of(args: list[str]) -> Loop | None:
             if getattr(known, name) is not None:
                 raise InputError(f"--{name} goes with --from-log")
         return None
-    if known.resume is not None or known.tune:
-        raise InputError("--from-log goes with neither --resume nor --tune")
+    if known.resume is not None:
+        raise InputError("--from-log does not go with --resume")
     return Loop(known.from_log, known.running, known.adopt, known.pid)
 
 
@@ -113,14 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         loop = loop_of(args)
-        config, resume, trials = settings(args if loop is None else ["--config", "live", *args])
+        config, resume = settings(args if loop is None else ["--config", "live", *args])
         if loop is not None:
             print(json.dumps(close_loop(config, loop)))
-            return 0
-        if trials:
-            from agents.training.tune_ppo import tune
-
-            print(tune(config, trials))
             return 0
         from agents.training.trainer import train
 

@@ -11,7 +11,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from agents.training.lookahead import LookAheadConfig
-from agents.training.warm_start import ImitateConfig
 from envs.simulation.config import EnvConfig
 from traces.errors import InputError
 
@@ -33,25 +32,24 @@ class PPOConfig:
         gae_lambda: trace decay of the advantage estimates.
         tau_ms: time constant of the discount, ms of the worlds' time.
         hidden: width of the network's layers.
-        prior: logit that the teacher's choice begins with (agents.training.strait_bonus; the teacher is then Strait); 0:
-            the network begins with nothing, or with what it imitates.
+        strait_bonus: logit that Strait's choice begins with (agents.training.strait_bonus).
     """
 
     n_envs: int = 256
-    n_steps: int = 64
-    batch_size: int = 4096
-    n_epochs: int = 3
-    learning_rate: float = 5e-4
+    n_steps: int = 128
+    batch_size: int = 8192
+    n_epochs: int = 2
+    learning_rate: float = 3e-5
     final_rate: float = 0.1
     clip_range: float = 0.2
-    ent_coef: float = 0.001
+    ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = 0.03
-    gae_lambda: float = 0.95
-    tau_ms: float = 300.0
+    gae_lambda: float = 0.9
+    tau_ms: float = 1000.0
     hidden: int = 32
-    prior: float = 0.0
+    strait_bonus: float = 4.5
 
     def __post_init__(self) -> None:
         for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"):
@@ -60,8 +58,8 @@ class PPOConfig:
         for name in ("learning_rate", "clip_range", "tau_ms", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"ppo.{name}: {getattr(self, name)}; a number above 0 is wanted")
-        if not self.prior >= 0:
-            raise InputError(f"ppo.prior: {self.prior}; at least 0 is wanted")
+        if not self.strait_bonus > 0:
+            raise InputError(f"ppo.strait_bonus: {self.strait_bonus}; must be above 0")
         if not 0 <= self.gae_lambda <= 1:
             raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; from 0 to 1 is wanted")
         if self.n_envs * self.n_steps < 2:
@@ -69,7 +67,7 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class DuelConfig:
+class EvaluationConfig:
     """Settings of the comparison with the reference policy, on held-out workloads (agents.training.paired_evaluation).
 
     Attributes:
@@ -78,25 +76,24 @@ class DuelConfig:
         confirm: workloads at each load of the last comparison, which no choice was made by; 0: none.
     """
 
-    loads: tuple[float, ...] = (0.8, 1.0, 1.2)
-    workloads: int = 16
+    loads: tuple[float, ...] = (0.6, 0.8, 1.0, 1.2)
+    workloads: int = 32
     duration_ms: float = 4000.0
     confirm: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loads", tuple(self.loads))
         if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"duel.loads: {self.loads}; one or more numbers above 0 are wanted")
+            raise InputError(f"evaluation.loads: {self.loads}; one or more numbers above 0 are wanted")
         if self.workloads < 2 or self.confirm < 0 or self.confirm == 1:
-            raise InputError("duel: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
+            raise InputError("evaluation: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
 
 
 GROUPS: dict[str, type] = {
     "env": EnvConfig,
-    "imitate": ImitateConfig,
     "look_ahead": LookAheadConfig,
     "ppo": PPOConfig,
-    "duel": DuelConfig,
+    "evaluation": EvaluationConfig,
 }
 
 
@@ -112,14 +109,16 @@ class TrainConfig:
         eval_freq: decisions between comparisons with the reference. save_freq: decisions between checkpoints; 0: only
             where the run ends or is interrupted.
         keep: checkpoints kept, the newest.
-        teacher: policy that the warm start imitates. reference: policy to beat.
-        tuned_for: profile whose tuned parameters both take; empty: that of the worlds.
-        teacher_tuned: whether the teacher takes them, too; else its parameters are the defaults.
-        baseline: rewards are relative to what the reference does with the same requests (agents.training.baseline).
+        reference: policy to beat; rewards are relative to what it does with the same requests (agents.training.baseline).
+        tuned_for: profile whose tuned parameters heuristics take; empty: that of the worlds.
+        strait_tuned: whether the Strait that the network begins with takes them, too; else its parameters are the defaults.
         logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
         threads: threads that step the worlds. torch_threads: threads that learn.
         progress: show a progress bar.
-        env: the worlds. imitate, look_ahead: the warm start. ppo: the algorithm. duel: the comparison.
+        env: the worlds.
+        look_ahead: what the network learns before PPO.
+        ppo: the algorithm.
+        evaluation: the comparison with the reference.
     """
 
     n_timesteps: int = 10_000_000
@@ -128,28 +127,23 @@ class TrainConfig:
     eval_freq: int = 500_000
     save_freq: int = 500_000
     keep: int = 3
-    teacher: str = "strait"
     reference: str = "strait"
     tuned_for: str = ""
-    teacher_tuned: bool = True
-    baseline: bool = True
+    strait_tuned: bool = True
     logdir: str = "runs"
     name: str = ""
     threads: int = 2
     torch_threads: int = 2
     progress: bool = False
     env: EnvConfig = field(default_factory=EnvConfig)
-    imitate: ImitateConfig = field(default_factory=ImitateConfig)
     look_ahead: LookAheadConfig = field(default_factory=LookAheadConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    duel: DuelConfig = field(default_factory=DuelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         for name, kind in GROUPS.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name}: {getattr(self, name)!r}; a mapping of settings is wanted")
-        if self.look_ahead.rounds > 0 and not self.ppo.prior > 0:
-            raise InputError("look_ahead: needs ppo.prior above 0, the logit that Strait's choice begins with")
         for name in ("n_timesteps", "seed", "save_freq"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)}; at least 0 is wanted")

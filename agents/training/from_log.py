@@ -164,7 +164,6 @@ def settings(
     return replace(
         config,
         budget_s=config.budget_s or BUDGET_S,
-        teacher="strait",  # what the network corrects, whoever is running
         reference=loop.policy,
         tuned_for=SERVED,
         env=replace(
@@ -177,11 +176,10 @@ def settings(
             duration_ms=(min(config.env.duration_ms[0], length), length),
             model_share=share,
         ),
-        imitate=replace(config.imitate, rounds=min(config.imitate.rounds, 1 if loop.weights else 3)),
         ppo=replace(
             config.ppo, hidden=hidden, learning_rate=config.ppo.learning_rate * (SLOWER if loop.weights else 1)
         ),
-        duel=replace(config.duel, loads=(load,)),
+        evaluation=replace(config.evaluation, loads=(load,)),
     )
 
 

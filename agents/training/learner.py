@@ -79,8 +79,8 @@ class SchedulerPPO(MaskablePPO):
         self._current_progress_remaining = 1.0 - max(num_timesteps / max(total_timesteps, 1), self.share())
 
 
-def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, reference: Sequence[float] | None = None) -> SchedulerPPO:
-    """The learner, with new weights; ``reference``: values of Strait's parameters, see agents.training.strait_bonus."""
+def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, strait: Sequence[float]) -> SchedulerPPO:
+    """The learner, with new weights; ``strait``: values of Strait's parameters."""
     c = config
 
     def rate(remaining: float) -> float:
@@ -101,7 +101,7 @@ def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, reference: Sequence
         target_kl=c.target_kl,
         rollout_buffer_class=SemiMarkovBuffer,
         rollout_buffer_kwargs={"step_ms": lambda: env.dt, "tau_ms": c.tau_ms},
-        policy_kwargs={"hidden": c.hidden, "prior": c.prior, "reference": reference},
+        policy_kwargs={"hidden": c.hidden, "strait_bonus": c.strait_bonus, "strait": strait},
         seed=seed,
         device="cpu",
     )

@@ -4,7 +4,7 @@ From a state that a world stands in, some actions are taken in its twin (same se
 Strait decides from there on for a while. The violations that this saves, over those after Strait's own action, are one sample
 of the action's advantage (rollout after Bertsekas, Tsitsiklis and Wu, 1997). All but the action is shared, so a sample varies
 far less than the return that PPO learns from. What a sample saw of the future is not in the observation, so that the network
-learns the mean over futures; ``CandidateNet.prior`` is then how much more an action must promise before it is preferred.
+learns the mean over futures; ``CandidateNet.strait_bonus`` is then how much more an action must promise before it is preferred.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class LookAheadConfig:
             that low priority is not served at the cost of high.
     """
 
-    rounds: int = 0
-    steps: int = 1000
+    rounds: int = 3
+    steps: int = 600
     share: float = 0.5
     tries: int = 4
     tau_ms: float = 100.0
@@ -259,13 +259,13 @@ def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
 
 
 def _rescale(source: CandidateNet, target: CandidateNet, factor: float, defer_bias: float) -> None:
-    """Take over weights: logits times ``factor``, then ``defer_bias`` added to DEFER's; the target keeps its prior."""
+    """Take over weights: logits times ``factor``, then ``defer_bias`` added to DEFER's; the target keeps its bonus."""
     weights = source.state_dict()
     for layer in ("score", "defer_out"):
         for part in ("weight", "bias"):
             weights[f"{layer}.{part}"] = weights[f"{layer}.{part}"] * factor
     weights["defer_out.bias"] = weights["defer_out.bias"] + defer_bias
-    target.load_state_dict(weights | {"prior": target.prior.clone()})
+    target.load_state_dict(weights | {"strait_bonus": target.strait_bonus.clone()})
 
 
 def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
@@ -276,7 +276,7 @@ def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
 def _gains_of(net: CandidateNet, c: LookAheadConfig) -> CandidateNet:
     """A network that says what gains ``net`` believes in: the inverse of ``_adopt``."""
     fitted = copy.deepcopy(net)
-    fitted.prior.zero_()
+    fitted.strait_bonus.zero_()
     _rescale(net, fitted, SCALE * c.temperature, SCALE * c.defer_cost)
     return fitted
 

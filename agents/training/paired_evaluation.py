@@ -29,7 +29,7 @@ class Score:
 
     Attributes:
         high: (L, W) violation rate of high priority. low: (L, W) of low priority; nan where there was none.
-        weighted: (L, W) share of violated weight (see ``Duel``).
+        weighted: (L, W) share of violated weight (see ``PairedEvaluation``).
     """
 
     high: np.ndarray
@@ -37,7 +37,7 @@ class Score:
     weighted: np.ndarray
 
 
-class Duel:
+class PairedEvaluation:
     """Held-out workloads at fixed loads, and the score of a reference policy on them.
 
     Args:

@@ -121,9 +121,9 @@ def make_logger(run: Path, config: TrainConfig, layout: dict[str, Any], steps: i
     if steps == 0:
         output.writer.add_text("config", f"```yaml\n{to_yaml(config)}```")
         output.writer.add_text("command", f"```\n{command_line()}\n```")
-        flat = {f"{group}.{k}": v for group in ("ppo", "imitate") for k, v in vars(getattr(config, group)).items()}
+        flat = {f"{group}.{k}": v for group in ("ppo", "look_ahead") for k, v in vars(getattr(config, group)).items()}
         hparams = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()} | {
             "seed": config.seed
         }
-        logger.record("hparams", HParam(hparams, {"duel/best_difference": 0.0, "duel/difference/all": 0.0}))
+        logger.record("hparams", HParam(hparams, {"evaluation/best_difference": 0.0, "evaluation/difference/all": 0.0}))
     return logger

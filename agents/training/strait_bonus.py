@@ -1,7 +1,7 @@
 """A learner that starts from Strait: what Strait would choose is marked in the observation, and scored higher from the start.
 
 The network's output is a correction of that score, so an untrained network decides as Strait does, and training changes a
-decision only where the correction outgrows ``CandidateNet.prior`` (residual policy learning, Silver et al., 2018).
+decision only where the correction outgrows ``CandidateNet.strait_bonus`` (residual policy learning, Silver et al., 2018).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from envs.scheduling.observation import N_CANDIDATE
 from envs.simulation.worlds import Worlds
 
 
-class Prior:
+class StraitBonus:
     """Marks the choices of Strait in the observations of a batch.
 
     Args:
         worlds: worlds of the learner.
-        reference: values of Strait's parameters.
+        strait: values of Strait's parameters.
     """
 
-    def __init__(self, worlds: Worlds, reference: np.ndarray) -> None:
+    def __init__(self, worlds: Worlds, strait: np.ndarray) -> None:
         self.worlds = worlds
         self.strait = make_policy("strait", worlds.n)
-        self.strait.vector = np.asarray(reference, float)
+        self.strait.vector = np.asarray(strait, float)
         self._nobody = np.zeros(worlds.n, bool)
         self._actions = np.zeros(worlds.n, np.int64)
         self._wakes = np.zeros(worlds.n)

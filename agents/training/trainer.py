@@ -1,4 +1,4 @@
-"""Training of the learned policy: warm start by imitation, then MaskablePPO; the best by the duel with Strait is kept.
+"""Training of the learned policy: look-ahead from Strait, then MaskablePPO; the best by the paired evaluation is kept.
 
 ``train(config)`` is the whole of it; ``train.py`` at the root is its command line.
 """
@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from agents.learned.names import resolve
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import read_policy, write_policy
 from agents.policies.base import Policy
-from agents.policies.registry import kinds
 from agents.training.baseline import Baseline
 from agents.training.buffer import SemiMarkovBuffer
 from agents.training.callbacks import (
     CheckpointCallback,
-    DuelCallback,
+    EvaluationCallback,
     ProgressCallback,
     RolloutCallback,
     UpdateCallback,
@@ -50,7 +49,7 @@ from agents.training.checkpoint import (
 from agents.training.config import TrainConfig, one_line
 from agents.training.learner import Clock, make_model
 from agents.training.lookahead import look_ahead
-from agents.training.paired_evaluation import FIRST_SEED, Duel
+from agents.training.paired_evaluation import FIRST_SEED, PairedEvaluation
 from agents.training.run_folder import (
     LAST,
     POLICY,
@@ -61,8 +60,8 @@ from agents.training.run_folder import (
     make_run_folder,
     note_run,
 )
-from agents.training.strait_bonus import Prior
-from agents.training.warm_start import ImitateResult, imitate, return_scale
+from agents.training.strait_bonus import StraitBonus
+from agents.training.warm_start import normalise, return_scale, spread_out
 from envs.sb3 import SB3VecEnv
 from traces.errors import InputError
 
@@ -75,9 +74,9 @@ class TrainResult:
     """What a run gave.
 
     Attributes:
-        run: its folder. policy: file of the best policy by the duel.
+        run: its folder. policy: file of the best policy by the paired evaluation.
         difference: share of violated weight of that policy minus the reference's, on workloads that no choice was made by
-            (those of the duel where ``duel.confirm`` is 0); below 0 is better. error: its standard error.
+            (those of the paired evaluation where ``evaluation.confirm`` is 0); below 0 is better. error: its standard error.
         n_timesteps: decisions in all worlds. seconds: time it took, all parts of a resumed run together.
         interrupted: whether it was stopped by SIGINT and waits to be resumed.
     """
@@ -102,7 +101,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
         self.config = config
         self.commit = git_commit()  # of the sources as they are loaded, whatever happens to them during the run
-        teacher, strait = self._teacher(), kinds()["strait"]
+        strait = self._strait()
         self._resolve(config.reference)  # an unknown name is told before anything runs
         found = find_checkpoint(resume) if resume is not None else None
         start = read_checkpoint(found[1]) if found else None
@@ -111,14 +110,9 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
         self.worlds = self.env.env.worlds
-        if config.ppo.prior > 0 and teacher.kind is not strait:
-            raise InputError(f"ppo.prior: {config.ppo.prior} needs the teacher 'strait', not {config.teacher!r}")
-        reference = teacher.vector.tolist() if teacher.kind is strait else None
-        self.model = make_model(config.ppo, self.env, config.seed, reference)
-        self.baseline = (
-            Baseline(self.worlds, self._resolve(config.reference, self.worlds.n)) if config.baseline else None
-        )
-        if start is not None and self.baseline is not None:
+        self.model = make_model(config.ppo, self.env, config.seed, strait.vector.tolist())
+        self.baseline = Baseline(self.worlds, self._resolve(config.reference, self.worlds.n))
+        if start is not None:
             self.env.began = self.baseline.began
         if start is None:
             self.run = make_run_folder(config)
@@ -134,9 +128,9 @@ class Trainer:
         """A policy for n schedulers, with tuned parameters unless told otherwise."""
         return resolve(name, n, use_tuned, self.config.tuned_for or self.config.env.profile)[0]
 
-    def _teacher(self, n: int = 1) -> Policy:
-        """The teacher for n schedulers."""
-        return self._resolve(self.config.teacher, n, self.config.teacher_tuned)
+    def _strait(self, n: int = 1) -> Policy:
+        """The Strait that the network begins with, for n schedulers."""
+        return self._resolve("strait", n, self.config.strait_tuned)
 
     @property
     def buffer(self) -> SemiMarkovBuffer:
@@ -146,15 +140,15 @@ class Trainer:
 
     def _add_callbacks(self, start: Checkpoint | None) -> None:
         c = self.config
-        duel = self._make_duel(c.duel.workloads, FIRST_SEED)
-        self.duel = DuelCallback(duel, c.eval_freq, self._save_policy, self.worlds)
+        evaluation = self._make_evaluation(c.evaluation.workloads, FIRST_SEED)
+        self.evaluation = EvaluationCallback(evaluation, c.eval_freq, self._save_policy, self.worlds)
         self.saver = CheckpointCallback(c.save_freq, self.write_checkpoint)
-        # The duel is recorded before the point is written, the checkpoint taken after it.
-        self.callbacks: list[UpdateCallback] = [self.duel, RolloutCallback(self.worlds), self.saver]
+        # The evaluation is recorded before the point is written, the checkpoint taken after it.
+        self.callbacks: list[UpdateCallback] = [self.evaluation, RolloutCallback(self.worlds), self.saver]
         if c.progress:
-            self.callbacks.append(ProgressCallback(self._done, self.duel))
+            self.callbacks.append(ProgressCallback(self._done, self.evaluation))
         if start is not None:
-            self.duel.best, self.duel.last = float(start.state["best"]), int(start.state["compared"])
+            self.evaluation.best, self.evaluation.last = float(start.state["best"]), int(start.state["compared"])
             self.saver.last = self.model.num_timesteps
         self.model.updated = self._updated
         self.model.stopping = self._stopping
@@ -185,13 +179,16 @@ class Trainer:
 
     def _save_policy(self, best: bool) -> None:
         env = self.config.env
-        notes = self._notes() | {"duel_difference": repr(self.duel.latest), "reference": self.config.reference}
+        notes = self._notes() | {
+            "evaluation_difference": repr(self.evaluation.latest),
+            "reference": self.config.reference,
+        }
         for name in (LAST, POLICY) if best else (LAST,):
             weights = weights_of(self.model.policy)  # type: ignore[arg-type]
             write_policy(self.run / name, weights, env.drop, env.defer_ms, notes, env.max_batches_per_core)
 
-    def warm_start(self, start: str | Path | None = None) -> ImitateResult:
-        """Imitate the teacher, or take the weights of a policy file, and look ahead; the worlds go on from where that ends.
+    def warm_start(self, start: str | Path | None = None) -> None:
+        """Begin as Strait, or with the weights of a policy file, and look ahead; the worlds go on from where that ends.
 
         Raises:
             InputError: ``start`` is no policy file, or its layers have another width.
@@ -199,24 +196,21 @@ class Trainer:
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
-        teacher = self._teacher(c.ppo.n_envs)
-        # Relative to itself a teacher's return is 0: there is no value to learn from it then.
-        settings = replace(c.imitate, value_coef=0.0) if self.baseline is not None else c.imitate
-        result = imitate(policy, self.env, teacher, settings, c.ppo.tau_ms)
-        self.buffer.reward_scale = result.reward_scale
-        if start is not None:
+        strait = self._strait(c.ppo.n_envs)
+        spread_out(self.env, strait)
+        if start is None:
+            normalise(policy, self.env, strait)
+        else:
             self._take_weights(start)
-            if float(policy.net.prior) > 0:  # what it corrects is the Strait that it was trained with
-                teacher.vector = policy.net.reference.numpy().astype(float)
-        # A policy that does not start from Strait's choice has nothing that gains over it could correct.
-        if c.look_ahead.rounds and float(policy.net.prior) > 0:
-            look_ahead(policy, self.env, teacher, c.look_ahead, c.threads, self._looked_enough, c.progress)
-        if self.baseline is not None:
-            self.env.began = self.baseline.began
-            self.baseline.began(np.ones(c.ppo.n_envs, bool))
-            self.buffer.reward_scale = return_scale(policy, self.env, teacher, c.imitate.steps, c.ppo.tau_ms)
+            strait.vector = policy.net.strait.numpy().astype(
+                float
+            )  # what it corrects is the Strait that it was trained with
+        if c.look_ahead.rounds:
+            look_ahead(policy, self.env, strait, c.look_ahead, c.threads, self._looked_enough, c.progress)
+        self.env.began = self.baseline.began
+        self.baseline.began(np.ones(c.ppo.n_envs, bool))
+        self.buffer.reward_scale = return_scale(policy, self.env, c.ppo.tau_ms)
         self._stand()
-        return result
 
     def _take_weights(self, path: str | Path) -> None:
         policy: Any = self.model.policy
@@ -228,10 +222,9 @@ class Trainer:
         self._follow()
 
     def _follow(self) -> None:
-        """Mark in the observations what the network starts from, if it does."""
+        """Mark in the observations what the network starts from."""
         policy: Any = self.model.policy
-        net = policy.net
-        self.env.observed = Prior(self.worlds, net.reference.numpy()).observed if float(net.prior) > 0 else None
+        self.env.observed = StraitBonus(self.worlds, policy.net.strait.numpy()).observed
 
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""
@@ -248,8 +241,8 @@ class Trainer:
             "n_updates": model._n_updates,
             "reward_scale": self.buffer.reward_scale,
             "episodes": list(model.ep_info_buffer or ()),
-            "best": self.duel.best,
-            "compared": self.duel.last,
+            "best": self.evaluation.best,
+            "compared": self.evaluation.last,
             "seconds": self.clock.seconds,
         }
         policy: Any = model.policy
@@ -279,44 +272,46 @@ class Trainer:
             raise InputError(f"{folder}: does not fit these settings ({one_line(error)})") from None
         self._stand()
 
-    def _make_duel(self, workloads: int, seed: int) -> Duel:
-        c = self.config.duel
+    def _make_evaluation(self, workloads: int, seed: int) -> PairedEvaluation:
+        c = self.config.evaluation
         reference = self._resolve(self.config.reference, workloads)
         weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
         profile = self.worlds.profile
-        return Duel(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
+        return PairedEvaluation(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
 
     def learn(self) -> None:
         """Train to the end of decisions or time, or until interrupted."""
         model, c = self.model, self.config
-        self.logger = make_logger(self.run, c, layout(c.duel.loads, c.reference), model.num_timesteps)
+        self.logger = make_logger(self.run, c, layout(c.evaluation.loads, c.reference), model.num_timesteps)
         model.set_logger(self.logger)
         callbacks = CallbackList(list(self.callbacks))
         callbacks.init_callback(model)
         if model.num_timesteps == 0:
-            self.duel.compare()
+            self.evaluation.compare()
             self.logger.dump(0)
         if c.budget_s is None:
             self.clock.begin_learning(0.0)
         else:
             # The last comparison, and the reference and the policy on the workloads that confirm.
-            self.clock.begin_learning(self.duel.seconds() * (1.0 + 2.0 * c.duel.confirm / c.duel.workloads) + 1.0)
+            self.clock.begin_learning(
+                self.evaluation.seconds() * (1.0 + 2.0 * c.evaluation.confirm / c.evaluation.workloads) + 1.0
+            )
         left = c.n_timesteps - model.num_timesteps
         if left > 0:
             model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        if not self.interrupted and self.duel.last != model.num_timesteps:
-            self.duel.compare()
+        if not self.interrupted and self.evaluation.last != model.num_timesteps:
+            self.evaluation.compare()
             self.logger.dump(model.num_timesteps)
         self.write_checkpoint()
 
     def confirm(self) -> tuple[float, float]:
         """Difference of the best policy from the reference, and its standard error, on workloads not used before."""
-        n = self.config.duel.confirm
-        duel = self._make_duel(n, CONFIRM_SEED) if n else self.duel.duel
-        mean, error = duel.difference(duel.score(load_policy(self.run / POLICY)))
+        n = self.config.evaluation.confirm
+        evaluation = self._make_evaluation(n, CONFIRM_SEED) if n else self.evaluation.evaluation
+        mean, error = evaluation.difference(evaluation.score(load_policy(self.run / POLICY)))
         result = float(mean.mean()), float(np.sqrt((error**2).mean() / len(error)))
         for name, value in zip(("difference", "standard_error"), result, strict=True):
-            self.logger.record(f"duel_confirmed/{name}", 100 * value)
+            self.logger.record(f"evaluation_confirmed/{name}", 100 * value)
         self.logger.dump(self.model.num_timesteps)
         return result
 

@@ -34,7 +34,7 @@ def begin(state, world, tables, truth, env, seed):
     clear(state, tables, env)
     episode = world.episode[env]
     episode.seed = seed
-    episode.episode += 1
+    episode.number += 1
     episode.time = 0.0
     episode.h2d_free = 0.0
     episode.d2h_free = 0.0

@@ -17,7 +17,7 @@ IDLE, SUSPENDED, COPY_IN, EXECUTE, COPY_OUT = range(5)
 episode_t = np.dtype(
     [
         ("seed", "u8"),  # of this episode
-        ("episode", "i8"),  # episodes begun
+        ("number", "i8"),  # episodes begun
         ("time", "f8"),  # time up to which progress is accounted
         ("h2d_free", "f8"),  # when the copy engine to the device is free
         ("d2h_free", "f8"),

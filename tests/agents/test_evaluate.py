@@ -32,8 +32,9 @@ def frame() -> pd.DataFrame:
 
 
 def test_weighted_rate_counts_high_priority_five_times() -> None:
-    rate = weighted_rate(*(np.array([v]) for v in (0.5, 0.25, 2.0, 10.0)))
-    assert rate[0] == pytest.approx((5 * 1 + 2.5) / 20)
+    violated, total = np.array([[1.0, 2.5], [0.0, 0.0]]), np.array([[2.0, 10.0], [0.0, 0.0]])
+    assert weighted_rate(violated, total) == pytest.approx([(5 * 1 + 2.5) / 20, 0.0])
+    assert weighted_rate(violated, total, 1.0) == pytest.approx([3.5 / 12, 0.0])
 
 
 def test_bootstrap_interval_holds_the_mean_and_shrinks_with_the_spread() -> None:

@@ -283,7 +283,7 @@ def test_one_round_adopts_only_what_is_better(
     [
         (["--from-log", "nowhere"], "nowhere holds no recording"),
         (["--pid", "1"], "--pid goes with --from-log"),
-        (["--from-log", "x", "--resume", "y"], "neither --resume"),
+        (["--from-log", "x", "--resume", "y"], "does not go with --resume"),
     ],
 )
 def test_bad_flags_are_one_clear_line(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

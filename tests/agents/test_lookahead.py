@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_training import ENV, TINY
+from tiny_training import ENV
 
 from agents.evaluation.clairvoyant import world_rows
 from agents.learned.forward import CHOSEN
@@ -20,8 +19,8 @@ from agents.training.callbacks import weights_of
 from agents.training.config import PPOConfig
 from agents.training.learner import SchedulerPPO, make_model
 from agents.training.lookahead import LookAheadConfig, Twins, _adopt, _gains_of, _propose, _return, look_ahead
-from agents.training.strait_bonus import Prior
-from agents.training.warm_start import ImitateConfig, imitate
+from agents.training.strait_bonus import StraitBonus
+from agents.training.warm_start import normalise
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY
 from envs.simulation.config import served_profile
@@ -32,13 +31,13 @@ from traces.workload import Workload
 N = 8
 
 
-def started(prior: float = 5.0) -> tuple[SB3VecEnv, SchedulerPPO]:
+def started(strait_bonus: float = 5.0) -> tuple[SB3VecEnv, SchedulerPPO]:
     """Worlds whose observations are marked, and a learner with an untrained network."""
     env = SB3VecEnv(N, config=ENV)
     env.seed(0)
     strait = make_policy("strait", N)
-    model = make_model(PPOConfig(n_envs=N, n_steps=16, hidden=16, prior=prior), env, 0, strait.vector)
-    env.observed = Prior(env.env.worlds, strait.vector).observed
+    model = make_model(PPOConfig(n_envs=N, n_steps=16, hidden=16, strait_bonus=strait_bonus), env, 0, strait.vector)
+    env.observed = StraitBonus(env.env.worlds, strait.vector).observed
     env.reset()
     return env, model
 
@@ -62,7 +61,7 @@ def test_untrained_network_decides_as_strait_wherever_it_runs() -> None:
 
 
 def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
-    env, model = started(prior=0.5)
+    env, model = started(strait_bonus=0.5)
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -113,11 +112,11 @@ def test_being_late_later_gains_nothing() -> None:
 
 
 def test_what_a_network_believes_is_found_again() -> None:
-    _, model = started(prior=3.0)
+    _, model = started(strait_bonus=3.0)
     config = LookAheadConfig()
     net: Any = model.policy.net
     fitted = _gains_of(net, config)
-    assert float(fitted.prior) == 0.0
+    assert float(fitted.strait_bonus) == 0.0
     before = {k: v.clone() for k, v in net.state_dict().items()}
     _adopt(net, fitted, config)
     for name, values in net.state_dict().items():
@@ -125,23 +124,23 @@ def test_what_a_network_believes_is_found_again() -> None:
 
 
 def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
-    env, model = started(prior=3.0)
+    env, model = started(strait_bonus=3.0)
     strait = make_policy("strait", N)
-    imitate(model.policy, env, strait, ImitateConfig(rounds=1, steps=32, epochs=0), 100.0)  # type: ignore[arg-type]
+    normalise(model.policy, env, strait)  # type: ignore[arg-type]
     before = {k: v.clone() for k, v in model.policy.net.state_dict().items()}  # type: ignore[union-attr,operator]
     config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
     steps = look_ahead(model.policy, env, strait, config, 1)  # type: ignore[arg-type]
     after = model.policy.net.state_dict()  # type: ignore[union-attr,operator]
     assert steps == 2 * 60 * N
-    assert float(after["prior"]) == 3.0 and torch.equal(after["reference"], before["reference"])
+    assert float(after["strait_bonus"]) == 3.0 and torch.equal(after["strait"], before["strait"])
     assert not torch.equal(after["score.weight"], before["score.weight"])
     assert torch.equal(after["candidate_mean"], before["candidate_mean"])
 
 
 def test_look_ahead_ends_when_its_time_is_over_and_keeps_what_it_saw() -> None:
-    env, model = started(prior=3.0)
+    env, model = started(strait_bonus=3.0)
     strait = make_policy("strait", N)
-    imitate(model.policy, env, strait, ImitateConfig(rounds=1, steps=32, epochs=0), 100.0)  # type: ignore[arg-type]
+    normalise(model.policy, env, strait)  # type: ignore[arg-type]
     net: Any = model.policy.net
     before = net.score.weight.clone()
     left = iter([False] * 20 + [True] * 9)
@@ -157,10 +156,8 @@ def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
     assert np.array_equal(np.sort(tried, axis=1), np.tile([-1, -1, 1, 3], (50, 1)))
 
 
-def test_look_ahead_needs_a_prior() -> None:
-    with pytest.raises(InputError, match=r"look_ahead: needs ppo\.prior above 0"):
-        replace(TINY, ppo=replace(TINY.ppo, prior=0.0), look_ahead=LookAheadConfig(rounds=1))
-    with pytest.raises(InputError, match=r"ppo\.prior"):
-        PPOConfig(prior=-1.0)
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match=r"ppo\.strait_bonus"):
+        PPOConfig(strait_bonus=0.0)
     with pytest.raises(InputError, match=r"look_ahead\.tau_ms"):
         LookAheadConfig(tau_ms=0.0)

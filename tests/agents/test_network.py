@@ -6,11 +6,12 @@ import torch
 from gymnasium import spaces
 from tiny_training import ENV
 
-from agents.learned.forward import BLOCK, logits_of, memory_size, observation_of, pack
+from agents.learned.forward import logits_of, memory_size, observation_of, pack
 from agents.learned.forward import score as forward_score
 from agents.learned.network import MASKED, CandidateNet, CandidatePolicy
 from agents.learned.policy import LearnedPolicy
 from agents.training.callbacks import weights_of
+from agents.training.strait_bonus import StraitBonus
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, observation_size
 from envs.simulation.config import EnvConfig
@@ -37,7 +38,7 @@ def random_net(hidden: int, seed: int = 0) -> CandidateNet:
     return net
 
 
-@pytest.mark.parametrize(("hidden", "candidates"), [(1, 12), (7, 12), (32, 12), (32, 5 * BLOCK)])
+@pytest.mark.parametrize(("hidden", "candidates"), [(1, 12), (7, 12), (32, 12), (32, 320)])
 def test_compiled_forward_gives_the_logits_of_torch(hidden: int, candidates: int) -> None:
     net = random_net(hidden)
     obs = random_obs(20, candidates)
@@ -104,17 +105,18 @@ def make_policy(env: SB3VecEnv, hidden: int = 8) -> CandidatePolicy:
 
 def test_deployed_policy_decides_as_the_trained_one() -> None:
     env = SB3VecEnv(4, config=ENV)
+    policy = make_policy(env)
+    env.observed = StraitBonus(env.env.worlds, policy.net.strait.numpy()).observed
     env.seed(3)
     env.reset()
-    policy = make_policy(env)
     deployed = LearnedPolicy(weights_of(policy), 4)
-    batch = env.env.worlds
+    worlds = env.env.worlds
     actions, wakes = np.zeros(4, np.int64), np.zeros(4)
     for _ in range(50):
-        wanted = policy(torch.as_tensor(batch.obs), deterministic=True, action_masks=batch.masks)[0].numpy()
-        deployed.decide_all(batch.sim.state, batch.sim.tables, np.zeros(4, bool), actions, wakes)
+        wanted = policy(torch.as_tensor(worlds.obs), deterministic=True, action_masks=worlds.masks)[0].numpy()
+        deployed.decide_all(worlds.sim.state, worlds.sim.tables, np.zeros(4, bool), actions, wakes)
         assert list(actions) == list(wanted)
-        assert np.all(np.isfinite(wakes) == (actions == batch.sim.n_actions - 1))
+        assert np.all(np.isfinite(wakes) == (actions == worlds.sim.n_actions - 1))
         env.step(actions)
 
 

@@ -69,20 +69,20 @@ def test_policies_that_ship_name_no_folder_of_a_machine() -> None:
         assert metadata["command"].startswith("python train.py --config ") and " /" not in metadata["command"]
 
 
-@pytest.mark.parametrize("teacher_tuned", [False, True])
-def test_the_network_begins_with_the_teachers_parameters(teacher_tuned: bool, tmp_path: Path) -> None:
-    trainer = ppo.Trainer(tiny(tmp_path, teacher_tuned=teacher_tuned, tuned_for=SERVED))
-    wanted = resolve("strait", use_tuned=teacher_tuned, profile=SERVED)[0]
-    np.testing.assert_allclose(trainer.model.policy.net.reference.numpy(), wanted.vector, rtol=1e-6)
+@pytest.mark.parametrize("strait_tuned", [False, True])
+def test_the_network_begins_with_straits_parameters(strait_tuned: bool, tmp_path: Path) -> None:
+    trainer = ppo.Trainer(tiny(tmp_path, strait_tuned=strait_tuned, tuned_for=SERVED))
+    wanted = resolve("strait", use_tuned=strait_tuned, profile=SERVED)[0]
+    np.testing.assert_allclose(trainer.model.policy.net.strait.numpy(), wanted.vector, rtol=1e-6)
     assert trainer.baseline is not None
     np.testing.assert_array_equal(trainer.baseline.reference.vector, resolve("strait", profile=SERVED)[0].vector)
 
 
 def test_best_policy_is_the_one_that_is_kept(whole: ppo.TrainResult) -> None:
-    seen = scalars(whole.run)["duel/difference/all"]
+    seen = scalars(whole.run)["evaluation/difference/all"]
     assert [step for step, _ in seen] == [0, 512, 1024]
     kept = read_policy(whole.policy).metadata
-    assert 100 * float(kept["duel_difference"]) == pytest.approx(min(v for _, v in seen), rel=1e-5)
+    assert 100 * float(kept["evaluation_difference"]) == pytest.approx(min(v for _, v in seen), rel=1e-5)
     assert int(kept["n_timesteps"]) == min(seen, key=lambda point: point[1])[0]
 
 
@@ -96,9 +96,9 @@ def test_tensorboard_answers_whether_it_is_better(whole: ppo.TrainResult) -> Non
         "action/defer",
         "action/high",
         "action/batch_1",
-        "duel/standard_error/load_1",
-        "duel_reference/high/load_1",
-        "duel_confirmed/difference",
+        "evaluation/standard_error/load_1",
+        "evaluation_reference/high/load_1",
+        "evaluation_confirmed/difference",
         "train/approx_kl",
         "train/explained_variance",
         "train/entropy_loss",
@@ -198,7 +198,7 @@ def test_clock_ends_with_the_budget() -> None:
     assert 0.0 <= late.share() <= 1.0
 
 
-@pytest.mark.parametrize("name", ["quick", "default", "full", "live"])
+@pytest.mark.parametrize("name", ["quick", "default", "live"])
 def test_configurations_that_ship_are_valid(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
@@ -209,16 +209,16 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("n_timesteps: 5\nppo: {n_steps: 8, hidden: 4}\nenv: {load: [0.5, 0.9]}\n")
     args = ["--config", str(path), "-n", "2e6", "--eval-freq", "7", "--ppo.n-steps=9", "--env.load=[0.1, 0.2]"]
-    config, resume, trials = train_cli.settings([*args, "--seed", "3", "--progress", "-f", "elsewhere"])
+    config, resume = train_cli.settings([*args, "--seed", "3", "--progress", "-f", "elsewhere"])
     assert (config.n_timesteps, config.eval_freq, config.seed, config.progress) == (2_000_000, 7, 3, True)
     assert (config.ppo.n_steps, config.ppo.hidden, config.env.load) == (9, 4, (0.1, 0.2))
-    assert (config.logdir, resume, trials) == ("elsewhere", None, 0)
+    assert (config.logdir, resume) == ("elsewhere", None)
 
 
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, ["--config", "nope"], "no configuration 'nope'; one of default, full, live, quick"),
+        (None, ["--config", "nope"], "no configuration 'nope'; one of default, live, quick"),
         ("unknown: 1", [], "unknown"),
         ("ppo: {n_step: 3}", [], "n_step"),
         ("ppo: {n_steps: many}", [], "n_steps"),
@@ -228,7 +228,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("seed: 1", ["--ppo.tau_ms", "-1"], "ppo.tau_ms: -1.0"),
         ("seed: 1", ["--no-such-flag", "1"], "no_such_flag"),
         ("seed: 1", ["-n", "many"], "-n: 'many'"),
-        ("seed: 1", ["--teacher", "nobody"], "unknown policy 'nobody'"),
+        ("seed: 1", ["--reference", "nobody"], "unknown policy 'nobody'"),
         ("env: {profile: nothere}", [], "nothere: no such profile"),
         (None, ["-i", "nowhere"], "no folder 'nowhere'"),
         (None, ["-i", "nowhere", "--config", "quick"], "give one of both"),

@@ -1,44 +1,30 @@
+"""What a new learner needs before it learns."""
+
 from __future__ import annotations
 
 import numpy as np
-import torch
-from tiny_training import ENV
 
+from agents.learned.network import CandidatePolicy
 from agents.policies.registry import make_policy
-from agents.training.config import PPOConfig
-from agents.training.learner import make_model
-from agents.training.warm_start import ImitateConfig, discounted, imitate
+from agents.training.warm_start import discounted, normalise, return_scale, spread_out
 from envs.sb3 import SB3VecEnv
+from envs.simulation.config import EnvConfig
 
 
-def test_returns_are_discounted_by_time_and_known_only_with_enough_after() -> None:
+def test_returns_are_discounted_by_time_and_end_with_the_episode() -> None:
     rewards = np.array([[0.0], [-1.0], [0.0], [-1.0]])
     dones = np.array([[False], [True], [False], [False]])
-    dt = np.full((4, 1), 10.0)
-    returns, known = discounted(rewards, dones, dt, 10.0)
+    returns = discounted(rewards, dones, np.full((4, 1), 10.0), 10.0)
     np.testing.assert_allclose(returns[:, 0], [-np.exp(-1), -1.0, -np.exp(-1), -1.0])
-    assert known[:, 0].tolist() == [True, True, True, False]
 
 
-def test_network_learns_to_decide_as_the_teacher() -> None:
-    env = SB3VecEnv(32, config=ENV)
-    env.seed(0)
+def test_worlds_are_spread_out_and_inputs_get_a_common_size() -> None:
+    env = SB3VecEnv(8, config=EnvConfig(models=("model0", "model1"), streams=2, duration_ms=(200.0, 300.0)))
     env.reset()
-    model = make_model(PPOConfig(n_envs=32, n_steps=16, hidden=16), env, 0)
-    teacher = make_policy("strait", 32)
-    before = model.policy.net.score.weight.clone()  # type: ignore[union-attr]
-    result = imitate(model.policy, env, teacher, ImitateConfig(rounds=2, steps=48, batch_size=256, epochs=6), 100.0)  # type: ignore[arg-type]
-    assert result.agreement > 0.6
-    assert result.reward_scale > 0 and result.steps >= 32 * 96
-    assert not torch.equal(before, model.policy.net.score.weight)  # type: ignore[union-attr]
-    assert torch.all(model.policy.net.candidate_std > 0)  # type: ignore[union-attr]
-
-
-def test_no_rounds_leave_the_weights() -> None:
-    env = SB3VecEnv(4, config=ENV)
-    env.reset()
-    model = make_model(PPOConfig(n_envs=4, n_steps=16, hidden=4), env, 0)
-    before = {k: v.clone() for k, v in model.policy.net.state_dict().items()}  # type: ignore[union-attr]
-    result = imitate(model.policy, env, make_policy("strait", 4), ImitateConfig(rounds=0), 100.0)  # type: ignore[arg-type]
-    assert result.reward_scale == 1.0
-    assert all(torch.equal(v, before[k]) for k, v in model.policy.net.state_dict().items())  # type: ignore[union-attr]
+    strait = make_policy("strait", 8)
+    spread_out(env, strait)
+    assert (env.env.worlds.sim.world.episode["number"] > 1).all() and len(set(env.env.worlds.seeds.tolist())) == 8
+    policy = CandidatePolicy(env.observation_space, env.action_space, lambda _: 1e-3, hidden=8)
+    normalise(policy, env, strait)
+    assert (policy.net.candidate_std > 0).all() and float(policy.net.candidate_mean.abs().max()) > 0
+    assert np.isfinite(return_scale(policy, env, 100.0))

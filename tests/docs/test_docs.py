@@ -44,9 +44,9 @@ EXAMPLES = ROOT / "docs" / "examples"
 SMALLER = {
     "serving.profiler": "--quick false --batches 80 --batch_sizes [1,2] --streams 2",
     "agents.evaluate": "--loads [0.9] --seeds 1 --workers 1",
-    "train.py": "-n 512 --eval_freq 512 --save_freq 0 --env.streams 2 --env.duration_ms [300,300] --imitate.rounds 1 "
-    "--look_ahead.steps 8 --imitate.steps 16 --imitate.epochs 1 --ppo.n_envs 16 --ppo.n_steps 16 --ppo.batch_size 128 "
-    "--duel.loads [1.0] --duel.workloads 2 --duel.duration_ms 300 --duel.confirm 2",
+    "train.py": "-n 512 --eval_freq 512 --save_freq 0 --env.streams 2 --env.duration_ms [300,300] "
+    "--look_ahead.steps 8 --ppo.n_envs 16 --ppo.n_steps 16 --ppo.batch_size 128 "
+    "--evaluation.loads [1.0] --evaluation.workloads 2 --evaluation.duration_ms 300 --evaluation.confirm 2",
     "serve.py": "--streams 2",
     "--replay": "--duration 1",
 }

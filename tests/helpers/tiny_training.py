@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents.training.config import DuelConfig, PPOConfig, TrainConfig
+from agents.training.config import EvaluationConfig, PPOConfig, TrainConfig
 from agents.training.lookahead import LookAheadConfig
-from agents.training.warm_start import ImitateConfig
 from envs.simulation.config import EnvConfig
 
 ENV = EnvConfig(
@@ -21,10 +20,9 @@ TINY = TrainConfig(
     threads=1,
     torch_threads=1,
     env=ENV,
-    imitate=ImitateConfig(rounds=1, steps=16, epochs=1),
     look_ahead=LookAheadConfig(rounds=1, steps=8, epochs=1),
-    ppo=PPOConfig(n_envs=16, n_steps=16, batch_size=128, n_epochs=2, hidden=8, prior=2.0),
-    duel=DuelConfig(loads=(1.0,), workloads=4, duration_ms=300.0, confirm=4),
+    ppo=PPOConfig(n_envs=16, n_steps=16, batch_size=128, n_epochs=2, hidden=8, strait_bonus=2.0),
+    evaluation=EvaluationConfig(loads=(1.0,), workloads=4, duration_ms=300.0, confirm=4),
 )
 
 
