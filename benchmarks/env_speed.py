@@ -38,10 +38,9 @@ def batched(config: EnvConfig, n: int, decisions: int, threads: int) -> Callable
     worlds, policy = make(config, n)
     sim = worlds.sim
     parts = [(n * i // threads, n * (i + 1) // threads) for i in range(threads)]
-    world = (sim.state, sim.world, sim.tables, sim.truth, worlds.generator)
 
     def part(bounds: tuple[int, int]) -> None:
-        play_range(policy, *world, *bounds, decisions // n)
+        play_range(policy, sim.arrays, worlds.generator, *bounds, decisions // n)
 
     pool = ThreadPoolExecutor(threads)
     list(pool.map(part, parts))
@@ -67,14 +66,14 @@ def single(config: EnvConfig, decisions: int) -> Callable[[], float]:
     sim = worlds.sim
     actions, wakes = np.zeros(1, np.int64), np.zeros(1)
     choose = bind(policy.kind.choose, sim.state, sim.tables, policy.memory, 0, policy.vector)
-    step = bind(step_range, sim.state, sim.world, sim.tables, sim.truth, 0, 1, actions, wakes)
+    step = bind(step_range, sim.arrays, 0, 1, actions, wakes)
 
     def play() -> None:
-        state, world, tables, truth, env = sim.state, sim.world, sim.tables, sim.truth, sim.world.episode
+        arrays, state, tables, episode = sim.arrays, sim.state, sim.tables, sim.world.episode
         for _ in range(decisions):
             actions[0], wakes[0] = choose(state, tables, policy.memory, 0, policy.vector)
-            step(state, world, tables, truth, 0, 1, actions, wakes)
-            if env["done"][0]:
+            step(arrays, 0, 1, actions, wakes)
+            if episode["done"][0]:
                 worlds.reset(worlds.next_seeds())
                 policy.reset()
 

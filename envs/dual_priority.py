@@ -116,7 +116,7 @@ class DualPriorityEnv(gym.Env):
 
     def __init__(self, config: EnvConfig | None = None, render_mode: str | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode {render_mode!r}; one of {self.metadata['render_modes']} is wanted")
+            raise ValueError(f"render_mode {render_mode!r}; expected one of {self.metadata['render_modes']}")
         self.config = make_config(config, settings)
         self.render_mode = render_mode
         self.worlds = Worlds(self.config, 1, autoreset=False)

@@ -40,16 +40,17 @@ def world_rows(sim: Simulator) -> tuple[np.ndarray, ...]:
 
 
 @njit
-def copy_world(rows, source, target):
-    """Make world ``target`` what world ``source`` is."""
-    for array in rows:
-        for i in range(array.shape[1]):
-            array[target, i] = array[source, i]
+def copy_world(rows, source, target_rows, target):
+    """Make world ``target`` of some rows (see ``world_rows``) what world ``source`` of others is."""
+    for a in range(len(rows)):
+        for i in range(rows[a].shape[1]):
+            target_rows[a][target, i] = rows[a][source, i]
 
 
 @njit
-def _search(choose, memory, params, state, tables, world, truth, rows, horizon, decisions):
+def _search(choose, memory, params, sim, rows, horizon, decisions):
     """Take up to ``decisions`` decisions in world 0, trying them out in world 1. Returns whether the episode is done."""
+    state, tables, world = sim.state, sim.tables, sim.world
     defer = 2 * state.queue.shape[2] * tables.size.shape[0]
     for _ in range(decisions):
         if world.episode[0].done == 1:
@@ -63,15 +64,15 @@ def _search(choose, memory, params, state, tables, world, truth, rows, horizon, 
             action = base if i < 0 else i
             if i == base or not (action == defer or valid(state, tables, 0, action)):
                 continue
-            copy_world(rows, 0, 1)
-            step(state, world, tables, truth, 1, action, base_wake if i < 0 else np.inf)
+            copy_world(rows, 0, rows, 1)
+            step(sim, 1, action, base_wake if i < 0 else np.inf)
             while world.episode[1].done == 0 and state.scheduler[1].now < until:
                 then, wake = choose(state, tables, memory, 1, params)
-                step(state, world, tables, truth, 1, then, wake)
+                step(sim, 1, then, wake)
             if world.episode[1].ret > best_return:
                 best_return = world.episode[1].ret
                 best = action
-        step(state, world, tables, truth, 0, best, base_wake if best == base else np.inf)
+        step(sim, 0, best, base_wake if best == base else np.inf)
     return world.episode[0].done == 1
 
 
@@ -106,9 +107,8 @@ def search(
         done = False
         while not done:
             done = call_compiled(
-                _search, base.kind.choose, base.memory, base.vector, sim.state, sim.tables, sim.world, sim.truth, rows,
-                horizon_ms, CHUNK,
-            )  # fmt: skip
+                _search, base.kind.choose, base.memory, base.vector, sim.arrays, rows, horizon_ms, CHUNK
+            )
             bar.update(int(sim.world.episode[0].next) - bar.n)
     cost = 0.0 - float(sim.world.episode[0].ret)
     if cost > base_cost:
@@ -117,7 +117,7 @@ def search(
 
 
 @njit
-def _solve(state, world, tables, truth, rows, upcoming, bound, limit):
+def _solve(sim, rows, upcoming, bound, limit):
     """Least weighted violations from the state of world 0, found below ``bound``; world d is the state after d decisions.
 
     Args:
@@ -128,6 +128,7 @@ def _solve(state, world, tables, truth, rows, upcoming, bound, limit):
     Returns:
         (cost, decisions tried, whether the search was complete).
     """
+    state, tables, world = sim.state, sim.tables, sim.world
     defer = 2 * state.queue.shape[2] * tables.size.shape[0]
     best = bound
     tried = 0
@@ -144,8 +145,8 @@ def _solve(state, world, tables, truth, rows, upcoming, bound, limit):
         if tried == limit or depth + 1 == upcoming.shape[0]:
             return best, tried, False
         tried += 1
-        copy_world(rows, depth, depth + 1)
-        step(state, world, tables, truth, depth + 1, action, np.inf)
+        copy_world(rows, depth, rows, depth + 1)
+        step(sim, depth + 1, action, np.inf)
         cost = -world.episode[depth + 1].ret
         if cost >= best:
             continue
@@ -176,9 +177,7 @@ def solve(sim: Simulator, workload: Workload, bound: float = np.inf, limit: int 
     if sim.world.episode[0].done:
         return 0.0 - float(sim.world.episode[0].ret), True
     upcoming = np.zeros(sim.n, np.int64)
-    cost, _, proven = _solve(
-        sim.state, sim.world, sim.tables, sim.truth, world_rows(sim), upcoming, float(bound), limit
-    )
+    cost, _, proven = _solve(sim.arrays, world_rows(sim), upcoming, float(bound), limit)
     return float(cost), bool(proven)
 
 

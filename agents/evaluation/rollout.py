@@ -2,87 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from agents.policies.base import Policy, call_compiled
-from envs.profiles.truth import Truth
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
-from envs.scheduling.state import OUTCOMES, SchedState, Tables
+from envs.scheduling.state import OUTCOMES
 from envs.simulation.events import begin, run_to_decision, step
 from envs.simulation.generate import Generator, generate
-from envs.simulation.records import World
+from envs.simulation.records import SimArrays
 from envs.simulation.simulator import Simulator
 from traces.workload import Workload
 
 
-def finish_range(
-    choose: Callable[..., tuple[int, float]],
-    state: SchedState,
-    world: World,
-    tables: Tables,
-    truth: Truth,
-    memory: np.ndarray,
-    lo: int,
-    hi: int,
-    params: np.ndarray,
-) -> None:
-    """Run worlds lo..hi-1 to their end under ``choose``, one after the other."""
-    call_compiled(_finish_range, choose, memory, params, state, tables, world, truth, lo, hi)
+def finish(policy: Policy, sim: SimArrays, memory: np.ndarray, lo: int, hi: int) -> None:
+    """Run worlds lo..hi-1 to their end under ``policy``, one after the other, with its memory in ``memory``."""
+    call_compiled(_finish_range, policy.kind.choose, memory, policy.vector, sim, lo, hi)
 
 
 @njit
-def _finish_range(choose, memory, params, state, tables, world, truth, lo, hi):
+def _finish_range(choose, memory, params, sim, lo, hi):
+    state, tables, world = sim.state, sim.tables, sim.world
     for e in range(lo, hi):
         while world.episode[e].done == 0:
             action, wake = choose(state, tables, memory, e, params)
-            step(state, world, tables, truth, e, action, wake)
+            step(sim, e, action, wake)
 
 
-def play_range(
-    policy: Policy,
-    state: SchedState,
-    world: World,
-    tables: Tables,
-    truth: Truth,
-    generator: Generator,
-    lo: int,
-    hi: int,
-    decisions: int,
-) -> None:
+def play_range(policy: Policy, sim: SimArrays, generator: Generator, lo: int, hi: int, decisions: int) -> None:
     """Run ``decisions`` decisions in each world lo..hi-1 in lockstep; a world that ends generates its next episode."""
-    call_compiled(
-        _play_range,
-        policy.kind.choose,
-        policy.memory,
-        policy.vector,
-        state,
-        tables,
-        world,
-        truth,
-        generator,
-        lo,
-        hi,
-        decisions,
-    )
+    call_compiled(_play_range, policy.kind.choose, policy.memory, policy.vector, sim, generator, lo, hi, decisions)
 
 
 @njit
-def _play_range(choose, memory, params, state, tables, world, truth, generator, lo, hi, decisions):
+def _play_range(choose, memory, params, sim, generator, lo, hi, decisions):
+    state, tables, world = sim.state, sim.tables, sim.world
     for _ in range(decisions):
         for e in range(lo, hi):
             action, wake = choose(state, tables, memory, e, params)
-            step(state, world, tables, truth, e, action, wake)
+            step(sim, e, action, wake)
             if world.episode[e].done == 1:
                 seed = rng.mix(world.episode[e].seed, rng.NEXT_EPISODE)
                 generate(world, tables, generator, e, seed)
-                begin(state, world, tables, truth, e, seed)
+                begin(sim, e, seed)
                 for i in range(memory.shape[1]):
                     memory[e, i] = 0.0
-                run_to_decision(state, world, tables, truth, e)
+                run_to_decision(sim, e)
 
 
 def prepare(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
@@ -104,9 +72,7 @@ def run(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Se
         sim: worlds. policy: who decides. workloads: one a world (fewer repeat in turn). seeds: one a world.
     """
     prepare(sim, policy, workloads, seeds)
-    finish_range(
-        policy.kind.choose, sim.state, sim.world, sim.tables, sim.truth, policy.memory, 0, sim.n, policy.vector
-    )
+    finish(policy, sim.arrays, policy.memory, 0, sim.n)
 
 
 def request_table(sim: Simulator, env: int = 0) -> pd.DataFrame:

@@ -121,13 +121,13 @@ def read_policy(path: str | Path) -> PolicyFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; a policy.safetensors written by train.py is wanted")
+        raise InputError(f"{path}: no such checkpoint; expected a policy.safetensors written by train.py")
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); a policy written by train.py is wanted") from None
+        raise InputError(f"{path}: not a safetensors file ({error}); expected a policy written by train.py") from None
     _check_metadata(path, metadata)
     _check_weights(path, weights, int(metadata["hidden"]))
     return PolicyFile(weights, metadata)
@@ -157,7 +157,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
             value = -1.0
         whole = key not in ("hidden", "max_batches_per_core") or value == int(value)
         if not (0 <= value < 1e6) or not whole or (key == "hidden" and value < 1):
-            raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; a number of at least 0 is wanted")
+            raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; must be a number of at least 0")
 
 
 def _check_weights(path: Path, weights: Mapping[str, np.ndarray], hidden: int) -> None:

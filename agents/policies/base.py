@@ -63,7 +63,9 @@ def _choose_range(choose, memory, params, state, tables, lo, hi, skip, actions, 
 def bind_loop(
     loop: Any, choose: Callable[..., tuple[int, float]], memory: np.ndarray, params: np.ndarray, *args: Any
 ) -> Callable[..., Any]:
-    """``loop(choose, mem, p, st, tb, *rest)`` compiled with ``choose`` as a function pointer; ``args`` begin with ``st, tb``.
+    """``loop(choose, memory, params, *args)`` compiled with ``choose`` as a function pointer.
+
+    ``args`` begin with state and tables, or with a tuple that has them (envs.simulation.records.SimArrays).
 
     Numba would compile a loop anew for every function that it is given, in every process, since such an overload is never
     found in the cache. All policies have one signature, so one compiled loop serves them all; a call through the pointer
@@ -71,7 +73,8 @@ def bind_loop(
     """
     if not hasattr(loop, "overloads"):
         return loop  # NUMBA_DISABLE_JIT=1
-    own = (*map(numba.typeof, (*args[:2], memory)), types.int64, numba.typeof(params))
+    state, tables = args[:2] if isinstance(args[0], SchedState) else (args[0].state, args[0].tables)
+    own = (*map(numba.typeof, (state, tables, memory)), types.int64, numba.typeof(params))
     pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
     signature = (pointer, *map(numba.typeof, (memory, params, *args)))
     if signature not in loop.overloads:

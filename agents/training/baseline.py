@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.evaluation.rollout import finish_range
+from agents.evaluation.rollout import finish
 from agents.policies.base import Policy
 from envs.scheduling.state import MET
 from envs.simulation.worlds import Worlds
@@ -37,8 +37,6 @@ class Baseline:
         twins.reset(self.worlds.seeds, which)
         policy.memory[which] = 0.0
         sim = twins.sim
-        # Worlds that did not begin are done since their last turn: they are passed over.
-        finish_range(
-            policy.kind.choose, sim.state, sim.world, sim.tables, twins.truth, policy.memory, 0, twins.n, policy.vector
-        )
+        # Worlds that did not begin are done since their last episode: they are passed over.
+        finish(policy, sim.arrays, policy.memory, 0, twins.n)
         self.worlds.sim.world.request["baseline"][which] = sim.world.request["outcome"][which] != MET

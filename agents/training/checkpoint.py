@@ -112,7 +112,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         InputError: it is not there, not whole, or not one.
     """
     if not (folder / STATE).is_file():
-        raise InputError(f"{folder}: no checkpoint there; a folder under checkpoints/ of a run is wanted")
+        raise InputError(f"{folder}: no checkpoint there; expected a folder under checkpoints/ of a run")
     try:
         state = json.loads((folder / STATE).read_text())
         if state["format"] != FORMAT:
@@ -146,7 +146,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
     if (path / STATE).is_file():
         return path.resolve().parent.parent, path
     if not path.is_dir():
-        raise InputError(f"--resume: no folder {str(path)!r}; a run under runs/, or one of its checkpoints, is wanted")
+        raise InputError(f"--resume: no folder {str(path)!r}; expected a run under runs/, or one of its checkpoints")
     found = checkpoints(path)
     if not found:
         raise InputError(f"--resume: {path} holds no checkpoint; it was stopped before the first one was written")

@@ -56,7 +56,7 @@ def whole(text: str) -> str:
     try:
         return str(int(float(text)))
     except (ValueError, OverflowError):
-        raise InputError(f"-n: {text!r}; a number of decisions is wanted") from None
+        raise InputError(f"-n: {text!r}; expected a number of decisions") from None
 
 
 def settings(args: list[str]) -> tuple[TrainConfig, str | None]:

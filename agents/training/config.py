@@ -54,16 +54,16 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"):
             if getattr(self, name) < 1:
-                raise InputError(f"ppo.{name}: {getattr(self, name)}; at least 1 is wanted")
+                raise InputError(f"ppo.{name}: {getattr(self, name)}; must be at least 1")
         for name in ("learning_rate", "clip_range", "tau_ms", "max_grad_norm"):
             if not getattr(self, name) > 0:
-                raise InputError(f"ppo.{name}: {getattr(self, name)}; a number above 0 is wanted")
+                raise InputError(f"ppo.{name}: {getattr(self, name)}; must be a number above 0")
         if not self.strait_bonus > 0:
             raise InputError(f"ppo.strait_bonus: {self.strait_bonus}; must be above 0")
         if not 0 <= self.gae_lambda <= 1:
-            raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; from 0 to 1 is wanted")
+            raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; must be from 0 to 1")
         if self.n_envs * self.n_steps < 2:
-            raise InputError("ppo: n_envs * n_steps is 1; at least 2 decisions an update are wanted")
+            raise InputError("ppo: n_envs * n_steps is 1; must be at least 2 decisions an update")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "loads", tuple(self.loads))
         if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"evaluation.loads: {self.loads}; one or more numbers above 0 are wanted")
+            raise InputError(f"evaluation.loads: {self.loads}; must be one or more numbers above 0")
         if self.workloads < 2 or self.confirm < 0 or self.confirm == 1:
-            raise InputError("evaluation: workloads of at least 2, and confirm of 0 or at least 2, are wanted")
+            raise InputError("evaluation: expected workloads of at least 2, and confirm of 0 or at least 2")
 
 
 GROUPS: dict[str, type] = {
@@ -143,17 +143,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in GROUPS.items():
             if not isinstance(getattr(self, name), kind):
-                raise InputError(f"{name}: {getattr(self, name)!r}; a mapping of settings is wanted")
+                raise InputError(f"{name}: {getattr(self, name)!r}; expected a mapping of settings")
         for name in ("n_timesteps", "seed", "save_freq"):
             if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 0 is wanted")
+                raise InputError(f"{name}: {getattr(self, name)}; must be at least 0")
         for name in ("eval_freq", "keep", "threads", "torch_threads"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 1 is wanted")
+                raise InputError(f"{name}: {getattr(self, name)}; must be at least 1")
         if self.budget_s is not None and not self.budget_s > 0:
-            raise InputError(f"budget_s: {self.budget_s}; seconds above 0, or null, are wanted")
+            raise InputError(f"budget_s: {self.budget_s}; must be seconds above 0, or null")
         if Path(self.name).name != self.name:
-            raise InputError(f"name: {self.name!r}; the name of a folder, without a path, is wanted (see logdir)")
+            raise InputError(f"name: {self.name!r}; expected the name of a folder, without a path (see logdir)")
 
 
 def config_path(name: str) -> Path:
@@ -168,7 +168,7 @@ def config_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     known = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
-    raise InputError(f"--config: no configuration {name!r}; one of {', '.join(known)}, or a YAML file, is wanted")
+    raise InputError(f"--config: no configuration {name!r}; expected one of {', '.join(known)}, or a YAML file")
 
 
 def make_parser(**settings: Any) -> ArgumentParser:
@@ -202,7 +202,7 @@ def _check_groups(path: Path) -> None:
         raise InputError(f"not YAML: {one_line(error)}") from None
     for name in GROUPS:
         if isinstance(data, dict) and not isinstance(data.get(name, {}), dict):
-            raise InputError(f"{name}: {data[name]!r}; a mapping of settings is wanted")
+            raise InputError(f"{name}: {data[name]!r}; expected a mapping of settings")
 
 
 def _parse(args: Sequence[str]) -> TrainConfig:

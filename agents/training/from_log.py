@@ -90,7 +90,7 @@ def read_log(folder: Path | str) -> tuple[Workload, Measurements]:
     folder = Path(folder)
     parts = sorted(p.parent for p in (*folder.glob("*/arrivals.parquet"), *folder.glob("arrivals.parquet")))
     if not parts:
-        raise InputError(f"--from-log: {folder} holds no recording; a folder that serve.py --record wrote is wanted")
+        raise InputError(f"--from-log: {folder} holds no recording; expected a folder that serve.py --record wrote")
     campaigns = {i: Measurements.load(part) for i, part in enumerate(parts) if (part / "batches.parquet").is_file()}
     if not campaigns:
         raise InputError(f"--from-log: {folder} holds arrivals, but no batch that ended")
@@ -302,4 +302,4 @@ def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError, OverflowError) as error:
-        raise InputError(f"--pid: {pid}: {error}; the process of a running serve.py is wanted") from None
+        raise InputError(f"--pid: {pid}: {error}; expected the process of a running serve.py") from None

@@ -14,14 +14,15 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from agents.evaluation.clairvoyant import world_rows
+from agents.evaluation.clairvoyant import copy_world, world_rows
 from agents.learned.network import MASKED, CandidateNet, CandidatePolicy
-from agents.policies.base import Policy, bind_loop
+from agents.policies.base import Policy, call_compiled
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.jit import njit
 from envs.scheduling.state import MET, WAITING
@@ -66,16 +67,10 @@ class LookAheadConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "tries", "epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; at least 1 is wanted")
+                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; must be at least 1")
         for name in ("share", "tau_ms", "learning_rate", "temperature", "high_weight"):
             if not getattr(self, name) > 0:
-                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; a number above 0 is wanted")
-
-
-@njit
-def _copy(source, target, env):
-    for i in range(source.shape[1]):
-        target[env, i] = source[env, i]
+                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; must be a number above 0")
 
 
 @njit
@@ -89,20 +84,43 @@ def _clear(world, env, now):
     return first
 
 
+class Trials(NamedTuple):
+    """What is tried out, and what came of it.
+
+    Attributes:
+        here: rows of the worlds, as ``world_rows`` gives them.
+        there: rows of their twins.
+        tried: (N, K) actions; those below 0 are not tried.
+        own: (N,) the reference's own actions.
+        wakes: (N,) times until which a deferral lasts.
+        tau: time constant of the discount, ms.
+        gains: (N, K) output.
+    """
+
+    here: tuple[np.ndarray, ...]
+    there: tuple[np.ndarray, ...]
+    tried: np.ndarray
+    own: np.ndarray
+    wakes: np.ndarray
+    tau: float
+    gains: np.ndarray
+
+
 @njit
-def _return(choose, memory, params, state, tables, world, truth, env, action, wake, tau):
+def _return(choose, memory, params, sim, env, action, wake, tau):
     """Return of world e when ``action`` is taken and the reference decides for 3 tau from then on.
 
     Each request that is not met counts, discounted by how far its deadline lies ahead: at the time of its end it would seem a
     gain to be late later.
     """
+    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     g = env % truth.solo.shape[0]
     began = state.scheduler[env].now
     first = _clear(world, env, began)
-    step(state, world, tables, truth, env, action, wake)
+    step(sim, env, action, wake)
     while world.episode[env].done == 0 and state.scheduler[env].now < began + 3.0 * tau:
         then, then_wake = choose(state, tables, memory, env, params)
-        step(state, world, tables, truth, env, then, then_wake)
+        step(sim, env, then, then_wake)
     total = 0.0
     for i in range(first, world.episode[env].n):
         r = world.request[env, i]
@@ -114,24 +132,23 @@ def _return(choose, memory, params, state, tables, world, truth, env, action, wa
 
 
 @njit
-def _gains(choose, memory, params, state, tables, world, truth, here, there, lo, hi, tried, own, wakes, tau, gains):
-    """See ``Twins.gains``; for worlds lo..hi-1. ``here``, ``there``: rows of the worlds and of their twins."""
-    for e in range(lo, hi):
-        usual = 0.0
-        begun = False
-        for i in range(tried.shape[1]):
-            gains[e, i] = np.nan
-            if tried[e, i] < 0:
+def _gains(choose, memory, params, sim, trials, lo, hi):
+    """See ``Twins.gains``; for worlds lo..hi-1."""
+    for env in range(lo, hi):
+        usual = np.nan
+        for i in range(trials.tried.shape[1]):
+            trials.gains[env, i] = np.nan
+            if trials.tried[env, i] < 0:
                 continue
-            for j in range(1 if begun else 2):
-                for a in range(len(here)):
-                    _copy(here[a], there[a], e)
-                if begun or j == 1:
-                    value = _return(choose, memory, params, state, tables, world, truth, e, tried[e, i], wakes[e], tau)
-                    gains[e, i] = value - usual
+            # The reference's own action first, the others after it: one loop, so that the world is compiled once.
+            for own in range(1 if np.isnan(usual) else 0, -1, -1):
+                copy_world(trials.here, env, trials.there, env)
+                action = trials.own[env] if own == 1 else trials.tried[env, i]
+                value = _return(choose, memory, params, sim, env, action, trials.wakes[env], trials.tau)
+                if own == 1:
+                    usual = value
                 else:
-                    usual = _return(choose, memory, params, state, tables, world, truth, e, own[e], wakes[e], tau)
-            begun = True
+                    trials.gains[env, i] = value - usual
 
 
 class Twins:
@@ -163,12 +180,10 @@ class Twins:
         sim, policy = self.twins.sim, self.reference
         gains = np.zeros(tried.shape)
         wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.config.defer_ms
-        rows = (world_rows(self.worlds.sim), world_rows(sim))
+        trials = Trials(world_rows(self.worlds.sim), world_rows(sim), tried, own, wakes, tau_ms, gains)
 
         def part(lo: int, hi: int) -> None:
-            args = (sim.state, sim.tables, sim.world, self.twins.truth, *rows, lo, hi, tried, own, wakes, tau_ms, gains)
-            loop = bind_loop(_gains, policy.kind.choose, policy.memory, policy.vector, *args)
-            loop(policy.kind.choose, policy.memory, policy.vector, *args)
+            call_compiled(_gains, policy.kind.choose, policy.memory, policy.vector, sim.arrays, trials, lo, hi)
 
         list(self.pool.map(lambda bounds: part(*bounds), self.parts))
         return gains

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.evaluation.rollout import finish_range
+from agents.evaluation.rollout import finish
 from agents.evaluation.statistics import violations, weighted_rate
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
@@ -95,9 +95,7 @@ class PairedEvaluation:
         sim.world.rules["drop_scale"] = policy.drop
         worlds.reset(self._seeds)
         memory = np.zeros_like(policy.memory)
-        finish_range(
-            policy.kind.choose, sim.state, sim.world, sim.tables, worlds.truth, memory, 0, self.n, policy.vector
-        )
+        finish(policy, sim.arrays, memory, 0, self.n)
         return sim.state.count.copy()
 
     def difference(self, score: Score) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ def draw_timeline(
     if not requests:
         raise InputError("timeline: the run has no request; nothing to draw")
     if Path(path).suffix not in (".png", ".svg"):
-        raise InputError(f"{path}: a file that ends in .png or .svg is wanted")
+        raise InputError(f"{path}: expected a file that ends in .png or .svg")
     start, end = window_ms or (0.0, max(r.finish_ms for r in requests))
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -74,7 +74,7 @@ class Replayed:
     def coverage(self, level: float) -> float:
         """Share of batches that finished within the quantile of ``level`` (one of envs.scheduling.state.QUANTILES)."""
         if level not in QUANTILES:
-            raise InputError(f"quantile {level}: one of {', '.join(map(str, QUANTILES))} is wanted")
+            raise InputError(f"quantile {level}: expected one of {', '.join(map(str, QUANTILES))}")
         return float(np.mean(self.total_ms <= self.predicted_ms * self.scale[:, QUANTILES.index(level)]))
 
 

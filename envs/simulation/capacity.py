@@ -23,7 +23,7 @@ from envs.simulation.randomise import make_randomiser
 from envs.simulation.recording import no_recording
 from envs.simulation.records import NEVER_DROP
 from envs.simulation.simulator import Simulator
-from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_step_output
+from envs.simulation.step import NO_ACTIONS, NO_BEGINS, Begins, EpisodeSource, advance_range, make_step_output
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
@@ -43,7 +43,7 @@ def model_shares(profile: Profile, share: dict[str, float] | None) -> np.ndarray
     for model, value in share.items():
         out[profile.index(model)] = value
     if not np.all(np.isfinite(out) & (out >= 0)) or out.sum() <= 0:
-        raise InputError(f"model_share: {share}; shares of at least 0 with a sum above 0 are wanted")
+        raise InputError(f"model_share: {share}; expected shares of at least 0 with a sum above 0")
     return out / out.sum()
 
 
@@ -111,15 +111,14 @@ def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
     sim.world.rules[:] = NEVER_DROP
     none = np.zeros((1, COLUMNS))
     generator = make_arrivals(none, none, np.full((1, n_models), 1.0 / n_models), np.zeros(1), n)
-    randomiser, truth = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
-    out = make_step_output(n, sim.obs_size)
-    args = (sim.state, sim.world, sim.tables, truth, generator, no_recording(), randomiser, out, 0, n)
-    shown = (np.zeros((n, sim.obs_size), np.float32), np.zeros((n, sim.n_actions), bool))
-    begin = (NO_ACTIONS, False, np.full(n, seed, np.uint64), np.ones(n, bool), *shown)
+    randomiser, _ = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
+    source = EpisodeSource(generator, no_recording(), randomiser)
+    args = (sim.arrays, source, make_step_output(n, sim.obs_size, sim.n_actions), 0, n)
+    begin = (NO_ACTIONS, Begins(np.ones(n, bool), np.full(n, seed, np.uint64)), False)
     compiled = bind(advance_range, *args, *begin)
     compiled(*args, *begin)
     sim.world.episode["done"] = 0
-    return lambda actions: compiled(*args, actions, False, NO_SEEDS, NOT_FRESH, *shown)
+    return lambda actions: compiled(*args, actions, NO_BEGINS, False)
 
 
 def _fill_queues(sim: Simulator, models: np.ndarray) -> None:

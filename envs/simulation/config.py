@@ -102,15 +102,15 @@ class EnvConfig:
             if value is None:
                 if name == "load":
                     continue
-                raise InputError(f"{name}: None; a number or a pair (low, high) is wanted")
+                raise InputError(f"{name}: None; expected a number or a pair (low, high)")
             object.__setattr__(self, name, as_range(name, value))
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not (least <= value[0] <= value[1] <= most):
-                raise InputError(f"{name}: {value}; low and high from {least:g} to {most:g}, ascending, are wanted")
+                raise InputError(f"{name}: {value}; must be low and high from {least:g} to {most:g}, ascending")
         object.__setattr__(self, "weights", as_range("weights", self.weights))
         if min(self.weights) < 0:
-            raise InputError(f"weights: {self.weights}; numbers of at least 0 are wanted")
+            raise InputError(f"weights: {self.weights}; must be numbers of at least 0")
         for name, lowest in (
             ("streams", 1),
             ("max_batches_per_core", 0),
@@ -120,16 +120,16 @@ class EnvConfig:
             ("mix_spread", 0),
         ):
             if not getattr(self, name) >= lowest:
-                raise InputError(f"{name}: {getattr(self, name)}; at least {lowest} is wanted")
+                raise InputError(f"{name}: {getattr(self, name)}; must be at least {lowest}")
         if not self.defer_ms > 0:
-            raise InputError(f"defer_ms: {self.defer_ms}; a number above 0 is wanted")
+            raise InputError(f"defer_ms: {self.defer_ms}; must be a number above 0")
         if self.n_requests is not None and self.n_requests < 1:
-            raise InputError(f"n_requests: {self.n_requests}; at least 1, or None, is wanted")
+            raise InputError(f"n_requests: {self.n_requests}; must be at least 1, or None")
         if isinstance(self.randomise, dict):
             object.__setattr__(self, "randomise", RandomiseConfig(**self.randomise))
         least_streams = self.randomise.min_streams
         if least_streams is not None and not 1 <= least_streams <= self.streams:
-            raise InputError(f"randomise.min_streams: {least_streams}; from 1 to streams={self.streams} is wanted")
+            raise InputError(f"randomise.min_streams: {least_streams}; must be from 1 to streams={self.streams}")
 
 
 # Settings that are drawn from a range for each episode, and what each may be.
@@ -152,7 +152,7 @@ def as_range(name: str, value: Any) -> Range:
     except (TypeError, ValueError):
         pair = ()
     if len(pair) not in (1, 2) or not all(np.isfinite(pair)):
-        raise InputError(f"{name}: {value!r}; a number or a pair (low, high) is wanted")
+        raise InputError(f"{name}: {value!r}; expected a number or a pair (low, high)")
     return pair[0], pair[-1]
 
 

@@ -114,11 +114,12 @@ def progress(world, env, t):
 
 
 @njit
-def _shared_core_wait(state, world, truth, env, stream, event):
+def _shared_core_wait(sim, env, stream, event):
     """What a batch on stream k waits at an event (HANDOVER, SEEN) because batches share cores.
 
     Threads on one core take turns, and one that waits for its turn may hold what threads on other cores want.
     """
+    state, world, truth = sim.state, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     mean = 0.0
     for i in range(world.run.shape[1]):
@@ -138,8 +139,9 @@ def _shared_core_wait(state, world, truth, env, stream, event):
 
 
 @inlined
-def launch(state, world, truth, env, stream):
+def launch(sim, env, stream):
     """The scheduler dispatched a batch on stream k: start its copy and draw its noise."""
+    state, world, truth = sim.state, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     s = state.stream[env, stream]
     r = world.run[env, stream]
@@ -154,9 +156,7 @@ def launch(state, world, truth, env, stream):
     r.work = truth.solo[group, s.model, s.size_index]
     r.core = s.core
     r.h2d_start = max(
-        state.scheduler[env].now
-        + truth.device[group].dispatch_ms
-        + _shared_core_wait(state, world, truth, env, stream, HANDOVER),
+        state.scheduler[env].now + truth.device[group].dispatch_ms + _shared_core_wait(sim, env, stream, HANDOVER),
         episode.h2d_free,
     )
     r.h2d_end = r.h2d_start + truth.h2d[group, s.model, s.size_index]
@@ -191,8 +191,9 @@ def _take_first_turn(runs, stream, turn):
 
 
 @inlined
-def device_event(state, world, truth, env, group, t, kind):
+def device_event(sim, env, group, t, kind):
     """What the scheduler does not see: a suspension, or the batch on stream ``kind`` is copied in or executed."""
+    world, truth = sim.world, sim.truth
     if kind >= 0:
         r = world.run[env, kind]
         if r.phase == COPY_IN:
@@ -207,7 +208,7 @@ def device_event(state, world, truth, env, group, t, kind):
                 max(t, episode.d2h_free) + truth.d2h[group, r.mb // truth.solo.shape[2], r.mb % truth.solo.shape[2]]
             )
             episode.d2h_free = r.until
-            r.until += truth.device[group].completion_ms + _shared_core_wait(state, world, truth, env, kind, SEEN)
+            r.until += truth.device[group].completion_ms + _shared_core_wait(sim, env, kind, SEEN)
     if world.preemption[env].active > 0.0:
         _suspend(world, env, t)
     _set_slowdowns(world, truth, env, group)

@@ -29,8 +29,9 @@ from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 
 @njit
-def begin(state, world, tables, truth, env, seed):
+def begin(sim, env, seed):
     """Start an episode of world e on the arrivals already in ``w.request[e, :w.episode[e].n]``."""
+    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     clear(state, tables, env)
     episode = world.episode[env]
     episode.seed = seed
@@ -64,12 +65,13 @@ def begin(state, world, tables, truth, env, seed):
 
 
 @inlined
-def collect(state, world, truth, env):
+def collect(sim, env):
     """Read the requests that ended: note their outcome and add their reward.
 
     That is minus the weight of each violation; less those of a baseline (``baseline`` of the request), which is the outcome
     under another policy, or 0.
     """
+    state, world, truth = sim.state, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     own = state.scheduler[env]
     episode = world.episode[env]
@@ -116,8 +118,9 @@ def next_event(state, world, env):
 
 
 @inlined
-def run_event(state, world, tables, truth, env):
+def run_event(sim, env):
     """Process the next event. Returns whether the scheduler saw it (an arrival, a completion, a timer, the end)."""
+    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     episode = world.episode[env]
     t, kind = next_event(state, world, env)
@@ -126,7 +129,7 @@ def run_event(state, world, tables, truth, env):
         return True
     if kind == -5 or (kind >= 0 and world.run[env, kind].phase != COPY_OUT):
         progress(world, env, t)
-        device_event(state, world, truth, env, group, t, kind)
+        device_event(sim, env, group, t, kind)
         return False
     if kind != -1 or state.scheduler[env].n_free > 0:
         advance(state, tables, env, t)
@@ -152,8 +155,9 @@ def run_event(state, world, tables, truth, env):
 
 
 @inlined
-def run_to_decision(state, world, tables, truth, env):
+def run_to_decision(sim, env):
     """Run events until the scheduler can decide something, or the episode is done."""
+    state, tables, world = sim.state, sim.tables, sim.world
     episode = world.episode[env]
     own = state.scheduler[env]
     while episode.done == 0:
@@ -166,29 +170,30 @@ def run_to_decision(state, world, tables, truth, env):
             if world.rules[env].grace_ms < np.inf and drop_late(state, env, world.rules[env].grace_ms) > 0:
                 continue
             break
-        run_event(state, world, tables, truth, env)
+        run_event(sim, env)
         if own.n_ended > 0:
-            collect(state, world, truth, env)
+            collect(sim, env)
     if own.n_ended > 0:
-        collect(state, world, truth, env)
+        collect(sim, env)
 
 
 @inlined
-def act(state, world, tables, truth, env, action, wake):
+def act(sim, env, action, wake):
     """Carry out one decision of world e, without running on; arguments as of ``step``."""
+    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     episode = world.episode[env]
     episode.reward = 0.0
     episode.steps += 1
     if valid(state, tables, env, action):
         stream = dispatch(state, tables, env, action)
-        launch(state, world, truth, env, stream)
+        launch(sim, env, stream)
     else:
         defer(state, env, wake + truth.device[group].timer_ms)
 
 
 @inlined
-def step(state, world, tables, truth, env, action, wake):
+def step(sim, env, action, wake):
     """Carry out one decision of world e and run to the next.
 
     Args:
@@ -196,6 +201,7 @@ def step(state, world, tables, truth, env, action, wake):
         action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
         wake: absolute time (ms) to wake at when deferring; inf for no timer.
     """
-    act(state, world, tables, truth, env, action, wake)
-    run_to_decision(state, world, tables, truth, env)
+    world = sim.world
+    act(sim, env, action, wake)
+    run_to_decision(sim, env)
     world.episode[env].ret += world.episode[env].reward

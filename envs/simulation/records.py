@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.scheduling.state import records
+from envs.profiles.truth import Truth
+from envs.scheduling.state import SchedState, Tables, records
 
 # Phases of a stream; what is not at work comes first.
 IDLE, SUSPENDED, COPY_IN, EXECUTE, COPY_OUT = range(5)
@@ -120,3 +121,12 @@ def make_world(n: int, n_streams: int, n_requests: int) -> World:
         rules,
         records((n,), preemption_t),
     )
+
+
+class SimArrays(NamedTuple):
+    """All that compiled code needs of N simulated worlds: what the schedulers know and were told, and what is true."""
+
+    state: SchedState
+    tables: Tables
+    world: World
+    truth: Truth

@@ -17,34 +17,36 @@ from envs.scheduling.state import GRACE_MS, SchedState, Tables, make_state, n_ac
 from envs.simulation import generate as gen_mod
 from envs.simulation.events import begin, run_to_decision, step
 from envs.simulation.generate import Generator
-from envs.simulation.records import World, make_world
+from envs.simulation.records import SimArrays, World, make_world
 from traces.errors import InputError
 from traces.workload import Workload
 
 
 @njit
-def step_range(state, world, tables, truth, lo, hi, actions, wakes):
+def step_range(sim, lo, hi, actions, wakes):
     """Carry out one decision in each world lo..hi-1 that is not done."""
+    world = sim.world
     for env in range(lo, hi):
         if world.episode[env].done == 0:
-            step(state, world, tables, truth, env, actions[env], wakes[env])
+            step(sim, env, actions[env], wakes[env])
 
 
 @njit
-def begin_range(state, world, tables, truth, lo, hi, seeds):
+def begin_range(sim, lo, hi, seeds):
     """Begin an episode in each world lo..hi-1 on the arrivals it holds, and run to its first decision."""
     for env in range(lo, hi):
-        begin(state, world, tables, truth, env, seeds[env])
-        run_to_decision(state, world, tables, truth, env)
+        begin(sim, env, seeds[env])
+        run_to_decision(sim, env)
 
 
 @njit
-def generate_range(state, world, tables, truth, generator, lo, hi, seeds):
+def generate_range(sim, generator, lo, hi, seeds):
     """Generate arrivals and begin an episode in each world lo..hi-1."""
+    tables, world = sim.tables, sim.world
     for env in range(lo, hi):
         gen_mod.generate(world, tables, generator, env, seeds[env])
-        begin(state, world, tables, truth, env, seeds[env])
-        run_to_decision(state, world, tables, truth, env)
+        begin(sim, env, seeds[env])
+        run_to_decision(sim, env)
 
 
 class Simulator:
@@ -84,6 +86,11 @@ class Simulator:
         self.n_actions = n_actions(self.state, self.tables)
         self.obs_size = observation_size(self.n_actions - 1)
 
+    @property
+    def arrays(self) -> SimArrays:
+        """What compiled code takes."""
+        return SimArrays(self.state, self.tables, self.world, self.truth)
+
     def load(self, workloads: Sequence[Workload], repeat: bool = True) -> None:
         """Give each world its arrivals; with fewer workloads than worlds they repeat in turn.
 
@@ -119,16 +126,16 @@ class Simulator:
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""
-        begin_range(self.state, self.world, self.tables, self.truth, 0, self.n, np.asarray(seeds, np.uint64))
+        begin_range(self.arrays, 0, self.n, np.asarray(seeds, np.uint64))
 
     def generate(self, generator: Generator, seeds: Sequence[int] | np.ndarray) -> None:
         """Generate arrivals and begin an episode in every world. One seed a world: (n,)."""
         seeds = np.asarray(seeds, np.uint64)
-        generate_range(self.state, self.world, self.tables, self.truth, generator, 0, self.n, seeds)
+        generate_range(self.arrays, generator, 0, self.n, seeds)
 
     def step(self, actions: np.ndarray, wakes: np.ndarray) -> None:
         """One decision in every world that is not done: actions (n,) int64, wake times (n,) absolute ms."""
-        step_range(self.state, self.world, self.tables, self.truth, 0, self.n, actions, wakes)
+        step_range(self.arrays, 0, self.n, actions, wakes)
 
     @property
     def done(self) -> np.ndarray:

@@ -17,25 +17,56 @@ from envs.scheduling.operations import mask as write_mask
 from envs.scheduling.operations import valid
 from envs.scheduling.state import OUTCOMES
 from envs.simulation.events import act, begin, run_to_decision
-from envs.simulation.generate import generate
-from envs.simulation.randomise import draw_device, draw_streams
-from envs.simulation.recording import cut
+from envs.simulation.generate import Generator, generate
+from envs.simulation.randomise import Randomiser, draw_device, draw_streams
+from envs.simulation.recording import Recording, cut
 
-NO_ACTIONS, NO_SEEDS, NOT_FRESH = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
+NO_ACTIONS = np.zeros(0, np.int64)
 
 
-class Outcome(NamedTuple):
-    """What a step gives beside observation and mask. One row for each of N worlds.
+class EpisodeSource(NamedTuple):
+    """Where the worlds' episodes come from.
 
     Attributes:
+        generator: arrivals that are drawn, where there is no recording.
+        recording: arrivals that windows are cut from.
+        randomiser: how far each episode's device strays.
+    """
+
+    generator: Generator
+    recording: Recording
+    randomiser: Randomiser
+
+
+class Begins(NamedTuple):
+    """Which worlds begin an episode, (N,) bool, and their seeds, (N,) uint64; both empty where a decision is made instead."""
+
+    which: np.ndarray
+    seeds: np.ndarray
+
+
+NO_BEGINS = Begins(np.zeros(0, bool), np.zeros(0, np.uint64))
+
+
+class StepOutput(NamedTuple):
+    """What a step gives. One row for each of N worlds.
+
+    Attributes:
+        obs: (N, O) float32, observations.
+        masks: (N, A) bool, valid actions.
         reward: (N,) minus the weights of the violations since the last decision.
         dt: (N,) ms between this decision and the next (or the end).
-        done: (N,) bool, the episode ended. invalid: (N,) bool, the action was not valid and counted as DEFER.
+        done: (N,) bool, the episode ended.
+        invalid: (N,) bool, the action was not valid and counted as DEFER.
         final_obs: (N, O) last observation of the episode that ended last. The rows below are written with it:
-        final_ret: (N,) its undiscounted return. final_steps: (N,) its decisions. final_ms: (N,) its length.
+        final_ret: (N,) its undiscounted return.
+        final_steps: (N,) its decisions.
+        final_ms: (N,) its length.
         final_count: (N, 2, 6) its requests by priority and outcome.
     """
 
+    obs: np.ndarray
+    masks: np.ndarray
     reward: np.ndarray
     dt: np.ndarray
     done: np.ndarray
@@ -47,9 +78,11 @@ class Outcome(NamedTuple):
     final_count: np.ndarray
 
 
-def make_step_output(n: int, obs_size: int) -> Outcome:
-    """Allocate the outcome of n worlds with observations of ``obs_size``."""
-    return Outcome(
+def make_step_output(n: int, obs_size: int, n_actions: int) -> StepOutput:
+    """Allocate the output of n worlds with observations of ``obs_size`` and so many actions."""
+    return StepOutput(
+        obs=np.zeros((n, obs_size), np.float32),
+        masks=np.zeros((n, n_actions), bool),
         reward=np.zeros(n),
         dt=np.zeros(n),
         done=np.zeros(n, bool),
@@ -63,15 +96,17 @@ def make_step_output(n: int, obs_size: int) -> Outcome:
 
 
 @njit
-def begin_episode(state, world, tables, truth, generator, recording, randomiser, env, seed):
+def begin_episode(sim, source, env, seed):
     """Draw world e's arrivals and device, and put it at its start; ``run_to_decision`` follows."""
+    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
+    generator, recording, randomiser = source
     if randomiser.solo.shape[0] > 0:
         draw_device(truth, randomiser, env, seed)
     if recording.arrival.shape[0] > 0:
         cut(world, recording, env, seed)
     else:
         generate(world, tables, generator, env, seed)
-    begin(state, world, tables, truth, env, seed)
+    begin(sim, env, seed)
     # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
     state.scheduler[env].n_free = draw_streams(randomiser, state.stream.shape[1], seed)
 
@@ -96,65 +131,39 @@ def write_step_output(state, world, out, env, before):
 
 
 @njit
-def advance_range(
-    state,
-    world,
-    tables,
-    truth,
-    generator,
-    recording,
-    randomiser,
-    out,
-    lo,
-    hi,
-    actions,
-    autoreset,
-    seeds,
-    which,
-    obs,
-    masks,
-):
+def advance_range(sim, source, out, lo, hi, actions, begins, autoreset):
     """One decision in each world lo..hi-1; with ``autoreset``, worlds that end begin their next episode at once.
 
-    The seed of the next episode follows from the last. Without ``autoreset`` a world that ended shows its last
-    observation. With ``which`` (one a world; empty otherwise) no decision is made: the worlds where it is set begin an
-    episode, and all are observed. One function does both, since each would compile the whole world for itself.
+    The seed of the next episode follows from the last. Without ``autoreset`` a world that ended shows its last observation.
+    With ``begins`` no decision is made: the worlds that it names begin an episode, and all are observed. One function does
+    both, since each would compile the whole world for itself.
     """
-    acts = which.shape[0] == 0
+    state, tables, world = sim.state, sim.tables, sim.world
+    acts = begins.which.shape[0] == 0
     for env in range(lo, hi):
         before = state.scheduler[env].now
         runs = True
         if acts:
             action = actions[env]
-            out.invalid[env] = action != masks.shape[1] - 1 and not valid(state, tables, env, action)
-            act(state, world, tables, truth, env, action, before + world.rules[env].defer_ms)
-        elif which[env]:
-            begin_episode(state, world, tables, truth, generator, recording, randomiser, env, seeds[env])
+            out.invalid[env] = action != out.masks.shape[1] - 1 and not valid(state, tables, env, action)
+            act(sim, env, action, before + world.rules[env].defer_ms)
+        elif begins.which[env]:
+            begin_episode(sim, source, env, begins.seeds[env])
         else:
             runs = False
         unnoted = acts
         # Once more where an episode ended and the next begins: a loop, so that the world is compiled in one place.
         while True:
             if runs:
-                run_to_decision(state, world, tables, truth, env)
-            observe(state, tables, env, obs[env])
+                run_to_decision(sim, env)
+            observe(state, tables, env, out.obs[env])
             if not unnoted:
                 break
             unnoted = False
             done = write_step_output(state, world, out, env, before)
             if not (done and autoreset):
                 break
-            for i in range(obs.shape[1]):
-                out.final_obs[env, i] = obs[env, i]
-            begin_episode(
-                state,
-                world,
-                tables,
-                truth,
-                generator,
-                recording,
-                randomiser,
-                env,
-                rng.mix(world.episode[env].seed, rng.NEXT_EPISODE),
-            )
-        write_mask(state, tables, env, masks[env])
+            for i in range(out.obs.shape[1]):
+                out.final_obs[env, i] = out.obs[env, i]
+            begin_episode(sim, source, env, rng.mix(world.episode[env].seed, rng.NEXT_EPISODE))
+        write_mask(state, tables, env, out.masks[env])

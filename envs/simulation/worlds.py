@@ -23,7 +23,7 @@ from envs.simulation.config import EnvConfig, served_profile
 from envs.simulation.randomise import make_randomiser
 from envs.simulation.recording import load_workload, make_recording, no_recording
 from envs.simulation.simulator import Simulator
-from envs.simulation.step import NO_ACTIONS, NO_SEEDS, NOT_FRESH, advance_range, make_step_output
+from envs.simulation.step import NO_ACTIONS, NO_BEGINS, Begins, EpisodeSource, advance_range, make_step_output
 from traces.errors import InputError
 from traces.workload import Workload
 
@@ -69,7 +69,7 @@ class Worlds:
         workload: Workload | None = None,
     ) -> None:
         if n < 1 or threads < 1:
-            raise InputError(f"{n} worlds on {threads} threads: at least 1 of each is wanted")
+            raise InputError(f"{n} worlds on {threads} threads; must be at least 1 of each")
         self.config = config
         self.n = n
         self.autoreset = autoreset
@@ -85,21 +85,18 @@ class Worlds:
             config.weights,
             config.noise,
         )
-        self.randomiser, self.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
-        self.sim.truth = self.truth
+        randomiser, self.sim.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
+        self._source = EpisodeSource(self.generator, self.recording, randomiser)
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
         self.sim.world.rules[:] = (config.drop, config.defer_ms, config.end_ms, np.inf)
-        n_actions, size = self.sim.n_actions, self.sim.obs_size
-        self._pairs = [(np.zeros((n, size), np.float32), np.zeros((n, n_actions), bool)) for _ in range(2)]
-        self._turn = 0
-        self.obs, self.masks = self._pairs[0]
-        self.out = make_step_output(n, size)
+        self.out = make_step_output(n, self.sim.obs_size, self.sim.n_actions)
+        # What alternates with it: all else of both is the same.
+        self._other = self.out._replace(obs=self.out.obs.copy(), masks=self.out.masks.copy())
         n_parts = min(n, PARTS * threads) if threads > 1 else 1
         self._parts = [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
         self._helpers = threads - 1
         self._pool = ThreadPoolExecutor(max(self._helpers, 1))
-        self._world = (self.sim.state, self.sim.world, self.sim.tables, self.truth)
-        self._advance = bind(advance_range, *self._advance_arguments(0, n, np.zeros(n, np.int64)))
+        self._advance = bind(advance_range, *self._advance_arguments(0, n, NO_ACTIONS))
 
     def _set_source(self, config: EnvConfig, workload: Workload | None) -> None:
         """Where arrivals come from: windows of a workload, or the generator."""
@@ -114,7 +111,7 @@ class Worlds:
             rate = None if load is None else (load[0] * self.capacity_rps, load[1] * self.capacity_rps)
             self.recording = make_recording(workload, self.profile, rate, config.duration_ms)
         elif config.load is None:
-            raise InputError("load: None needs a recorded workload; a number or a pair (low, high) is wanted")
+            raise InputError("load: None needs a recorded workload; expected a number or a pair (low, high)")
 
     def _room(self) -> int:
         """Requests that an episode may hold. Generated bursts and recorded ones can exceed the mean."""
@@ -125,19 +122,15 @@ class Worlds:
         room = math.ceil(2.0 * mean + 8.0 * math.sqrt(mean)) + 16
         return min(room, len(self.recording.arrival)) if len(self.recording.arrival) else room
 
-    def _advance_arguments(
-        self, lo: int, hi: int, actions: np.ndarray, seeds: np.ndarray = NO_SEEDS, which: np.ndarray = NOT_FRESH
-    ) -> tuple:
-        obs, masks = self._pairs[self._turn]
-        source = (self.generator, self.recording, self.randomiser)
-        return (*self._world, *source, self.out, lo, hi, actions, self.autoreset, seeds, which, obs, masks)
+    def _advance_arguments(self, lo: int, hi: int, actions: np.ndarray, begins: Begins = NO_BEGINS) -> tuple:
+        return (self.sim.arrays, self._source, self.out, lo, hi, actions, begins, self.autoreset)
 
     def reset(self, seeds: np.ndarray, which: np.ndarray | None = None) -> None:
         """Begin an episode in each world where ``which`` (N,) is set (all if None), with ``seeds`` (N,) uint64."""
         which = np.ones(self.n, bool) if which is None else np.ascontiguousarray(which, bool)
         self._flip()
         seeds = np.ascontiguousarray(seeds, np.uint64)
-        self._advance(*self._advance_arguments(0, self.n, NO_ACTIONS, seeds, which))
+        self._advance(*self._advance_arguments(0, self.n, NO_ACTIONS, Begins(which, seeds)))
 
     def step(self, actions: np.ndarray) -> None:
         """One decision in every world: ``actions`` (N,), any integer dtype. Results are in ``obs``, ``masks``, ``out``."""
@@ -159,8 +152,17 @@ class Worlds:
             self._advance(*self._advance_arguments(lo, hi, actions))
 
     def _flip(self) -> None:
-        self._turn = 1 - self._turn
-        self.obs, self.masks = self._pairs[self._turn]
+        self.out, self._other = self._other, self.out
+
+    @property
+    def obs(self) -> np.ndarray:
+        """(N, O) float32, present observations."""
+        return self.out.obs
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, A) bool, present valid actions."""
+        return self.out.masks
 
     @property
     def seeds(self) -> np.ndarray:
@@ -186,7 +188,7 @@ class Worlds:
         groups: dict[str, Any] = {
             "state": self.sim.state,
             "world": self.sim.world,
-            "truth": self.truth,
+            "truth": self.sim.truth,
             "out": self.out,
         }
         arrays = {f"{group}.{f}": getattr(tup, f) for group, tup in groups.items() for f in tup._fields}

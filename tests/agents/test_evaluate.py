@@ -14,7 +14,7 @@ import pytest
 from agents.evaluate import evaluate, main, suites
 from agents.evaluation import metric
 from agents.evaluation.report import write_report
-from agents.evaluation.rollout import finish_range, run
+from agents.evaluation.rollout import finish, run
 from agents.evaluation.statistics import bootstrap, difference, digest, weighted_rate
 from agents.evaluation.suites import UNSEEN, Suite, workload_for
 from agents.policies.registry import make_policy
@@ -81,7 +81,7 @@ def test_one_compiled_loop_serves_all_policies_and_does_what_stepping_does() -> 
         slow.begin([1])
         while not slow.done[0]:
             action, wake = policy.decide(slow.state, slow.tables)
-            step(slow.state, slow.world, slow.tables, slow.truth, 0, action, wake)
+            step(slow.arrays, 0, action, wake)
         assert np.array_equal(fast.state.count, slow.state.count)
         assert fast.world.episode[0].steps == slow.world.episode[0].steps
 
@@ -95,13 +95,13 @@ def test_deciding_follows_the_state_and_tables_that_it_is_given() -> None:
         assert policy.decide(sim.state, sim.tables)[0] == sim.n_actions - 1
 
 
-def test_finish_range_runs_only_the_worlds_in_its_range() -> None:
+def test_finish_runs_only_the_worlds_in_its_range() -> None:
     profile = Profile.load("cpu2")
     policy = make_policy("fifo", 2)
     sim = Simulator(profile, 2, 4)
     sim.load([workload_for("poisson", 200.0, 200.0, profile, WorkloadConfig(), 1)])
     sim.begin([1, 1])
-    finish_range(policy.kind.choose, sim.state, sim.world, sim.tables, sim.truth, policy.memory, 1, 2, policy.vector)
+    finish(policy, sim.arrays, policy.memory, 1, 2)
     assert sim.done.tolist() == [False, True]
 
 

@@ -106,7 +106,7 @@ def test_being_late_later_gains_nothing() -> None:
     for action in ((sim.n_actions - 1) // 2, sim.n_actions - 1):
         sim.load([workload])
         sim.begin([0])
-        args = (sim.state, sim.tables, sim.world, sim.truth, 0, action, np.inf, 50.0)
+        args = (sim.arrays, 0, action, np.inf, 50.0)
         values.append(call_compiled(_return, strait.kind.choose, strait.memory, strait.vector, *args))
     assert values == [pytest.approx(-np.exp(-0.1 / 50.0))] * 2
 

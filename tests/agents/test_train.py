@@ -218,11 +218,11 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, ["--config", "nope"], "no configuration 'nope'; one of default, live, quick"),
+        (None, ["--config", "nope"], "no configuration 'nope'; expected one of default, live, quick"),
         ("unknown: 1", [], "unknown"),
         ("ppo: {n_step: 3}", [], "n_step"),
         ("ppo: {n_steps: many}", [], "n_steps"),
-        ("env: 3", [], "env: 3; a mapping"),
+        ("env: 3", [], "env: 3; expected a mapping"),
         ("env: {load: [2, 1]}", [], "load: (2.0, 1.0)"),
         ("- 1", [], "run.yaml"),
         ("seed: 1", ["--ppo.tau_ms", "-1"], "ppo.tau_ms: -1.0"),
