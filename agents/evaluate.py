@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from agents.evaluation import clairvoyant, metric
@@ -32,6 +31,7 @@ from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
+from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import Workload
@@ -178,6 +178,7 @@ class EvaluateConfig:
         streams: streams of the device.
         workers: processes; all cores by default.
         out: folder for Parquet, report and TensorBoard.
+        json: print the JSON line only, write nothing.
     """
 
     suite: str = "quick"
@@ -189,61 +190,62 @@ class EvaluateConfig:
     streams: int = 4
     workers: int | None = None
     out: str = "runs/evaluate"
+    json: bool = False
 
 
-def _print_small(suite: Suite, config: EvaluateConfig, only_json: bool) -> int:
-    """Distances to the exact optimum on small instances: the JSON line, and unless told otherwise a file of it."""
+def chosen_suite(config: EvaluateConfig) -> Suite:
+    """The suite that the settings name, with what they change of it.
+
+    Raises:
+        InputError: there is no such suite.
+    """
+    known = suites()
+    if config.suite not in known:
+        raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
+    changes: dict[str, Any] = {
+        k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
+    }
+    return replace(known[config.suite], **changes | ({} if config.seeds is None else {"seeds": config.seeds}))
+
+
+def run_small(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
+    """Distances to the exact optimum on small instances."""
     profile = suite.select(Profile.load(config.profile))
     small = clairvoyant.SmallConfig(instances=suite.seeds)
     frame = clairvoyant.distances(profile, suite.policies, small, config.profile, progress=sys.stderr.isatty())
-    result = {
+    return {
         "suite": suite.name,
         "instances": suite.seeds,
         "unproven": frame.attrs["unproven"],
         "policies": clairvoyant.distance_digest(frame),
     }
-    if not only_json:
-        atomic_write_text(Path(config.out) / "small.json", json.dumps(result) + "\n")
+
+
+def run_suite(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
+    """Rates by policy and load; unless told otherwise, with a report in the folder ``out``."""
+    frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
+    result: dict[str, Any] = {"suite": suite.name, "loads": list(suite.loads), "policies": digest(frame)}
+    if parts := ablations(frame):
+        result["ablations"] = {part: [round(v, 3) for v in interval] for part, interval in parts.items()}
+    if not config.json:
+        from agents.evaluation.report import write_report
+
+        print(f"report: {write_report(frame, suite, asdict(config), Path(config.out))}")
+    return result
+
+
+def run_command_line(config: EvaluateConfig) -> None:
+    """Run what the settings ask for; the JSON line comes last."""
+    suite = chosen_suite(config)
+    result = (run_small if suite.name == "small" else run_suite)(suite, config)
+    if not config.json:
+        atomic_write_text(Path(config.out) / "result.json", json.dumps(result) + "\n")
     print(json.dumps(result))
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m agents.evaluate", description=__doc__.split("\n\n")[0], exit_on_error=False)
-    parser.add_class_arguments(EvaluateConfig, as_group=False)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only, write nothing")
-    try:
-        given = parser.parse_args(argv).as_dict()
-        only_json = given.pop("json")
-        config = EvaluateConfig(**given)
-        known = suites()
-        if config.suite not in known:
-            raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
-        suite = known[config.suite]
-        changes: dict[str, Any] = {
-            k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
-        }
-        if config.seeds is not None:
-            changes["seeds"] = config.seeds
-        suite = replace(suite, **changes)
-        if suite.name == "small":
-            return _print_small(suite, config, only_json)
-        frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    result = {"suite": suite.name, "loads": list(suite.loads), "policies": digest(frame)}
-    if parts := ablations(frame):
-        result["ablations"] = {part: [round(v, 3) for v in interval] for part, interval in parts.items()}
-    if not only_json:
-        from agents.evaluation.report import write_report
-
-        out = Path(config.out)
-        atomic_write_text(out / "result.json", json.dumps(result) + "\n")
-        print(f"report: {write_report(frame, suite, asdict(config), out)}")
-    print(json.dumps(result))
-    return 0
+    return run_command(run_command_line, EvaluateConfig, argv, "python -m agents.evaluate", __doc__)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from agents.evaluation.rollout import prepare
 from agents.evaluation.suites import seen_models, workload_for
 from agents.learned.names import resolve
@@ -15,7 +13,7 @@ from envs.drawing.trace_events import write_trace
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
-from traces.errors import InputError
+from traces.command import run_command
 from traces.workload import WorkloadConfig
 
 
@@ -48,8 +46,8 @@ class TimelineConfig:
     trace: str | None = None
 
 
-def run(config: TimelineConfig) -> str:
-    """Simulate and draw; returns what to tell.
+def run(config: TimelineConfig) -> None:
+    """Simulate and draw.
 
     Raises:
         InputError: an unknown policy, workload or profile, or nothing to draw.
@@ -66,19 +64,12 @@ def run(config: TimelineConfig) -> str:
     draw_timeline(requests, batches, config.out, config.window_ms, title)
     if config.trace is not None:
         write_trace(config.trace, requests, batches)
-    return f"{config.out}: {len(requests)} requests in {len(batches)} batches"
+    print(f"{config.out}: {len(requests)} requests in {len(batches)} batches")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m agents.timeline", description=__doc__, exit_on_error=False)
-    parser.add_class_arguments(TimelineConfig, as_group=False)
-    try:
-        print(run(TimelineConfig(**parser.parse_args(argv).as_dict())))
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(run, TimelineConfig, argv, "python -m agents.timeline", __doc__)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from agents.evaluation.rollout import run
@@ -31,6 +30,7 @@ from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
+from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
@@ -111,7 +111,7 @@ class TuneConfig:
     out: str = str(TUNED)
 
 
-class Trainer:
+class TuningObjective:
     """The training workloads in one simulator, and the objective on them.
 
     Args:
@@ -165,15 +165,16 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
     """
     optuna = _optuna()
     profile = training_profile(config.profile)
-    trainer = Trainer(config, profile, capacity_rps)
+    objective = TuningObjective(config, profile, capacity_rps)
     defaults = asdict(make_policy(name).params)
-    default = trainer.score(make_policy(name, trainer.sim.n))
+    default = objective.score(make_policy(name, objective.sim.n))
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
     )
     study.enqueue_trial(inside(name, defaults))
     study.optimize(
-        lambda trial: trainer.score(make_policy(name, trainer.sim.n, **suggest(trial, name))), n_trials=config.budget
+        lambda trial: objective.score(make_policy(name, objective.sim.n, **suggest(trial, name))),
+        n_trials=config.budget,
     )
     if study.best_value < default:
         return {"params": study.best_params, "reached": study.best_value, "default": default}
@@ -238,21 +239,17 @@ def _optuna() -> Any:
     return optuna
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m agents.tune", description=__doc__.split("\n\n")[0], exit_on_error=False)
-    parser.add_class_arguments(TuneConfig, as_group=False)
-    try:
-        given = TuneConfig(**parser.parse_args(argv).as_dict())
-        config = replace(given, loads=tuple(given.loads), workloads=tuple(given.workloads))
-        result = tune(config, progress=sys.stderr.isatty())
-    except (InputError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run_command_line(config: TuneConfig) -> None:
+    """Tune, and print what was found."""
+    result = tune(config, progress=sys.stderr.isatty())
     for name, entry in result["policies"].items():
         print(f"{name}: {100 * entry['default']:.2f} % -> {100 * entry['reached']:.2f} %  {entry['params']}")
     print(config.out)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    return run_command(run_command_line, TuneConfig, argv, "python -m agents.tune", __doc__)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -67,14 +67,13 @@ def parse_settings(
         values = given.as_dict()
         values.pop("config", None)
         return settings(**values)
-    except (ArgumentError, TypeError) as error:
+    except (ArgumentError, ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from None
 
 
 def spell_out(words: Sequence[str], settings: type) -> list[str]:
     """Flags as the parser expects them: ``--log-json`` is ``--log_json=true``, ``--loads 0.8,1`` is ``--loads=[0.8,1]``."""
-    hints = typing.get_type_hints(settings)
-    kinds = {f"--{field.name}": hints[field.name] for field in fields(settings)}  # type: ignore[arg-type]
+    kinds = dict(_flag_types(settings, "--"))
     result: list[str] = []
     rest = list(words)
     while rest:
@@ -96,6 +95,16 @@ def spell_out(words: Sequence[str], settings: type) -> list[str]:
     return result
 
 
+def _flag_types(settings: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every flag with its type, those of settings inside settings ("--env.load") among them."""
+    hints = typing.get_type_hints(settings)
+    for field in fields(settings):  # type: ignore[arg-type]
+        kind = hints[field.name]
+        yield prefix + field.name, kind
+        if is_dataclass(kind):
+            yield from _flag_types(typing.cast(type, kind), f"{prefix}{field.name}.")
+
+
 def _is_list(kind: Any) -> bool:
     """Whether a type is a list or tuple, or one of these or None."""
     if typing.get_origin(kind) in (list, tuple):
@@ -104,10 +113,13 @@ def _is_list(kind: Any) -> bool:
     return len(options) == 1 and len(typing.get_args(kind)) == 2 and _is_list(options[0])
 
 
-def exit_status(work: Callable[[], int | None]) -> int:
+def exit_status(work: Callable[[], Any]) -> int:
     """Do the work of a command; see ``run_command`` for what is returned."""
     try:
-        return work() or 0
+        status = work()
+        return status if isinstance(status, int) else 0
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
     except (InputError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

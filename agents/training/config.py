@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from agents.training.lookahead import LookAheadConfig
 from envs.simulation.config import EnvConfig
+from traces.command import parse_settings
 from traces.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -171,16 +171,21 @@ def config_path(name: str) -> Path:
     raise InputError(f"--config: no configuration {name!r}; expected one of {', '.join(known)}, or a YAML file")
 
 
-def make_parser(**settings: Any) -> ArgumentParser:
-    """A parser with a flag for each field of ``TrainConfig``, and ``--config`` for a YAML file of them."""
-    parser = ArgumentParser(exit_on_error=False, **settings)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(TrainConfig, as_group=False)
-    return parser
+Command = TypeVar("Command", bound=TrainConfig)
 
 
-def load_config(name: str | Path = "default", flags: Sequence[str] = ()) -> TrainConfig:
+def load_config(name: str | Path = "default") -> TrainConfig:
+    """Settings from a YAML file or a configuration that ships; see ``load_command``."""
+    return load_command(TrainConfig, name)
+
+
+def load_command(kind: type[Command], name: str | Path, flags: Sequence[str] = ()) -> Command:
     """Settings from a YAML file or a configuration that ships, with some replaced by flags ("--ppo.n_steps=32").
+
+    Args:
+        kind: TrainConfig, or a dataclass that has more fields.
+        name: of the configuration, or a path.
+        flags: words of a command line.
 
     Raises:
         InputError: no such configuration, or a field that is unknown or malformed.
@@ -188,10 +193,10 @@ def load_config(name: str | Path = "default", flags: Sequence[str] = ()) -> Trai
     path = config_path(str(name))
     try:
         _check_groups(path)
-        config = _parse(["--config", str(path)])
+        config = parse_settings(kind, ["--config", str(path)])
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from None
-    return _parse(["--config", str(path), *flags]) if flags else config
+    return parse_settings(kind, ["--config", str(path), *flags]) if flags else config
 
 
 def _check_groups(path: Path) -> None:
@@ -205,16 +210,6 @@ def _check_groups(path: Path) -> None:
             raise InputError(f"{name}: {data[name]!r}; expected a mapping of settings")
 
 
-def _parse(args: Sequence[str]) -> TrainConfig:
-    parser = make_parser()
-    try:
-        given = parser.instantiate(parser.parse_args(list(args))).as_dict()
-        given.pop("config")
-        return TrainConfig(**given)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(one_line(error)) from None
-
-
 def one_line(error: Exception) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split())
@@ -222,7 +217,7 @@ def one_line(error: Exception) -> str:
 
 def to_yaml(config: TrainConfig) -> str:
     """The settings as YAML that ``load_config`` reads."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return yaml.safe_dump({f.name: _plain(asdict(config)[f.name]) for f in fields(TrainConfig)}, sort_keys=False)
 
 
 def _plain(value: Any) -> Any:

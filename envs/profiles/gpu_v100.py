@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentParser
 
 from envs.profiles.fit import WEIGHT_BATCHES
 from envs.profiles.profile import Profile
 from envs.scheduling.predictor import features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
+from traces.command import run_command
 from traces.errors import InputError
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -190,22 +190,19 @@ class GpuProfileConfig:
     out: str = "envs/profiles/data/gpu-v100.json"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m envs.profiles.gpu_v100", description=__doc__.split("\n\n")[0])
-    parser.add_class_arguments(GpuProfileConfig, as_group=False)
-    config = GpuProfileConfig(**parser.parse_args(argv).as_dict())
-    try:
-        profile = build(Path(config.data), Path(config.out).stem)
-        profile.save(config.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(config: GpuProfileConfig) -> None:
+    """Build and write the profile, and say what is in it."""
+    profile = build(Path(config.data), Path(config.out).stem)
+    profile.save(config.out)
     low, middle, high = np.quantile(np.exp(profile.pair), [0.05, 0.5, 0.95])
     print(f"{config.out}: {', '.join(profile.models)} at batch sizes {list(profile.batch_sizes)}")
     print(f"  slowdown by a neighbour p5/p50/p95 {low:.2f} {middle:.2f} {high:.2f}")
     print(f"  residual p5/p50/p95 {np.round(np.quantile(profile.residual, [0.05, 0.5, 0.95]), 3).tolist()}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    return run_command(run, GpuProfileConfig, argv, "python -m envs.profiles.gpu_v100", __doc__)
 
 
 if __name__ == "__main__":

@@ -209,10 +209,10 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("n_timesteps: 5\nppo: {n_steps: 8, hidden: 4}\nenv: {load: [0.5, 0.9]}\n")
     args = ["--config", str(path), "-n", "2e6", "--eval-freq", "7", "--ppo.n-steps=9", "--env.load=[0.1, 0.2]"]
-    config, resume = train_cli.settings([*args, "--seed", "3", "--progress", "-f", "elsewhere"])
+    config = train_cli.settings([*args, "--seed", "3", "--progress", "-f", "elsewhere"])
     assert (config.n_timesteps, config.eval_freq, config.seed, config.progress) == (2_000_000, 7, 3, True)
     assert (config.ppo.n_steps, config.ppo.hidden, config.env.load) == (9, 4, (0.1, 0.2))
-    assert (config.logdir, resume) == ("elsewhere", None)
+    assert (config.logdir, config.resume) == ("elsewhere", None)
 
 
 @pytest.mark.parametrize(

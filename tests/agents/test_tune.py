@@ -12,7 +12,7 @@ import pytest
 from agents.evaluation.suites import SYNTHETIC, UNSEEN
 from agents.learned.names import SERVED, TUNED, resolve, tuned, tuned_path
 from agents.policies.registry import kinds, make_policy
-from agents.tune import FIRST_SEED, RANGES, Trainer, TuneConfig, inside, main, training_profile, tune
+from agents.tune import FIRST_SEED, RANGES, TuneConfig, TuningObjective, inside, main, training_profile, tune
 from traces.errors import InputError
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
@@ -30,8 +30,8 @@ def test_every_policy_has_ranges_for_parameters_that_it_has() -> None:
 
 def test_training_is_apart_from_evaluation() -> None:
     profile = training_profile("cpu2")
-    trainer = Trainer(SHORT, profile, 300.0)
-    assert min(trainer.seeds) >= FIRST_SEED
+    objective = TuningObjective(SHORT, profile, 300.0)
+    assert min(objective.seeds) >= FIRST_SEED
     assert set(TuneConfig().workloads) <= set(SYNTHETIC)
     assert not set(profile.models) & set(UNSEEN)
 
@@ -59,7 +59,7 @@ def test_a_profile_takes_the_parameters_that_were_tuned_for_it() -> None:
 def test_the_objective_counts_high_priority_as_told() -> None:
     profile, edf = training_profile("cpu2"), make_policy("edf")
     low, fair, high = (
-        Trainer(replace(SHORT, loads=(3.0,), high_weight=weight), profile, 300.0).score(edf)
+        TuningObjective(replace(SHORT, loads=(3.0,), high_weight=weight), profile, 300.0).score(edf)
         for weight in (0.0, 1.0, 1e9)
     )
     assert min(low, high) < fair < max(low, high), "a mean of both priorities' rates, by weight"

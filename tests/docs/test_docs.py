@@ -25,7 +25,7 @@ import yaml
 import serve
 from agents.evaluation.rollout import request_table, run
 from agents.policies.registry import kinds, make_policy
-from agents.training.cli import plain_parser, settings
+from agents.training.cli import settings
 from benchmarks.interference.coruns import errors, finish, folds, from_measurements
 from benchmarks.interference.cross_validation import cross_validate
 from benchmarks.interference.solo import Solo
@@ -114,7 +114,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
     elif program == "python" and rest[0] == "-m":
         parsed_by(rest[1], rest[2:], monkeypatch)
     elif program == "python" and rest[0] == "train.py":
-        if plain_parser().parse_known_args(rest[1:])[0].resume is None:
+        if "-i" not in rest:
             settings(rest[1:])
     elif program == "python" and rest[0] == "serve.py":
         serve.parse(rest[1:])
@@ -257,7 +257,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_the_example_policy_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.policies.base._KINDS", kinds())
+    monkeypatch.setattr("agents.policies.registry._KINDS", kinds())
     example("shortest_first")
     profile = synthetic_profile(seed=0)
     n = np.arange(60)
