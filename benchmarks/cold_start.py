@@ -7,14 +7,17 @@ Both count from ``gymnasium.make`` to the end of the first step, after the impor
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.common.timing import report, timed
+from benchmarks.common.command import run_benchmark
+from benchmarks.common.timing import timed
+from traces.errors import InputError
 
 CODE = """
 import json, time
@@ -50,25 +53,41 @@ def fresh_process(cache: str) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="starts with a filled cache (default: %(default)s)")
-    runs = parser.parse_args().runs
+@dataclass
+class ColdStartBenchmark:
+    """What to measure.
+
+    Attributes:
+        runs: starts with a filled cache, of which the fastest counts.
+    """
+
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise InputError(f"--runs: {self.runs}; must be at least 1")
+
+
+def measure(config: ColdStartBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
     with tempfile.TemporaryDirectory() as cache:
         cold = fresh_process(cache)
-        warm = min((fresh_process(cache) for _ in range(runs)), key=lambda r: r["process_s"])
-    report(
-        {
-            "compile_s": cold["make_s"] + cold["step_s"],
-            "cached_s": warm["make_s"] + warm["step_s"],
-            "cached_make_s": warm["make_s"],
-            "cached_step_s": warm["step_s"],
-            "import_s": warm["import_s"],
-            "process_s": warm["process_s"],
-            "environment": NAME,
-        }
-    )
+        warm = min((fresh_process(cache) for _ in range(config.runs)), key=lambda r: r["process_s"])
+    return {
+        "compile_s": cold["make_s"] + cold["step_s"],
+        "cached_s": warm["make_s"] + warm["step_s"],
+        "cached_make_s": warm["make_s"],
+        "cached_step_s": warm["step_s"],
+        "import_s": warm["import_s"],
+        "process_s": warm["process_s"],
+        "environment": NAME,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    return run_benchmark(measure, ColdStartBenchmark, argv, "cold_start", __doc__)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

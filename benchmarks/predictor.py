@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
+from benchmarks.common.command import run_benchmark
 from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, from_measurements, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
@@ -42,7 +42,8 @@ class PredictorBenchmark:
         repeats: folder of a campaign on the same machine that plays each co-location several times, on more streams.
         data: folder of the public sets; by default $STRAIT_DATA or shared/data.
         full: 5 folds in the place of 3, and every shift at 5 times in the place of 2.
-        figure: PNG to write. logdir: TensorBoard folder to write figures and numbers to.
+        figure: PNG to write.
+        logdir: TensorBoard folder to write figures and numbers to.
     """
 
     measurements: str = str(DATA / "cpu2")
@@ -315,31 +316,20 @@ def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def rounded(value: Any) -> Any:
-    """Floats to two decimals, through dictionaries."""
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return round(value, 2) if isinstance(value, float) else value
+def measure(config: PredictorBenchmark) -> dict[str, Any]:
+    """Measure, print the tables, and write the picture and the TensorBoard run where asked for."""
+    boosting = has_boosting()
+    pairs, open_set = public(config, boosting)
+    measured = campaign(config, boosting)
+    cpu = measured["figures"].pop("cpu")
+    figures = {"igniter_v100": pairs, "cpu": cpu, "disb": open_set} | measured["figures"]
+    publish(config, figures, measured["drawn"])
+    return figures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    parser = ArgumentParser(prog="python -m benchmarks.predictor", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_class_arguments(PredictorBenchmark, as_group=False)
-    config = PredictorBenchmark(**parser.parse_args(argv).as_dict())
-    try:
-        boosting = has_boosting()
-        pairs, open_set = public(config, boosting)
-        measured = campaign(config, boosting)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    figures = rounded(
-        {"igniter_v100": pairs, "cpu": measured["figures"].pop("cpu"), "disb": open_set} | measured["figures"]
-    )
-    publish(config, figures, measured["drawn"])
-    print(json.dumps(figures))
-    return 0
+    return run_benchmark(measure, PredictorBenchmark, argv, "predictor", __doc__)
 
 
 if __name__ == "__main__":

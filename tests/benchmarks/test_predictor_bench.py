@@ -123,7 +123,7 @@ def test_the_benchmark_prints_its_line(profile: Profile, campaign: Measurements,
     out = capsys.readouterr().out
     assert "skipped igniter_v100" in out and "skipped disb" in out and "skipped repeats" in out
     line = json.loads(out.splitlines()[-1])
-    assert set(line) == {"igniter_v100", "cpu", "disb", "recovery_batches", "coverage", "update_us"}
+    assert set(line) == {"machine", "igniter_v100", "cpu", "disb", "recovery_batches", "coverage", "update_us"}
     assert set(line["igniter_v100"].values()) == {None} and set(line["disb"].values()) == {None}
     assert set(line["cpu"]) == {"online", "static", "gpulet", "coarse", "p90", "floor"}
     assert set(line["coverage"]) == {"90", "95"}

@@ -124,7 +124,7 @@ def test_the_command_answers_a_bad_trace_with_one_line_and_status_2(
     out = tmp_path / "fitted.json"
     assert fit.main([str(tmp_path / "t.csv"), "--out", str(out)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("traces.twin.fit: ") and not out.exists()
+    assert last.startswith("error: ") and not out.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,15 +8,16 @@ What is written are parameters and statistics of each trace, with its source; no
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from traces.arrivals import autocorrelation, dispersion
+from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.formats import load_arrivals
@@ -140,30 +141,46 @@ def fit_trace(trace: Arrivals, source: str, runs: int) -> dict:
     return {**entry, "generated": generated_means(found, target, runs)}
 
 
+@dataclass
+class TwinFitConfig:
+    """What to fit.
+
+    Attributes:
+        traces: known traces by name, or trace files as PATH or NAME=PATH; also the words in front of the first flag.
+        out: file to write; by default the one that ships.
+        runs: generated records for the comparison of the fit with the trace.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    traces: list[str]
+    out: str = str(FITTED)
+    runs: int = 30
+
+    def __post_init__(self) -> None:
+        if not self.traces:
+            raise InputError("--traces: expected at least one trace")
+        if self.runs < 1:
+            raise InputError(f"--runs: {self.runs}; must be at least 1")
+
+
+def fit_all(config: TwinFitConfig) -> None:
+    """Fit every trace and write the parameters; what was found is printed."""
+    entries = {}
+    for text in config.traces:
+        name, path, source = _resolve(text)
+        trace = load_arrivals(path, name=name)
+        print(trace.describe(), file=sys.stderr)
+        entries[name] = fit_trace(trace, source, config.runs)
+        _report(entries[name])
+    atomic_write_text(config.out, json.dumps({"schema": SCHEMA, "traces": _rounded(entries)}, indent=1) + "\n")
+    print(json.dumps({"out": config.out, "traces": list(entries)}))
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m traces.twin.fit", description="Fit the arrival generator to traces."
-    )
-    parser.add_argument("traces", nargs="+", metavar="NAME|[NAME=]PATH", help="a known trace or a trace file")
-    parser.add_argument("--out", type=Path, default=FITTED, help="file to write (default: the one that ships)")
-    parser.add_argument("--runs", type=int, default=30, help="generated records for the comparison (default: 30)")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.runs < 1:
-            raise InputError(f"--runs: {arguments.runs}; at least 1 is wanted")
-        entries = {}
-        for text in arguments.traces:
-            name, path, source = _resolve(text)
-            trace = load_arrivals(path, name=name)
-            print(trace.describe(), file=sys.stderr)
-            entries[name] = fit_trace(trace, source, arguments.runs)
-            _report(entries[name])
-        atomic_write_text(arguments.out, json.dumps({"schema": SCHEMA, "traces": _rounded(entries)}, indent=1) + "\n")
-    except InputError as error:
-        print(f"traces.twin.fit: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Command line. Returns the exit status."""
+    return run_command(fit_all, TwinFitConfig, argv, "python -m traces.twin.fit", __doc__, leading="traces")
 
 
 def _resolve(text: str) -> tuple[str, Path, str]:

@@ -1,0 +1,54 @@
+"""One way to run a benchmark: settings from the command line, one JSON object as the last line printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from benchmarks.common.timing import machine
+from traces.command import run_command
+
+Settings = TypeVar("Settings")
+DIGITS = 5  # significant digits of what is printed
+
+
+def run_benchmark(
+    measure: Callable[[Settings], Mapping[str, Any]],
+    settings: type[Settings],
+    argv: Sequence[str] | None,
+    name: str,
+    description: str | None,
+    check: str | None = None,
+) -> int:
+    """Run ``python -m benchmarks.NAME``; see ``traces.command.run_command``.
+
+    Args:
+        measure: takes the settings and returns figures by name, possibly nested; they are printed with the machine's name.
+        settings: dataclass of the flags.
+        argv: words of the command line; None: those of this process.
+        name: of the module in benchmarks.
+        description: shown by ``--help``.
+        check: a figure that must be true.
+
+    Returns:
+        The exit status: 1 where ``check`` is false.
+    """
+
+    def work(config: Settings) -> int:
+        result = measure(config)
+        print(json.dumps(rounded({"machine": machine(), **result})))
+        return int(check is not None and not result[check])
+
+    return run_command(work, settings, argv, f"python -m benchmarks.{name}", description)
+
+
+def rounded(value: Any) -> Any:
+    """Floats to `DIGITS` significant digits, in dictionaries, lists and tuples, too."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
