@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.timing import timed
 from traces.errors import InputError
 
@@ -84,10 +84,7 @@ def measure(config: ColdStartBenchmark) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, ColdStartBenchmark, argv, "cold_start", __doc__)
-
+main = as_command(measure, ColdStartBenchmark, "cold_start", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ import numpy as np
 from agents.learned.names import resolve
 from agents.learned.policy_file import CHECKPOINT
 from agents.policies.base import Policy, kinds
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.tables import table
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
@@ -114,10 +114,7 @@ def measure(config: DecisionLatencyBenchmark) -> dict[str, Any]:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, DecisionLatencyBenchmark, argv, "decision_latency", __doc__)
-
+main = as_command(measure, DecisionLatencyBenchmark, "decision_latency", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

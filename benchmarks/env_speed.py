@@ -18,7 +18,7 @@ import numpy as np
 
 from agents.evaluation.rollout import play_range
 from agents.policies.base import Policy, make_policy
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.timing import alternate, timed
 from envs.scheduling.jit import bind
 from envs.simulation.config import EnvConfig
@@ -136,10 +136,7 @@ def measure(config: EnvSpeedBenchmark) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, EnvSpeedBenchmark, argv, "env_speed", __doc__)
-
+main = as_command(measure, EnvSpeedBenchmark, "env_speed", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.server import Connection, free_port, http_message, running, serve_command, wait_until_up
 from benchmarks.common.tables import table
 from traces.errors import InputError
@@ -253,10 +253,7 @@ def measure(config: FrontBenchmark) -> dict[str, Any]:
     return results
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, FrontBenchmark, argv, "front", __doc__)
-
+main = as_command(measure, FrontBenchmark, "front", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

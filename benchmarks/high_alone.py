@@ -18,7 +18,7 @@ from agents.evaluation import metric
 from agents.evaluation.rollout import request_table
 from agents.evaluation.suites import Suite
 from agents.evaluation.summary import summarise
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from traces.workload import Workload
 
 
@@ -77,10 +77,7 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, HighAloneBenchmark, argv, "high_alone", __doc__)
-
+main = as_command(measure, HighAloneBenchmark, "high_alone", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.server import Connection, free_port, http_message, running, serve_command, wait_until_up
 from benchmarks.common.tables import table
 from serving.models.builtin.registry import BUILTIN
@@ -301,10 +301,7 @@ def measure(config: OverloadBenchmark) -> dict[str, Any]:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, OverloadBenchmark, argv, "overload", __doc__, check="once")
-
+main = as_command(measure, OverloadBenchmark, "overload", __doc__, check="once")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ import pandas as pd
 from agents.evaluation import metric
 from agents.evaluation.statistics import weighted_rate
 from agents.evaluation.summary import summarise
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.timing import Progress
 from benchmarks.common.timing import machine as machine_name
 from benchmarks.live.report import write_report
@@ -250,10 +250,7 @@ def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, SimToLiveBenchmark, argv, "sim_to_live", __doc__)
-
+main = as_command(measure, SimToLiveBenchmark, "sim_to_live", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.learned.network import CandidatePolicy
-from benchmarks.common.command import run_benchmark
+from benchmarks.common.command import as_command
 from benchmarks.common.timing import alternate, timed
 from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
@@ -167,10 +167,7 @@ def measure(config: TrainSpeedBenchmark) -> dict[str, Any]:
     return {"ratio": ratio, **result, "profile": config.profile, "worlds": config.worlds, "threads": config.threads}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, TrainSpeedBenchmark, argv, "train_speed", __doc__)
-
+main = as_command(measure, TrainSpeedBenchmark, "train_speed", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

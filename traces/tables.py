@@ -41,6 +41,25 @@ def first_line(path: Path) -> str:
     return line.rstrip("\r\n")
 
 
+def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A whole table, Parquet or CSV by its name, which must have some columns.
+
+    Raises:
+        InputError: no such file, not a table, or a column is missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    kind, read = ("a Parquet", pd.read_parquet) if path.suffix == ".parquet" else ("a CSV", pd.read_csv)
+    try:
+        frame = read(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not {kind} file: {' '.join(str(error).split())}") from None
+    for column in columns:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
+    return frame
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some rows of a CSV file as text, with the line of the file that each row came from."""

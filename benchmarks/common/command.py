@@ -13,26 +13,25 @@ Settings = TypeVar("Settings")
 DIGITS = 5  # significant digits of what is printed
 
 
-def run_benchmark(
+def as_command(
     measure: Callable[[Settings], Mapping[str, Any]],
     settings: type[Settings],
-    argv: Sequence[str] | None,
     name: str,
     description: str | None,
     check: str | None = None,
-) -> int:
-    """Run ``python -m benchmarks.NAME``; see ``traces.command.run_command``.
+) -> Callable[..., int]:
+    """The main function of ``python -m benchmarks.NAME``; see ``traces.command.run_command``.
 
     Args:
         measure: takes the settings and returns figures by name, possibly nested; they are printed with the machine's name.
         settings: dataclass of the flags.
-        argv: words of the command line; None: those of this process.
         name: of the module in benchmarks.
         description: shown by ``--help``.
         check: a figure that must be true.
 
     Returns:
-        The exit status: 1 where ``check`` is false.
+        A function of the words of the command line (None: those of this process) that returns the exit status: 1 where
+        ``check`` is false.
     """
 
     def work(config: Settings) -> int:
@@ -40,7 +39,10 @@ def run_benchmark(
         print(json.dumps(rounded({"machine": machine(), **result})))
         return int(check is not None and not result[check])
 
-    return run_command(work, settings, argv, f"python -m benchmarks.{name}", description)
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(work, settings, argv, f"python -m benchmarks.{name}", description)
+
+    return main
 
 
 def rounded(value: Any) -> Any:

@@ -18,8 +18,6 @@ class Boosting:
         InputError: scikit-learn is not installed.
     """
 
-    name = "boosting"
-
     def __init__(self) -> None:
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
@@ -31,9 +29,9 @@ class Boosting:
 
     @staticmethod
     def _features(data: CoRuns) -> np.ndarray:
-        own = data.variant[data.batch]
-        extra = np.stack([np.log(data.solo_ms[own]), data.size[own], data.share[own]], axis=1)
-        return np.concatenate([demand_features(data), extra], axis=1)
+        own, _ = data.variants()
+        extra = (np.log(data.solo_ms[own]), data.size[own], data.device_share[own])
+        return np.column_stack([demand_features(data), *extra])
 
     def fit(self, data: CoRuns, train: np.ndarray) -> Boosting:
         """Trees for the log slowdown on overlap-weighted means over each batch."""

@@ -16,7 +16,9 @@ def cross_validate(data: CoRuns, make: Callable[[], OfflineModel], fold: np.ndar
     """Slowdown (S,) of each piece from a model that never saw the fold of its batch.
 
     Args:
-        data: the co-runs. make: gives an unfitted model. fold: (N,) fold of each batch.
+        data: the co-runs.
+        make: returns an unfitted model.
+        fold: (N,) fold of each batch.
     """
     out = np.ones(len(data.batch))
     for f in np.unique(fold):
@@ -36,22 +38,16 @@ def adapt(
     Batches that start together are predicted before either is learned from.
 
     Args:
-        data: the co-runs. predicted_ms: (N,) by a model that never saw the group. forgetting: factor a batch.
-        prior: variance of each coefficient at the start. noise: variance of one measured slowdown.
+        data: the co-runs.
+        predicted_ms: (N,) by a model that never saw the group.
+        forgetting: factor per batch.
+        prior: variance of each coefficient at the start.
+        noise: variance of one measured slowdown.
     """
-    other = data.other_variant()[0][:, 0]
-    first = np.zeros(len(data.variant), np.int64)
-    first[data.batch[::-1]] = np.arange(len(data.batch))[::-1]
-    x = np.stack(
-        [
-            np.ones(len(data.variant)),
-            np.log2(data.size[data.variant]) / 5.0 - 0.6,
-            data.share[data.variant] - 0.5,
-            np.log2(data.size[other[first]]) / 5.0 - 0.6,
-        ],
-        axis=1,
-    )
-    base = predicted_ms / data.solo
+    beside = data.variants()[1][data.first, 0]
+    sizes = (np.log2(data.size[of]) / 5.0 - 0.6 for of in (data.variant, beside))
+    x = np.column_stack([np.ones(len(data.variant)), data.device_share[data.variant] - 0.5, *sizes])
+    base = predicted_ms / data.batch_solo_ms
     out = predicted_ms.copy()
     for group in np.unique(data.group):
         rows = np.flatnonzero(data.group == group)
@@ -64,7 +60,7 @@ def adapt(
                 m = int(data.model[data.variant[i]])
                 theta.setdefault(m, np.zeros(x.shape[1]))
                 cov.setdefault(m, prior * np.eye(x.shape[1]))
-                out[i] = (base[i] + x[i] @ theta[m]) * data.solo[i]
+                out[i] = (base[i] + x[i] @ theta[m]) * data.batch_solo_ms[i]
             for i in now:
                 m = int(data.model[data.variant[i]])
                 p = cov[m] / forgetting
@@ -76,7 +72,13 @@ def adapt(
 
 @dataclass(frozen=True)
 class Floor:
-    """Repeatability in percent: mean and median absolute difference of two like batches over root two, and how many pairs."""
+    """Repeatability in percent.
+
+    Attributes:
+        mean: mean absolute difference of two like batches, over root two.
+        median: its median.
+        pairs: number of pairs.
+    """
 
     mean: float
     median: float
@@ -84,12 +86,14 @@ class Floor:
 
 
 def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> Floor | None:
-    """How well one batch foretells the next of the same key: no model that knows only the key does better for long.
+    """How well one batch predicts the next of the same key: no model that knows only the key does better for long.
 
     The difference of two is root two times as wide as that of one from its mean.
 
     Args:
-        data: the co-runs. key: (N,) what must be equal. which: (N,) bool, batches to look at.
+        data: the co-runs.
+        key: (N,) what must be equal.
+        which: (N,) bool, batches to look at.
         within_ms: largest distance of their starts.
 
     Returns:
@@ -106,7 +110,7 @@ def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: flo
 
 
 def repeats_of(measurements: Measurements) -> np.ndarray:
-    """Number (N,) of what each batch is a repeat of: its stream and place in a run of the same batches on the same streams."""
+    """(N,) equal numbers for repeats: batches at the same stream and place of runs of the same batches on the same streams."""
     frame = measurements.batches
     run, stream = frame["run"].to_numpy(), frame["stream"].to_numpy()
     what = list(zip(stream.tolist(), frame["model"].astype(str), frame["batch_size"].tolist(), strict=True))
@@ -124,11 +128,13 @@ def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> 
     """What differs between two runs of one co-location, beyond what its schedule explains.
 
     The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
-    same in both runs and cancel; what is left no model that knows the co-location can foretell. The difference of two is
+    same in both runs and cancel; what is left no model that knows the co-location can predict. The difference of two is
     root two times as wide as the error of the best prediction.
 
     Args:
-        repeat: (N,) from ``repeats_of``. residual: (N,). which: (N,) bool, batches to look at.
+        repeat: (N,) from ``repeats_of``.
+        residual: (N,) log of measured over predicted time.
+        which: (N,) bool, batches to look at.
 
     Returns:
         Gaps (P,) in percent of all pairs of repeats, and the row (P,) of one batch of each.

@@ -14,16 +14,13 @@ from benchmarks.interference.model import bounded, solve_ridge
 
 
 def _features(data: CoRuns) -> np.ndarray:
-    own = data.demand[data.variant[data.batch]]
-    other, there = data.other_variant()
-    them = (data.demand[other] * there[:, :, None]).sum(axis=1)
-    return np.stack([own[:, 2], them[:, 2], own[:, 1], them[:, 1]], axis=1)
+    mine, them = data.variants()
+    own, others = data.demand[mine], (data.demand[them] * data.there[:, :, None]).sum(axis=1)
+    return np.column_stack([own[:, 2], others[:, 2], own[:, 1], others[:, 1]])
 
 
 class GpuletLinear:
     """Linear in the cache (L2) and memory (DRAM) demands of the batch and of its co-runners."""
-
-    name = "gpulet-linear"
 
     def __init__(self) -> None:
         self.weights: dict[int, np.ndarray] = {}
@@ -34,7 +31,7 @@ class GpuletLinear:
         family = data.family[data.variant]
         for f in np.unique(family):
             at = train & (family == f) & ~data.alone
-            self.weights[int(f)] = solve_ridge(x[at], data.measured[at], 1e-7)[0]
+            self.weights[int(f)] = solve_ridge(x[at], data.measured[at], 1e-7)
         return self
 
     def slowdown(self, data: CoRuns) -> np.ndarray:
@@ -43,6 +40,6 @@ class GpuletLinear:
         family = data.family[data.variant[data.batch]]
         out = np.ones(len(x))
         for f, w in self.weights.items():
-            at = (family == f) & (data.others >= 0).any(axis=1)
+            at = (family == f) & data.there.any(axis=1)
             out[at] = w[0] + x[at] @ w[1:]
         return bounded(out)

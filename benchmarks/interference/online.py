@@ -18,7 +18,7 @@ from envs.scheduling.state import LOW, SchedState, make_state
 from traces.measurements import Measurements
 
 WINDOW = 25  # batches over which an error is averaged
-AFTER = 200  # batches forecast_valid at after a shift
+AFTER = 200  # batches judged after a shift
 SLOWER = 1.5
 LONGEST_WARM_UP = 1500  # batches before a shift
 
@@ -28,10 +28,13 @@ class Shift:
     """What happened after a shift, over all times at which it was tried.
 
     Attributes:
-        name: the shift. recovery: batches until the error was back. steady: the error without the shift, in percent.
+        name: the shift.
+        recovery: batches until the error was back.
+        steady: the error without the shift, in percent.
         curve: error over steady error by batches since the shift.
-        coverage: of the 90 and 95 % quantiles once recovered, over all batches; coverage_watched: of those concerned alone
-            (no promise: quantiles are by number of co-runners, not by model or size).
+        coverage: of the 90 and 95 % quantiles once recovered, over all batches.
+        coverage_watched: the same over the batches concerned (no promise: quantiles are by number of co-runners, not by model
+            or size).
     """
 
     name: str
@@ -43,10 +46,11 @@ class Shift:
 
 
 def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, np.ndarray, np.ndarray]:
-    """Split a campaign by run: what a prior is fitted to, and what it is judged by.
+    """Split a campaign by run into training and test.
 
     Args:
-        measurements: the campaign. group: (N,) co-location set of each batch.
+        measurements: the campaign.
+        group: (N,) co-location set of each batch.
 
     Returns:
         The training runs and all solo runs; (N,) batches of test runs; (N,) those of them whose set no training run has.
@@ -65,8 +69,11 @@ def shifts(profile: Profile, streams: int, log: Log, run: np.ndarray, times: int
     before. Other batch sizes: before, it learned from the two smallest only.
 
     Args:
-        profile: what the scheduler is told, its prior fitted to training runs. streams: K.
-        log: all batches. run: (N,) test run of each, below 0 for others. times: how often each shift is tried.
+        profile: what the scheduler knows, its prior fitted to training runs.
+        streams: K.
+        log: all batches.
+        run: (N,) test run of each, below 0 for others.
+        times: how often each shift is tried.
     """
     log = log.take(run >= 0)
     starts = np.flatnonzero(np.concatenate(([True], np.diff(log.run) != 0)))
@@ -102,7 +109,7 @@ def _try(
     covered: list[tuple[np.ndarray, np.ndarray]] = []
     for cut in cuts:
         before = np.arange(max(0, cut - LONGEST_WARM_UP), cut)
-        # Enough batches that the watched ones among them fill the time forecast_valid at.
+        # Enough batches that those watched among them fill the span that is judged.
         share = max(float(watched[cut:].mean()), 1e-3)
         after = np.arange(cut, min(len(log), cut + int((AFTER + WINDOW) / share * 1.1)))
         pick = watched[after]
@@ -151,7 +158,7 @@ def _share(covered: list[np.ndarray]) -> tuple[float, float]:
 
 @njit
 def _live(st, tb, n, n_models):
-    """Dispatch and complete n batches, with all streams busy in turns; every batch is predicted and learned from."""
+    """Dispatch and complete n batches over all streams, one after the other; every batch is predicted and learned from."""
     n_sizes = tb.size.shape[0]
     streams = st.stream.shape[1]
     t = st.scheduler[0].now

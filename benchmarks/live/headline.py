@@ -24,7 +24,7 @@ from agents.evaluation import metric
 from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
 from benchmarks.common import pictures
-from benchmarks.common.command import rounded, run_benchmark
+from benchmarks.common.command import as_command, rounded
 from benchmarks.common.tables import table
 from benchmarks.common.timing import Progress
 from benchmarks.live.runs import LiveRun, LiveSettings, in_slots, make_cells, run_all
@@ -203,6 +203,4 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
     return summary
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_benchmark(measure, LiveBenchmark, argv, "live", __doc__)
+main = as_command(measure, LiveBenchmark, "live", __doc__)

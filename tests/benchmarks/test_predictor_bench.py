@@ -10,8 +10,8 @@ import pytest
 from made_up_campaign import STREAMS, made_up_campaign
 
 from benchmarks import predictor as bench
-from benchmarks.interference.coruns import from_measurements
 from benchmarks.interference.cross_validation import repeat_gaps, repeats_of
+from benchmarks.interference.loaders.campaign import load
 from benchmarks.interference.online import shifts, split, update_cost_us
 from envs.profiles.profile import Profile, synthetic_profile
 from envs.profiles.refit import joined
@@ -36,7 +36,7 @@ def error(profile: Profile, campaign: Measurements, factor: float = 1.0, learn: 
     return np.abs(replayed.known_ms / replayed.exec_ms - 1.0)
 
 
-def test_a_lone_batch_is_predicted_at_its_solo_time(profile: Profile, campaign: Measurements) -> None:
+def test_a_batch_alone_is_predicted_at_its_solo_time(profile: Profile, campaign: Measurements) -> None:
     log = log_of(campaign)
     alone = log.take(np.isin(log.run, campaign.batches["run"][campaign.batches["kind"] == "solo"]))
     replayed = MeasuredReplay(profile, STREAMS, learn=False).run(alone)
@@ -44,14 +44,14 @@ def test_a_lone_batch_is_predicted_at_its_solo_time(profile: Profile, campaign: 
     assert (replayed.n_corunners == 0).all()
 
 
-def test_learning_helps_and_a_slow_device_is_followed(profile: Profile, campaign: Measurements) -> None:
+def test_learning_lowers_errors_and_follows_a_slow_device(profile: Profile, campaign: Measurements) -> None:
     fixed, online = error(profile, campaign, learn=False), error(profile, campaign)
     assert online[len(online) // 2 :].mean() < 1.1 * fixed[len(fixed) // 2 :].mean()
     slow_fixed, slow = error(profile, campaign, 1.5, learn=False), error(profile, campaign, 1.5)
     assert slow[-200:].mean() < 0.6 * slow_fixed[-200:].mean()
 
 
-def test_batches_marked_unlearned_teach_nothing(profile: Profile, campaign: Measurements) -> None:
+def test_batches_marked_unlearned_leave_the_predictor_unchanged(profile: Profile, campaign: Measurements) -> None:
     log = log_of(campaign)
     replay = MeasuredReplay(profile, STREAMS)
     before = replay.snapshot()
@@ -60,7 +60,7 @@ def test_batches_marked_unlearned_teach_nothing(profile: Profile, campaign: Meas
     np.testing.assert_array_equal(replay.state.bias, before.bias)
 
 
-def test_a_snapshot_goes_on_as_if_nothing_happened(profile: Profile, campaign: Measurements) -> None:
+def test_a_snapshot_continues_like_the_original(profile: Profile, campaign: Measurements) -> None:
     log = log_of(campaign)
     cut = int(np.flatnonzero(np.diff(log.run) != 0)[20]) + 1
     head, tail = log.take(np.arange(cut)), log.take(np.arange(cut, len(log)))
@@ -78,22 +78,28 @@ def test_a_log_of_unknown_sizes_is_refused(campaign: Measurements) -> None:
         log_of(odd)
 
 
-def test_test_sets_are_unseen(profile: Profile, campaign: Measurements) -> None:
-    data = from_measurements(campaign, profile.solo_ms, profile.demand)
+def test_test_sets_are_unseen(campaign: Measurements) -> None:
+    data = load(campaign)
     train, test, tested = split(campaign, data.group)
     assert len(train.batches) + test.sum() == len(campaign.batches)
     assert not set(data.group[tested]) & set(data.group[~test])
     assert tested.any()
 
 
-def test_co_runners_are_those_that_overlap(profile: Profile, campaign: Measurements) -> None:
-    data = from_measurements(campaign, profile.solo_ms, profile.demand)
+def test_co_runners_are_those_that_overlap(campaign: Measurements) -> None:
+    data = load(campaign)
     shared = campaign.overlaps()["overlap_ms"].sum()
-    there = (data.others >= 0).sum(axis=1)
-    assert (data.dt_ms * there).sum() == pytest.approx(shared, rel=1e-6)
+    assert (data.dt_ms * data.there.sum(axis=1)).sum() == pytest.approx(shared, rel=1e-6)
 
 
-def test_quantiles_that_do_not_exist_are_refused(profile: Profile, campaign: Measurements) -> None:
+def test_own_core_and_other_cores_are_counted_apart(campaign: Measurements) -> None:
+    data = load(campaign)
+    assert (data.n + (data.share > 0).sum(axis=1) == 1 + data.there.sum(axis=1)).all()
+    np.testing.assert_allclose(data.share.sum(axis=1), data.n_other)
+    assert data.n_other.max() == 1 and data.n.max() == 2
+
+
+def test_coverage_of_an_unknown_quantile_is_refused(profile: Profile, campaign: Measurements) -> None:
     replayed = MeasuredReplay(profile, STREAMS).run(log_of(campaign))
     assert 0.0 < replayed.coverage(0.9) <= replayed.coverage(0.95) <= 1.0
     with pytest.raises(InputError, match=r"quantile 0\.8"):
@@ -114,7 +120,7 @@ def test_cost_is_measured(profile: Profile) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_prints_its_line(profile: Profile, campaign: Measurements, tmp_path, capsys) -> None:
+def test_the_benchmark_prints_its_figures_last(profile: Profile, campaign: Measurements, tmp_path, capsys) -> None:
     campaign.save(tmp_path / "campaign")
     (tmp_path / "none").mkdir()
     figure, logdir = tmp_path / "figure.png", tmp_path / "runs"
@@ -131,7 +137,7 @@ def test_the_benchmark_prints_its_line(profile: Profile, campaign: Measurements,
     assert figure.stat().st_size > 1000 and any(logdir.iterdir())
 
 
-def test_repeats_show_the_noise_and_not_the_errors_of_the_model(profile: Profile) -> None:
+def test_gaps_of_repeats_show_noise_without_errors_of_the_model(profile: Profile) -> None:
     """Each run twice: a residual that both share cancels, what differs is the floor."""
     once = made_up_campaign(profile, runs=20, noise=0.0)
     twice = joined([once, once])

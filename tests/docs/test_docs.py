@@ -28,10 +28,10 @@ import serve
 from agents.evaluation.rollout import request_table, run
 from agents.policies.base import kinds, make_policy
 from agents.training.cli import plain_parser, settings
-from benchmarks.interference.coruns import errors, finish, folds, from_measurements
+from benchmarks.interference.baselines import Solo
+from benchmarks.interference.coruns import errors, finish, folds
 from benchmarks.interference.cross_validation import cross_validate
-from benchmarks.interference.solo import Solo
-from envs.profiles.fit import demands, solo_arrays
+from benchmarks.interference.loaders import campaign
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.simulator import Simulator
 from traces import formats
@@ -322,9 +322,7 @@ def test_the_example_trace_format_is_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_example_interference_model_beats_none() -> None:
-    measurements = Measurements.load(ROOT / "traces" / "data" / "cpu2")
-    _, solo, _ = solo_arrays(measurements)
-    data = from_measurements(measurements, solo, demands(measurements, solo))
+    data = campaign.load(Measurements.load(ROOT / "traces" / "data" / "cpu2"))
     fold = folds(data.group, 2)
     crowded = ~data.alone & (data.n_corunners > 0)
     mape = [
