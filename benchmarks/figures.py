@@ -17,19 +17,19 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.tables import table
+from benchmarks.common.tables import interval, leaves, table
+from benchmarks.live.report import cells_table, explained_table, headline_table
 from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD, END = "<!-- figures: {name} -->\n", "<!-- end -->"
-RATES = ("high", "low", "weighted")
 Record = dict[str, Any]
 
 
@@ -60,21 +60,16 @@ def read_results(path: Path) -> list[Record]:
         raise InputError(f"{path}: no such file of results")
     text = path.read_text(encoding="utf-8")
     try:
-        whole = json.loads(text)
-        found = whole if isinstance(whole, list) else [whole]
-    except ValueError:
-        lines = enumerate(text.splitlines(), start=1)
-        found = [_parsed(line, f"{path}:{number}") for number, line in lines if line.startswith("{")]
+        try:
+            whole = json.loads(text)
+            found = whole if isinstance(whole, list) else [whole]
+        except ValueError:
+            found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    except ValueError as error:
+        raise InputError(f"{path}: a line is not JSON ({error})") from None
     if not found or not all(isinstance(record, dict) for record in found):
         raise InputError(f"{path}: holds no JSON object; expected what a benchmark printed")
     return found
-
-
-def _parsed(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error})") from None
 
 
 def selected(record: Record, config: FiguresConfig) -> Record:
@@ -93,73 +88,28 @@ def selected(record: Record, config: FiguresConfig) -> Record:
     return record | {"loads": loads, "policies": {name: found[name] for name in names}}
 
 
-# Tables, one function for each kind of results.
-
-
-def interval(values: Sequence[float], sign: str = "+") -> str:
-    """A mean with its interval, from [low, mean, high]."""
-    low, mean, high = values
-    return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
-def headline_table(record: Record) -> str:
-    """Of benchmarks.live: one row per policy, with intervals over repetitions, and the paired differences."""
-    rows = []
-    for r in record["policies"]:
-        rates = [interval(r[rate], "") for rate in RATES]
-        rows.append((r["policy"], *rates, f"{r['p99_high_ms']:.0f} ms", f"{r['goodput']:.0f}/s", str(r["runs"])))
-    heads = ("policy", "high, violated (%)", "low, violated (%)", "weighted (%)", "p99 high", "goodput", "runs")
-    differences = [
-        (name, interval(claim["points"]), interval(claim["corrected_for_drift"]["points"]))
-        for name, claim in record["claims"].items()
-    ]
-    loads = ", ".join(f"{load:g}" for load in record["loads"])
-    caption = (
-        f"Live, on {record['device']}: {', '.join(record['traces'])} at {loads} of the measured capacity "
-        f"({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; high priority counts five "
-        "times in the weighted rate. Paired differences in percentage points, raw and corrected for drift in machine speed:"
-    )
-    heads_below = ("difference of violations", "raw", "corrected for drift")
-    return f"{table(heads, rows)}\n\n{caption}\n\n{table(heads_below, differences)}"
-
-
 def sim_to_live_table(record: Record) -> str:
     """Of benchmarks.sim_to_live: what explains how much, and one row per load and policy, live and simulated."""
-    from benchmarks.live.report import cells_table
-
-    explained = [
-        (
-            name,
-            f"{v['max_violation_difference_points']:.2f}",
-            f"{v['mean_violation_difference_points']:.2f}",
-            f"{v['max_p99_difference_pct']:.1f} %",
-            "yes" if v["same_order"] else "no",
-        )
-        for name, v in record["explained"].items()
-    ]
-    heads = ("what the simulator knows", "violations: largest difference, points", "mean", "p99: largest", "same order")
     config = record["config"]
     caption = f"{config['repetitions']} repetitions of {config['duration']:g} s, arrivals {config['trace']}."
-    return f"{table(heads, explained)}\n\n{cells_table(record['cells'])}\n\n{caption}"
+    return f"{explained_table(record)}\n\n{cells_table(record)}\n\n{caption}"
 
 
 def evaluation_table(record: Record) -> str:
     """Of agents.evaluate: one row per policy, one column per load."""
     found = record["policies"]
     loads = [f"{load:g}" for load in record["loads"]]
-    rows = []
-    for name in sorted(found, key=lambda name: found[name][loads[-1]]["weighted"]):
-        cells = [found[name][load] for load in loads]
-        rows.append([name, *(f"{c['high']:.2f} / {c['low']:.2f}{_against(c)}" for c in cells)])
+
+    def cell(c: dict[str, Any]) -> str:
+        minus = c.get("weighted_minus_strait")
+        return f"{c['high']:.2f} / {c['low']:.2f}" + (f"; {interval(minus)}" if minus and any(minus) else "")
+
+    names = sorted(found, key=lambda name: found[name][loads[-1]]["weighted"])
+    rows = [[name, *(cell(found[name][load]) for load in loads)] for name in names]
     return table(["policy", *(f"load {load}" for load in loads)], rows) + (
         f"\n\nSimulated, suite {record['suite']}: high / low priority violations in %, then the weighted violations minus "
         "Strait's in points, paired, with a bootstrap 95 % interval."
     )
-
-
-def _against(cell: Mapping[str, Any]) -> str:
-    found = cell.get("weighted_minus_strait")
-    return f"; {interval(found)}" if found and any(found) else ""
 
 
 def ablation_table(record: Record) -> str:
@@ -170,24 +120,20 @@ def ablation_table(record: Record) -> str:
 
 def optimum_table(record: Record) -> str:
     """Of agents.evaluate on small instances: one row per policy."""
-    found = record["policies"]
-    rows = [
-        (name, f"{c['weighted']:.2f}", interval(c["distance"]), f"{c['at_optimum_pct']:.0f} %")
-        for name, c in sorted(found.items(), key=lambda item: item[1]["weighted"])
-    ]
-    optimum = next(iter(found.values()))["optimum"]
-    proven = record["instances"] - record["unproven"]
+    found = sorted(record["policies"].items(), key=lambda item: item[1]["weighted"])
+    rows = [(n, f"{c['weighted']:.2f}", interval(c["distance"]), f"{c['at_optimum_pct']:.0f} %") for n, c in found]
     heads = ("policy", "weighted violations, %", "above the optimum, points", "instances at the optimum")
-    caption = f"The optimum is {optimum:.2f} %, mean over {proven} instances; not proven for {record['unproven']}."
-    return f"{table(heads, rows)}\n\n{caption}"
+    proven = record["instances"] - record["unproven"]
+    return table(heads, rows) + (
+        f"\n\nThe optimum is {found[0][1]['optimum']:.2f} %, mean over {proven} instances; not proven for {record['unproven']}."
+    )
 
 
 def pivot_table(record: Record) -> str:
-    """Of any benchmark: figures of one name in a column, a row for what they are of; those that have no peers by themselves."""
+    """Of any benchmark: one column per name of a figure, one row per thing it is of; single figures have their own table."""
     single, words = [], []
     groups: list[tuple[list[str], dict[str, dict[str, str]]]] = []  # columns, and cells by row and column
-    for path, value in _leaves(record):
-        *row, column = path
+    for (*row, column), value in leaves(record):
         if not row and isinstance(value, str):
             words.append(f"{column} {value}")
         elif not row:
@@ -208,26 +154,16 @@ def pivot_table(record: Record) -> str:
     return "\n\n".join([*parts, *([f"Measured: {', '.join(words)}."] if words else [])])
 
 
-def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _leaves(item, (*path, key))
-        else:
-            yield (*path, key), item
-
-
 def shown(value: Any) -> str:
     """A value as a cell shows it."""
-    if value is None:
-        return "-"
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+    if value is None or isinstance(value, bool | str):
+        return "-" if value is None else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-# By the keys that tell the kind, the first that fits.
+# By the keys that a record of the kind has; the first that fits.
 KINDS = (
     ({"claims"}, headline_table),
     ({"explained"}, sim_to_live_table),
@@ -258,12 +194,10 @@ def fill(text: str, name: str, new: str) -> str:
     """
     head = HEAD.format(name=name)
     before, found, rest = text.partition(head)
-    if not found:
-        return text
     old, closed, after = rest.partition(END)
-    if not closed or "<!-- figures:" in old:
+    if found and (not closed or "<!-- figures:" in old):
         raise InputError(f"block {name!r} is not closed by {END}")
-    return f"{before}{head}\n{new}\n\n{closed}{after}"
+    return f"{before}{head}\n{new}\n\n{closed}{after}" if found else text
 
 
 def write_all(config: FiguresConfig) -> None:
@@ -293,11 +227,12 @@ def write_all(config: FiguresConfig) -> None:
         for name, new in tables.items():
             text = fill(text, name, new)
         for picture in pictures:
-            name, at = picture.stem, Path(os.path.relpath(picture, path.parent)).as_posix()
-            text = fill(text, name, f"![{name.replace('-', ' ')}]({at})")
+            at = Path(os.path.relpath(picture, path.parent)).as_posix()
+            text = fill(text, picture.stem, f"![{picture.stem.replace('-', ' ')}]({at})")
         files.setdefault(path, text)
-    for source, path in ((source, path) for path, source in pictures.items() if source.resolve() != path.resolve()):
-        shutil.copyfile(source, path)
+    for path, source in pictures.items():
+        if source.resolve() != path.resolve():
+            shutil.copyfile(source, path)
     for path, text in files.items():
         if documents.get(path) != text:
             atomic_write_text(path, text)

@@ -24,11 +24,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -66,7 +67,7 @@ class OverloadBenchmark:
         InputError: a setting is out of range.
     """
 
-    models: list[str] | str = "bert,lstm,mobilenet"
+    models: list[str] = field(default_factory=lambda: ["bert", "lstm", "mobilenet"])
     policy: str = "strait"
     high: float = 0.5
     low: float = 1.5
@@ -77,8 +78,6 @@ class OverloadBenchmark:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.models, str):
-            self.models = self.models.split(",")
         for name in self.models:
             if name not in BUILTIN:
                 raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
@@ -89,15 +88,7 @@ class OverloadBenchmark:
 
 
 class Answer(NamedTuple):
-    """One answer.
-
-    Attributes:
-        priority: of the request.
-        status: HTTP status.
-        met: whether it was in time by the server's clock.
-        since_due_ms: time since the request was due.
-        since_sent_ms: time since it was sent.
-    """
+    """One answer: its request's priority, its status, whether it was in time by the server's clock, ms since due and sent."""
 
     priority: int
     status: int
@@ -233,31 +224,26 @@ async def offer(connections: Connections, config: OverloadBenchmark, capacity: f
     return answers
 
 
-def summarise(answers: list[Answer], deadline_ms: float) -> dict[str, Any]:
-    """Violations by priority, answers by status and latency of the refusals."""
+def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
+    """Violations by priority, answers by status and latency of the refusals; one row per answer."""
+    late = (answers["status"] != 200) | (answers["since_due_ms"] > deadline_ms)
     result: dict[str, Any] = {}
     for priority, name in enumerate(PRIORITIES):
-        own = [a for a in answers if a.priority == priority]
-        late = sum(a.status != 200 or a.since_due_ms > deadline_ms for a in own)
+        own = answers["priority"] == priority
         result[name] = {
-            "sent": len(own),
-            "violations": 100.0 * sum(not a.met for a in own) / max(len(own), 1),
-            "violations_at_client": 100.0 * late / max(len(own), 1),
-            "p99_ms": quantiles([a.since_due_ms for a in own if a.status == 200])["p99_ms"],
+            "sent": int(own.sum()),
+            "violations": 100.0 * float((~answers["met"][own]).mean()),
+            "violations_at_client": 100.0 * float(late[own].mean()),
+            "p99_ms": float(answers["since_due_ms"][own & (answers["status"] == 200)].quantile(0.99)),
         }
-    result["status"] = {str(s): n for s, n in sorted(Counter(a.status for a in answers).items())}
+    by_status = {int(status): rows["since_sent_ms"] for status, rows in answers.groupby("status")}
+    result["status"] = {str(status): len(ms) for status, ms in by_status.items()}
     result["refusals"] = {
-        s: {"n": n} | quantiles([a.since_sent_ms for a in answers if a.status == int(s)])
-        for s, n in result["status"].items()
-        if s != "200"
+        str(status): {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}
+        for status, ms in by_status.items()
+        if status != 200
     }
     return result
-
-
-def quantiles(values: list[float]) -> dict[str, float | None]:
-    """Median and 99th percentile in ms; None of nothing."""
-    p50, p99 = np.percentile(values, [50, 99]).tolist() if values else (None, None)
-    return {"p50_ms": p50, "p99_ms": p99}
 
 
 async def measure_all(config: OverloadBenchmark) -> dict[str, Any]:
@@ -265,39 +251,32 @@ async def measure_all(config: OverloadBenchmark) -> dict[str, Any]:
     with serving(config) as (process, port):
         connections = Connections(port)
         await wait_until_ready(process, connections)
-        rss = psutil.Process(process.pid).memory_info
-        capacity = await http_capacity(connections, list(config.models), config.capacity_seconds)
-        before_mb, before = rss().rss / 1e6, await server_counts(connections)
+        memory = psutil.Process(process.pid).memory_info
+        capacity = await http_capacity(connections, config.models, config.capacity_seconds)
+        before_mb, before = memory().rss / 1e6, await server_counts(connections)
         answers = await offer(connections, config, capacity)
-        after_mb, counted = rss().rss / 1e6, await server_counts(connections) - before
+        after_mb, counted = memory().rss / 1e6, await server_counts(connections) - before
         connections.close()
-    result = summarise(answers, config.deadline_ms)
-    sent = sum(result[name]["sent"] for name in PRIORITIES)
-    result["server"] = dict(sorted(counted.items()))
-    result["once"] = len(answers) == sent == sum(counted.values())
-    result["capacity_rps"] = capacity
-    result["rss_mb"] = [before_mb, after_mb]
-    result["rss_growth_percent"] = 100 * (after_mb / before_mb - 1)
-    return result | {"config": asdict(config)}
+    result = summarise(pd.DataFrame(answers), config.deadline_ms)
+    return result | {
+        "server": dict(sorted(counted.items())),
+        "once": len(answers) == sum(result[name]["sent"] for name in PRIORITIES) == sum(counted.values()),
+        "capacity_rps": capacity,
+        "rss_mb": [before_mb, after_mb],
+        "rss_growth_percent": 100 * (after_mb / before_mb - 1),
+        "config": asdict(config),
+    }
 
 
 def measure(config: OverloadBenchmark) -> dict[str, Any]:
     """Measure, and print the tables; see the module for what is returned."""
     result = asyncio.run(measure_all(config))
-
-    def shown(row: dict[str, Any], *names: str) -> list[str]:
-        return ["-" if row[name] is None else f"{row[name]:.1f}" for name in names]
-
     print(f"capacity {result['capacity_rps']:.1f} requests/s; answers by status {result['status']}")
-    offered = [
-        [name, str(row["sent"]), *shown(row, "violations", "violations_at_client", "p99_ms")]
-        for name, row in ((name, result[name]) for name in PRIORITIES)
-    ]
+    offered = [(name, *(f"{value:.1f}" for value in result[name].values())) for name in PRIORITIES]
     print(table(("priority", "sent", "violations %", "at client %", "p99 ms"), offered))
-    refused = [[s, str(row["n"]), *shown(row, "p50_ms", "p99_ms")] for s, row in result["refusals"].items()]
+    refused = [(status, *(f"{value:.1f}" for value in row.values())) for status, row in result["refusals"].items()]
     print(table(("refused", "n", "p50 ms", "p99 ms"), refused))
-    before_mb, after_mb = result["rss_mb"]
-    print(f"server's memory {before_mb:.0f} to {after_mb:.0f} MB; each request ended once: {result['once']}")
+    print("server's memory {:.0f} to {:.0f} MB".format(*result["rss_mb"]), f"each request ended once: {result['once']}")
     return result
 
 

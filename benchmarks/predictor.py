@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from benchmarks.common import pictures
 from benchmarks.common.command import as_command
-from benchmarks.common.tables import table
+from benchmarks.common.tables import leaves, table
 from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
@@ -294,17 +293,9 @@ def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str
         with SummaryWriter(config.logdir) as writer:
             writer.add_figure("predictor/errors", figure)
             writer.add_text("predictor/config", json.dumps(asdict(config), indent=1))
-            for key, value in flat(figures):
-                writer.add_scalar(f"predictor/{key}", value)
-
-
-def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Figures that there are, by their path in nested dictionaries."""
-    for key, value in figures.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}/{inner}", v) for inner, v in flat(value))
-        elif value is not None:
-            yield key, value
+            for path, value in leaves(figures):
+                if value is not None:
+                    writer.add_scalar("/".join(("predictor", *path)), value)
 
 
 def measure(config: PredictorBenchmark) -> dict[str, Any]:

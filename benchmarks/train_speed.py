@@ -24,7 +24,7 @@ from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
 
 
-class ReplayVecEnv(VecEnv):
+class ReplayVecEnv(SB3VecEnv):
     """Shows what a rollout buffer holds, at no cost: observations, masks, rewards and ends of episodes.
 
     Args:
@@ -33,15 +33,12 @@ class ReplayVecEnv(VecEnv):
     """
 
     def __init__(self, env: SB3VecEnv, steps: int) -> None:
-        self.render_mode = None
-        super().__init__(env.num_envs, env.observation_space, env.action_space)
+        super().__init__(env.env)
         n, size = env.num_envs, env.observation_space.shape[0]  # type: ignore[index]
         self._obs = np.zeros((steps + 1, n, size), np.float32)
         self._masks = np.ones((steps, *env.masks.shape), bool)
-        self._rewards = np.zeros((steps, n), np.float32)
-        self._dones = np.zeros((steps, n), bool)
-        self._at = 0
-        self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
+        self._rewards, self._ended = np.zeros((steps, n), np.float32), np.zeros((steps, n), bool)
+        self._step = 0
 
     def show(self, learner: MaskablePPO) -> None:
         """From the next step on show the latest rollout of ``learner``, which its update left flattened, world by world."""
@@ -51,46 +48,24 @@ class ReplayVecEnv(VecEnv):
             whole[...] = flat.reshape(self.num_envs, len(self._masks), -1).swapaxes(0, 1)
         self._obs[-1] = learner._last_obs
         self._rewards[...] = buffer.rewards
-        self._dones[:-1] = buffer.episode_starts[1:]
-        self._dones[-1] = learner._last_episode_starts
-        self._at = 0
+        self._ended[:-1] = buffer.episode_starts[1:]
+        self._ended[-1] = learner._last_episode_starts
+        self._step = 0
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, A) bool: valid actions now."""
+        return self._masks[self._step % len(self._masks)]
 
     def reset(self) -> np.ndarray:
         """First observations of the rollout."""
-        self._at = 0
+        self._step = 0
         return self._obs[0]
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Go on to the next step; the actions do not matter."""
-        self._at += 1
-
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
-        """Observations, rewards, dones, infos (empty)."""
-        done = self._at - 1
-        return self._obs[self._at], self._rewards[done], self._dones[done], self._infos
-
-    def has_attr(self, attr_name: str) -> bool:
-        """Whether it has action masks or the like."""
-        return attr_name == "action_masks"
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
-        """Action masks (N, A): the only method that is asked for."""
-        return self._masks[self._at % len(self._masks)]
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute, once for each world."""
-        return [getattr(self, attr_name)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the attribute."""
-        setattr(self, attr_name, value)
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Never."""
-        return [False] * self.num_envs
+        """Observations, rewards, ends of episodes, infos (empty); the actions do not matter."""
+        self._step += 1
+        return self._obs[self._step], self._rewards[self._step - 1], self._ended[self._step - 1], self._empty
 
 
 def learner(env: VecEnv, steps: int, batch_size: int, epochs: int) -> MaskablePPO:

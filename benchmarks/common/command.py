@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -46,9 +47,9 @@ def as_command(
 
 
 def rounded(value: Any) -> Any:
-    """Floats to `DIGITS` significant digits, in dictionaries, lists and tuples, too."""
+    """Floats to `DIGITS` significant digits, in dictionaries, lists and tuples, too; None for what is not a number."""
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

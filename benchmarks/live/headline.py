@@ -25,8 +25,8 @@ from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
 from benchmarks.common import pictures
 from benchmarks.common.command import as_command, rounded
-from benchmarks.common.tables import table
 from benchmarks.common.timing import Progress
+from benchmarks.live.report import headline_table
 from benchmarks.live.runs import LiveRun, LiveSettings, in_slots, make_cells, run_all
 from benchmarks.live.simulated import drift_corrected
 from envs.profiles.profile import Profile
@@ -140,17 +140,6 @@ def claims(frame: pd.DataFrame, steady: pd.DataFrame) -> dict[str, Any]:
     return out
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for people, with intervals."""
-    cells = []
-    for row in rows:
-        rates = [f"{mean:.2f} % [{low:.2f}, {high:.2f}]" for low, mean, high in (row[rate] for rate in RATES)]
-        times = (f"{row['p99_high_ms']:.1f} ms", f"{row['goodput']:.1f}/s", f"{row['decision_p99_us']:.0f} us")
-        cells.append((row["policy"], *rates, *times))
-    heads = ("policy", "high, violated", "low, violated", "weighted", "p99 high", "goodput", "decision p99")
-    return table(heads, cells)
-
-
 def draw(frame: pd.DataFrame, path: Path) -> None:
     """Weighted violations against load, one panel per trace, with intervals over repetitions."""
     traces = list(dict.fromkeys(frame["workload"]))
@@ -186,7 +175,6 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
     frame = frame_of(runs)
     steady = frame_of(runs, drift_corrected(runs, machine.profile, machine.info, config.streams))
     rows = table_of(frame, [name for name in ("strait", *SHIPPED) if name in config.policies])
-    print(shown(rows), file=sys.stderr)
     summary = {
         "device": machine.executor.device.name,
         "capacity_rps": capacity,
@@ -196,6 +184,7 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
         "policies": rows,
         "claims": claims(frame, steady),
     }
+    print(headline_table(summary), file=sys.stderr)
     out = Path(config.out)
     whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}
     atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")

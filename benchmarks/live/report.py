@@ -1,4 +1,4 @@
-"""The report of benchmarks.sim_to_live: Markdown and three pictures."""
+"""Tables of live results, and the report of benchmarks.sim_to_live with its pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import pictures
-from benchmarks.common.tables import table
+from benchmarks.common.tables import interval, table
 from traces.files import atomic_write_text
 
 SHARED = "while no core is shared / another core is / its own is"
@@ -40,19 +40,61 @@ SIDES, COLOURS = ("live", "sim"), ("#d6603a", "#467ab2")
 PICTURES = ("violations.png", "latency.png", "batches.png")
 
 
+def headline_table(record: dict[str, Any]) -> str:
+    """Of benchmarks.live: one row per policy, with intervals over repetitions, and the paired differences."""
+    rows = [
+        (
+            row["policy"],
+            *(interval(row[rate], "") for rate in ("high", "low", "weighted")),
+            *(f"{row['p99_high_ms']:.1f} ms", f"{row['goodput']:.1f}/s", f"{row['decision_p99_us']:.0f} us"),
+            str(row["runs"]),
+        )
+        for row in record["policies"]
+    ]
+    heads = ("policy", "high, violated (%)", "low, violated (%)", "weighted (%)")
+    differences = [
+        (name, interval(claim["points"]), interval(claim["corrected_for_drift"]["points"]))
+        for name, claim in record["claims"].items()
+    ]
+    loads = ", ".join(f"{load:g}" for load in record["loads"])
+    caption = (
+        f"Live, on {record['device']}: {', '.join(record['traces'])} at {loads} of the measured capacity "
+        f"({record['capacity_rps']:.0f} requests/s), means with bootstrap 95 % intervals over runs; high priority counts five "
+        "times in the weighted rate. Paired differences in percentage points, raw and corrected for drift in machine speed:"
+    )
+    whole = table((*heads, "p99 high", "goodput", "decision p99", "runs"), rows)
+    return f"{whole}\n\n{caption}\n\n{table(('difference', 'raw', 'corrected for drift'), differences)}"
+
+
+def cells_table(record: dict[str, Any]) -> str:
+    """Of benchmarks.sim_to_live: one row per load and policy, live and simulated figures side by side."""
+    rows = []
+    for c in record["cells"]:
+        row = [f"{c['load']:g}", c["policy"]]
+        row += [f"{c[f'live_{key}']:.2f} / {c[f'sim_{key}']:.2f} %" for key in ("high", "low")]
+        row += [f"{_ms(c[f'live_{key}'])} / {_ms(c[f'sim_{key}'])} ms" for key in ("p50_ms", "p99_ms")]
+        rows.append([*row, f"{c['live_busy']:.0%} / {c['sim_busy']:.0%}"])
+    heads = ("load", "policy", "high, live / simulated", "low, live / simulated", "p50", "p99", "streams busy")
+    return table(heads, rows, left=2)
+
+
+def explained_table(record: dict[str, Any]) -> str:
+    """Of benchmarks.sim_to_live: the differences by what the simulator knows."""
+    keys = ("max_violation_difference_points", "mean_violation_difference_points")
+    percent = ("max_p99_difference_pct", "mean_p99_difference_pct")
+    rows = [
+        (name, *(f"{v[k]:.2f}" for k in keys), *(f"{v[k]:.1f} %" for k in percent), "yes" if v["same_order"] else "no")
+        for name, v in record["explained"].items()
+    ]
+    heads = ("what the simulator knows", "violations: largest difference, points", "mean", "p99: largest", "mean")
+    return table((*heads, "same order"), rows)
+
+
 def write_report(record: dict[str, Any], out: Path) -> Path:
     """Write report.md and its pictures into ``out``; returns the report's path."""
     draw(record, out)
     config = record["config"]
     measured = [(cause, _measured(record["overheads"][key], key), where) for cause, key, where in CAUSES]
-    explained = [
-        (
-            name,
-            f"{v['max_violation_difference_points']:.2f}, {v['mean_violation_difference_points']:.2f} points",
-            f"{v['max_p99_difference_pct']:.1f}, {v['mean_p99_difference_pct']:.1f} %",
-        )
-        for name, v in record["explained"].items()
-    ]
     levels = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in record["slower_by_policy"].items())
     lines = [
         "# Simulated and live",
@@ -65,7 +107,7 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
         f"- largest difference of a p99 latency: {record['max_p99_difference_pct']:.1f} %",
         f"- same order of policies: {'yes' if record['same_order'] else 'no: ' + '; '.join(record['swapped'])}",
         "",
-        cells_table(record["cells"]),
+        cells_table(record),
         "",
         "## What differs, and why",
         "",
@@ -75,7 +117,7 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
         "",
         *(f"- {text}" for text in NOT_MODELLED),
         "",
-        table(("truth of the simulator", "violations: largest, mean difference", "p99: largest, mean"), explained),
+        explained_table(record),
         "",
         "The speed of the machine over time (median over 51 batches) is taken from the live run itself: it is an input, as the",
         "arrivals are. It also makes up for errors of the truth. By policy, batches were slower than the truth by: "
@@ -87,18 +129,6 @@ def write_report(record: dict[str, Any], out: Path) -> Path:
     path = out / "report.md"
     atomic_write_text(path, "\n".join(lines))
     return path
-
-
-def cells_table(cells: Sequence[dict[str, Any]]) -> str:
-    """One row for each load and policy, live and simulated figures side by side."""
-    rows = []
-    for c in cells:
-        row = [f"{c['load']:g}", c["policy"]]
-        row += [f"{c[f'live_{key}']:.2f} / {c[f'sim_{key}']:.2f} %" for key in ("high", "low")]
-        row += [f"{_ms(c[f'live_{key}'])} / {_ms(c[f'sim_{key}'])} ms" for key in ("p50_ms", "p99_ms")]
-        rows.append([*row, f"{c['live_busy']:.0%} / {c['sim_busy']:.0%}"])
-    heads = ("load", "policy", "high, live / simulated", "low, live / simulated", "p50", "p99", "streams busy")
-    return table(heads, rows, left=2)
 
 
 def _ms(value: float | None) -> str:

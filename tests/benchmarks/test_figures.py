@@ -72,7 +72,7 @@ def test_figures_of_policies_and_loads_are_pivoted() -> None:
 
 
 def test_live_runs_and_their_simulation_are_shown() -> None:
-    row = {"policy": "edf", "runs": 6, "p99_high_ms": 50.0, "goodput": 99.6}
+    row = {"policy": "edf", "runs": 6, "p99_high_ms": 50.0, "goodput": 99.6, "decision_p99_us": 90.0}
     row |= {rate: [1.0, 2.0, 3.0] for rate in ("high", "low", "weighted")}
     corrected = {"points": [-2.5, -1.5, -0.5], "clear": True}
     claim = {"strait - edf, high": {"points": [-3.0, -2.0, -1.0], "clear": True, "corrected_for_drift": corrected}}
@@ -84,10 +84,10 @@ def test_live_runs_and_their_simulation_are_shown() -> None:
     keys = ("high", "low", "p50_ms", "p99_ms", "busy")
     cell |= {f"{side}_{key}": 0.5 for side in ("live", "sim") for key in keys}
     verdict = {"max_violation_difference_points": 1.5, "mean_violation_difference_points": 0.5}
-    verdict |= {"max_p99_difference_pct": 7.0, "same_order": True}
+    verdict |= {"max_p99_difference_pct": 7.0, "mean_p99_difference_pct": 3.0, "same_order": True}
     config = {"repetitions": 2, "duration": 5.0, "trace": "bursty"}
     text = table({"machine": "m", "config": config, "explained": {"+ noise": verdict}, "cells": [cell]})
-    assert "| + noise | 1.50 | 0.50 | 7.0 % | yes |" in text and "| 0.9 | edf | 0.50 / 0.50 % |" in text
+    assert "| + noise | 1.50 | 0.50 | 7.0 % | 3.0 % | yes |" in text and "| 0.9 | edf | 0.50 / 0.50 % |" in text
 
 
 def test_optimum_and_ablations_have_a_row_for_each_policy() -> None:
