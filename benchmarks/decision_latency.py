@@ -19,7 +19,6 @@ from agents.learned.names import resolve
 from agents.learned.policy_file import CHECKPOINT
 from agents.policies.base import Policy, kinds
 from benchmarks.common.command import as_command
-from benchmarks.common.tables import table
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
@@ -97,7 +96,7 @@ class DecisionLatencyBenchmark:
 
 
 def measure(config: DecisionLatencyBenchmark) -> dict[str, Any]:
-    """Measure, and print the table; see the module for what is returned."""
+    """Measure; see the module for what is returned."""
     profile = Profile.load(config.profile)
     names = config.policies or sorted(kinds()) + ["ppo"] * CHECKPOINT.is_file()
     policies = {name: resolve(name)[0] for name in names}
@@ -109,8 +108,6 @@ def measure(config: DecisionLatencyBenchmark) -> dict[str, Any]:
             result[name] = {"p50_us": p50, "p99_us": p99}
     finally:
         gc.enable()
-    rows = [(name, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}") for name, times in result.items()]
-    print(table(("policy", "p50 us", "p99 us"), rows))
     return result
 
 

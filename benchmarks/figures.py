@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.tables import interval, leaves, table
-from benchmarks.live.report import cells_table, explained_table, headline_table
+from benchmarks.common.tables import interval, pivot_table, table
+from benchmarks.live.report import headline_table, sim_to_live_table
 from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
@@ -88,13 +88,6 @@ def selected(record: Record, config: FiguresConfig) -> Record:
     return record | {"loads": loads, "policies": {name: found[name] for name in names}}
 
 
-def sim_to_live_table(record: Record) -> str:
-    """Of benchmarks.sim_to_live: what explains how much, and one row per load and policy, live and simulated."""
-    config = record["config"]
-    caption = f"{config['repetitions']} repetitions of {config['duration']:g} s, arrivals {config['trace']}."
-    return f"{explained_table(record)}\n\n{cells_table(record)}\n\n{caption}"
-
-
 def evaluation_table(record: Record) -> str:
     """Of agents.evaluate: one row per policy, one column per load."""
     found = record["policies"]
@@ -127,40 +120,6 @@ def optimum_table(record: Record) -> str:
     return table(heads, rows) + (
         f"\n\nThe optimum is {found[0][1]['optimum']:.2f} %, mean over {proven} instances; not proven for {record['unproven']}."
     )
-
-
-def pivot_table(record: Record) -> str:
-    """Of any benchmark: one column per name of a figure, one row per thing it is of; single figures have their own table."""
-    single, words = [], []
-    groups: list[tuple[list[str], dict[str, dict[str, str]]]] = []  # columns, and cells by row and column
-    for (*row, column), value in leaves(record):
-        if not row and isinstance(value, str):
-            words.append(f"{column} {value}")
-        elif not row:
-            single.append((column, shown(value)))
-        else:
-            label = " ".join(row)
-            group = next((g for g in groups if label in g[1]), None)
-            if group is None and not (groups and column in groups[-1][0]):
-                groups.append(([], {}))
-            columns, cells = group or groups[-1]
-            columns += [column] * (column not in columns)
-            cells.setdefault(label, {})[column] = shown(value)
-    parts = [table(("figure", "value"), single)] if single else []
-    for columns, cells in groups:
-        parts.append(
-            table(("", *columns), [(row, *(c.get(name, "-") for name in columns)) for row, c in cells.items()])
-        )
-    return "\n\n".join([*parts, *([f"Measured: {', '.join(words)}."] if words else [])])
-
-
-def shown(value: Any) -> str:
-    """A value as a cell shows it."""
-    if isinstance(value, list):
-        return ", ".join(map(shown, value))
-    if value is None or isinstance(value, bool | str):
-        return "-" if value is None else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 # By the keys that a record of the kind has; the first that fits.

@@ -15,17 +15,24 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common.command import as_command
-from benchmarks.common.server import Connection, free_port, http_message, running, serve_command, wait_until_up
-from benchmarks.common.tables import table
+from benchmarks.common.server import (
+    Connection,
+    closed_loops,
+    free_port,
+    http_message,
+    running,
+    serve_command,
+    wait_until_up,
+)
 from traces.errors import InputError
 
 WIDTH = 16
@@ -179,78 +186,52 @@ PROTOCOLS = {"http": http_client, "grpc": grpc_client}
 
 
 async def load(server: Server, protocol: str, clients: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies in ms of all calls of ``clients`` closed loops, and the time that they took in s."""
-    latencies: list[float] = []
-
-    async def loop(call: Call) -> None:
-        while (begin := time.perf_counter()) < end:
-            await call()
-            latencies.append((time.perf_counter() - begin) * 1e3)
-
+    """Latencies in ms of ``clients`` closed loops, and the seconds that they took; 0 seconds make one call each."""
     async with contextlib.AsyncExitStack() as stack:
         calls = [await stack.enter_async_context(PROTOCOLS[protocol](server)) for _ in range(clients)]
-        for call in calls:
-            await call()  # the connection's first is not counted
-        begin = time.perf_counter()
-        end = begin + seconds
-        await asyncio.gather(*(loop(call) for call in calls))
-        return latencies, time.perf_counter() - begin
+        await asyncio.gather(*(call() for call in calls))  # a connection's first call is not counted
+        return await closed_loops(calls, seconds)
 
 
-async def answering(servers: list[Server]) -> list[tuple[Server, str]]:
-    """The servers and protocols that answer. All of our own must; another that does not is left out with a message."""
+async def answering(server: Server) -> list[str]:
+    """The protocols over which a server answers. Ours must over all; another's that does not is left out with a message."""
     found = []
-    for server in servers:
-        for protocol in ("http",) if server.name == "litserve" else ("http", "grpc"):
-
-            async def ask(server: Server = server, protocol: str = protocol) -> None:
-                async with PROTOCOLS[protocol](server) as call:
-                    await call()
-
-            try:
-                await wait_until_up(server.process, ask, f"{server.name} over {protocol}", START_S)
-                found.append((server, protocol))
-            except RuntimeError as error:
-                if server.name == "strait":
-                    raise
-                print(f"{error}; left out", file=sys.stderr)
+    for protocol in ("http",) if server.name == "litserve" else ("http", "grpc"):
+        ask = partial(load, server, protocol, 1, 0.0)
+        try:
+            await wait_until_up(server.process, ask, f"{server.name} over {protocol}", START_S)
+            found.append(protocol)
+        except RuntimeError as error:
+            if server.name == "strait":
+                raise
+            print(f"{error}; left out", file=sys.stderr)
     return found
 
 
 async def measure_all(config: FrontBenchmark) -> dict[str, Any]:
     """Start all servers, measure them in short rounds, and sum up."""
-    names = ["strait", *(("litserve", "mlserver") if config.venv else ())]
-    kept: dict[tuple[str, str, int], tuple[list[float], float]] = {}
+    results: dict[str, Any] = {name: {"http": None, "grpc": None} for name in ("strait", "litserve", "mlserver")}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        targets = await answering([stack.enter_context(started(name, config, folder)) for name in names])
+        names = ["strait", *(("litserve", "mlserver") if config.venv else ())]
+        servers = [stack.enter_context(started(name, config, folder)) for name in names]
+        targets = [(server, protocol) for server in servers for protocol in await answering(server)]
         for clients in config.clients:
-            for _ in range(config.rounds):
-                for server, protocol in targets:
-                    latencies, spent = await load(server, protocol, clients, config.seconds)
-                    old, before = kept.get((server.name, protocol, clients), ([], 0.0))
-                    kept[server.name, protocol, clients] = old + latencies, before + spent
-    results: dict[str, Any] = {name: {"http": None, "grpc": None} for name in ("strait", "litserve", "mlserver")}
-    for (name, protocol, clients), (latencies, spent) in kept.items():
-        p50, p99 = np.percentile(latencies, [50, 99]).tolist()
-        row = {"p50_ms": p50, "p99_ms": p99, "rps": len(latencies) / spent}
-        results[name][protocol] = {**(results[name][protocol] or {}), str(clients): row}
+            kept = [await load(*target, clients, config.seconds) for _ in range(config.rounds) for target in targets]
+            for i, (server, protocol) in enumerate(targets):
+                mine = kept[i :: len(targets)]
+                latencies, spent = sum((part for part, _ in mine), []), sum(seconds for _, seconds in mine)
+                p50, p99 = np.percentile(latencies, [50, 99]).tolist()
+                row = {"p50_ms": p50, "p99_ms": p99, "rps": len(latencies) / spent}
+                results[server.name][protocol] = (results[server.name][protocol] or {}) | {str(clients): row}
     return results
 
 
 def measure(config: FrontBenchmark) -> dict[str, Any]:
-    """Measure, and print the table; see the module for what is returned."""
+    """Measure; see the module for what is returned."""
     if not config.venv:
         print(f"LitServe and MLServer are not measured; to have them: {SETUP}", file=sys.stderr)
-    results = asyncio.run(measure_all(config))
-    rows = [
-        (name, protocol, clients, f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['rps']:.1f}")
-        for name, protocols in results.items()
-        for protocol, found in protocols.items()
-        for clients, row in (found or {}).items()
-    ]
-    print(table(("server", "protocol", "clients", "p50 ms", "p99 ms", "per s"), rows, left=2))
-    return results
+    return asyncio.run(measure_all(config))
 
 
 main = as_command(measure, FrontBenchmark, "front", __doc__)

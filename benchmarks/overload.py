@@ -34,8 +34,15 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common.command import as_command
-from benchmarks.common.server import Connection, free_port, http_message, running, serve_command, wait_until_up
-from benchmarks.common.tables import table
+from benchmarks.common.server import (
+    Connection,
+    closed_loops,
+    free_port,
+    http_message,
+    running,
+    serve_command,
+    wait_until_up,
+)
 from serving.models.builtin.registry import BUILTIN
 from traces.errors import InputError
 from traces.workload import PRIORITIES
@@ -173,26 +180,17 @@ async def server_counts(connections: Connections) -> Counter[str]:
 
 async def http_capacity(connections: Connections, models: list[str], seconds: float) -> float:
     """Answers per second when there is always something to do."""
-    messages = [request_bytes(model, 1, 60_000.0) for model in models]
-    answered, counting = 0, False
-    end = time.perf_counter() + 1.25 * seconds
+    messages = itertools.cycle([request_bytes(model, 1, 60_000.0) for model in models])
 
-    async def client(first: int) -> None:
-        nonlocal answered
-        for number in itertools.count(first):
-            if time.perf_counter() >= end:
-                return
-            status, _ = await connections.ask(messages[number % len(messages)])
-            answered += counting and status == 200
+    async def call() -> None:
+        status, body = await connections.ask(next(messages))
+        if status != 200:
+            raise RuntimeError(f"the server answered {status}: {body[:200]!r}")
 
-    clients = [asyncio.ensure_future(client(number)) for number in range(CAPACITY_CLIENTS)]
-    await asyncio.sleep(0.25 * seconds)  # until it is full, and the predictor has seen something
-    begin, counting = time.perf_counter(), True
-    await asyncio.sleep(max(end - time.perf_counter(), 0.0))
-    capacity = answered / (time.perf_counter() - begin)
-    counting = False
-    await asyncio.gather(*clients)
-    return capacity
+    calls = [call] * CAPACITY_CLIENTS
+    await closed_loops(calls, 0.25 * seconds)  # until the predictor has learned something
+    latencies_ms, spent_s = await closed_loops(calls, seconds)
+    return len(latencies_ms) / spent_s
 
 
 async def offer(connections: Connections, config: OverloadBenchmark, capacity: float) -> list[Answer]:
@@ -246,8 +244,8 @@ def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
     return result
 
 
-async def measure_all(config: OverloadBenchmark) -> dict[str, Any]:
-    """Start the server, measure its capacity, overload it, and sum up."""
+async def overload(config: OverloadBenchmark) -> dict[str, Any]:
+    """Start the server, measure its capacity, overload it, and sum up; see the module for what is returned."""
     with serving(config) as (process, port):
         connections = Connections(port)
         await wait_until_ready(process, connections)
@@ -269,15 +267,8 @@ async def measure_all(config: OverloadBenchmark) -> dict[str, Any]:
 
 
 def measure(config: OverloadBenchmark) -> dict[str, Any]:
-    """Measure, and print the tables; see the module for what is returned."""
-    result = asyncio.run(measure_all(config))
-    print(f"capacity {result['capacity_rps']:.1f} requests/s; answers by status {result['status']}")
-    offered = [(name, *(f"{value:.1f}" for value in result[name].values())) for name in PRIORITIES]
-    print(table(("priority", "sent", "violations %", "at client %", "p99 ms"), offered))
-    refused = [(status, *(f"{value:.1f}" for value in row.values())) for status, row in result["refusals"].items()]
-    print(table(("refused", "n", "p50 ms", "p99 ms"), refused))
-    print("server's memory {:.0f} to {:.0f} MB".format(*result["rss_mb"]), f"each request ended once: {result['once']}")
-    return result
+    """Measure; see the module for what is returned."""
+    return asyncio.run(overload(config))
 
 
 main = as_command(measure, OverloadBenchmark, "overload", __doc__, check="once")

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.common import pictures
 from benchmarks.common.command import as_command
-from benchmarks.common.tables import leaves, table
+from benchmarks.common.tables import leaves, pivot_table
 from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
@@ -31,7 +31,6 @@ from traces.errors import InputError
 from traces.measurements import Measurements
 
 DATA = Path(__file__).resolve().parent.parent / "traces" / "data"
-HEADS = ("MAPE", "p90", "p99", "under", "over")
 
 
 @dataclass
@@ -55,11 +54,6 @@ class PredictorBenchmark:
     logdir: str | None = None
 
 
-def cells(e: Errors) -> list[str]:
-    """The errors as cells of a row, see `HEADS`."""
-    return [f"{value:.2f}" for value in (e.mape, e.p90, e.p99, e.under, e.over)]
-
-
 def has_boosting() -> bool:
     """Whether scikit-learn is installed; if not, says so."""
     try:
@@ -75,38 +69,37 @@ def slowdowns(data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, fold: n
     return {name: cross_validate(data, make, fold) for name, make in models(own_forms, boosting).items()}
 
 
-def public_set(
-    title: str, data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, online: bool = False
-) -> dict[str, float]:
-    """Table of a public set, one group left out at a time; returns the mean absolute error by model."""
-    result = {name: finish(data, s) for name, s in slowdowns(data, own_forms, boosting, data.group).items()}
-    if online:
-        result["ours, online"] = adapt(data, result["ours"])
+def judge(title: str, data: CoRuns, result: dict[str, np.ndarray]) -> dict[str, Errors]:
+    """Print and return the errors of execution times (N,) by model."""
     found = {name: errors(predicted, data.exec_ms) for name, predicted in result.items()}
-    print(f"\n{title} (errors in %)")
-    print(table(("model", *HEADS), [(name, *cells(e)) for name, e in found.items()]))
-    return {name: e.mape for name, e in found.items()}
+    print(f"\n{title} (errors in %)\n{pivot_table({name: vars(e) for name, e in found.items()})}")
+    return found
 
 
-def public(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tables of the two public sets; their figures, null where absent."""
-    pairs = {"static": "ours", "online": "ours, online", "gpulet": "gpulet-linear", "solo": "solo"}
-    workloads = {"static": "ours", "gpulet": "gpulet-linear"}
-    found: list[dict[str, float]] = [{}, {}]
+def measure_public(config: PredictorBenchmark, boosting: bool) -> dict[str, dict[str, float | None]]:
+    """Tables of the two public sets, one group left out at a time; their mean absolute errors, null where absent."""
+    pairs = workloads = None
     if (folder := find("igniter_v100", config.data)) is None:
         print("skipped igniter_v100: not found; see --data")
     else:
         data = igniter_v100.load(folder)
-        title = f"igniter_v100: {len(data.variant)} latencies, one model pair left out at a time"
-        found[0] = public_set(title, data, (forms.duration_form, forms.throughput_form), boosting, online=True)
+        slow = slowdowns(data, (forms.duration_form, forms.throughput_form), boosting, data.group)
+        result = {name: finish(data, s) for name, s in slow.items()}
+        result["ours, online"] = adapt(data, result["ours"])
+        pairs = judge(f"igniter_v100: {len(data.variant)} latencies, one model pair left out at a time", data, result)
     folder, glet = find("disb", config.data), find("glet", config.data)
     if folder is None or glet is None:
         print("skipped disb: disb or glet not found; see --data")
     else:
         data = disb.load(folder, glet)
+        slow = slowdowns(data, (forms.open_form,), boosting, data.group)
         title = f"disb: {len(data.variant)} latencies, one workload left out at a time; utilisations are of relatives"
-        found[1] = public_set(title, data, (forms.open_form,), boosting)
-    return tuple({k: mape.get(name) for k, name in keys.items()} for keys, mape in zip((pairs, workloads), found))  # type: ignore[return-value]
+        workloads = judge(title, data, {name: finish(data, s) for name, s in slow.items()})
+    names = {"static": "ours", "online": "ours, online", "gpulet": "gpulet-linear", "solo": "solo"}
+    return {
+        data_set: {key: found[names[key]].mape if found else None for key in keys}
+        for data_set, found, keys in (("igniter_v100", pairs, names), ("disb", workloads, ("static", "gpulet")))
+    }
 
 
 def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int, Errors]:
@@ -121,18 +114,15 @@ def crowded(data: CoRuns) -> np.ndarray:
 
 
 def print_floor(data: CoRuns) -> None:
-    """Table of the repeatability: the difference of two like batches over root two."""
+    """Table of the repeatability: the difference of two like batches over root two, in percent."""
     sets = data.group * (len(data.solo_ms) + 1) + data.variant
-    rows = []
-    for label, key, which in (
-        ("same solo batch", data.variant, data.alone),
-        ("same batch and co-runners", sets, crowded(data)),
-    ):
-        for seconds in (1.0, 5.0, 60.0):
-            floor = noise_floor(data, key, which, seconds * 1e3)
-            if floor is not None:
-                rows.append((label, f"{seconds:.0f} s", f"{floor.mean:.1f}", f"{floor.median:.1f}", str(floor.pairs)))
-    print(table(("repeatability of", "within", "mean %", "median %", "pairs"), rows))
+    keys = (("solo batch", data.variant, data.alone), ("batch and co-runners", sets, crowded(data)))
+    floors = {
+        f"same {label} within {seconds} s": noise_floor(data, key, which, seconds * 1e3)
+        for label, key, which in keys
+        for seconds in (1, 5, 60)
+    }
+    print(pivot_table({name: floor for name, floor in floors.items() if floor is not None}))
 
 
 def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,25 +139,25 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
     train, test, unseen = split(measurements, data.group)
     profile = fit.fit(train, "training runs")
     log = log_of(measurements)
-    scored = unseen[log.row] & co[log.row]
-    held_out = np.zeros(len(co), bool)
-    held_out[log.row[scored]] = True
-    which = dict.fromkeys(result, co)
+    held_out, which = unseen & co, dict.fromkeys(result, co)
     for name, learn in (("scheduler, prior only", False), ("scheduler, online", True)):
         online = MeasuredReplay(profile, streams, learn=learn).run(log)
         result[name], which[name] = np.zeros(len(co)), held_out
         result[name][log.row] = online.known_ms
     found = {name: errors(predicted[which[name]], data.exec_ms[which[name]]) for name, predicted in result.items()}
+    counted = {name: by_count(predicted, data, which[name]) for name, predicted in result.items()}
+    beside = {name: {f"{n} beside": e.mape for n, e in parts.items()} for name, parts in counted.items()}
     print(f"\nCPU campaign: {int(co.sum())} batches with co-runners; sets held out, finish times integrated")
     print_floor(data)
-    print_campaign(found, {name: by_count(predicted, data, which[name]) for name, predicted in result.items()})
+    print(pivot_table({name: vars(e) | beside[name] for name, e in found.items()}))
+    scored = held_out[log.row]
     at_dispatch = errors(online.predicted_ms[scored], online.total_ms[scored])
-    print("total time at dispatch, when later dispatches are unknown (what deadlines are judged by):")
-    print(table(("predictor", *HEADS), [("scheduler, online", *cells(at_dispatch))]))
+    print("at dispatch, when later dispatches are unknown (what deadlines are judged by), the scheduler's error is")
+    print(pivot_table({"scheduler, online": vars(at_dispatch)}))
     seen = test[log.row]
     cover = coverage(profile, streams, log.take(seen))
     tried = shifts(profile, streams, log, log.run * seen - ~seen, 5 if config.full else 2)
-    print_shifts(tried)
+    print(pivot_table({shift.name: shift.figures for shift in tried}))
     figures = {
         "online": found["scheduler, online"].mape,
         "static": found["ours"].mape,
@@ -176,31 +166,11 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
         "p90": found["scheduler, online"].p90,
         "floor": repeatability(config, profile),
     }
-    recovery = max((s.recovery for s in tried), default=None)
+    recovery = max((shift.recovery for shift in tried), default=None)
     cost_us = update_cost_us(profile, streams)
     print(f"predict and update: {cost_us:.2f} us per batch, no allocation (compiled without a heap)")
     drawn = {"data": data, "co": co, "result": result, "shifts": tried}
     return {"cpu": figures, "recovery_batches": recovery, "coverage": cover, "update_us": cost_us}, drawn
-
-
-def print_campaign(found: dict[str, Errors], counted: dict[str, dict[int, Errors]]) -> None:
-    """Table of the campaign: all errors of each model, and its mean absolute error by number of co-runners."""
-    most = max(n for parts in counted.values() for n in parts)
-    rows = [
-        (name, *cells(e), *(f"{counted[name][n].mape:.1f}" if n in counted[name] else "-" for n in range(1, most + 1)))
-        for name, e in found.items()
-    ]
-    print(table(("model", *HEADS, *(f"{n} beside" for n in range(1, most + 1))), rows))
-
-
-def print_shifts(tried: list[Shift]) -> None:
-    """Table of the recovery after shifts."""
-    rows = [
-        (s.name, str(s.recovery), f"{s.steady:.1f}", *(f"{100 * c:.1f}" for c in (*s.coverage, *s.coverage_watched)))
-        for s in tried
-    ]
-    heads = ("shift", "batches to 1.2 x steady error", "steady error %", "coverage 90", "95", "of what is new 90", "95")
-    print(table(heads, rows))
 
 
 def coverage(profile: Profile, streams: int, log: Log) -> dict[str, float]:
@@ -232,25 +202,25 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
     co, known, log = crowded(data), np.zeros(len(data.variant)), log_of(measurements)
     known[log.row] = MeasuredReplay(profile, machine.streams).run(log).known_ms
     gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co)
-    found = {n: (gaps[data.n_corunners[at] == n], e) for n, e in by_count(known, data, co).items()}
-    found = {n: (gap, e) for n, (gap, e) in found.items() if len(gap)}
-    if not len(gaps):
-        return None
-    whole = errors(known[co], data.exec_ms[co])
-    rows = [
-        (label, *(f"{v:.2f}" for v in (gap.mean(), np.quantile(gap, 0.9))), str(len(gap)), *cells(e)[:2], str(e.n))
-        for label, (gap, e) in [*((str(n), pair) for n, pair in found.items()), ("all", (gaps, whole))]
-    ]
-    print(f"\nrepeats: the same co-locations several times, {machine.streams} streams, none of them fitted")
-    print(table(("co-runners", "floor %", "p90", "pairs", "error %", "p90", "batches"), rows))
-    return {
-        "mean": float(gaps.mean()),
-        "p90": float(np.quantile(gaps, 0.9)),
-        "pairs": len(gaps),
-        "by_co_runners": {str(n): float(gap.mean()) for n, (gap, _) in found.items()},
-        "online": whole.mape,
-        "online_p90": whole.p90,
-        "online_by_co_runners": {str(n): e.mape for n, (_, e) in found.items()},
+    parts = {str(n): (gaps[data.n_corunners[at] == n], e) for n, e in by_count(known, data, co).items()}
+    parts["all"] = gaps, errors(known[co], data.exec_ms[co])
+    found = {
+        n: {"floor": float(gap.mean()), "floor_p90": float(np.quantile(gap, 0.9)), "pairs": len(gap)}
+        | {"error": e.mape, "error_p90": e.p90, "batches": e.n}
+        for n, (gap, e) in parts.items()
+        if len(gap)
+    }
+    print(f"\nrepeats: the same co-locations several times, {machine.streams} streams, none of them fitted (in %)")
+    print(pivot_table({f"{n} co-runners": figures for n, figures in found.items()}))
+    whole = found.pop("all", None)
+    return whole and {
+        "mean": whole["floor"],
+        "p90": whole["floor_p90"],
+        "pairs": whole["pairs"],
+        "by_co_runners": {n: figures["floor"] for n, figures in found.items()},
+        "online": whole["error"],
+        "online_p90": whole["error_p90"],
+        "online_by_co_runners": {n: figures["error"] for n, figures in found.items()},
     }
 
 
@@ -301,14 +271,14 @@ def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str
 def measure(config: PredictorBenchmark) -> dict[str, Any]:
     """Measure, print the tables, and write the picture and the TensorBoard run where asked for."""
     boosting = has_boosting()
-    pairs, workloads = public(config, boosting)
+    public = measure_public(config, boosting)
     measured, drawn = measure_campaign(config, boosting)
-    figures = {"igniter_v100": pairs, "disb": workloads, **measured}
+    figures = public | measured
     publish(config, figures, drawn)
     return figures
 
 
-main = as_command(measure, PredictorBenchmark, "predictor", __doc__)
+main = as_command(measure, PredictorBenchmark, "predictor", __doc__, tabulate=None)
 
 if __name__ == "__main__":
     sys.exit(main())

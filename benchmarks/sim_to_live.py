@@ -25,7 +25,7 @@ from agents.evaluation.summary import summarise
 from benchmarks.common.command import as_command
 from benchmarks.common.timing import Progress
 from benchmarks.common.timing import machine as machine_name
-from benchmarks.live.report import write_report
+from benchmarks.live.report import sim_to_live_table, write_report
 from benchmarks.live.runs import LiveRun, LiveSettings, make_cells, run_all
 from benchmarks.live.simulated import ON_TIME, as_served, log_slowdown_of, simulate
 from envs.profiles.fit import fit
@@ -250,7 +250,7 @@ def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
     return record
 
 
-main = as_command(measure, SimToLiveBenchmark, "sim_to_live", __doc__)
+main = as_command(measure, SimToLiveBenchmark, "sim_to_live", __doc__, sim_to_live_table)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from benchmarks.common.tables import pivot_table
 from benchmarks.common.timing import machine
 from traces.command import run_command
 
@@ -19,6 +20,7 @@ def as_command(
     settings: type[Settings],
     name: str,
     description: str | None,
+    tabulate: Callable[[dict[str, Any]], str] | None = pivot_table,
     check: str | None = None,
 ) -> Callable[..., int]:
     """The main function of ``python -m benchmarks.NAME``; see ``traces.command.run_command``.
@@ -28,6 +30,7 @@ def as_command(
         settings: dataclass of the flags.
         name: of the module in benchmarks.
         description: shown by ``--help``.
+        tabulate: makes the table that is printed before; None: the benchmark prints its own.
         check: a figure that must be true.
 
     Returns:
@@ -36,8 +39,10 @@ def as_command(
     """
 
     def work(config: Settings) -> int:
-        result = measure(config)
-        print(json.dumps(rounded({"machine": machine(), **result})))
+        result = rounded({"machine": machine(), **measure(config)})
+        if tabulate is not None:
+            print(tabulate(result))
+        print(json.dumps(result))
         return int(check is not None and not result[check])
 
     def main(argv: Sequence[str] | None = None) -> int:

@@ -78,6 +78,21 @@ async def wait_until_up(
             await asyncio.sleep(POLL_S)
 
 
+async def closed_loops(calls: Sequence[Callable[[], Awaitable[object]]], seconds: float) -> tuple[list[float], float]:
+    """Make each call again and again, all of them side by side: latencies in ms, and the seconds that it took."""
+    latencies_ms: list[float] = []
+
+    async def loop(call: Callable[[], Awaitable[object]]) -> None:
+        while (begin := time.perf_counter()) < end:
+            await call()
+            latencies_ms.append((time.perf_counter() - begin) * 1e3)
+
+    begin = time.perf_counter()
+    end = begin + seconds
+    await asyncio.gather(*(loop(call) for call in calls))
+    return latencies_ms, time.perf_counter() - begin
+
+
 def http_message(path: str, body: bytes = b"", headers: Sequence[str] = ()) -> bytes:
     """A whole HTTP request: POST with a body, else GET."""
     lines = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", "Host: localhost", *headers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -70,22 +69,7 @@ def adapt(
     return out
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Repeatability in percent.
-
-    Attributes:
-        mean: mean absolute difference of two like batches, over root two.
-        median: its median.
-        pairs: number of pairs.
-    """
-
-    mean: float
-    median: float
-    pairs: int
-
-
-def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> Floor | None:
+def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> dict[str, float] | None:
     """How well one batch predicts the next of the same key: no model that knows only the key does better for long.
 
     The difference of two is root two times as wide as that of one from its mean.
@@ -97,7 +81,8 @@ def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: flo
         within_ms: largest distance of their starts.
 
     Returns:
-        None when there are fewer than 10 pairs.
+        Mean and median absolute difference of two like batches over root two, in percent, and the number of pairs; None when
+        there are fewer than 10.
     """
     rows = np.flatnonzero(which)
     rows = rows[np.lexsort((data.start_ms[rows], key[rows]))]
@@ -106,7 +91,7 @@ def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: flo
     if near.sum() < 10:
         return None
     gap = 100.0 * np.abs(np.log(data.exec_ms[b[near]] / data.exec_ms[a[near]])) / np.sqrt(2.0)
-    return Floor(float(gap.mean()), float(np.median(gap)), int(near.sum()))
+    return {"mean": float(gap.mean()), "median": float(np.median(gap)), "pairs": len(gap)}
 
 
 def repeats_of(measurements: Measurements) -> np.ndarray:

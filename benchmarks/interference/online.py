@@ -46,6 +46,15 @@ class Shift:
     coverage: tuple[float, float]
     coverage_watched: tuple[float, float]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a table shows."""
+        within = {"90": self.coverage[0], "95": self.coverage[1]}
+        watched = {"90, new": self.coverage_watched[0], "95, new": self.coverage_watched[1]}
+        return {"recovery, batches": self.recovery, "steady error, %": self.steady} | {
+            f"coverage {name}": 100.0 * share for name, share in (within | watched).items()
+        }
+
 
 def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, np.ndarray, np.ndarray]:
     """Split a campaign, whose batches are of co-location sets ``group`` (N,), by run into training and test.

@@ -10,7 +10,6 @@ into short time slots, each of which all policies serve before the next one begi
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -184,7 +183,6 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
         "policies": rows,
         "claims": claims(frame, steady),
     }
-    print(headline_table(summary), file=sys.stderr)
     out = Path(config.out)
     whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}
     atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
@@ -192,4 +190,4 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
     return summary
 
 
-main = as_command(measure, LiveBenchmark, "live", __doc__)
+main = as_command(measure, LiveBenchmark, "live", __doc__, headline_table)

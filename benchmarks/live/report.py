@@ -90,6 +90,13 @@ def explained_table(record: dict[str, Any]) -> str:
     return table((*heads, "same order"), rows)
 
 
+def sim_to_live_table(record: dict[str, Any]) -> str:
+    """Of benchmarks.sim_to_live: what explains how much, and one row per load and policy, live and simulated."""
+    config = record["config"]
+    caption = f"{config['repetitions']} repetitions of {config['duration']:g} s, arrivals {config['trace']}."
+    return f"{explained_table(record)}\n\n{cells_table(record)}\n\n{caption}"
+
+
 def write_report(record: dict[str, Any], out: Path) -> Path:
     """Write report.md and its pictures into ``out``; returns the report's path."""
     draw(record, out)

@@ -127,7 +127,7 @@ def test_noise_floor_is_that_of_the_noise() -> None:
     noisy = replace(data, exec_ms=data.batch_solo_ms * np.exp(0.1 * np.random.default_rng(1).standard_normal(4000)))
     floor = noise_floor(noisy, data.variant, np.ones(4000, bool), np.inf)
     assert floor is not None
-    assert floor.mean == pytest.approx(100 * 0.1 * np.sqrt(2 / np.pi), rel=0.1)
+    assert floor["mean"] == pytest.approx(100 * 0.1 * np.sqrt(2 / np.pi), rel=0.1)
     assert noise_floor(noisy, np.arange(4000), np.ones(4000, bool), np.inf) is None
 
 
