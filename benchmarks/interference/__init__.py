@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.interference.baselines import Constant, Ridge, Solo
-from benchmarks.interference.boosting import Boosting
-from benchmarks.interference.gpulet import GpuletLinear
+from benchmarks.interference.baselines import Boosting, Constant, GpuletLinear, Ridge, Solo
 from benchmarks.interference.igniter import IgniterAnalytic
 from benchmarks.interference.model import OfflineModel
 from benchmarks.interference.ours import Form, Ours

@@ -5,6 +5,9 @@ Each function gives the columns (S, C) of a piece's log slowdown and the ridge p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
@@ -27,25 +30,23 @@ def _standard(blocks: list[tuple[np.ndarray, float]]) -> tuple[csr_matrix, np.nd
     return csr_matrix(np.concatenate([np.ones((len(x), 1)), x], axis=1)), np.concatenate(([1e-9], penalty))
 
 
-def _pair(data: CoRuns) -> dict[str, np.ndarray]:
-    """What is known of both sides of a pair of batches on parts of one device."""
+class _Side(NamedTuple):
+    """One batch of each pair, all (S,): model index, solo time, batch size, demands on memory and cache, throughput alone."""
+
+    model: np.ndarray
+    t: np.ndarray
+    size: np.ndarray
+    memory: np.ndarray
+    cache: np.ndarray
+    rate: np.ndarray
+
+
+def _sides(data: CoRuns) -> Iterator[_Side]:
+    """The batch of each piece, and its only co-runner."""
     own, other = data.variants()
-    other = other[:, 0]
-    t, u = data.solo_ms[own], data.solo_ms[other]
-    return {
-        "own": data.model[own],
-        "other": data.model[other],
-        "t": t,
-        "u": u,
-        "size": data.size[own],
-        "memory": data.demand[own, 1],
-        "cache": data.demand[own, 2],
-        "memory_other": data.demand[other, 1],
-        "cache_other": data.demand[other, 2],
-        "rate": data.size[own] / t,
-        "rate_other": data.size[other] / u,
-        "ratio": np.log(t / u),
-    }
+    for at in (own, other[:, 0]):
+        t, size = data.solo_ms[at], data.size[at]
+        yield _Side(data.model[at], t, size, data.demand[at, 1], data.demand[at, 2], size / t)
 
 
 def duration_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
@@ -54,39 +55,27 @@ def duration_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
     A batch that is short beside its co-runner meets it at every moment; one that is long meets its pauses too. A model
     of many short kernels pays for scheduling, more for each at small batches (1 / T, 1 / size by model).
     """
-    p = _pair(data)
-    m = len(np.unique(data.model))
-    shared = np.stack(
-        [
-            p["t"] / (p["t"] + p["u"]),
-            np.abs(p["ratio"]),
-            p["memory_other"] * p["cache_other"],
-            p["cache"] * p["cache_other"],
-            p["rate"] / p["u"],
-            p["memory"] * np.log(p["t"]),
-        ],
-        axis=1,
-    )
-    launch = [_indicators(p["own"], m, 1.0 / p["t"]), _indicators(p["own"], m, 1.0 / p["size"])]
-    return _standard([(shared, 1e-3), (launch[0], 1e-2), (launch[1], 1e-2)])
+    own, other = _sides(data)
+    n_models = len(np.unique(data.model))
+    relative = [own.t / (own.t + other.t), np.abs(np.log(own.t / other.t)), own.rate / other.t]
+    demand = [other.memory * other.cache, own.cache * other.cache, own.memory * np.log(own.t)]
+    launch = [_indicators(own.model, n_models, 1.0 / of) for of in (own.t, own.size)]
+    return _standard([(np.column_stack(relative + demand), 1e-3), *((block, 1e-2) for block in launch)])
 
 
 def throughput_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
     """Two batches on parts of one device, seen through their throughputs, with shrunk effects of victim and aggressor."""
-    p = _pair(data)
-    m = len(np.unique(data.model))
-    shared = np.stack(
-        [p["ratio"], p["rate"] * p["rate_other"], np.abs(p["ratio"]), p["memory"] * p["cache_other"]], axis=1
-    )
-    return _standard(
-        [
-            (shared, 1e-3),
-            (_indicators(p["own"], m, 1.0 / p["size"]), 1e-2),
-            (_indicators(p["other"], m, p["rate_other"]), 1e-2),
-            (_indicators(p["own"], m), 1.0),
-            (_indicators(p["other"], m), 1.0),
-        ]
-    )
+    own, other = _sides(data)
+    n_models, ratio = len(np.unique(data.model)), np.log(own.t / other.t)
+    shared = np.column_stack([ratio, own.rate * other.rate, np.abs(ratio), own.memory * other.cache])
+    blocks = [
+        (shared, 1e-3),
+        (_indicators(own.model, n_models, 1.0 / own.size), 1e-2),
+        (_indicators(other.model, n_models, other.rate), 1e-2),
+        (_indicators(own.model, n_models), 1.0),
+        (_indicators(other.model, n_models), 1.0),
+    ]
+    return _standard(blocks)
 
 
 def open_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:

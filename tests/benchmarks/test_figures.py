@@ -67,8 +67,8 @@ def test_figures_of_policies_and_loads_are_pivoted() -> None:
     times = {"p50_us": 1.5, "p99_us": 2.5}
     text = table({"machine": "a box", "edf": times, "fifo": times, "n": {"sent": 3}})
     assert "| | p50_us | p99_us |" in text and "| fifo | 1.5 | 2.5 |" in text and "| | sent |" in text
-    text = table({"alone": {"0.9": 1.0}, "by": {"edf": {"0.9": 2.0, "1.1": None}}})
-    assert "| | 0.9 | 1.1 |" in text and "| alone | 1 | - |" in text and "| by edf | 2 | - |" in text
+    text = table({"alone": {"0.9": 1.0}, "by": {"edf": {"0.9": 2.0, "1.1": 3.0}, "fifo": {"0.9": None}}})
+    assert "| | 0.9 | 1.1 |" in text and "| alone | 1 | - |" in text and "| by edf | 2 | 3 |" in text
 
 
 def test_live_runs_and_their_simulation_are_shown() -> None:
