@@ -16,6 +16,7 @@ import pandas as pd
 from traces.errors import InputError
 from traces.files import atomic_path, atomic_write_text
 from traces.machine import SCHEMA, MachineInfo
+from traces.tables import read_table
 
 KINDS = ("solo", "colocation", "live")
 PHASES = ("dispatch_ms", "h2d_start_ms", "h2d_end_ms", "exec_start_ms", "exec_end_ms", "d2h_end_ms")
@@ -38,7 +39,7 @@ class Measurements:
 
     Attributes:
         machine: the device, its streams and the models that ran.
-        batches: one row a batch, columns of `COLUMN_TYPES`: run (batches of one run share the device and a clock), kind
+        batches: one row per batch, columns of `COLUMN_TYPES`: run (batches of one run share the device and a clock), kind
             (one of `KINDS`), batch_id (unique), stream, priority (0 high, 1 low), model, batch_size, and the `PHASES`
             in ms since the recording started, non-decreasing in that order. The log of a live engine also has those of
             `SCHEDULED`: when the scheduler decided on the batch, and when it saw it end (NaN where no scheduler did).
@@ -52,21 +53,17 @@ class Measurements:
         """Reads and validates a campaign folder; InputError names the file and what is wrong with it."""
         folder = Path(path)
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; a campaign with machine.json and batches.parquet is wanted")
+            raise InputError(f"{folder}: no such folder; expected a campaign with machine.json and batches.parquet")
         machine_path, batches_path = folder / "machine.json", folder / "batches.parquet"
-        for file in (machine_path, batches_path):
-            if not file.is_file():
-                raise InputError(f"{file}: no such file")
         try:
             machine = MachineInfo.from_json(json.loads(machine_path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise InputError(f"{machine_path}:{error.lineno}: not JSON: {error.msg}") from None
+        except FileNotFoundError:
+            raise InputError(f"{machine_path}: no such file") from None
         except (InputError, UnicodeDecodeError) as error:
             raise InputError(f"{machine_path}: {error}") from None
-        try:
-            frame = pd.read_parquet(batches_path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{batches_path}: not a Parquet file: {error}") from None
+        frame = read_table(batches_path)
         try:
             result = cls(machine, _typed(frame))
             result.validate()
@@ -80,35 +77,34 @@ class Measurements:
         folder = Path(path)
         with atomic_path(folder / "batches.parquet") as temporary:
             _typed(self.batches).to_parquet(temporary, compression="zstd", index=False)
-        atomic_write_text(
-            folder / "machine.json", json.dumps({"schema": SCHEMA, **asdict(self.machine)}, indent=1) + "\n"
-        )
+        described = {"schema": SCHEMA, **asdict(self.machine)}
+        atomic_write_text(folder / "machine.json", json.dumps(described, indent=1) + "\n")
 
     def validate(self) -> None:
         """Raises InputError that names the column, row and value of the first thing wrong."""
         frame = _typed(self.batches)
         phases = frame[list(PHASES)].to_numpy()
         models = [model.name for model in self.machine.models]
-        _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"one of {', '.join(KINDS)} is wanted")
-        _refuse(frame, frame["batch_id"].duplicated().to_numpy(), "batch_id", "this id was used by a row before")
+        _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"expected one of {', '.join(KINDS)}")
+        _refuse(frame, frame["batch_id"].duplicated().to_numpy(), "batch_id", "must be unique")
         _refuse(frame, ~frame["model"].isin(models).to_numpy(), "model", f"machine.json knows {', '.join(models)}")
         streams = self.machine.streams
         outside = (frame["stream"] < 0) | (frame["stream"] >= streams)
-        _refuse(frame, outside.to_numpy(), "stream", f"from 0 to {streams - 1} is wanted")
-        _refuse(frame, ~frame["priority"].isin((0, 1)).to_numpy(), "priority", "0 (high) or 1 (low) is wanted")
-        _refuse(frame, (frame["batch_size"] < 1).to_numpy(), "batch_size", "at least 1 is wanted")
+        _refuse(frame, outside.to_numpy(), "stream", f"must be from 0 to {streams - 1}")
+        _refuse(frame, ~frame["priority"].isin((0, 1)).to_numpy(), "priority", "expected 0 (high) or 1 (low)")
+        _refuse(frame, (frame["batch_size"] < 1).to_numpy(), "batch_size", "must be at least 1")
         for number, column in enumerate(PHASES):
-            _refuse(frame, ~np.isfinite(phases[:, number]), column, "a finite time in ms is wanted")
-        _refuse(frame, phases[:, 0] < 0, PHASES[0], "a time since the recording started, at least 0, is wanted")
+            _refuse(frame, ~np.isfinite(phases[:, number]), column, "expected a finite time in ms")
+        _refuse(frame, phases[:, 0] < 0, PHASES[0], "expected a time since the recording started, at least 0")
         for number in range(1, len(PHASES)):
             before = PHASES[number - 1]
-            _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"it is before {before}")
+            _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"must not be before {before}")
         if SCHEDULED[0] in frame:
             decided, seen = (frame[name].to_numpy() for name in SCHEDULED)
             for name, times in zip(SCHEDULED, (decided, seen)):
-                _refuse(frame, np.isinf(times), name, "a finite time in ms, or none, is wanted")
-            _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"it is after {PHASES[0]}")
-            _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"it is before {PHASES[-1]}")
+                _refuse(frame, np.isinf(times), name, "expected a finite time in ms, or none")
+            _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"must not be after {PHASES[0]}")
+            _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"must not be before {PHASES[-1]}")
 
     def solo_table(self) -> pd.DataFrame:
         """Medians of the solo runs.
@@ -184,31 +180,31 @@ class Measurements:
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of the schema in their order and types; others are left out, missing ones refused."""
     columns = {}
-    wanted = dict(COLUMN_TYPES)
+    kinds = dict(COLUMN_TYPES)
     if any(name in frame for name in SCHEDULED):
-        wanted |= dict.fromkeys(SCHEDULED, "float64")
-    for name, kind in wanted.items():
+        kinds |= dict.fromkeys(SCHEDULED, "float64")
+    for name, kind in kinds.items():
         if name not in frame:
             raise InputError(f"column {name!r} is missing; it has {', '.join(map(str, frame.columns))}")
         column = frame[name].reset_index(drop=True)
         absent = column.isna().to_numpy()
         if absent.any() and name not in SCHEDULED:
-            raise InputError(f"row {int(np.argmax(absent))}: column {name!r} is empty (NaN); a value is wanted")
+            raise InputError(f"row {int(np.argmax(absent))}: column {name!r} is empty (NaN); expected a value")
         if kind.startswith("int"):
             if not pd.api.types.is_integer_dtype(column):
-                raise InputError(f"column {name!r} has type {column.dtype}; integers are wanted")
+                raise InputError(f"column {name!r} has type {column.dtype}; expected integers")
             limits = np.iinfo(kind)
             wide = ((column < limits.min) | (column > limits.max)).to_numpy()
-            _refuse(frame, wide, name, f"from {limits.min} to {limits.max} is wanted")
+            _refuse(frame, wide, name, f"must be from {limits.min} to {limits.max}")
         elif kind == "float64" and not pd.api.types.is_numeric_dtype(column):
-            raise InputError(f"column {name!r} has type {column.dtype}; numbers are wanted")
+            raise InputError(f"column {name!r} has type {column.dtype}; expected numbers")
         columns[name] = column.astype(kind)  # type: ignore[call-overload]
     return pd.DataFrame(columns)
 
 
-def _refuse(frame: pd.DataFrame, bad: np.ndarray, column: str, wanted: str) -> None:
+def _refuse(frame: pd.DataFrame, bad: np.ndarray, column: str, expected: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         # .tolist() gives plain Python values, which print as a user wrote them (4, not np.int64(4)).
         value = frame[column].iloc[row : row + 1].tolist()[0]
-        raise InputError(f"row {row}: column {column!r} is {value!r}; {wanted}")
+        raise InputError(f"row {row}: column {column!r} is {value!r}; {expected}")

@@ -37,7 +37,7 @@ def first_line(path: Path) -> str:
         except (UnicodeDecodeError, OSError, EOFError):
             raise InputError(f"{path}:1: not a text file (nor gzip of one ending in .gz)") from None
     if not line.strip():
-        raise InputError(f"{path}:1: empty; a header line or a JSON object is wanted")
+        raise InputError(f"{path}:1: empty; expected a header line or a JSON object")
     return line.rstrip("\r\n")
 
 
@@ -62,30 +62,36 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a CSV file as text, with the line of the file that each row came from."""
+    """Some rows of a file, as text where it is CSV, with the line of the file that each row came from."""
 
     path: Path
     rows: pd.DataFrame
     lines: np.ndarray
 
-    def fail(self, bad: np.ndarray, column: str, wanted: str) -> None:
-        """Raises InputError for the first row where `bad` (boolean, one a row) is true; does nothing if none is."""
+    @classmethod
+    def of_parquet(cls, path: Path, columns: Sequence[str]) -> Chunk:
+        """All rows of a Parquet file; InputError as ``read_table``."""
+        frame = read_table(path, columns)
+        return cls(path, frame, np.arange(len(frame)))
+
+    def fail(self, bad: np.ndarray, column: str, expected: str) -> None:
+        """Raises InputError for the first row where `bad` (boolean, one per row) is true; does nothing if none is."""
         if bad.any():
             row = int(np.argmax(bad))
             value = self.rows[column].iloc[row]
-            raise InputError(f"{self.path}:{self.lines[row]}: {column} is {value!r}; {wanted}")
+            raise InputError(f"{self.path}:{self.lines[row]}: {column} is {value!r}; {expected}")
 
     def floats(self, column: str, minimum: float = -np.inf) -> np.ndarray:
         """A column as float64; InputError names the first value that is no finite number of at least `minimum`."""
         values = pd.to_numeric(self.rows[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        self.fail(~np.isfinite(values), column, "a number is wanted")
-        self.fail(values < minimum, column, f"a number of at least {minimum:g} is wanted")
+        self.fail(~np.isfinite(values), column, "expected a number")
+        self.fail(values < minimum, column, f"must be at least {minimum:g}")
         return values
 
     def times_ms(self, column: str) -> np.ndarray:
         """A column of dates with time, as float64 ms since 1970 (zones are converted to UTC)."""
         stamps = pd.to_datetime(self.rows[column], errors="coerce", utc=True, format="ISO8601")
-        self.fail(stamps.isna().to_numpy(), column, "a date and time like 2023-11-16 18:15:46.6805900 is wanted")
+        self.fail(stamps.isna().to_numpy(), column, "expected a date and time like 2023-11-16 18:15:46.6805900")
         return stamps.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e6
 
     def texts(self, column: str) -> np.ndarray:
@@ -100,8 +106,8 @@ def read_csv(
 
     Args:
         path: the file.
-        columns: the columns wanted, or a function that picks them from the header.
-        chunk_rows: rows a chunk, which bounds the memory used.
+        columns: the columns to read, or a function that picks them from the header.
+        chunk_rows: rows per chunk, which bounds the memory used.
 
     Yields:
         Chunks, blank lines left out.
@@ -110,8 +116,8 @@ def read_csv(
         InputError: a missing file or column, a line with too many or too few fields, or bytes that are not text.
     """
     header = [name.strip() for name in first_line(path).split(",")]
-    wanted = list(columns(header) if callable(columns) else columns)
-    missing = [name for name in wanted if name not in header]
+    picked = list(columns(header) if callable(columns) else columns)
+    missing = [name for name in picked if name not in header]
     if missing:
         raise InputError(f"{path}:1: column {missing[0]!r} is missing; the header has {', '.join(header[:12])}")
     # One column more than the header has, which a sound line leaves empty, shows a line that is too long.
@@ -135,7 +141,7 @@ def read_csv(
             for frame in reader:
                 lines = np.arange(line, line + len(frame))
                 line += len(frame)
-                yield _checked(path, frame, lines, header, wanted)
+                yield _checked(path, frame, lines, header, picked)
     except pd.errors.EmptyDataError:
         return
     except pd.errors.ParserError as error:
@@ -147,7 +153,7 @@ def read_csv(
         raise InputError(f"{path}: after line {line - 1}: damaged or not text: {error}") from None
 
 
-def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[str], wanted: list[str]) -> Chunk:
+def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[str], picked: list[str]) -> Chunk:
     """Drops blank lines, refuses short ones, and names the columns."""
     absent = frame.isna().to_numpy() | (frame == "").to_numpy()
     filled = ~absent.all(axis=1)
@@ -159,6 +165,6 @@ def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[st
         if bad.any():
             line = lines[int(np.argmax(bad))]
             raise InputError(f"{path}:{line}: {what} the {width} of the header")
-    rows = frame[filled][[header.index(name) for name in wanted]]
-    rows.columns = pd.Index(wanted)
+    rows = frame[filled][[header.index(name) for name in picked]]
+    rows.columns = pd.Index(picked)
     return Chunk(path, rows, lines[filled])

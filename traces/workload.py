@@ -11,6 +11,7 @@ import pandas as pd
 
 from traces.errors import InputError
 from traces.files import atomic_path
+from traces.recorded import TimedRows, rescaled_ms, window_slice
 from traces.tables import Chunk, read_csv
 
 HIGH, LOW = 0, 1
@@ -20,8 +21,8 @@ COLUMNS = ("arrival_ms", "model", "priority", "deadline_ms")
 
 
 @dataclass(frozen=True, eq=False)
-class Workload:
-    """Requests of one run, sorted by arrival. All arrays have length R, one entry a request.
+class Workload(TimedRows):
+    """Requests of one run, sorted by arrival. All arrays have length R, one entry per request.
 
     Attributes:
         arrival_ms: float64 (R,), from the start of the run, non-decreasing, not negative.
@@ -43,40 +44,15 @@ class Workload:
     name: str = "workload"
 
     def __post_init__(self) -> None:
-        kinds = {"arrival_ms": np.float64, "model": np.int32, "priority": np.int8, "deadline_ms": np.float64}
-        for field, dtype in kinds.items():
-            object.__setattr__(self, field, np.ascontiguousarray(getattr(self, field), dtype=dtype))
+        self._set_arrays({"arrival_ms": np.float64, "model": np.int32, "priority": np.int8, "deadline_ms": np.float64})
         object.__setattr__(self, "models", tuple(self.models))
-        size = self.arrival_ms.shape
-        for field in kinds:
-            if getattr(self, field).shape != size or len(size) != 1:
-                raise InputError(f"workload {self.name!r}: {field} has shape {getattr(self, field).shape}, not {size}")
         if len(set(self.models)) != len(self.models):
             raise InputError(f"workload {self.name!r}: model names repeat: {list(self.models)}")
-        times = self.arrival_ms
-        self._refuse(~np.isfinite(times) | (times < 0), "arrival_ms", "finite and at least 0")
-        self._refuse(np.diff(times, prepend=0.0) < 0, "arrival_ms", "not before the request in front of it")
-        self._refuse((self.model < 0) | (self.model >= len(self.models)), "model", f"from 0 to {len(self.models) - 1}")
-        self._refuse((self.priority < 0) | (self.priority > 1), "priority", "0 (high) or 1 (low)")
-        self._refuse(~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0), "deadline_ms", "finite and above 0")
-
-    def _refuse(self, bad: np.ndarray, field: str, wanted: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise InputError(f"workload {self.name!r}: request {row}: {field} is {getattr(self, field)[row]}; {wanted}")
-
-    def __len__(self) -> int:
-        return len(self.arrival_ms)
-
-    @property
-    def duration_ms(self) -> float:
-        """Time of the last arrival; 0 when there is none."""
-        return float(self.arrival_ms[-1]) if len(self) else 0.0
-
-    @property
-    def rate_rps(self) -> float:
-        """Requests per second over `duration_ms`; 0 when that is 0."""
-        return len(self) / self.duration_ms * 1e3 if self.duration_ms > 0 else 0.0
+        last = len(self.models) - 1
+        self._refuse((self.model < 0) | (self.model > last), "model", f"expected from 0 to {last}")
+        self._refuse((self.priority < 0) | (self.priority > 1), "priority", "expected 0 (high) or 1 (low)")
+        bad = ~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0)
+        self._refuse(bad, "deadline_ms", "expected finite, above 0")
 
     def rescaled(self, rate_rps: float) -> Workload:
         """The same requests with arrivals compressed or stretched in time to `rate_rps`; deadlines stay."""
@@ -119,14 +95,13 @@ class Workload:
                 "deadline_ms": self.deadline_ms,
             }
         )
-        if path.suffix == ".parquet":
-            with atomic_path(path) as temporary:
-                frame.to_parquet(temporary, compression="zstd", index=False)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            with atomic_path(path) as temporary:
-                frame.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
-        else:
+        if not path.name.endswith((".parquet", ".csv", ".csv.gz")):
             raise InputError(f"{path}: a workload is saved as .parquet, .csv or .csv.gz")
+        with atomic_path(path) as temporary:
+            if path.suffix == ".parquet":
+                frame.to_parquet(temporary, compression="zstd", index=False)
+            else:
+                frame.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
 
     @classmethod
     def load(cls, path: Path | str, models: Sequence[str] | None = None, name: str | None = None) -> Workload:
@@ -142,7 +117,7 @@ class Workload:
             InputError: the file is missing, a column is missing, or a value is wrong (with its line or row).
         """
         path = Path(path)
-        chunks = [_parquet_chunk(path)] if path.suffix == ".parquet" else list(read_csv(path, COLUMNS))
+        chunks = [Chunk.of_parquet(path, COLUMNS)] if path.suffix == ".parquet" else list(read_csv(path, COLUMNS))
         arrival = _joined([chunk.floats("arrival_ms", 0.0) for chunk in chunks])
         deadline = _joined([chunk.floats("deadline_ms") for chunk in chunks])
         labels = _joined([_labels(chunk) for chunk in chunks], object)
@@ -150,9 +125,8 @@ class Workload:
         known = tuple(models) if models is not None else _names(chunks)
         index = {model: number for number, model in enumerate(known)}
         for chunk in chunks:
-            wanted = f"one of {', '.join(known)} is wanted"
-            chunk.fail(~chunk.rows["model"].isin(known).to_numpy(), "model", wanted)
-            chunk.fail(chunk.floats("deadline_ms") <= 0, "deadline_ms", "a number above 0 is wanted")
+            chunk.fail(~chunk.rows["model"].isin(known).to_numpy(), "model", f"expected one of {', '.join(known)}")
+            chunk.fail(chunk.floats("deadline_ms") <= 0, "deadline_ms", "must be above 0")
         order = np.argsort(arrival, kind="stable")
         numbers = np.array([index[label] for label in labels], dtype=np.int32)
         title = name or path.name.split(".")[0]
@@ -206,12 +180,12 @@ def make_workload(
     share = _shares(models, config.model_share)
     solo = np.asarray(solo_ms, dtype=np.float64)
     if solo.shape != (len(models),) or not np.all(np.isfinite(solo) & (solo > 0)):
-        raise InputError(f"solo_ms: {solo.tolist()}; one positive latency for each of {len(models)} models is wanted")
+        raise InputError(f"solo_ms: {solo.tolist()}; expected one positive latency for each of {len(models)} models")
     if not 0 <= config.high_fraction <= 1:
-        raise InputError(f"high_fraction: {config.high_fraction}; from 0 to 1 is wanted")
+        raise InputError(f"high_fraction: {config.high_fraction}; must be from 0 to 1")
     for field in ("deadline_factor_high", "deadline_factor_low"):
         if not (np.isfinite(getattr(config, field)) and getattr(config, field) > 0):
-            raise InputError(f"{field}: {getattr(config, field)}; a number above 0 is wanted")
+            raise InputError(f"{field}: {getattr(config, field)}; must be above 0")
     draws = rng.random((len(arrival_ms), 2))
     # The last edge is 1, above every draw; side="right" never picks a model whose share is 0.
     edges = np.cumsum(share)
@@ -224,30 +198,9 @@ def make_workload(
     return Workload(np.asarray(arrival_ms, dtype=np.float64), model, priority, deadline, tuple(models), name)
 
 
-def rescaled_ms(arrival_ms: np.ndarray, rate_rps: float) -> np.ndarray:
-    """Arrival times multiplied so that arrivals over the time of the last one give `rate_rps`.
-
-    Raises:
-        InputError: the rate is not positive, or there is no arrival after time 0 to scale.
-    """
-    if not (np.isfinite(rate_rps) and rate_rps > 0):
-        raise InputError(f"rate_rps: {rate_rps}; a number above 0 is wanted")
-    if len(arrival_ms) == 0 or arrival_ms[-1] <= 0:
-        raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
-    return arrival_ms * (len(arrival_ms) / rate_rps * 1e3 / arrival_ms[-1])
-
-
-def window_slice(arrival_ms: np.ndarray, start_ms: float, end_ms: float) -> slice:
-    """Slice of the sorted arrivals in [start_ms, end_ms); InputError when the window is empty or backwards."""
-    if not start_ms < end_ms:
-        raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
-    first, last = np.searchsorted(arrival_ms, [start_ms, end_ms], side="left")
-    return slice(int(first), int(last))
-
-
 def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.ndarray:
     if not models:
-        raise InputError("models: none given; at least one is wanted")
+        raise InputError("models: none given; expected at least one")
     if model_share is None:
         return np.full(len(models), 1.0 / len(models))
     unknown = [model for model in model_share if model not in models]
@@ -255,32 +208,19 @@ def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.n
         raise InputError(f"model_share: unknown model {unknown[0]!r}; known are {', '.join(models)}")
     share = np.array([model_share.get(model, 0.0) for model in models], dtype=np.float64)
     if not np.all(np.isfinite(share) & (share >= 0)) or share.sum() <= 0:
-        raise InputError(f"model_share: {model_share}; shares of at least 0 with a sum above 0 are wanted")
+        raise InputError(f"model_share: {model_share}; expected shares of at least 0 with a sum above 0")
     return share / share.sum()
-
-
-def _parquet_chunk(path: Path) -> Chunk:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from None
-    for column in COLUMNS:
-        if column not in frame:
-            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
-    return Chunk(path, frame, np.arange(len(frame)))
 
 
 def _priorities(chunk: Chunk) -> np.ndarray:
     labels = chunk.rows["priority"].astype(str)
-    chunk.fail(~labels.isin(PRIORITIES).to_numpy(), "priority", "'high' or 'low' is wanted")
+    chunk.fail(~labels.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
     return np.where((labels == "high").to_numpy(), HIGH, LOW).astype(np.int8)
 
 
 def _labels(chunk: Chunk) -> np.ndarray:
     absent = chunk.rows["model"].isna() | (chunk.rows["model"] == "")
-    chunk.fail(absent.to_numpy(), "model", "the name of a model is wanted")
+    chunk.fail(absent.to_numpy(), "model", "expected the name of a model")
     return chunk.texts("model")
 
 

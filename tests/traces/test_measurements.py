@@ -66,11 +66,11 @@ def test_what_is_saved_is_loaded_exactly(tmp_path: Path) -> None:
     [
         ("kind", "duet", "row 5: column 'kind' is 'duet'"),
         ("model", "omega", "row 5: column 'model' is 'omega'; machine.json knows zeta, alpha"),
-        ("batch_id", None, "row 5: column 'batch_id' is .*used by a row before"),
-        ("stream", 4, "row 5: column 'stream' is 4; from 0 to 3"),
-        ("stream", 300, "row 5: column 'stream' is 300; from -128 to 127"),
+        ("batch_id", None, "row 5: column 'batch_id' is .*must be unique"),
+        ("stream", 4, "row 5: column 'stream' is 4; must be from 0 to 3"),
+        ("stream", 300, "row 5: column 'stream' is 300; must be from -128 to 127"),
         ("priority", 2, "row 5: column 'priority' is 2;"),
-        ("batch_size", 0, "row 5: column 'batch_size' is 0; at least 1"),
+        ("batch_size", 0, "row 5: column 'batch_size' is 0; must be at least 1"),
         ("exec_end_ms", np.nan, r"row 5: column 'exec_end_ms' is empty \(NaN\)"),
         ("dispatch_ms", np.inf, "row 5: column 'dispatch_ms' is .*inf"),
         ("dispatch_ms", -1.0, "row 5: column 'dispatch_ms' is .*-1"),
@@ -100,11 +100,11 @@ def test_times_of_a_scheduler_are_kept_where_there_was_one(tmp_path: Path) -> No
     for name in ("decided_ms", "seen_ms"):
         np.testing.assert_array_equal(loaded[name], frame[name])
     for column, value, message in (
-        ("decided_ms", 1e9, "row 5: column 'decided_ms' is 1000000000.0; it is after dispatch_ms"),
-        ("seen_ms", 0.0, "row 5: column 'seen_ms' is 0.0; it is before d2h_end_ms"),
-        ("seen_ms", np.inf, "row 5: column 'seen_ms' is inf; a finite time in ms, or none, is wanted"),
-        ("decided_ms", -np.inf, "row 5: column 'decided_ms' is -inf; a finite time"),
-        ("seen_ms", "late", "column 'seen_ms' has type .*; numbers are wanted"),
+        ("decided_ms", 1e9, "row 5: column 'decided_ms' is 1000000000.0; must not be after dispatch_ms"),
+        ("seen_ms", 0.0, "row 5: column 'seen_ms' is 0.0; must not be before d2h_end_ms"),
+        ("seen_ms", np.inf, "row 5: column 'seen_ms' is inf; expected a finite time in ms, or none"),
+        ("decided_ms", -np.inf, "row 5: column 'decided_ms' is -inf; expected a finite time"),
+        ("seen_ms", "late", "column 'seen_ms' has type .*; expected numbers"),
     ):
         wrong = frame.astype({column: object}) if isinstance(value, str) else frame.copy()
         wrong.loc[5, column] = value
@@ -161,14 +161,14 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["schema"], "strait-measurements/9", "schema is 'strait-measurements/9'; 'strait-measurements/1'"),
+        (["schema"], "strait-measurements/9", "schema is 'strait-measurements/9'; expected 'strait-measurements/1'"),
         (["schema"], None, "schema is None"),
         (["streams"], 0, "streams is 0"),
-        (["streams"], "4", "streams is '4'; an integer"),
-        (["streams"], True, "streams is True; an integer"),
-        (["device", "peak_gflops"], "fast", "device.peak_gflops is 'fast'; a finite number"),
+        (["streams"], "4", "streams is '4'; expected an integer"),
+        (["streams"], True, "streams is True; expected an integer"),
+        (["device", "peak_gflops"], "fast", "device.peak_gflops is 'fast'; expected a finite number"),
         (["device", "kind"], "tpu", "device.kind is 'tpu'"),
-        (["models"], [], "models: a list"),
+        (["models"], [], "models: expected a list"),
         (["models", 1, "name"], "zeta", "models: names repeat"),
         (["models", 1, "input_shape"], [3, "x"], r"models\[1\].input_shape\[1\] is 'x'"),
         (["batch_sizes"], [1, 2, 2], r"batch_sizes: \[1, 2, 2\]"),

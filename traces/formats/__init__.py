@@ -23,28 +23,23 @@ FORMATS: dict[str, TraceFormat] = {
 }
 
 
-def load_arrivals(
-    path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0, keep: float = 1.0
-) -> Arrivals:
+def load_arrivals(path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0) -> Arrivals:
     """Reads the arrivals of a trace file, plain or gzip (.gz).
 
     Args:
         path: the file.
         format: a name of `FORMATS`, or "auto" to tell it from the first line.
         name: name of the result; None takes the file's.
-        seed: seeds whatever the file leaves open: where in its minute or step an arrival falls, and what `keep` keeps.
-        keep: share of the arrivals to keep, each independently, in (0, 1]; for traces too large for memory.
+        seed: seeds whatever the file leaves open: where in its minute or step an arrival falls.
 
     Raises:
-        InputError: a missing file, an unknown format, or a malformed line (`file:line: what, and what is wanted`).
+        InputError: a missing file, an unknown format, or a malformed line (`file:line: what, and what was expected`).
     """
     path = Path(path)
-    if not 0 < keep <= 1:
-        raise InputError(f"keep: {keep}; above 0 and at most 1 is wanted")
     if format != "auto" and format not in FORMATS:
-        raise InputError(f"format: {format!r}; auto or one of {', '.join(FORMATS)} is wanted")
+        raise InputError(f"format: {format!r}; expected auto or one of {', '.join(FORMATS)}")
     trace = detect(path) if format == "auto" else FORMATS[format]
-    return assemble(trace, path, name or path.name.split(".")[0], seed, keep)
+    return assemble(trace, path, name or path.name.split(".")[0], seed)
 
 
 def detect(path: Path) -> TraceFormat:
