@@ -122,12 +122,6 @@ def piecewise(edges_ms: np.ndarray, rates_rps: np.ndarray, rng: np.random.Genera
     return np.minimum(inside, np.nextafter(edges_ms[span + 1], 0))
 
 
-def rate_rps(arrival_ms: np.ndarray, duration_ms: float) -> float:
-    """Arrivals per second over `duration_ms`."""
-    _positive(duration_ms=duration_ms)
-    return len(arrival_ms) / duration_ms * 1e3
-
-
 def window_counts(arrival_ms: np.ndarray, window_ms: float, duration_ms: float) -> np.ndarray:
     """Arrivals in each whole window of `window_ms` from 0; what is left at the end is not counted. int64 (n,)."""
     _positive(window_ms=window_ms, duration_ms=duration_ms)

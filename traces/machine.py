@@ -117,18 +117,18 @@ def _build(record: type[Record], data: Any, place: str) -> Record:
 
 
 def _value(value: Any, kind: Any, name: str) -> Any:
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == tuple[int, ...] and isinstance(value, (list, tuple)):
-        return tuple(_value(item, int, f"{name}[{number}]") for number, item in enumerate(value))
-    if kind is str and isinstance(value, str):
-        return value
-    if kind not in (int, float, str, tuple[int, ...]):
-        return value
-    expected = {int: "an integer", float: "a finite number", str: "a text"}.get(kind, "a list of integers")
-    raise InputError(f"{name} is {value!r}; expected {expected}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fits, expected = {
+        int: (number and isinstance(value, int), "an integer"),
+        float: (number, "a finite number"),
+        str: (isinstance(value, str), "a text"),
+        tuple[int, ...]: (isinstance(value, list | tuple), "a list of integers"),
+    }.get(kind, (True, ""))
+    if not fits:
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+    if kind == tuple[int, ...]:
+        return tuple(_value(item, int, f"{name}[{place}]") for place, item in enumerate(value))
+    return float(value) if kind is float else value
 
 
 def cpu_name() -> str:

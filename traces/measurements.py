@@ -83,7 +83,6 @@ class Measurements:
     def validate(self) -> None:
         """Raises InputError that names the column, row and value of the first thing wrong."""
         frame = _typed(self.batches)
-        phases = frame[list(PHASES)].to_numpy()
         models = [model.name for model in self.machine.models]
         _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"expected one of {', '.join(KINDS)}")
         _refuse(frame, frame["batch_id"].duplicated().to_numpy(), "batch_id", "must be unique")
@@ -93,18 +92,18 @@ class Measurements:
         _refuse(frame, outside.to_numpy(), "stream", f"must be from 0 to {streams - 1}")
         _refuse(frame, ~frame["priority"].isin((0, 1)).to_numpy(), "priority", "expected 0 (high) or 1 (low)")
         _refuse(frame, (frame["batch_size"] < 1).to_numpy(), "batch_size", "must be at least 1")
-        for number, column in enumerate(PHASES):
-            _refuse(frame, ~np.isfinite(phases[:, number]), column, "expected a finite time in ms")
-        _refuse(frame, phases[:, 0] < 0, PHASES[0], "expected a time since the recording started, at least 0")
-        for number in range(1, len(PHASES)):
-            before = PHASES[number - 1]
-            _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"must not be before {before}")
+        earlier, what = np.zeros(len(frame)), "the start of the recording, at 0"
+        for column in PHASES:
+            times = frame[column].to_numpy()
+            _refuse(frame, ~np.isfinite(times), column, "expected a finite time in ms")
+            _refuse(frame, times < earlier, column, f"must not be before {what}")
+            earlier, what = times, column
         if SCHEDULED[0] in frame:
             decided, seen = (frame[name].to_numpy() for name in SCHEDULED)
             for name, times in zip(SCHEDULED, (decided, seen)):
                 _refuse(frame, np.isinf(times), name, "expected a finite time in ms, or none")
-            _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"must not be after {PHASES[0]}")
-            _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"must not be before {PHASES[-1]}")
+            _refuse(frame, decided > frame[PHASES[0]].to_numpy(), SCHEDULED[0], f"must not be after {PHASES[0]}")
+            _refuse(frame, seen < earlier, SCHEDULED[1], f"must not be before {PHASES[-1]}")
 
     def solo_table(self) -> pd.DataFrame:
         """Medians of the solo runs.
@@ -128,40 +127,6 @@ class Measurements:
         place = {model.name: number for number, model in enumerate(self.machine.models)}
         order = np.lexsort((result["batch_size"], result["model"].map(place)))
         return result.iloc[order].reset_index(drop=True)
-
-    def overlaps(self) -> pd.DataFrame:
-        """How long each batch executed beside each other batch of its run.
-
-        Returns:
-            One row for each ordered pair whose execution overlaps (so every pair is there twice): columns batch_id,
-            other_batch_id (int64), overlap_ms (float64, above 0), sorted by both ids.
-        """
-        ids = self.batches["batch_id"].to_numpy()
-        start = self.batches["exec_start_ms"].to_numpy()
-        end = self.batches["exec_end_ms"].to_numpy()
-        run = self.batches["run"].to_numpy()
-        order = np.lexsort((start, run))
-        firsts, seconds = [], []
-        for rows in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
-            # In order of start, a batch overlaps just those after it that start before it ends.
-            place = np.arange(len(rows))
-            reach = np.maximum(np.searchsorted(start[rows], end[rows], side="left"), place + 1)
-            count = reach - place - 1
-            first = np.repeat(place, count)
-            second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-            firsts.append(rows[first])
-            seconds.append(rows[second])
-        one, two = np.concatenate(firsts), np.concatenate(seconds)
-        shared = np.minimum(end[one], end[two]) - np.maximum(start[one], start[two])
-        one, two, shared = one[shared > 0], two[shared > 0], shared[shared > 0]
-        frame = pd.DataFrame(
-            {
-                "batch_id": np.concatenate([ids[one], ids[two]]),
-                "other_batch_id": np.concatenate([ids[two], ids[one]]),
-                "overlap_ms": np.concatenate([shared, shared]),
-            }
-        )
-        return frame.sort_values(["batch_id", "other_batch_id"], ignore_index=True)
 
     def describe(self) -> str:
         """A few lines for people: device, models, and how many batches of each kind."""

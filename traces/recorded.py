@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -30,6 +31,26 @@ class TimedRows:
     def rate_rps(self) -> float:
         """Arrivals per second over `duration_ms`; 0 when that is 0."""
         return len(self) / self.duration_ms * 1e3 if self.duration_ms > 0 else 0.0
+
+    def rescaled(self, rate_rps: float) -> Self:
+        """The same with arrivals compressed or stretched in time to `rate_rps`; all else stays.
+
+        Raises:
+            InputError: the rate is not positive, or there is no arrival after time 0 to scale.
+        """
+        if not (np.isfinite(rate_rps) and rate_rps > 0):
+            raise InputError(f"rate_rps: {rate_rps}; must be above 0")
+        if self.duration_ms <= 0:
+            raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
+        return replace(self, arrival_ms=self.arrival_ms * (len(self) / rate_rps * 1e3 / self.duration_ms))  # type: ignore[type-var]
+
+    def window(self, start_ms: float, end_ms: float) -> Self:
+        """What arrives in [start_ms, end_ms), counted from start_ms; InputError when the window is empty or backwards."""
+        if not start_ms < end_ms:
+            raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
+        first, last = np.searchsorted(self.arrival_ms, [start_ms, end_ms], side="left")
+        arrays = {name: value[first:last] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays | {"arrival_ms": arrays["arrival_ms"] - start_ms})  # type: ignore[type-var]
 
     def _set_arrays(self, kinds: dict[str, type]) -> None:
         """Make the named fields arrays of these types; InputError when they differ in shape or the times are not sorted."""
@@ -77,13 +98,8 @@ class Arrivals(TimedRows):
         self._set_arrays({"arrival_ms": np.float64})
 
     def rescaled(self, rate_rps: float) -> Arrivals:
-        """The same arrivals compressed or stretched in time to `rate_rps`."""
-        times = rescaled_ms(self.arrival_ms, rate_rps)
-        return replace(self, arrival_ms=times, resolution_ms=self.resolution_ms * self.rate_rps / rate_rps)
-
-    def window(self, start_ms: float, end_ms: float) -> Arrivals:
-        """Arrivals in [start_ms, end_ms), counted from start_ms."""
-        return replace(self, arrival_ms=self.arrival_ms[window_slice(self.arrival_ms, start_ms, end_ms)] - start_ms)
+        """The same arrivals compressed or stretched in time to `rate_rps`, their resolution with them."""
+        return replace(super().rescaled(rate_rps), resolution_ms=self.resolution_ms * self.rate_rps / rate_rps)
 
     def describe(self) -> str:
         """One line for people: number, rate, burstiness, resolution."""
@@ -94,24 +110,3 @@ class Arrivals(TimedRows):
         if self.resolution_ms:
             text += f", recorded in steps of {self.resolution_ms:g} ms"
         return text
-
-
-def rescaled_ms(arrival_ms: np.ndarray, rate_rps: float) -> np.ndarray:
-    """Arrival times multiplied so that arrivals over the time of the last one give `rate_rps`.
-
-    Raises:
-        InputError: the rate is not positive, or there is no arrival after time 0 to scale.
-    """
-    if not (np.isfinite(rate_rps) and rate_rps > 0):
-        raise InputError(f"rate_rps: {rate_rps}; must be above 0")
-    if len(arrival_ms) == 0 or arrival_ms[-1] <= 0:
-        raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
-    return arrival_ms * (len(arrival_ms) / rate_rps * 1e3 / arrival_ms[-1])
-
-
-def window_slice(arrival_ms: np.ndarray, start_ms: float, end_ms: float) -> slice:
-    """Slice of the sorted arrivals in [start_ms, end_ms); InputError when the window is empty or backwards."""
-    if not start_ms < end_ms:
-        raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
-    first, last = np.searchsorted(arrival_ms, [start_ms, end_ms], side="left")
-    return slice(int(first), int(last))

@@ -74,6 +74,13 @@ class Chunk:
         frame = read_table(path, columns)
         return cls(path, frame, np.arange(len(frame)))
 
+    @classmethod
+    def joined(cls, path: Path, columns: Sequence[str]) -> Chunk:
+        """All rows of a CSV file; InputError as ``read_csv``."""
+        empty = cls(path, pd.DataFrame(columns=list(columns), dtype=str), np.empty(0, np.int64))
+        parts = list(read_csv(path, columns)) or [empty]
+        return cls(path, pd.concat([part.rows for part in parts]), np.concatenate([part.lines for part in parts]))
+
     def fail(self, bad: np.ndarray, column: str, expected: str) -> None:
         """Raises InputError for the first row where `bad` (boolean, one per row) is true; does nothing if none is."""
         if bad.any():
@@ -93,10 +100,6 @@ class Chunk:
         stamps = pd.to_datetime(self.rows[column], errors="coerce", utc=True, format="ISO8601")
         self.fail(stamps.isna().to_numpy(), column, "expected a date and time like 2023-11-16 18:15:46.6805900")
         return stamps.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e6
-
-    def texts(self, column: str) -> np.ndarray:
-        """A column as an object array of str."""
-        return self.rows[column].to_numpy(dtype=object)
 
 
 def read_csv(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import pandas as pd
 
 from traces.errors import InputError
 from traces.files import atomic_path
-from traces.recorded import TimedRows, rescaled_ms, window_slice
-from traces.tables import Chunk, read_csv
+from traces.recorded import TimedRows
+from traces.tables import Chunk
 
 HIGH, LOW = 0, 1
 PRIORITIES = ("high", "low")
@@ -53,21 +53,6 @@ class Workload(TimedRows):
         self._refuse((self.priority < 0) | (self.priority > 1), "priority", "expected 0 (high) or 1 (low)")
         bad = ~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0)
         self._refuse(bad, "deadline_ms", "expected finite, above 0")
-
-    def rescaled(self, rate_rps: float) -> Workload:
-        """The same requests with arrivals compressed or stretched in time to `rate_rps`; deadlines stay."""
-        return replace(self, arrival_ms=rescaled_ms(self.arrival_ms, rate_rps))
-
-    def window(self, start_ms: float, end_ms: float) -> Workload:
-        """Requests that arrive in [start_ms, end_ms), counted from start_ms."""
-        cut = window_slice(self.arrival_ms, start_ms, end_ms)
-        return replace(
-            self,
-            arrival_ms=self.arrival_ms[cut] - start_ms,
-            model=self.model[cut],
-            priority=self.priority[cut],
-            deadline_ms=self.deadline_ms[cut],
-        )
 
     def describe(self) -> str:
         """A few lines for people: size, rate, shares of models and priorities, deadlines."""
@@ -117,20 +102,20 @@ class Workload(TimedRows):
             InputError: the file is missing, a column is missing, or a value is wrong (with its line or row).
         """
         path = Path(path)
-        chunks = [Chunk.of_parquet(path, COLUMNS)] if path.suffix == ".parquet" else list(read_csv(path, COLUMNS))
-        arrival = _joined([chunk.floats("arrival_ms", 0.0) for chunk in chunks])
-        deadline = _joined([chunk.floats("deadline_ms") for chunk in chunks])
-        labels = _joined([_labels(chunk) for chunk in chunks], object)
-        priority = _joined([_priorities(chunk) for chunk in chunks], np.int8)
-        known = tuple(models) if models is not None else _names(chunks)
-        index = {model: number for number, model in enumerate(known)}
-        for chunk in chunks:
-            chunk.fail(~chunk.rows["model"].isin(known).to_numpy(), "model", f"expected one of {', '.join(known)}")
-            chunk.fail(chunk.floats("deadline_ms") <= 0, "deadline_ms", "must be above 0")
+        chunk = Chunk.of_parquet(path, COLUMNS) if path.suffix == ".parquet" else Chunk.joined(path, COLUMNS)
+        labels, priority = chunk.rows["model"], chunk.rows["priority"].astype(str)
+        arrival, deadline = chunk.floats("arrival_ms", 0.0), chunk.floats("deadline_ms")
+        chunk.fail((labels.isna() | (labels == "")).to_numpy(), "model", "expected the name of a model")
+        chunk.fail(~priority.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
+        chunk.fail(deadline <= 0, "deadline_ms", "must be above 0")
+        stored = labels.cat.categories if isinstance(labels.dtype, pd.CategoricalDtype) else sorted(set(labels))
+        known = tuple(models) if models is not None else tuple(map(str, stored))
+        chunk.fail(~labels.isin(known).to_numpy(), "model", f"expected one of {', '.join(known)}")
+        number = pd.Categorical(labels, categories=list(known)).codes
+        level = np.where((priority == "high").to_numpy(), HIGH, LOW)
         order = np.argsort(arrival, kind="stable")
-        numbers = np.array([index[label] for label in labels], dtype=np.int32)
         title = name or path.name.split(".")[0]
-        return cls(arrival[order], numbers[order], priority[order], deadline[order], known, title)
+        return cls(arrival[order], number[order], level[order], deadline[order], known, title)
 
 
 @dataclass(frozen=True)
@@ -210,26 +195,3 @@ def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.n
     if not np.all(np.isfinite(share) & (share >= 0)) or share.sum() <= 0:
         raise InputError(f"model_share: {model_share}; expected shares of at least 0 with a sum above 0")
     return share / share.sum()
-
-
-def _priorities(chunk: Chunk) -> np.ndarray:
-    labels = chunk.rows["priority"].astype(str)
-    chunk.fail(~labels.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
-    return np.where((labels == "high").to_numpy(), HIGH, LOW).astype(np.int8)
-
-
-def _labels(chunk: Chunk) -> np.ndarray:
-    absent = chunk.rows["model"].isna() | (chunk.rows["model"] == "")
-    chunk.fail(absent.to_numpy(), "model", "expected the name of a model")
-    return chunk.texts("model")
-
-
-def _names(chunks: list[Chunk]) -> tuple[str, ...]:
-    columns = [chunk.rows["model"] for chunk in chunks]
-    if len(columns) == 1 and isinstance(columns[0].dtype, pd.CategoricalDtype):
-        return tuple(map(str, columns[0].cat.categories))
-    return tuple(sorted({str(label) for column in columns for label in column.unique()}))
-
-
-def _joined(parts: list[np.ndarray], dtype: type = np.float64) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)

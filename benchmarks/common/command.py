@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from benchmarks.common.tables import pivot_table
 from benchmarks.common.timing import machine
 from traces.command import run_command
+from traces.files import rounded
 
 Settings = TypeVar("Settings")
 DIGITS = 5  # significant digits of what is printed
@@ -39,7 +39,7 @@ def as_command(
     """
 
     def work(config: Settings) -> int:
-        result = rounded({"machine": machine(), **measure(config)})
+        result = rounded({"machine": machine(), **measure(config)}, DIGITS)
         if tabulate is not None:
             print(tabulate(result))
         print(json.dumps(result))
@@ -49,14 +49,3 @@ def as_command(
         return run_command(work, settings, argv, f"python -m benchmarks.{name}", description)
 
     return main
-
-
-def rounded(value: Any) -> Any:
-    """Floats to `DIGITS` significant digits, in dictionaries, lists and tuples, too; None for what is not a number."""
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    return value

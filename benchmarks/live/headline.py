@@ -23,14 +23,14 @@ from agents.evaluation import metric
 from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
 from benchmarks.common import pictures
-from benchmarks.common.command import as_command, rounded
+from benchmarks.common.command import DIGITS, as_command
 from benchmarks.common.timing import Progress
 from benchmarks.live.report import headline_table
 from benchmarks.live.runs import LiveRun, LiveSettings, in_slots, make_cells, run_all
 from benchmarks.live.simulated import drift_corrected
 from envs.profiles.profile import Profile
 from serving.replay.live_runs import capacity_rps, open_machine
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, rounded
 
 RATES = ("high", "low", "weighted")  # violations in percent
 MEANS = ("p99_high_ms", "goodput", "decision_p99_us")
@@ -104,15 +104,19 @@ def table_of(frame: pd.DataFrame, references: Sequence[str]) -> list[dict[str, A
     rows = []
     for policy, mine in frame.groupby("policy", sort=False):
         row: dict[str, Any] = {"policy": policy, "runs": len(mine)}
-        row |= {rate: rounded(bootstrap(mine[rate].to_numpy())) for rate in RATES}
+        row |= {rate: _interval(mine[rate]) for rate in RATES}
         row |= {name: float(mine[name].fillna(0.0).mean()) for name in MEANS}
         for reference in references:
             if reference != policy:
                 row[f"minus_{reference}"] = {
-                    rate: rounded(bootstrap(difference(frame, str(policy), reference, rate))) for rate in RATES
+                    rate: _interval(difference(frame, str(policy), reference, rate)) for rate in RATES
                 }
         rows.append(row)
     return rows
+
+
+def _interval(values: np.ndarray | pd.Series) -> list[float]:
+    return rounded(bootstrap(np.asarray(values)), DIGITS)
 
 
 def claims(frame: pd.DataFrame, steady: pd.DataFrame) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def claims(frame: pd.DataFrame, steady: pd.DataFrame) -> dict[str, Any]:
     pairs += [(name, "strait", "weighted") for name in learned if "strait" in names]
     out = {}
     for policy, rival, rate in pairs:
-        raw, corrected = (rounded(bootstrap(difference(f, policy, rival, rate))) for f in (frame, steady))
+        raw, corrected = (_interval(difference(f, policy, rival, rate)) for f in (frame, steady))
         out[f"{policy} - {rival}, {rate}"] = {
             "points": raw,
             "clear": raw[2] < 0,

@@ -92,7 +92,6 @@ def test_counts_and_autocorrelation_by_hand() -> None:
     assert arrivals.autocorrelation(alternating, 10.0, [0, 1, 2, 500], 1000.0)[:3] == pytest.approx([1, -1, 1])
     assert np.isnan(arrivals.autocorrelation(alternating, 10.0, [500], 1000.0)[0])
     assert np.isnan(arrivals.dispersion(times, [50.0], 44.0)[0])
-    assert arrivals.rate_rps(times, 60.0) == pytest.approx(100.0)
 
 
 @given(times=st.lists(st.floats(0, 999.9), max_size=50), windows=st.integers(1, 20))

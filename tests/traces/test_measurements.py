@@ -1,4 +1,4 @@
-"""Measurement campaigns: round trip, validation that names the place, solo medians and overlaps."""
+"""Measurement campaigns: round trip, validation that names the place, solo medians."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from traces.errors import InputError
 from traces.machine import DeviceInfo, MachineInfo, ModelInfo
@@ -213,23 +211,6 @@ def test_solo_table_holds_medians_in_the_order_of_the_machine() -> None:
         ["zeta", 4, 1.0, 7.0, 2.0, 1],
         ["alpha", 2, 1.0, 5.0, 1.0, 1],
     ]
-
-
-@settings(deadline=None, max_examples=30)
-@given(size=st.integers(0, 60), runs=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_overlaps_are_those_of_a_plain_double_loop(size: int, runs: int, seed: int) -> None:
-    measurements = campaign(size, runs, seed)
-    rows = list(measurements.batches.itertuples())
-    expected = {}
-    for one in rows:
-        for two in rows:
-            shared = min(one.exec_end_ms, two.exec_end_ms) - max(one.exec_start_ms, two.exec_start_ms)
-            if one.batch_id != two.batch_id and one.run == two.run and shared > 0:
-                expected[one.batch_id, two.batch_id] = shared
-    found = measurements.overlaps()
-    keys = list(zip(found["batch_id"], found["other_batch_id"]))
-    assert keys == sorted(expected)
-    assert found["overlap_ms"].tolist() == [expected[key] for key in keys]
 
 
 def test_describe_tells_device_counts_and_models() -> None:

@@ -10,17 +10,8 @@ from traces.formats.base import TraceFormat, assemble
 from traces.recorded import Arrivals
 from traces.tables import first_line
 
-FORMATS: dict[str, TraceFormat] = {
-    trace.name: trace
-    for trace in (
-        azure_llm.FORMAT,
-        azure_functions_2019.FORMAT,
-        azure_functions_2021.FORMAT,
-        burstgpt.FORMAT,
-        mooncake.FORMAT,
-        own.FORMAT,
-    )
-}
+MODULES = (azure_llm, azure_functions_2019, azure_functions_2021, burstgpt, mooncake, own)
+FORMATS: dict[str, TraceFormat] = {module.FORMAT.name: module.FORMAT for module in MODULES}
 
 
 def load_arrivals(path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0) -> Arrivals:

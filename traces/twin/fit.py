@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.optimize import least_squares
 from traces.arrivals import autocorrelation, dispersion
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, rounded
 from traces.formats import load_arrivals
 from traces.recorded import Arrivals
 from traces.twin.generator import FITTED, SCHEMA, TwinParameters, generate
@@ -33,6 +33,7 @@ TAUS_MS = (300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6)
 MIN_WINDOWS = 8
 MIN_ARRIVALS = 500
 MAX_RISE = 0.02
+DIGITS = 6  # of what is written, to keep the file short and the same on every machine
 
 
 def statistics(arrival_ms: np.ndarray, duration_ms: float, resolution_ms: float = 0.0) -> dict:
@@ -131,14 +132,8 @@ def fit_trace(trace: Arrivals, source: str, runs: int) -> dict:
     """Entry of fitted.json for one trace: source, target statistics, parameters, and the generated statistics."""
     target = statistics(trace.arrival_ms, trace.duration_ms, trace.resolution_ms)
     found = fit(target)
-    values = {
-        "rate_rps": found.rate_rps,
-        "cv": found.cv,
-        "tau_ms": list(found.tau_ms),
-        "variance": list(found.variance),
-    }
-    entry = {"source": source, "target": target, "parameters": values}
-    return {**entry, "generated": generated_means(found, target, runs)}
+    generated = generated_means(found, target, runs)
+    return {"source": source, "target": target, "parameters": asdict(found), "generated": generated}
 
 
 @dataclass
@@ -174,7 +169,7 @@ def fit_all(config: TwinFitConfig) -> None:
         print(trace.describe(), file=sys.stderr)
         entries[name] = fit_trace(trace, source, config.runs)
         _report(entries[name])
-    atomic_write_text(config.out, json.dumps({"schema": SCHEMA, "traces": _rounded(entries)}, indent=1) + "\n")
+    atomic_write_text(config.out, json.dumps({"schema": SCHEMA, "traces": rounded(entries, DIGITS)}, indent=1) + "\n")
     print(json.dumps({"out": config.out, "traces": list(entries)}))
 
 
@@ -197,28 +192,13 @@ def _resolve(text: str) -> tuple[str, Path, str]:
 
 def _report(entry: dict) -> None:
     target, generated = entry["target"], entry["generated"]
-    print(f"  parameters {json.dumps(_rounded(entry['parameters']))}", file=sys.stderr)
+    print(f"  parameters {json.dumps(rounded(entry['parameters'], DIGITS))}", file=sys.stderr)
     print(f"  {'':18}{'trace':>10}{'twin':>10}", file=sys.stderr)
-    labels = [f"dispersion {w / 1e3:g} s" for w in target["windows_ms"]]
+    labels = ["rate /s", *(f"dispersion {w / 1e3:g} s" for w in target["windows_ms"])]
     labels += [f"correlation {lag * target['lag_window_ms'] / 1e3:g} s" for lag in target["lags"]]
-    pairs = zip(
-        ["rate /s", *labels],
-        [target["rate_rps"], *target["dispersion"], *target["autocorrelation"]],
-        [generated["rate_rps"], *generated["dispersion"], *generated["autocorrelation"]],
-    )
-    for label, real, made in pairs:
-        print(f"  {label:18}{real:10.3f}{made:10.3f}", file=sys.stderr)
-
-
-def _rounded(value: object) -> object:
-    """Floats to six significant digits, to keep the file short and the same on every machine."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return value
+    real, made = ([of["rate_rps"], *of["dispersion"], *of["autocorrelation"]] for of in (target, generated))
+    for row in zip(labels, real, made):
+        print("  {:18}{:10.3f}{:10.3f}".format(*row), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -85,16 +85,14 @@ def real_or_twin(
     whole = load_arrivals(path, name=title, seed=int(rng.integers(2**32)))
     if rate_rps is not None:
         whole = whole.rescaled(rate_rps)
-    slack_ms = whole.duration_ms - duration_ms
-    if slack_ms <= 0 and repeat:
+    if repeat and whole.duration_ms <= duration_ms:
         copies = int(np.ceil(duration_ms / whole.duration_ms)) + 1
         times = np.concatenate([whole.arrival_ms + n * whole.duration_ms for n in range(copies)])
-        whole = Arrivals(times, title, resolution_ms=whole.resolution_ms)
-        slack_ms = whole.duration_ms - duration_ms
-    elif slack_ms <= 0:
+        whole = replace(whole, arrival_ms=times)
+    if whole.duration_ms <= duration_ms:
         return whole
-    start_ms = float(rng.random() * slack_ms)
-    return replace(whole.window(start_ms, start_ms + duration_ms), name=title)
+    start_ms = float(rng.random() * (whole.duration_ms - duration_ms))
+    return whole.window(start_ms, start_ms + duration_ms)
 
 
 def _find(name: str, shared: Path | str | None) -> Path | None:
