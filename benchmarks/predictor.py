@@ -232,7 +232,8 @@ def draw(data: CoRuns, co: np.ndarray, result: dict[str, np.ndarray], shifts: li
     ours = result["ours, device speed"][rows]
     left.scatter(measured, data.batch_solo_ms[rows], s=4, alpha=0.3, label="solo", color="#bbbbbb")
     left.scatter(measured, ours, s=4, alpha=0.4, label="ours", color="#1f77b4")
-    left.axline((1.0, 1.0), (2.0, 2.0), color="black", lw=0.8)
+    ends = [measured.min(), measured.max()]
+    left.plot(ends, ends, color="black", lw=0.8)
     left.set(xscale="log", yscale="log", xlabel="measured execution (ms)", ylabel="predicted (ms)", title="unseen sets")
     left.legend(frameon=False, markerscale=3)
     for i, name in enumerate(("gpulet-linear", "ours, set at start", "ridge", "ours, device speed")):

@@ -35,7 +35,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

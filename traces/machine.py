@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from traces.errors import InputError
 
 SCHEMA = "strait-measurements/1"
-CPU_TURN_MS = 1.0  # time slice of batches that share a core; serving.executors.core_turns enforces it
+CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.core_turns sees to it
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MachineInfo:
 
     @classmethod
     def from_json(cls, data: Any) -> MachineInfo:
-        """Builds the description from parsed JSON; InputError names the field that is missing or wrong."""
+        """Build the description from parsed JSON; InputError names the field that is missing or wrong."""
         found = data.get("schema") if isinstance(data, dict) else data
         if not isinstance(data, dict) or found != SCHEMA:
             raise InputError(f"schema is {found!r}; expected {SCHEMA!r}")
@@ -103,7 +103,7 @@ Record = TypeVar("Record")
 
 
 def _build(record: type[Record], data: Any, place: str) -> Record:
-    """Fills a dataclass from a JSON object, each field checked; unknown fields are left for later versions."""
+    """Fill a dataclass from a JSON object, each field checked; unknown fields are left for later versions."""
     if not isinstance(data, dict):
         raise InputError(f"{place or 'machine'}: {data!r}; expected an object")
     types = get_type_hints(record)

@@ -50,7 +50,7 @@ class Measurements:
 
     @classmethod
     def load(cls, path: Path | str) -> Measurements:
-        """Reads and validates a campaign folder; InputError names the file and what is wrong with it."""
+        """Read and validate a campaign folder; InputError names the file and what is wrong with it."""
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected a campaign with machine.json and batches.parquet")
@@ -72,7 +72,7 @@ class Measurements:
         return result
 
     def save(self, path: Path | str) -> None:
-        """Validates, then writes the campaign folder; each file appears whole or not at all."""
+        """Validate, then write the campaign folder; each file appears whole or not at all."""
         self.validate()
         folder = Path(path)
         with atomic_path(folder / "batches.parquet") as temporary:
@@ -81,7 +81,7 @@ class Measurements:
         atomic_write_text(folder / "machine.json", json.dumps(described, indent=1) + "\n")
 
     def validate(self) -> None:
-        """Raises InputError that names the column, row and value of the first thing wrong."""
+        """Raise InputError that names the column, row and value of the first thing wrong."""
         frame = _typed(self.batches)
         models = [model.name for model in self.machine.models]
         _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"expected one of {', '.join(KINDS)}")

@@ -18,7 +18,7 @@ CHUNK_ROWS = 250_000
 
 
 def open_text(path: Path) -> IO[str]:
-    """Opens a text file, or a gzip file whose name ends in .gz; raises InputError when it cannot."""
+    """Open a text file, or a gzip file whose name ends in .gz; InputError when it cannot."""
     try:
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding="utf-8-sig")
@@ -82,7 +82,7 @@ class Chunk:
         return cls(path, pd.concat([part.rows for part in parts]), np.concatenate([part.lines for part in parts]))
 
     def fail(self, bad: np.ndarray, column: str, expected: str) -> None:
-        """Raises InputError for the first row where `bad` (boolean, one per row) is true; does nothing if none is."""
+        """Raise InputError for the first row where `bad` (boolean, one per row) is true; do nothing if none is."""
         if bad.any():
             row = int(np.argmax(bad))
             value = self.rows[column].iloc[row]
@@ -105,7 +105,7 @@ class Chunk:
 def read_csv(
     path: Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]], chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[Chunk]:
-    """Reads the named columns of a CSV file (header in line 1, .gz allowed) chunk by chunk, as text.
+    """Read the named columns of a CSV file (header in line 1, .gz allowed) chunk by chunk, as text.
 
     Args:
         path: the file.
@@ -157,7 +157,7 @@ def read_csv(
 
 
 def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[str], picked: list[str]) -> Chunk:
-    """Drops blank lines, refuses short ones, and names the columns."""
+    """Drop blank lines, refuse short ones, and name the columns."""
     absent = frame.isna().to_numpy() | (frame == "").to_numpy()
     filled = ~absent.all(axis=1)
     width = len(header)

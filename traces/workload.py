@@ -70,7 +70,7 @@ class Workload(TimedRows):
         return "\n".join(lines)
 
     def save(self, path: Path | str) -> None:
-        """Writes .parquet, .csv or .csv.gz, whole or not at all; floats survive exactly."""
+        """Write .parquet, .csv or .csv.gz, whole or not at all; floats survive exactly."""
         path = Path(path)
         frame = pd.DataFrame(
             {
@@ -90,7 +90,7 @@ class Workload(TimedRows):
 
     @classmethod
     def load(cls, path: Path | str, models: Sequence[str] | None = None, name: str | None = None) -> Workload:
-        """Reads a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
+        """Read a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
 
         Args:
             path: the file; rows may be in any order.
@@ -146,7 +146,7 @@ def make_workload(
     rng: np.random.Generator,
     name: str = "workload",
 ) -> Workload:
-    """Gives every arrival a model, a priority and a deadline, each drawn independently.
+    """Give every arrival a model, a priority and a deadline, each drawn independently.
 
     Two numbers are drawn for every arrival whatever the configuration, so that workloads that differ in one setting
     share all other randomness.

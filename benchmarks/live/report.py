@@ -31,8 +31,8 @@ NOT_MODELLED = (
     "while the machine stands still, requests still arrive in simulation, and are dispatched;",
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
-    "live, batches on one core alternate in slices of a millisecond (serving.executors.core_turns); in simulation they share "
-    "it evenly except for the first slice, which the newest has, and only the wait for it is drawn.",
+    "live, batches on one core alternate in slices of a millisecond; in simulation they share it evenly except for the first "
+    "slice, which the newest has, and only the wait for it is drawn.",
 )
 SIDES, COLOURS = ("live", "sim"), ("#d6603a", "#467ab2")
 

@@ -176,6 +176,19 @@ def test_links_and_snippets_lead_somewhere(path: Path) -> None:
         assert importlib.util.find_spec(module) is not None, module
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_modules_and_files_named_in_the_text_exist(path: Path) -> None:
+    packages = "traces|envs|agents|serving|benchmarks"
+    for name in re.findall(rf"`((?:{packages})[./][\w./-]+)`", path.read_text()):
+        if "/" in name:
+            assert (ROOT / name).exists(), name
+        else:
+            parts = name.split(".")
+            known = [ROOT.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+            found = [at for at in known if at.is_dir() or at.with_suffix(".py").is_file()]
+            assert len(found) >= len(parts) - 1, name
+
+
 def test_every_page_is_in_the_navigation() -> None:
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES}
     shown = set(re.findall(r"[\w/-]+\.md", json.dumps(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))

@@ -15,11 +15,11 @@ FORMATS: dict[str, TraceFormat] = {module.FORMAT.name: module.FORMAT for module 
 
 
 def load_arrivals(path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0) -> Arrivals:
-    """Reads the arrivals of a trace file, plain or gzip (.gz).
+    """Read the arrivals of a trace file, plain or gzip (.gz).
 
     Args:
         path: the file.
-        format: a name of `FORMATS`, or "auto" to tell it from the first line.
+        format: a name of `FORMATS`, or "auto" to recognise it by the first line.
         name: name of the result; None takes the file's.
         seed: seeds whatever the file leaves open: where in its minute or step an arrival falls.
 
@@ -34,7 +34,7 @@ def load_arrivals(path: Path | str, format: str = "auto", name: str | None = Non
 
 
 def detect(path: Path) -> TraceFormat:
-    """The format of a file, told from its name and first line; InputError when none matches."""
+    """The format of a file, recognised by its name and first line; InputError when none matches."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     line = "" if path.suffix == ".parquet" else first_line(path)

@@ -56,7 +56,7 @@ def columns_of(line: str) -> set[str]:
 
 
 def assemble(trace: TraceFormat, path: Path, name: str, seed: int) -> Arrivals:
-    """Reads a file and makes sorted `Arrivals` of it; see `load_arrivals`."""
+    """Read a file and make sorted `Arrivals` of it; see `load_arrivals`."""
     rng = np.random.default_rng(seed)
     parts, total, resolution_ms = [], 0.0, 0.0
     for rows in trace.read(path):
@@ -76,7 +76,7 @@ def assemble(trace: TraceFormat, path: Path, name: str, seed: int) -> Arrivals:
 
 
 def spread_steps(times_ms: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Spreads arrivals that were stamped with the start of a step uniformly over that step.
+    """Spread arrivals that were stamped with the start of a step uniformly over that step.
 
     The step is taken from the stamps themselves (the 10th percentile of the gaps between different ones, since jitter
     makes some gaps a little longer and idle times make some much longer); no arrival passes the next stamp.

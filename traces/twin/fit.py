@@ -1,4 +1,4 @@
-"""Fits the built-in arrival generator to the statistics of real traces.
+"""Fit the built-in arrival generator to the statistics of real traces.
 
     python -m traces.twin.fit azure_llm_2023 mooncake                  # known traces, from ../shared/data
     python -m traces.twin.fit mine=path/to/trace.csv --out fitted.json # any trace in a known format
