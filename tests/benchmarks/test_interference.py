@@ -102,7 +102,7 @@ def test_folds_keep_groups_together() -> None:
     assert np.bincount(fold).min() > 60
 
 
-def test_adaptation_learns_a_bias_and_uses_the_past_only() -> None:
+def test_adaptation_learns_a_bias_from_the_past_only() -> None:
     data = co_runs()
     data = replace(data, group=np.zeros(len(data.variant), np.int64))
     wrong = data.exec_ms - 0.2 * data.batch_solo_ms
@@ -138,7 +138,7 @@ def test_mean_over_batch_weighs_by_time() -> None:
     np.testing.assert_allclose(mean_over_batch(data, second)[:, 0], expected)
 
 
-def test_loaders_name_what_is_wrong(tmp_path) -> None:
+def test_loaders_name_the_file_and_the_fault(tmp_path) -> None:
     with pytest.raises(InputError, match="no such file"):
         igniter_v100.load(tmp_path)
     (tmp_path / "util_3080.csv").write_text("model,batch\nbert,1\n")

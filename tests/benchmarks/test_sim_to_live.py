@@ -113,7 +113,7 @@ def test_late_timers_delay_deferrals() -> None:
     assert [table["queue_ms"][0] for table in tables] == [5.0, 7.5]
 
 
-def test_profile_without_the_new_fields_loads(tmp_path: Path) -> None:
+def test_a_profile_without_delays_can_be_loaded(tmp_path: Path) -> None:
     crowded = ((0.1, 0.2), (0.3, 0.4))
     profile = replace(synthetic_profile(2), completion_ms=1.0, timer_ms=0.5, shared_core_wait_ms=crowded)
     path = tmp_path / "p.json"

@@ -165,7 +165,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_and_snippets_lead_somewhere(path: Path) -> None:
+def test_links_and_snippets_exist(path: Path) -> None:
     text = re.sub(r"^```bash\n.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://")):
@@ -273,7 +273,7 @@ def shell(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_own_model_of_the_readme_is_served(shell: Shell) -> None:
+def test_the_model_of_the_readme_is_served(shell: Shell) -> None:
     text = section(ROOT / "README.md", "Serve your own model")
     block = re.search(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert block is not None and len(block[1].splitlines()) <= 10

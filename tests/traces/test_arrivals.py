@@ -32,7 +32,7 @@ def test_times_are_sorted_within_the_duration_and_seeded(name: str, rate: float,
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_mean_rate_is_the_one_asked_for(name: str) -> None:
+def test_the_mean_rate_is_the_given_one(name: str) -> None:
     rng = np.random.default_rng(3)
     counts = [len(PROCESSES[name](50.0, 4000.0, rng)) for _ in range(300)]
     error = np.std(counts) / np.sqrt(len(counts))
@@ -47,7 +47,7 @@ def test_a_short_renewal_run_has_no_bias_from_its_start() -> None:
 
 
 @pytest.mark.parametrize("cv", [0.3, 1.0, 2.0])
-def test_gamma_gaps_have_the_coefficient_of_variation_asked_for(cv: float) -> None:
+def test_gamma_gaps_have_the_given_coefficient_of_variation(cv: float) -> None:
     gaps = np.diff(arrivals.gamma_renewal(1000.0, 200_000.0, cv, np.random.default_rng(5)))
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03)
 

@@ -205,14 +205,14 @@ def test_arrivals_are_conserved_by_windows_and_rescaling(times: list[float], rat
     assert np.concatenate([left.arrival_ms, right.arrival_ms + cut]) == pytest.approx(scaled.arrival_ms, rel=1e-9)
 
 
-def test_arrivals_that_break_the_rules_are_refused() -> None:
+def test_invalid_arrivals_are_refused() -> None:
     with pytest.raises(InputError, match="arrivals 't': request 1: arrival_ms is 1.0; must not be before"):
         Arrivals(np.array([2.0, 1.0]), "t")
     with pytest.raises(InputError, match="request 0: arrival_ms is inf"):
         Arrivals(np.array([np.inf]), "t")
 
 
-def test_description_tells_rate_and_burstiness() -> None:
+def test_description_has_rate_and_burstiness() -> None:
     text = Arrivals(np.arange(0.0, 60_000.0, 10.0), "even").describe()
     assert "6000 arrivals in 59.990 s" in text and "per second 0.00 (Poisson: 1)" in text
     assert "count per second" not in Arrivals(np.arange(10.0), "short").describe()

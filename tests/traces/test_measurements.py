@@ -89,7 +89,7 @@ def test_a_wrong_value_is_named_by_column_row_and_value(tmp_path: Path, column: 
         Measurements.load(tmp_path)
 
 
-def test_times_of_a_scheduler_are_kept_where_there_was_one(tmp_path: Path) -> None:
+def test_times_of_a_scheduler_are_saved_and_checked(tmp_path: Path) -> None:
     plain = campaign()
     decided = (plain.batches["dispatch_ms"] - 0.5).where(plain.batches["kind"] == "live")
     frame = plain.batches.assign(decided_ms=decided, seen_ms=plain.batches["d2h_end_ms"] + 0.25)
@@ -146,7 +146,7 @@ def test_a_missing_folder_or_file_is_named(tmp_path: Path, gone: str) -> None:
         Measurements.load(folder)
 
 
-def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_type_are_refused(tmp_path: Path) -> None:
     campaign().save(tmp_path)
     (tmp_path / "batches.parquet").write_text("no")
     with pytest.raises(InputError, match="batches.parquet: not a Parquet file"):
@@ -213,6 +213,6 @@ def test_solo_table_holds_medians_in_the_order_of_the_machine() -> None:
     ]
 
 
-def test_describe_tells_device_counts_and_models() -> None:
+def test_description_has_device_counts_and_models() -> None:
     text = campaign().describe()
     assert "2 cores" in text and "40 batches in 4 runs" in text and "zeta, alpha" in text

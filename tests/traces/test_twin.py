@@ -150,7 +150,7 @@ def test_unknown_names_and_durations_are_refused(tmp_path: Path) -> None:
         twin.parameters("mooncake", tmp_path / "fitted.json")
 
 
-def test_the_twin_stands_in_where_the_trace_is_absent(tmp_path: Path) -> None:
+def test_the_twin_is_used_where_the_trace_is_absent(tmp_path: Path) -> None:
     found = known.real_or_twin("azure_llm_2023", 6e4, np.random.default_rng(0), shared=tmp_path)
     assert found.name == "azure_llm_2023-twin" and 0 < found.duration_ms < 6e4
     rates = [

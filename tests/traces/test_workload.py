@@ -75,7 +75,7 @@ def test_deadlines_follow_solo_latency_priority_and_minimum() -> None:
     assert set(workload.deadline_ms) == {5.0, 7.0, 30.0, 70.0}
 
 
-def test_shares_of_models_and_priorities_are_as_asked() -> None:
+def test_shares_of_models_and_priorities_are_as_configured() -> None:
     config = WorkloadConfig(model_share={"c": 3, "a": 1}, high_fraction=0.2)
     workload = make_workload(np.arange(40_000.0), ["a", "b", "c"], np.ones(3), config, np.random.default_rng(1))
     share = np.bincount(workload.model, minlength=3) / len(workload)
@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         Workload.load(tmp_path / name)
 
 
-def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.parquet").write_text("no")
     (tmp_path / "w.csv.gz").write_bytes(b"\x00\xff no")
     (tmp_path / "w.csv").write_bytes(b"\x93\xff\xfe\n1")
@@ -171,7 +171,7 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
         ({"models": ("a", "a", "b")}, "repeat"),
     ],
 )
-def test_arrays_that_break_the_rules_are_refused(change: dict, message: str) -> None:
+def test_invalid_arrays_are_refused(change: dict, message: str) -> None:
     good = Workload(np.array([0.0, 1.0]), np.array([0, 2]), np.array([0, 1]), np.ones(2), MODELS)
     with pytest.raises(InputError, match=message):
         dataclasses.replace(good, **change)
@@ -187,7 +187,7 @@ def test_impossible_windows_and_rates_are_refused() -> None:
         workload.window(0, 0.5).rescaled(10)
 
 
-def test_describe_tells_size_rate_and_shares() -> None:
+def test_description_has_size_rate_and_shares() -> None:
     text = make_workload(
         np.linspace(0, 1000, 11), ["m1", "m2"], np.ones(2), WorkloadConfig(high_fraction=1), np.random.default_rng(0)
     ).describe()
