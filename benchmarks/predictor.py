@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from benchmarks.common.command import as_command
 from benchmarks.common.tables import leaves, pivot_table
 from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, start_only
-from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor, repeat_gaps, repeats_of
+from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps, repeats_of
 from benchmarks.interference.loaders import campaign, disb, find, igniter_v100
 from benchmarks.interference.online import Shift, shifts, split, update_cost_us
 from benchmarks.interference.ours import Form, speed_so_far
 from envs.profiles import fit
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, log_of
-from traces.errors import InputError
 from traces.measurements import Measurements
 
 DATA = Path(__file__).resolve().parent.parent / "traces" / "data"
@@ -52,16 +52,6 @@ class PredictorBenchmark:
     full: bool = False
     figure: str | None = None
     logdir: str | None = None
-
-
-def has_boosting() -> bool:
-    """Whether scikit-learn is installed; if not, says so."""
-    try:
-        models((), boosting=True)["boosting"]()
-    except InputError as error:
-        print(f"skipped boosting: {error}")
-        return False
-    return True
 
 
 def slowdowns(data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, fold: np.ndarray) -> dict[str, np.ndarray]:
@@ -116,13 +106,17 @@ def crowded(data: CoRuns) -> np.ndarray:
 def print_floor(data: CoRuns) -> None:
     """Table of the repeatability: the difference of two like batches over root two, in percent."""
     sets = data.group * (len(data.solo_ms) + 1) + data.variant
-    keys = (("solo batch", data.variant, data.alone), ("batch and co-runners", sets, crowded(data)))
-    floors = {
-        f"same {label} within {seconds} s": noise_floor(data, key, which, seconds * 1e3)
-        for label, key, which in keys
-        for seconds in (1, 5, 60)
-    }
-    print(pivot_table({name: floor for name, floor in floors.items() if floor is not None}))
+    floors = {}
+    for label, key, which in (
+        ("solo batch", data.variant, data.alone),
+        ("batch and co-runners", sets, crowded(data)),
+    ):
+        for seconds in (1, 5, 60):
+            gaps, _ = repeat_gaps(key, np.log(data.exec_ms), which, data.start_ms, seconds * 1e3)
+            if len(gaps) >= 10:
+                figures = {"mean": float(gaps.mean()), "median": float(np.median(gaps)), "pairs": len(gaps)}
+                floors[f"same {label} within {seconds} s"] = figures
+    print(pivot_table(floors))
 
 
 def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,7 +195,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
     data = campaign.load(measurements)
     co, known, log = crowded(data), np.zeros(len(data.variant)), log_of(measurements)
     known[log.row] = MeasuredReplay(profile, machine.streams).run(log).known_ms
-    gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co)
+    gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co, data.start_ms)
     parts = {str(n): (gaps[data.n_corunners[at] == n], e) for n, e in by_count(known, data, co).items()}
     parts["all"] = gaps, errors(known[co], data.exec_ms[co])
     found = {
@@ -271,7 +265,9 @@ def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str
 
 def measure(config: PredictorBenchmark) -> dict[str, Any]:
     """Measure, print the tables, and write the picture and the TensorBoard run where asked for."""
-    boosting = has_boosting()
+    boosting = find_spec("sklearn") is not None
+    if not boosting:
+        print("skipped boosting: it needs scikit-learn; pip install strait-rl[bench]")
     public = measure_public(config, boosting)
     measured, drawn = measure_campaign(config, boosting)
     figures = public | measured

@@ -14,20 +14,12 @@ from benchmarks.interference.ours import Form, Ours
 
 
 def models(forms: tuple[Form, ...], boosting: bool = True) -> dict[str, Callable[[], OfflineModel]]:
-    """Constructors of all models by name.
-
-    Args:
-        forms: columns of our own model for the device at hand.
-        boosting: whether to list the one that needs scikit-learn.
-    """
-    out: dict[str, Callable[[], OfflineModel]] = {
+    """Constructors of all models by name; ours has the given forms, and boosting needs scikit-learn."""
+    compared: dict[str, Callable[[], OfflineModel]] = {
         "solo": Solo,
         "constant": Constant,
         "gpulet-linear": GpuletLinear,
         "igniter": IgniterAnalytic,
         "ridge": Ridge,
     }
-    if boosting:
-        out["boosting"] = Boosting
-    out["ours"] = lambda: Ours(forms)
-    return out
+    return compared | ({"boosting": Boosting} if boosting else {}) | {"ours": lambda: Ours(forms)}

@@ -8,7 +8,6 @@ import numpy as np
 
 from benchmarks.interference.coruns import CoRuns, demand_features, mean_over_batch
 from benchmarks.interference.model import bounded, solve_ridge
-from traces.errors import InputError
 
 
 class Solo:
@@ -98,17 +97,11 @@ class GpuletLinear:
 
 
 class Boosting:
-    """Gradient-boosted trees (scikit-learn, the extra ``bench``) on demand features and solo times.
-
-    Raises:
-        InputError: scikit-learn is not installed.
-    """
+    """Gradient-boosted trees on demand features and solo times; needs scikit-learn (the extra ``bench``)."""
 
     def __init__(self) -> None:
-        try:
-            from sklearn.ensemble import HistGradientBoostingRegressor
-        except ImportError:
-            raise InputError("model 'boosting' needs scikit-learn; pip install strait-rl[bench]") from None
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
         self.tree: Any = HistGradientBoostingRegressor(
             max_iter=80, learning_rate=0.12, max_leaf_nodes=15, min_samples_leaf=10, random_state=0
         )

@@ -69,31 +69,6 @@ def adapt(
     return out
 
 
-def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> dict[str, float] | None:
-    """How well one batch predicts the next of the same key: no model that knows only the key does better for long.
-
-    The difference of two is root two times as wide as that of one from its mean.
-
-    Args:
-        data: the co-runs.
-        key: (N,) what must be equal.
-        which: (N,) bool, batches to look at.
-        within_ms: largest distance of their starts.
-
-    Returns:
-        Mean and median absolute difference of two like batches over root two, in percent, and the number of pairs; None when
-        there are fewer than 10.
-    """
-    rows = np.flatnonzero(which)
-    rows = rows[np.lexsort((data.start_ms[rows], key[rows]))]
-    a, b = rows[:-1], rows[1:]
-    near = (key[a] == key[b]) & (data.start_ms[b] - data.start_ms[a] <= within_ms)
-    if near.sum() < 10:
-        return None
-    gap = 100.0 * np.abs(np.log(data.exec_ms[b[near]] / data.exec_ms[a[near]])) / np.sqrt(2.0)
-    return {"mean": float(gap.mean()), "median": float(np.median(gap)), "pairs": len(gap)}
-
-
 def repeats_of(measurements: Measurements) -> np.ndarray:
     """(N,) equal numbers for repeats: batches at the same stream and place of runs of the same batches on the same streams."""
     frame = measurements.batches
@@ -109,29 +84,32 @@ def repeats_of(measurements: Measurements) -> np.ndarray:
     return out
 
 
-def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What differs between two runs of one co-location, beyond what its schedule explains.
+def repeat_gaps(
+    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray, within_ms: float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differences between like batches, which no model that knows only what they have in common can predict.
 
-    The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
-    same in both runs and cancel; what is left no model that knows the co-location can predict. The difference of two is
-    root two times as wide as the error of the best prediction.
+    Where the residual is that of a model, its errors are the same in both and cancel. The difference of two is root two times
+    as wide as the error of the best prediction.
 
     Args:
-        repeat: (N,) from ``repeats_of``.
+        key: (N,) equal for like batches.
         residual: (N,) log of measured over predicted time.
         which: (N,) bool, batches to look at.
+        start_ms: (N,) start of each batch.
+        within_ms: largest distance of the starts of a pair.
 
     Returns:
-        Gaps (P,) in percent of all pairs of repeats, and the row (P,) of one batch of each.
+        Gaps (P,) over root two in percent of all pairs, and the row (P,) of one batch of each.
     """
     rows = np.flatnonzero(which)
-    rows = rows[np.argsort(repeat[rows], kind="stable")]
-    gaps, first = [], []
-    for apart in range(1, int(np.bincount(repeat[rows]).max(initial=0))):
+    rows = rows[np.lexsort((start_ms[rows], key[rows]))]
+    gaps, first = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for apart in range(1, len(rows)):
         a, b = rows[:-apart], rows[apart:]
-        same = repeat[a] == repeat[b]
-        gaps.append(100.0 * np.abs(residual[a[same]] - residual[b[same]]) / np.sqrt(2.0))
-        first.append(a[same])
-    if not gaps:
-        return np.zeros(0), np.zeros(0, np.int64)
+        near = (key[a] == key[b]) & (start_ms[b] - start_ms[a] <= within_ms)
+        if not near.any():  # nor any further apart
+            break
+        gaps.append(100.0 * np.abs(residual[a[near]] - residual[b[near]]) / np.sqrt(2.0))
+        first.append(a[near])
     return np.concatenate(gaps), np.concatenate(first)

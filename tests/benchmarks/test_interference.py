@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, errors, finish, folds, mean_over_batch, start_only
-from benchmarks.interference.cross_validation import adapt, cross_validate, noise_floor
+from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps
 from benchmarks.interference.loaders import disb, find, igniter_v100
 from benchmarks.interference.ours import speed_so_far
 from traces.errors import InputError
@@ -122,13 +122,14 @@ def test_speed_follows_a_slow_spell() -> None:
     assert speed[220:].min() > 1.2
 
 
-def test_noise_floor_is_that_of_the_noise() -> None:
+def test_gaps_of_like_batches_are_those_of_the_noise() -> None:
     data = co_runs(n=4000)
-    noisy = replace(data, exec_ms=data.batch_solo_ms * np.exp(0.1 * np.random.default_rng(1).standard_normal(4000)))
-    floor = noise_floor(noisy, data.variant, np.ones(4000, bool), np.inf)
-    assert floor is not None
-    assert floor["mean"] == pytest.approx(100 * 0.1 * np.sqrt(2 / np.pi), rel=0.1)
-    assert noise_floor(noisy, np.arange(4000), np.ones(4000, bool), np.inf) is None
+    noisy = np.log(data.batch_solo_ms) + 0.1 * np.random.default_rng(1).standard_normal(4000)
+    everything = np.ones(4000, bool)
+    gaps, at = repeat_gaps(data.variant, noisy, everything, data.start_ms, within_ms=5000.0)
+    assert gaps.mean() == pytest.approx(100 * 0.1 * np.sqrt(2 / np.pi), rel=0.1)
+    assert len(gaps) == len(at) < len(repeat_gaps(data.variant, noisy, everything, data.start_ms)[0])
+    assert not len(repeat_gaps(np.arange(4000), noisy, everything, data.start_ms)[0])
 
 
 def test_mean_over_batch_weighs_by_time() -> None:

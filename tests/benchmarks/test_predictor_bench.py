@@ -150,11 +150,11 @@ def test_gaps_of_repeats_show_noise_without_errors_of_the_model(profile: Profile
     n = len(once.batches)
     np.testing.assert_array_equal(repeat[:n], repeat[n:])
     shared = np.tile(np.random.default_rng(0).normal(0.0, 0.3, n), 2)
-    which = (twice.batches["kind"] != "solo").to_numpy()
-    gaps, at = repeat_gaps(repeat, shared, which)
+    which, start_ms = (twice.batches["kind"] != "solo").to_numpy(), twice.batches["exec_start_ms"].to_numpy()
+    gaps, at = repeat_gaps(repeat, shared, which, start_ms)
     assert len(gaps) >= which.sum() // 2 and which[at].all()
     assert gaps.max() < 1e-9
-    gaps, _ = repeat_gaps(repeat, shared + np.repeat([0.0, 0.1], n), which)
+    gaps, _ = repeat_gaps(repeat, shared + np.repeat([0.0, 0.1], n), which, start_ms)
     assert np.median(gaps) == pytest.approx(10.0 / np.sqrt(2.0))
 
 
