@@ -148,9 +148,9 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
     at_dispatch = errors(online.predicted_ms[scored], online.total_ms[scored])
     print("at dispatch, when later dispatches are unknown (what deadlines are judged by), the scheduler's error is")
     print(pivot_table({"scheduler, online": vars(at_dispatch)}))
-    seen = test[log.row]
-    cover = coverage(profile, streams, log.take(seen))
-    tried = shifts(profile, streams, log, log.run * seen - ~seen, 5 if config.full else 2)
+    test_log = log.take(test[log.row])
+    cover = coverage(profile, streams, test_log)
+    tried = shifts(profile, streams, test_log, 5 if config.full else 2)
     print(pivot_table({shift.name: shift.figures for shift in tried}))
     figures = {
         "online": found["scheduler, online"].mape,

@@ -69,7 +69,7 @@ def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, 
     return train, test, test & ~np.isin(group, group[~test])
 
 
-def shifts(profile: Profile, streams: int, log: Log, run: np.ndarray, times: int) -> list[Shift]:
+def shifts(profile: Profile, streams: int, log: Log, times: int) -> list[Shift]:
     """Try each shift at some times in the test runs.
 
     The device slows down: all times are 1.5 times as long from then on. A new model: the predictor never learned from it
@@ -78,11 +78,9 @@ def shifts(profile: Profile, streams: int, log: Log, run: np.ndarray, times: int
     Args:
         profile: what the scheduler knows, its prior fitted to training runs.
         streams: K.
-        log: all batches.
-        run: (N,) test run of each, below 0 for others.
+        log: batches of the test runs.
         times: how often each shift is tried.
     """
-    log = log.take(run >= 0)
     starts = np.flatnonzero(np.concatenate(([True], np.diff(log.run) != 0)))
     n = len(log)
     cuts = [int(starts[np.searchsorted(starts, n * (i + 1) // (times + 2))]) for i in range(times)]

@@ -105,20 +105,9 @@ class LiveRun:
 
 
 def make_cells(
-    profile: Profile,
-    traces: Sequence[str],
-    capacity_rps: float,
-    settings: LiveSettings,
-    seed: int | None = None,
+    profile: Profile, traces: Sequence[str], capacity_rps: float, settings: LiveSettings, seed: int | None = None
 ) -> list[Offered]:
-    """The cells, one repetition after the other; each repetition draws other requests.
-
-    Args:
-        profile: of the served models.
-        traces: arrivals, as for serve.py --replay.
-        capacity_rps: of the machine.
-        settings: loads, repetitions, duration and share of high priority.
-        seed: in place of that of the settings.
+    """The cells, one repetition after the other; each draws other requests, from ``seed`` or that of the settings on.
 
     Raises:
         InputError: an unknown trace, or nothing arrives in the time.

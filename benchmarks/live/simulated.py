@@ -85,14 +85,7 @@ def log_slowdown_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarr
 
 
 def as_served(base: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
-    """The profile of a machine as it serves: delays, slowdowns and noise, and how fast its cores were during the runs.
-
-    Args:
-        base: as calibrated.
-        overhead: what the engine costs.
-        runs: whose times are joined.
-        info: the machine.
-    """
+    """The calibrated profile ``base`` as the machine serves: with delays, slowdowns, noise, and the drift of all runs."""
     truth = overhead.put_into(base)
     measured = [one for run in runs if (one := log_slowdown_of(run, truth, info)).size]
     if not measured:

@@ -115,7 +115,7 @@ def test_coverage_of_an_unknown_quantile_is_refused(profile: Profile, campaign: 
 def test_recovery_after_shifts(profile: Profile) -> None:
     campaign = made_up_campaign(profile, runs=150, noise=0.02, seed=2)
     log = log_of(campaign)
-    for shift in shifts(profile, STREAMS, log, log.run, 1):
+    for shift in shifts(profile, STREAMS, log, 1):
         assert shift.recovery <= 50, shift.name
 
 

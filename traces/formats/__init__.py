@@ -42,6 +42,3 @@ def detect(path: Path) -> TraceFormat:
         if trace.matches(path, line):
             return trace
     raise InputError(f"{path}:1: {line[:80]!r} is the header of no known format; known are {', '.join(FORMATS)}")
-
-
-__all__ = ["FORMATS", "Arrivals", "TraceFormat", "detect", "load_arrivals"]
