@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def optimum_table(record: Record) -> str:
 
 
 # By the keys that a record of the kind has; the first that fits.
-KINDS = (
+KINDS: tuple[tuple[set[str], Callable[[Record], str]], ...] = (
     ({"claims"}, headline_table),
     ({"explained"}, sim_to_live_table),
     ({"ablations"}, ablation_table),

@@ -118,7 +118,8 @@ class Server:
 def started(name: str, config: FrontBenchmark, folder: Path) -> Iterator[Server]:
     """Start a server in a process of its own and end it afterwards."""
     http_port, grpc_port = free_port(), free_port()
-    body, path = OIP_BODY, INFER_PATH
+    body: dict[str, Any] = OIP_BODY
+    path = INFER_PATH
     home, environment = folder / name, {}
     home.mkdir()
     if name == "strait":

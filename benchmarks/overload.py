@@ -234,7 +234,9 @@ def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
             "violations_at_client": 100.0 * float(late[own].mean()),
             "p99_ms": float(answers["since_due_ms"][own & (answers["status"] == 200)].quantile(0.99)),
         }
-    by_status = {int(status): rows["since_sent_ms"] for status, rows in answers.groupby("status")}
+    by_status = {
+        int(status): answers["since_sent_ms"][answers["status"] == status] for status in sorted(set(answers["status"]))
+    }
     result["status"] = {str(status): len(ms) for status, ms in by_status.items()}
     result["refusals"] = {
         str(status): {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}

@@ -98,12 +98,12 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
     metrics = summarise(whole)
     ran_in = whole["batch_id"].to_numpy()
     count = np.unique(ran_in[ran_in >= 0], return_counts=True)[1]
-    high, low = (np.float64(100 * metrics[tag]) for tag in metric.VIOLATION)
-    n_high, n_low = (np.sum(whole["priority"] == priority) for priority in (0, 1))
+    high, low = (100 * metrics[tag] for tag in metric.VIOLATION)
+    counts = (np.sum(whole["priority"] == priority) for priority in (0, 1))
     return {
-        "high": float(high),
-        "low": float(low),
-        "weighted": float(weighted_rate(high, low, n_high, n_low)),
+        "high": high,
+        "low": low,
+        "weighted": float(weighted_rate(np.asarray(high), np.asarray(low), *counts)),
         "p50_ms": metrics[metric.LATENCY_P50_MS],
         "p99_ms": metrics[metric.LATENCY_P99_MS],
         "p99_high_ms": metrics[metric.LATENCY_HIGH_P99_MS],

@@ -156,8 +156,8 @@ def draw(record: dict[str, Any], out: Path) -> None:
     figure, rows = pictures.panels(2, len(loads), (3.4 * len(loads), 5), sharex=True)
     for row, (key, label) in zip(rows, (("high", "high priority"), ("low", "low priority")), strict=True):
         for axes, load in zip(row, loads, strict=True):
-            here = {c["policy"]: c for c in cells if c["load"] == load}
-            _bars(axes, {side: [here[p][f"{side}_{key}"] for p in policies] for side in SIDES})
+            by_policy = {c["policy"]: c for c in cells if c["load"] == load}
+            _bars(axes, {side: [by_policy[p][f"{side}_{key}"] for p in policies] for side in SIDES})
             axes.set_xticks(range(len(policies)), policies, rotation=60, ha="right", fontsize=8)
             axes.set_title(f"{label}, load {load:g}", fontsize=9)
         row[0].set_ylabel("violations (%)")

@@ -41,7 +41,7 @@ def load(folder: Path, glet: Path) -> CoRuns:
         raise InputError(f"{folder}: client {client!r} of the results is not in workloads.csv")
     for model in sorted(set(frame["model"]) - set(RELATIVES)):
         raise InputError(f"{folder / 'workloads.csv'}: model {model!r}; known are {', '.join(RELATIVES)}")
-    use = utilisations(glet).loc[frame["model"].map(RELATIVES)].reset_index(drop=True)
+    use = utilisations(glet).reindex(frame["model"].map(RELATIVES)).reset_index(drop=True)
     solo_ms = frame["standalone_total_us"] / 1e3
     busy = np.minimum(1.0, frame["rate_rps"].fillna(TRACE_RATE_RPS) * solo_ms / 1e3)
     variants = pd.DataFrame(
