@@ -98,7 +98,7 @@ def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int
     return {n: errors(predicted[at], data.exec_ms[at]) for n, at in parts.items() if at.sum() >= 10}
 
 
-def crowded(data: CoRuns) -> np.ndarray:
+def with_corunners(data: CoRuns) -> np.ndarray:
     """(N,) batches that ran beside others."""
     return ~data.alone & (data.n_corunners > 0)
 
@@ -109,7 +109,7 @@ def print_floor(data: CoRuns) -> None:
     floors = {}
     for label, key, which in (
         ("solo batch", data.variant, data.alone),
-        ("batch and co-runners", sets, crowded(data)),
+        ("batch and co-runners", sets, with_corunners(data)),
     ):
         for seconds in (1, 5, 60):
             gaps, _ = repeat_gaps(key, np.log(data.exec_ms), which, data.start_ms, seconds * 1e3)
@@ -124,7 +124,7 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
     measurements = Measurements.load(config.measurements)
     streams = measurements.machine.streams
     data = campaign.load(measurements)
-    co = crowded(data)
+    co = with_corunners(data)
     slow = slowdowns(data, (forms.cores_form,), boosting, folds(data.group, 5 if config.full else 3))
     result = {name: finish(data, s) for name, s in slow.items()}
     residual = np.log(data.exec_ms / result["ours"])
@@ -193,7 +193,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
         print(f"skipped repeats: {config.repeats} has other models or batch sizes than {config.measurements}")
         return None
     data = campaign.load(measurements)
-    co, known, log = crowded(data), np.zeros(len(data.variant)), log_of(measurements)
+    co, known, log = with_corunners(data), np.zeros(len(data.variant)), log_of(measurements)
     known[log.row] = MeasuredReplay(profile, machine.streams).run(log).known_ms
     gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co, data.start_ms)
     parts = {str(n): (gaps[data.n_corunners[at] == n], e) for n, e in by_count(known, data, co).items()}
