@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
+from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -91,10 +92,6 @@ class ServeConfig(ApiConfig, EngineConfig):
     @property
     def model_sources(self) -> list[str]:
         """The words of `models`, one by one, or the names of the default set."""
-        from serving.models.builtin.registry import (
-            DEFAULT_MODELS,  # imports torch, which reading flags need not wait for
-        )
-
         words = self.models.split(",") if isinstance(self.models, str) else self.models
         return [word.strip() for word in words if word.strip()] or list(DEFAULT_MODELS)
 

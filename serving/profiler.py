@@ -21,7 +21,8 @@ import pandas as pd
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from serving.executors.base import Batch, BatchResult, Executor, make_executor
+from serving.executors.base import Batch, BatchResult, Executor
+from serving.executors.factory import make_executor
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import load_model
 from serving.models.repository import read_entries

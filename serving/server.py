@@ -21,7 +21,8 @@ from serving.collector import settle
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.request import table_of
-from serving.executors.base import Executor, make_executor
+from serving.executors.base import Executor
+from serving.executors.factory import make_executor
 from serving.models.load import load_model
 from serving.models.repository import Entry, Repository, check_memory, read_entries
 from serving.models.served import ServedModel

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from serving.api.config import ApiConfig, ApiLimits
+from serving.api.dataplane import DataPlane
+from serving.api.http import start_http
 from serving.engine.engine import Engine
 from serving.models.repository import Repository
 from traces.errors import InputError
@@ -76,10 +78,6 @@ async def open_doors(
     Raises:
         InputError: an address is taken, or gRPC is wanted and not installed; no door is left open.
     """
-    # Imported here: a replay needs no door, and gRPC is an optional dependency.
-    from serving.api.dataplane import DataPlane
-    from serving.api.http import start_http
-
     plane = DataPlane(engine, repository, metrics, limits=ApiLimits(), defaults=repository.defaults)
     try:
         http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
@@ -89,7 +87,7 @@ async def open_doors(
     if not config.grpc:
         return [http]
     try:
-        import grpc
+        import grpc  # an optional dependency
 
         from serving.api.grpc import start_grpc
 

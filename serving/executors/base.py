@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.executors.device import resolve_device
 from serving.models.served import ServedModel
 from traces.errors import InputError
 from traces.machine import DeviceInfo
@@ -172,26 +171,3 @@ class Executor(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def make_executor(device: str = "auto", streams: int = 4, on_result: OnResult | None = None) -> Executor:
-    """Make the executor of a device.
-
-    Args:
-        device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one, else the CPU).
-        streams: how many batches may be in flight.
-        on_result: called once for every submitted batch, on a worker thread; by default results are dropped.
-
-    Raises:
-        InputError: no such device here.
-    """
-    chosen = resolve_device(device)
-    callback = on_result or (lambda result: None)
-    # Imported here, so that a CPU server does not pay for CUDA's import nor depend on it.
-    if chosen == "cpu":
-        from serving.executors.cpu import CpuExecutor
-
-        return CpuExecutor(streams, callback)
-    from serving.executors.cuda import CudaExecutor
-
-    return CudaExecutor(streams, callback, device=chosen)

@@ -17,9 +17,11 @@ from envs.profiles.profile import Profile
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Observer
-from serving.executors.base import Executor, make_executor
+from serving.executors.base import Executor
+from serving.executors.factory import make_executor
 from serving.models.load import load_model, spec_of
 from serving.observers.report import result_of
+from serving.observers.tensorboard import Telemetry
 from serving.profiling.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
 from serving.replay.replay import make_inputs, measure_capacity, replay
 from traces.machine import MachineInfo, ModelInfo
@@ -60,7 +62,7 @@ def open_machine(
     Args:
         models: built-in names, or NAME=SOURCE.
         streams: batches in flight.
-        device: see ``serving.executors.base.make_executor``.
+        device: see ``serving.executors.factory.make_executor``.
         base: profile to fit to this machine; None: the one that ships.
         seed: of inputs.
 
@@ -141,8 +143,6 @@ def run_live(
         engine.observers.extend(observers)
         telemetry = None
         if logdir is not None:
-            from serving.observers.tensorboard import Telemetry
-
             telemetry = Telemetry(logdir, engine, {"policy": policy, "workload": workload.name})
             engine.observers.append(telemetry)
             ticking = asyncio.ensure_future(_every(2.0, telemetry.write))

@@ -20,7 +20,8 @@ from serving.engine.batch import _is_out_of_memory
 from serving.engine.engine import Engine
 from serving.executors.base import Batch, BatchResult
 from serving.executors.cuda import CudaExecutor
-from serving.models import ModelSpec, ServedModel, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec, ServedModel
 from traces.measurements import PHASES
 
 GIVEN = np.arange(4, dtype=np.float32)

@@ -18,7 +18,8 @@ from serving.api.dataplane import DataPlane
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from traces.errors import InputError
 
 NAMES = ("double", "slow", "faulty")

@@ -20,7 +20,8 @@ from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
 from serving.executors.base import Batch
 from serving.executors.cpu import HANDOVER_MS, CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 
 PROFILE = toy_profile()
 LARGEST = PROFILE.batch_sizes[-1]

@@ -21,7 +21,8 @@ from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, Outcome
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 
 NAMES = ("double", "slow", "faulty", "wide")
 X = np.arange(4, dtype=np.float32)

@@ -22,7 +22,8 @@ from serving.executors.base import Batch
 from serving.executors.cuda import CudaExecutor, DeviceClock
 from serving.executors.cuda_api import TorchCuda, plain_error
 from serving.executors.threaded import now_ms
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 
 
 @pytest.fixture

@@ -16,10 +16,13 @@ from cuda_behaviours import GIVEN, Behaviours, Make, Results, run, toy
 from agents.policies.base import make_policy
 from envs.profiles.fit import fit
 from serving.engine.engine import Engine
-from serving.executors.base import Batch, make_executor
+from serving.executors.base import Batch
 from serving.executors.cuda import CudaExecutor
 from serving.executors.device import probe_device, resolve_device
-from serving.models import BUILTIN, ModelSpec, builtin_spec, load_model
+from serving.executors.factory import make_executor
+from serving.models.builtin.registry import BUILTIN
+from serving.models.load import builtin_spec, load_model
+from serving.models.served import ModelSpec
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.replay import make_inputs, replay
 from traces.arrivals import poisson

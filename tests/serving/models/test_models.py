@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from serving.models import BUILTIN, DEFAULT_MODELS, ModelSpec, ServedModel, builtin_spec, load_model
+from serving.models.builtin.registry import BUILTIN, DEFAULT_MODELS
 from serving.models.compile import compile_forward
 from serving.models.cost import count_costs
+from serving.models.load import builtin_spec, load_model
+from serving.models.served import ModelSpec, ServedModel
 from traces.errors import InputError
 
 

@@ -19,7 +19,8 @@ from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from serving.server import Server
 from traces.errors import InputError
 

@@ -25,7 +25,8 @@ from envs.profiles.profile import Profile
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Outcome, table_of
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from serving.observers import recorder as record
 from serving.observers import timeline as tracing
 from serving.observers.explain import describe
