@@ -81,13 +81,15 @@ class Identity(MLModel):
 
 def serve_ours(http_port: int, grpc_port: int) -> None:
     """Serve the identity model until the process is ended."""
+
     from agents.policies.base import make_policy
     from envs.profiles.profile import synthetic_profile
+    from serving.api.config import ApiConfig
     from serving.api.dataplane import DataPlane
     from serving.api.grpc import start_grpc
     from serving.api.http import start_http
-    from serving.collector import settle
     from serving.engine.engine import Engine
+    from serving.engine.warmup import freeze_garbage
     from serving.executors.cpu import CpuExecutor
     from serving.models.load import load_model
     from serving.models.served import ModelSpec
@@ -100,12 +102,14 @@ def serve_ours(http_port: int, grpc_port: int) -> None:
         with CpuExecutor(2) as executor:
             executor.load(model)
             engine = Engine(executor, profile, make_policy("edf"))
+            config = ApiConfig(port=http_port, grpc_port=grpc_port, deadline_floor_ms=10_000.0)
+            plane = DataPlane(engine, config)
+            engine.observers += plane.observers
             await engine.start()
-            plane = DataPlane(engine, deadline_floor_ms=10_000.0)
-            doors = await start_http(plane, port=http_port), await start_grpc(plane, port=grpc_port)
-            settle()
+            listeners = await start_http(plane), await start_grpc(plane)
+            freeze_garbage()
             await asyncio.Event().wait()
-            assert doors  # they close when nobody holds them
+            assert listeners  # they close when nobody holds them
 
     try:
         import uvloop

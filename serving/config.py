@@ -10,6 +10,7 @@ from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
 from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
+from traces.workload import WorkloadConfig
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -29,7 +30,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
         logdir: folder for TensorBoard.
         record: folder to record arrivals and batches in; envs.fit and --replay read it.
-        trace: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
+        timeline: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
         replay: serve a recorded or made workload in place of a network, print what became of it, and exit: a workload
             file, a trace file, poisson, bursty, diurnal, gamma, azure_llm_2023, mooncake or twin:NAME.
         load: of --replay, as a share of the capacity, which is measured first; none keeps a file's own arrivals.
@@ -54,12 +55,12 @@ class ServeConfig(ApiConfig, EngineConfig):
     batch_sizes: list[int] = field(default_factory=list)
     logdir: str | None = None
     record: str | None = None
-    trace: str | None = None
+    timeline: str | None = None
     replay: str | None = None
     load: float | None = None
     duration: float = 60.0
     seed: int = 0
-    high_fraction: float = 0.3
+    high_fraction: float = WorkloadConfig.high_fraction
     drain_timeout: float = 10.0
     memory_limit: str | None = None
     explain: bool = False
@@ -71,7 +72,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         sizes = self.batch_sizes
         rules = (
             ("streams", self.streams >= 1, "at least 1"),
-            ("batch_sizes", sizes == sorted(set(sizes)) and min(sizes, default=1) >= 1, "ascending, from at least 1,"),
+            ("batch_sizes", sizes == sorted(set(sizes)) and min(sizes, default=1) >= 1, "ascending, from at least 1"),
             ("port", 0 <= self.port <= 65535, "from 0 to 65535"),
             ("grpc_port", 0 <= self.grpc_port <= 65535, "from 0 to 65535"),
             ("load", self.load is None or 0 < self.load < math.inf, "a number above 0"),
@@ -82,9 +83,9 @@ class ServeConfig(ApiConfig, EngineConfig):
             ("decision_budget_ms", self.decision_budget_ms > 0, "ms above 0"),
             ("log_level", self.log_level in ("debug", "info", "warning", "error"), "debug, info, warning or error"),
         )
-        for name, good, wanted in rules:
+        for name, good, right in rules:
             if not good:
-                raise InputError(f"--{name}: {getattr(self, name)!r}; {wanted} is wanted")
+                raise InputError(f"--{name}: {getattr(self, name)!r}; it must be {right}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
@@ -102,5 +103,5 @@ class ServeConfig(ApiConfig, EngineConfig):
             return None
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", str(self.memory_limit))
         if match is None:
-            raise InputError(f"--memory_limit: {self.memory_limit!r}; a number of bytes such as 512M or 2G is wanted")
+            raise InputError(f"--memory_limit: {self.memory_limit!r}; it must be a number of bytes such as 512M or 2G")
         return int(float(match[1]) * _UNITS[match[2]])

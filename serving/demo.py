@@ -26,7 +26,7 @@ from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.recorder import Recorder
-from serving.observers.timeline import Tracer
+from serving.observers.timeline import TimelineWriter
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine, run_live
 from serving.replay.workload import lay_out, read_source
@@ -66,7 +66,7 @@ class DemoConfig:
     load: float = 0.9
     duration: float = 60.0
     train_s: float = 120.0
-    high_fraction: float = 0.3
+    high_fraction: float = WorkloadConfig.high_fraction
     streams: int = 4
     device: str = "auto"
     profile_first: bool = False
@@ -120,7 +120,7 @@ def serve_all(
     results, tables = [], {}
     for policy in config.policies:
         say(f"serving {len(workload)} requests in {config.duration:g} s under {policy}")
-        watching: list[Tracer | Recorder] = [Tracer(out / f"timeline-{policy}.json")]
+        watching: list[TimelineWriter | Recorder] = [TimelineWriter(out / f"timeline-{policy}.json")]
         if policy == LEARNED:
             watching.append(Recorder(out / "log", lambda: machine.info, lambda: machine.solo))
         result, table = run_live(

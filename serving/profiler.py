@@ -18,7 +18,6 @@ from datetime import date
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from serving.executors.base import Batch, BatchResult, Executor
@@ -27,6 +26,7 @@ from serving.models.builtin.registry import BUILTIN
 from serving.models.load import load_model
 from serving.models.repository import read_entries
 from serving.models.served import ServedModel, example_input
+from traces.command import run_command
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements
@@ -155,9 +155,8 @@ class Campaign:
             if result.error is not None:
                 raise RuntimeError(f"a batch failed: {result.error}")
             step = scenario[result.stream][at[result.stream]]
-            times = [getattr(result, p) - self._start_ms for p in PHASES]
-            name = self.models[step.model].name
-            self.rows.append((run, kind, result.batch_id, result.stream, 1, name, step.size, *times))
+            name, phases = self.models[step.model].name, result.phases.since(self._start_ms)
+            self.rows.append((run, kind, result.batch_id, result.stream, 1, name, step.size, *phases))
             at[result.stream] += 1
             if at[result.stream] < len(scenario[result.stream]):
                 gap = scenario[result.stream][at[result.stream]].gap_ms
@@ -172,9 +171,9 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
     """
     sizes = list(config.batch_sizes)
     if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
-        raise InputError(f"--batch-sizes: {sizes}; ascending sizes of at least 1 are wanted")
+        raise InputError(f"--batch_sizes: {sizes}; they must be ascending, from at least 1")
     if config.repeats < 1:
-        raise InputError(f"--repeats: {config.repeats}; at least 1 is wanted")
+        raise InputError(f"--repeats: {config.repeats}; it must be at least 1")
     models = [load_model(entry.spec) for entry in read_entries(config.models).values()]
     executor = make_executor(config.device, config.streams)
     try:
@@ -204,22 +203,14 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status. Nothing is written unless the campaign ends."""
-    parser = ArgumentParser(prog="python -m serving.profiler", description=__doc__.split("\n\n")[0])
-    parser.add_class_arguments(ProfilerConfig, as_group=False)
-    config = ProfilerConfig(**parser.parse_args(argv).as_dict())
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        command = shlex.join(["python", "-m", "serving.profiler", *words])
+    command = shlex.join(["python", "-m", "serving.profiler", *(sys.argv[1:] if argv is None else argv)])
+
+    def run(config: ProfilerConfig) -> None:
         measurements = profile_device(config, command, sys.stderr.isatty())
         measurements.save(config.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    print(measurements.describe())
-    return 0
+        print(measurements.describe())
+
+    return run_command(run, ProfilerConfig, argv, "python -m serving.profiler", __doc__)
 
 
 if __name__ == "__main__":

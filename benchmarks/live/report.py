@@ -32,7 +32,7 @@ LISTED = (
     "while the machine stands still, requests still arrive in simulation, and are dispatched;",
     "copies queue for one engine in simulation, while each CPU worker copies on its own;",
     "live, the host's share grows with the rate of events; in simulation it is the mean of the measured runs;",
-    "live, batches on one core take turns of a millisecond (serving.executors.core_turns); in simulation they share it evenly "
+    "live, batches on one core take turns of a millisecond (serving.executors.time_slices); in simulation they share it evenly "
     "but for the first turn, which the newest has, and only the wait for it is drawn.",
 )
 COLOURS = ("#d6603a", "#467ab2")

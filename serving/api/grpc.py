@@ -1,4 +1,4 @@
-"""The gRPC door: `inference.GRPCInferenceService` of the Open Inference Protocol v2. Needs the extra `grpc`."""
+"""gRPC: `inference.GRPCInferenceService` of the Open Inference Protocol v2. Needs the extra `grpc`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving.api.dataplane import Answer, DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, Answer, DataPlane, allowed
 from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal
@@ -36,8 +36,8 @@ _CONTENTS = {
 Method = Callable[[Any, str], Awaitable[Any]]
 
 
-class GrpcFront:
-    """An open gRPC door; see `start_grpc`.
+class GrpcListener:
+    """gRPC as it is served; see `start_grpc`.
 
     Attributes:
         port: the port it listens on.
@@ -53,33 +53,27 @@ class GrpcFront:
         await self._server.stop(self._close_timeout_s)
 
 
-async def start_grpc(
-    plane: DataPlane,
-    host: str = "127.0.0.1",
-    port: int = 8001,
-    token: str | None = None,
-    credentials: grpc.ServerCredentials | None = None,
-) -> GrpcFront:
-    """Open the gRPC door. Keep what is returned: a gRPC server closes when nobody holds it.
+async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | None = None) -> GrpcListener:
+    """Serve gRPC where the settings of the data plane say. Keep what is returned: it ends when nobody holds it.
 
     Args:
-        plane: answers. host, port: where to listen; port 0 takes a free one.
-        token: what clients must send as metadata `authorization: Bearer TOKEN`, except for the health of the server.
+        plane: answers.
         credentials: of the server's certificate, for TLS.
 
     Raises:
         InputError: the address cannot be listened on.
     """
-    limits = plane.limits
+    config = plane.config
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
-            ("grpc.max_receive_message_length", limits.max_body_bytes),
+            ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1e3)),
+            ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
         ]
     )
-    server.add_generic_rpc_handlers((_Service(plane, token).handler(),))
+    server.add_generic_rpc_handlers((_Service(plane).handler(),))
+    host, port = config.host, config.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -88,18 +82,17 @@ async def start_grpc(
     if bound == 0:
         raise InputError(f"cannot listen on {address} for gRPC: is the port taken?")
     await server.start()
-    return GrpcFront(server, bound, limits.close_timeout_s)
+    return GrpcListener(server, bound, config.close_timeout_s)
 
 
 class _Service:
-    """One method a call; each takes the request and the client's address."""
+    """One method per call; each takes the request and the client's address."""
 
-    def __init__(self, plane: DataPlane, token: str | None) -> None:
+    def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
-        self.token = token
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """All methods, as gRPC wants them."""
+        """All methods, as gRPC takes them."""
         unary: dict[str, Method] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -143,11 +136,9 @@ class _Service:
         return call
 
     def _admit(self, context: grpc.aio.ServicerContext) -> None:
-        if self.token is None:
-            return
-        metadata = dict(context.invocation_metadata() or ())
-        if not allowed(self.token, metadata.get("authorization")):
-            raise Refusal(Kind.UNAUTHENTICATED, "a bearer token is wanted, and this is not the right one")
+        token = self.plane.config.token
+        if token is not None and not allowed(token, dict(context.invocation_metadata() or ()).get("authorization")):
+            raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
 
     # Health and metadata.
 
@@ -235,7 +226,7 @@ class _Service:
 
 def _read_input(request: Any, view: ModelView, most: int) -> np.ndarray:
     if len(request.inputs) != 1:
-        raise InputError(f"{len(request.inputs)} inputs; exactly one, {INPUT!r}, is wanted")
+        raise InputError(f"{len(request.inputs)} inputs; there must be exactly one, {INPUT!r}")
     for output in request.outputs:
         check_name(output.name, OUTPUT)
         if "classification" in output.parameters:

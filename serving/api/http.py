@@ -1,4 +1,4 @@
-"""The HTTP door: Open Inference Protocol v2 with binary tensors, statistics, the repository, metrics and OpenAPI.
+"""HTTP: Open Inference Protocol v2 with binary tensors, statistics, the repository, metrics and OpenAPI.
 
 A request's parameters `priority` and `timeout` may also come in the headers X-Priority and X-Timeout-Us; the body's win.
 Every error is a JSON object with one field, `error`, of one line.
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from aiohttp import StreamReader, web
 
-from serving.api.dataplane import DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, DataPlane, allowed
 from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.api.model_view import ModelView
 from serving.api.openapi import describe_api
@@ -32,58 +32,51 @@ RETRY_AFTER_S = "1"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class HttpFront:
-    """An open HTTP door; see `start_http`.
+class HttpListener:
+    """HTTP as it is served; see `start_http`.
 
     Attributes:
         port: the port it listens on.
     """
 
-    def __init__(self, runner: web.AppRunner, port: int) -> None:
+    def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
-        self.port = port
+        self.port: int = runner.addresses[0][1]
 
     async def close(self) -> None:
         """Take no more connections and wait for the requests in hand, up to the limit `close_timeout_s`."""
         await self._runner.cleanup()
 
 
-async def start_http(
-    plane: DataPlane,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    ssl_context: ssl.SSLContext | None = None,
-) -> HttpFront:
-    """Open the HTTP door.
+async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> HttpListener:
+    """Serve HTTP where the settings of the data plane say.
 
     Args:
-        plane: answers. host, port: where to listen; port 0 takes a free one.
-        token: what clients must send as `Authorization: Bearer TOKEN`, except for /v2/health/*; None: nothing.
-        ssl_context: of the server's certificate, for HTTPS.
+        plane: answers.
+        tls: with the server's certificate, for HTTPS.
 
     Raises:
         InputError: the address cannot be listened on.
     """
-    limits = plane.limits
-    app = web.Application(client_max_size=limits.max_body_bytes, middlewares=[_middleware(token)])
+    config = plane.config
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[_middleware(config.token)])
     _Routes(plane).add_to(app.router)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a client that leaves takes its requests with it
         access_log=None,
-        auto_decompress=False,  # a bomb must not go off before our limit is forecast_valid at
-        keepalive_timeout=limits.keepalive_s,
-        shutdown_timeout=limits.close_timeout_s,
+        auto_decompress=False,  # a small body may decompress to gigabytes; our own way of decompressing has a limit
+        keepalive_timeout=config.keepalive_s,
+        shutdown_timeout=config.close_timeout_s,
         lingering_time=1.0,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=ssl_context, backlog=1024).start()
+        await web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=1024).start()
     except (OSError, OverflowError) as error:
         await runner.cleanup()
-        raise InputError(f"cannot listen on {host}:{port}: {error}") from None
-    return HttpFront(runner, runner.addresses[0][1])
+        raise InputError(f"cannot listen on {config.host}:{config.port}: {error}") from None
+    return HttpListener(runner)
 
 
 def _middleware(token: str | None) -> Any:
@@ -91,7 +84,7 @@ def _middleware(token: str | None) -> Any:
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.path not in OPEN_PATHS and not allowed(token, request.headers.get("Authorization")):
-                raise Refusal(Kind.UNAUTHENTICATED, "a bearer token is wanted, and this is not the right one")
+                raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
             return await handler(request)
         except Refusal as refusal:
             return _refused(refusal.kind, str(refusal))
@@ -141,11 +134,10 @@ def _refused(kind: Kind, message: str) -> web.Response:
 
 
 class _Routes:
-    """One method a route."""
+    """One method per route."""
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
-        self.limits = plane.limits
         self.api = describe_api(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -220,18 +212,19 @@ class _Routes:
             raise Refusal(
                 Kind.UNSUPPORTED, f"Content-Encoding {encoding[:80]!r} is not supported; gzip and deflate are"
             )
-        most = self.limits.max_body_bytes
+        most = self.plane.config.max_body_bytes
         if (request.content_length or 0) > most:
             raise Refusal(Kind.TOO_LARGE, f"the body has {request.content_length} bytes; {most} are allowed")
+        limit_s = self.plane.config.body_timeout_s
         body: bytes | bytearray
         try:
             if request.content.is_eof():  # it came with the head, as small ones do: no time limit is worth its cost
                 body = await request.read()
             else:
-                async with asyncio.timeout(self.limits.body_timeout_s):
+                async with asyncio.timeout(limit_s):
                     body = await _read(request.content, most)
         except TimeoutError:
-            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {self.limits.body_timeout_s:g} s") from None
+            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
             raise _too_large(most) from None
         if encoding != "identity":
@@ -278,7 +271,7 @@ class _Routes:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Answers the header Expect; what the token allows is forecast_valid at afterwards, as always."""
+    """Answers the header Expect; the token is checked afterwards, as always."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         return _json({"error": "the header Expect may be 100-continue only"}, 417)
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -292,6 +285,6 @@ def _header_parameters(request: web.Request) -> dict[str, int]:
         text = request.headers.get(header)
         if text is not None:
             if not (text.isascii() and text.isdigit()):
-                raise InputError(f"{header} is {text[:80]!r}; a whole number is wanted")
+                raise InputError(f"{header} is {text[:80]!r}; it must be a whole number")
             found[parameter] = int(text[:18])
     return found

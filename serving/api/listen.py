@@ -1,30 +1,27 @@
-"""Opens the doors of a server: HTTP, and gRPC where it is wanted; with TLS where there is a certificate."""
+"""Where a server listens: HTTP, and gRPC if it is asked for; with TLS if there is a certificate."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from serving.api.config import ApiConfig, ApiLimits
+from serving.api.config import ApiConfig
 from serving.api.dataplane import DataPlane
 from serving.api.http import start_http
-from serving.engine.engine import Engine
-from serving.models.repository import Repository
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
 
 
-class Door(Protocol):
-    """An open door."""
+class Listener(Protocol):
+    """Takes connections."""
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
 
     async def close(self) -> None:
         """Take no more connections, and end those that are open."""
@@ -62,45 +59,39 @@ def check_addresses(config: ApiConfig) -> None:
             raise InputError(f"--host {config.host} --{flag} {port}: cannot listen: {error.strerror}") from None
 
 
-async def open_doors(
-    config: ApiConfig,
-    engine: Engine,
-    repository: Repository,
-    metrics: Callable[[], tuple[bytes, str]],
-    tls: ssl.SSLContext | None,
-) -> list[Door]:
-    """Listen as the settings say.
+async def listen(plane: DataPlane, tls: ssl.SSLContext | None) -> list[Listener]:
+    """Listen as the settings of the data plane say.
 
     Args:
-        config: settings. engine: started. repository: of its models.
-        metrics: body of /metrics and its content type. tls: from ``tls_context``.
+        plane: answers.
+        tls: from `tls_context`.
 
     Raises:
-        InputError: an address is taken, or gRPC is wanted and not installed; no door is left open.
+        InputError: an address is taken, or gRPC is not installed; nothing listens then.
     """
-    plane = DataPlane(engine, repository, metrics, limits=ApiLimits(), defaults=repository.defaults)
-    try:
-        http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
-    except OSError as error:
-        raise InputError(f"--host {config.host} --port {config.port}: cannot listen: {error.strerror}") from None
-    log.info("HTTP on %s://%s:%d", "https" if tls else "http", config.host, http.port)
-    if not config.grpc:
+    http = await start_http(plane, tls)
+    log.info("HTTP on %s://%s:%d", "https" if tls else "http", plane.config.host, http.port)
+    if not plane.config.grpc:
         return [http]
+    try:
+        return [http, await _listen_grpc(plane)]
+    except InputError:
+        await http.close()
+        raise
+
+
+async def _listen_grpc(plane: DataPlane) -> Listener:
+    config = plane.config
     try:
         import grpc  # an optional dependency
 
         from serving.api.grpc import start_grpc
-
-        credentials = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes())
-            credentials = grpc.ssl_server_credentials([pair])
-        door: Door = await start_grpc(plane, config.host, config.grpc_port, config.token, credentials)
     except ImportError:
-        await http.close()
         raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]") from None
-    except (OSError, RuntimeError) as error:
-        await http.close()
-        raise InputError(f"--host {config.host} --grpc_port {config.grpc_port}: cannot listen: {error}") from None
-    log.info("gRPC on %s:%d", config.host, door.port)
-    return [http, door]
+    credentials = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        pair = Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes()
+        credentials = grpc.ssl_server_credentials([pair])
+    listener = await start_grpc(plane, credentials)
+    log.info("gRPC on %s:%d", config.host, listener.port)
+    return listener

@@ -11,6 +11,7 @@ import numpy as np
 from serving.models.served import ServedModel
 from traces.errors import InputError
 from traces.machine import DeviceInfo
+from traces.measurements import Phases
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class Batch:
         batch_id: the caller's number, handed back in the result.
         model: name of a loaded model.
         priority: 0 (high) or 1 (low).
-        inputs: one array a request, of the model's input_shape, without batch dimension.
+        inputs: one array per request, of the model's input_shape, without batch dimension.
     """
 
     batch_id: int
@@ -34,32 +35,20 @@ class Batch:
 class BatchResult:
     """How a batch ended: outputs or an error, and when each phase began and ended.
 
-    Times are milliseconds on the clock of `time.perf_counter`, non-decreasing in the order of the fields. Phases that a
-    failed batch never reached have the time of its failure.
-
     Attributes:
         batch_id: the batch's number.
         stream: the stream that ran it.
-        outputs: one array a request, without batch dimension; None after an error.
+        phases: on the clock of `time.perf_counter` in ms; those that a failed batch never reached have the time of its
+            failure.
+        outputs: one array per request, without batch dimension; None after an error.
         error: one line, or None.
-        dispatch_ms: when it was submitted.
-        h2d_start_ms: start of the copy to the device.
-        h2d_end_ms: end of the copy to the device.
-        exec_start_ms: start of the execution.
-        exec_end_ms: end of the execution.
-        d2h_end_ms: end of the copy from the device.
     """
 
     batch_id: int
     stream: int
-    outputs: list[np.ndarray] | None
-    error: str | None
-    dispatch_ms: float
-    h2d_start_ms: float
-    h2d_end_ms: float
-    exec_start_ms: float
-    exec_end_ms: float
-    d2h_end_ms: float
+    phases: Phases
+    outputs: list[np.ndarray] | None = None
+    error: str | None = None
 
 
 OnResult = Callable[[BatchResult], None]
@@ -80,7 +69,7 @@ class Executor(ABC):
 
     def __init__(self, streams: int, on_result: OnResult) -> None:
         if streams < 1:
-            raise InputError(f"streams is {streams}; at least 1 is wanted")
+            raise InputError(f"streams is {streams}; it must be at least 1")
         self.streams = streams
         self.on_result = on_result
 

@@ -1,4 +1,4 @@
-"""What device is there, and how fast it is at its best: measured, not forecast_valid up."""
+"""What device is there, and how fast it is at its best: measured, not looked up."""
 
 from __future__ import annotations
 

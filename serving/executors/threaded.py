@@ -1,4 +1,4 @@
-"""Worker threads, one a stream: run batches, answer each exactly once, survive their own death.
+"""Worker threads, one per stream: run batches, answer each exactly once, survive their own death.
 
 The two executors differ in how one batch runs on one stream (`StreamRunner`); everything else is here.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from serving.executors.base import Batch, BatchResult, Executor, OnResult
 from serving.models.served import Forward, ServedModel
+from traces.measurements import Phases
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +32,29 @@ SWITCH_INTERVAL_S = 0.0005
 
 @dataclass(slots=True, eq=False)
 class LoadedModel:
-    """A model with its inference function on the device; `alone_ms` is the shortest batch of each size that ran alone."""
+    """A model that is ready to run.
+
+    Attributes:
+        served: the model.
+        forward: its inference function on the device.
+        alone_ms: by batch size, the shortest time that a batch took which ran alone.
+    """
 
     served: ServedModel
     forward: Forward
     alone_ms: dict[int, float] = field(default_factory=dict)
 
-    def ran_alone(self, result: BatchResult) -> None:
+    def ran_alone(self, size: int, phases: Phases) -> None:
         """Note how long a batch took that ran alone."""
-        if result.outputs is not None:
-            size, took = len(result.outputs), result.d2h_end_ms - result.h2d_start_ms
-            self.alone_ms[size] = min(took, self.alone_ms.get(size, took))
+        took = phases.d2h_end_ms - phases.h2d_start_ms
+        self.alone_ms[size] = min(took, self.alone_ms.get(size, took))
 
 
 class StreamRunner(Protocol):
     """Runs batches on one stream; made and used on that stream's worker thread only."""
 
-    def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
-        """Run one batch to its end and fill in the result's outputs and times."""
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
+        """Run one batch to its end; returns its outputs, one per request, and its phases."""
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """Do once what makes this batch size fast later."""
@@ -58,8 +64,8 @@ class StreamRunner(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Flight:
-    """A submitted batch; `answered` is guarded by the executor's lock."""
+class _Submitted:
+    """A batch from `submit` to its result; `answered` is guarded by the executor's lock."""
 
     stream: int
     model: LoadedModel
@@ -69,7 +75,7 @@ class _Flight:
 
 
 _Task = Callable[[StreamRunner], None]
-_Job = _Flight | tuple[_Task, "Future[None]"] | None
+_Job = _Submitted | tuple[_Task, "Future[None]"] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +85,7 @@ class _Worker:
     stream: int
     inbox: SimpleQueue[_Job] = field(default_factory=SimpleQueue)
     thread: threading.Thread | None = None
-    flight: _Flight | None = None
+    busy_with: _Submitted | None = None
 
 
 def now_ms() -> float:
@@ -88,7 +94,7 @@ def now_ms() -> float:
 
 
 class ThreadedExecutor(Executor):
-    """An executor with one worker thread a stream."""
+    """An executor with one worker thread per stream."""
 
     def __init__(self, streams: int, on_result: OnResult) -> None:
         super().__init__(streams, on_result)
@@ -115,12 +121,10 @@ class ThreadedExecutor(Executor):
 
     @property
     def models(self) -> dict[str, ServedModel]:
-        """The loaded models by name (a copy)."""
         with self._lock:
             return {name: model.served for name, model in self._loaded.items()}
 
     def load(self, model: ServedModel) -> None:
-        """Compile a model for the device; see `Executor.load`."""
         if model.name in self.models:
             raise ValueError(f"model {model.name!r} is loaded; unload it first")
         loaded = LoadedModel(model, self._build(model))
@@ -129,14 +133,12 @@ class ThreadedExecutor(Executor):
                 raise ValueError(f"model {model.name!r} is loaded; unload it first")
 
     def unload(self, name: str) -> None:
-        """Forget a model; see `Executor.unload`."""
         with self._lock:
             model = self._model(name)
             del self._loaded[name]
         self._forget(model)
 
     def rename(self, name: str, new: str) -> None:
-        """Give a model another name; see `Executor.rename`."""
         with self._lock:
             model, before = self._model(name), self._loaded.get(new)
             del self._loaded[name]
@@ -150,50 +152,48 @@ class ThreadedExecutor(Executor):
             self._post(worker, lambda runner: runner.forget(model))
 
     def warm_up(self, name: str, batch_sizes: Iterable[int]) -> None:
-        """Run every batch size on every stream; see `Executor.warm_up`."""
-        with self._lock:
-            model = self._model(name)
-        item = model.served.example(np.random.default_rng(0))
+        model = self._loaded_model(name)
         for size in batch_sizes:
-            batch = Batch(-1, name, 0, [item] * size)
+            batch = Batch(-1, name, 0, [model.served.example(np.random.default_rng(0))] * size)
 
             def task(runner: StreamRunner, batch: Batch = batch) -> None:
                 runner.prepare(model, len(batch.inputs))
                 for _ in range(2):
-                    result = blank_result(batch, 0, now_ms())
-                    runner.run(model, batch, result)
-                    model.ran_alone(result)
+                    self._run_alone(runner, model, batch, now_ms())
 
             for worker in self._workers:
-                try:
-                    self._post(worker, task).result()
-                except Exception as error:
-                    raise RuntimeError(f"model {name!r} fails on a batch of {size}: {one_line(error)}") from error
+                self._wait_for(worker, task, batch)
 
     def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
-        """Run one batch size on the last stream; see `Executor.time_alone`."""
-        with self._lock:
-            model = self._model(name)
+        model = self._loaded_model(name)
         batch = Batch(-1, name, 1, [model.served.example(np.random.default_rng(0))] * batch_size)
         worker = self._workers[-1]
         results: list[BatchResult] = []
-
-        def task(runner: StreamRunner) -> None:
-            result = blank_result(batch, worker.stream, dispatch_ms)
-            runner.run(model, batch, result)
-            model.ran_alone(result)
-            results.append(result)
-
-        for _ in range(repeats):  # one task a run, so that a batch of the engine waits for one at most
+        for _ in range(repeats):  # one task per run, so that a batch of the engine waits for one at most
             dispatch_ms = now_ms()
-            try:
-                self._post(worker, task).result()
-            except Exception as error:
-                raise RuntimeError(f"model {name!r} fails on a batch of {batch_size}: {one_line(error)}") from error
+
+            def task(runner: StreamRunner, dispatch_ms: float = dispatch_ms) -> None:
+                outputs, phases = self._run_alone(runner, model, batch, dispatch_ms)
+                results.append(BatchResult(batch.batch_id, worker.stream, phases, outputs))
+
+            self._wait_for(worker, task, batch)
         return results
 
+    def _run_alone(
+        self, runner: StreamRunner, model: LoadedModel, batch: Batch, dispatch_ms: float
+    ) -> tuple[list[np.ndarray], Phases]:
+        outputs, phases = runner.run(model, batch, dispatch_ms)
+        model.ran_alone(len(outputs), phases)
+        return outputs, phases
+
+    def _wait_for(self, worker: _Worker, task: _Task, batch: Batch) -> None:
+        try:
+            self._post(worker, task).result()
+        except Exception as error:
+            words = f"model {batch.model!r} fails on a batch of {len(batch.inputs)}: {one_line(error)}"
+            raise RuntimeError(words) from error
+
     def submit(self, stream: int, batch: Batch) -> None:
-        """Start a batch on an idle stream; see `Executor.submit`."""
         dispatch_ms = now_ms()
         if not 0 <= stream < self.streams:
             raise ValueError(f"no stream {stream}; there are {self.streams}")
@@ -203,20 +203,17 @@ class ThreadedExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise ValueError("the executor is closed")
-            if worker.flight is not None:
-                raise ValueError(f"stream {stream} is busy with batch {worker.flight.batch.batch_id}")
-            flight = _Flight(stream, self._model(batch.model), batch, dispatch_ms)
-            worker.flight = flight
+            if worker.busy_with is not None:
+                raise ValueError(f"stream {stream} is busy with batch {worker.busy_with.batch.batch_id}")
+            submitted = worker.busy_with = _Submitted(stream, self._model(batch.model), batch, dispatch_ms)
         if worker.thread is None or not worker.thread.is_alive():
             self._start(worker)
-        worker.inbox.put(flight)
+        worker.inbox.put(submitted)
 
     def idle(self, stream: int) -> bool:
-        """Whether the stream has no batch in flight."""
-        return self._workers[stream].flight is None
+        return self._workers[stream].busy_with is None
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Drain for at most `timeout_s`, then fail what is left; see `Executor.close`."""
         with self._lock:
             first, self._closed = not self._closed, True
         if first:
@@ -227,13 +224,13 @@ class ThreadedExecutor(Executor):
             thread = worker.thread
             if thread is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, end_s - time.perf_counter()))
-            flight = worker.flight
-            if flight is not None:
-                self._answer(
-                    _failed(flight, f"the executor closed and the batch had not ended in {timeout_s:g} s"), flight
-                )
-
+            if worker.busy_with is not None:
+                self._fail(worker.busy_with, f"the executor closed and the batch had not ended in {timeout_s:g} s")
         atexit.unregister(self._at_exit)
+
+    def _loaded_model(self, name: str) -> LoadedModel:
+        with self._lock:
+            return self._model(name)
 
     def _model(self, name: str) -> LoadedModel:
         if name not in self._loaded:
@@ -256,14 +253,12 @@ class ThreadedExecutor(Executor):
         job: _Job = None
         try:
             while (job := worker.inbox.get()) is not None:
-                if isinstance(job, _Flight):
-                    result = blank_result(job.batch, job.stream, job.dispatch_ms)
+                if isinstance(job, _Submitted):
                     try:
                         runner = runner or self._open_stream(worker.stream)
-                        runner.run(job.model, job.batch, result)
+                        self._answer(job, self._result(runner, job))
                     except Exception as error:  # a model's own error ends its batch, not its stream
-                        result = _failed(job, one_line(error))
-                    self._answer(result, job)
+                        self._fail(job, one_line(error))
                 else:
                     task, future = job
                     try:
@@ -272,10 +267,14 @@ class ThreadedExecutor(Executor):
                         future.set_result(None)
                     except Exception as error:
                         future.set_exception(error)
-                job = None
+                job = None  # held on to, the batch's inputs would live until the next one comes
         except BaseException as error:  # SystemExit and its like, raised by a model or sent to the thread
             log.error("worker thread of stream %d died: %s", worker.stream, one_line(error))
             self._bury(worker, job, error)
+
+    def _result(self, runner: StreamRunner, job: _Submitted) -> BatchResult:
+        outputs, phases = runner.run(job.model, job.batch, job.dispatch_ms)
+        return BatchResult(job.batch.batch_id, job.stream, phases, outputs)
 
     def _bury(self, worker: _Worker, job: _Job, error: BaseException) -> None:
         """Start the next thread, then answer what the dead one had in hand."""
@@ -284,39 +283,31 @@ class ThreadedExecutor(Executor):
         if not closed:
             self._start(worker)
         message = f"the worker thread died: {one_line(error)}"
-        if isinstance(job, _Flight):
-            self._answer(_failed(job, message), job)
+        if isinstance(job, _Submitted):
+            self._fail(job, message)
         elif job is not None and not job[1].done():
             job[1].set_exception(RuntimeError(message))
 
-    def _answer(self, result: BatchResult, flight: _Flight) -> None:
+    def _fail(self, submitted: _Submitted, error: str) -> None:
+        self._answer(submitted, failed_result(submitted.batch, submitted.stream, submitted.dispatch_ms, error))
+
+    def _answer(self, submitted: _Submitted, result: BatchResult) -> None:
         """Report a batch unless it was reported before; its stream is idle from here on."""
+        # Two threads may come here with one batch: its worker, and `close`, which gave it up.
         with self._lock:
-            if flight.answered:
+            if submitted.answered:
                 return
-            flight.answered = True
-            self._workers[flight.stream].flight = None
+            submitted.answered = True
+            self._workers[submitted.stream].busy_with = None
         try:
             self.on_result(result)
         except Exception:
             log.exception("on_result failed for batch %d", result.batch_id)
 
 
-def blank_result(batch: Batch, stream: int, dispatch_ms: float) -> BatchResult:
-    """A result to be filled in; all its times are those of the dispatch."""
-    return BatchResult(batch.batch_id, stream, None, None, *(dispatch_ms,) * 6)
-
-
 def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> BatchResult:
     """The result of a batch that failed now."""
-    result = blank_result(batch, stream, now_ms())
-    result.dispatch_ms = dispatch_ms
-    result.error = error
-    return result
-
-
-def _failed(flight: _Flight, error: str) -> BatchResult:
-    return failed_result(flight.batch, flight.stream, flight.dispatch_ms, error)
+    return BatchResult(batch.batch_id, stream, Phases(dispatch_ms, *(now_ms(),) * 5), error=error)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The models that a server may serve: where they come from, and which of them are loaded.
 
 A list of models is a YAML file (a list of entries), or a folder with one such file, ``models.yaml``, or with one
-``NAME.yaml`` a model. An entry has the fields of ``ModelSpec``, and the defaults of requests that name none:
+``NAME.yaml`` per model. An entry has the fields of ``ModelSpec``, and the defaults of requests that name none:
 
     - name: classifier
       source: classifier.pt          # beside this file, or builtin:NAME, or module:factory
@@ -38,8 +38,8 @@ class Entry:
 
     Attributes:
         spec: where it comes from.
-        priority: of requests that name none: 0 (high) or 1 (low); None leaves it to the front.
-        timeout_ms: relative deadline of requests that name none; None leaves it to the front.
+        priority: of requests that name none: 0 (high) or 1 (low); None leaves it to the API.
+        timeout_ms: relative deadline of requests that name none; None leaves it to the API.
     """
 
     spec: ModelSpec
@@ -169,12 +169,13 @@ def check_memory(loaded: Sequence[ServedModel], new: ServedModel, largest_batch:
 
 
 class Repository:
-    """Loads and unloads models of a running server; what the doors know of models.
+    """Loads and unloads models of a running server; what the API knows of models.
 
     Args:
         sources: as in ``read_entries``; folders and files are read again at each load and index.
         loaded: names of the models that are served now.
-        load: makes a model be served, in place of one of its name. unload: ends that.
+        load: makes a model be served, in place of one of its name.
+        unload: ends that.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Repository:
         self._entries = read_entries(sources)
         self._served = dict(self._entries)  # as they were when they were loaded
         self._state: dict[str, tuple[str, str]] = {}
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def entries(self) -> dict[str, Entry]:
         """All models that may be served; what the sources say now, or said last if they are broken now."""
@@ -222,7 +223,7 @@ class Repository:
             KeyError: no such model.
             InputError: it cannot be loaded, does not fit the memory limit, or the listing is malformed.
         """
-        async with self._turn:
+        async with self._lock:
             entry = read_entries(self._sources).get(name)
             if entry is None:
                 raise KeyError(name)
@@ -246,7 +247,7 @@ class Repository:
             KeyError: it is not loaded.
             InputError: it is the only one.
         """
-        async with self._turn:
+        async with self._lock:
             if name not in self._loaded():
                 raise KeyError(name)
             self._state.pop(name, None)

@@ -13,18 +13,17 @@ from rich.table import Table
 
 from agents.evaluation import metric
 from agents.evaluation.summary import ENDED, summarise
-from serving.engine.request import Observer, Outcome
+from serving.engine.request import Observer, RequestResult
 
 
 class Collector(Observer):
     """Keeps how each request ended, without its output."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.results: list[RequestResult] = []
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Keep it."""
-        self.outcomes.append(replace(outcome, output=None))
+    def request_ended(self, result: RequestResult) -> None:
+        self.results.append(replace(result, output=None))
 
 
 def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[float]) -> dict[str, Any]:

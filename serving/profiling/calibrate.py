@@ -67,10 +67,9 @@ def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[
 
 def solo_rows(runs: Sequence[SoloRun]) -> pd.DataFrame:
     """Solo runs as rows of a measurement campaign: each is a run of its own, on the clock of the first."""
-    start = min((run.result.dispatch_ms for run in runs), default=0.0)
+    start = min((run.result.phases.dispatch_ms for run in runs), default=0.0)
     rows = [
-        (i, "solo", i, run.result.stream, 1, run.model, run.batch_size)
-        + tuple(getattr(run.result, phase) - start for phase in PHASES)
+        (i, "solo", i, run.result.stream, 1, run.model, run.batch_size) + run.result.phases.since(start)
         for i, run in enumerate(runs)
     ]
     return pd.DataFrame(rows, columns=["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES])

@@ -13,9 +13,8 @@ import aiohttp
 import aiohttp.web
 import numpy as np
 import pytest
-from front_server import FakeRepository, X, serving_plane
+from api_server import FakeRepository, X, serving_plane
 
-from serving.api.config import ApiLimits
 from serving.api.http import _Routes, start_http
 from serving.api.http_codec import HEADER_LENGTH
 from serving.api.model_view import view_model
@@ -104,9 +103,9 @@ async def fuzz(executor: CpuExecutor, n: int, seed: int) -> dict[int, int]:
     """Send n mutated requests over 8 connections; how often each status came."""
     rng = np.random.default_rng(seed)
     seen: dict[int, int] = {}
-    async with serving_plane(executor, ApiLimits(max_body_bytes=100_000)) as plane:
-        front = await start_http(plane, port=0)
-        url = f"http://127.0.0.1:{front.port}/v2/models/double/infer"
+    async with serving_plane(executor, max_body_bytes=100_000) as plane:
+        listener = await start_http(plane)
+        url = f"http://127.0.0.1:{listener.port}/v2/models/double/infer"
 
         async def client(session: aiohttp.ClientSession) -> None:
             for _ in range(n // 8):
@@ -125,7 +124,7 @@ async def fuzz(executor: CpuExecutor, n: int, seed: int) -> dict[int, int]:
             async with session.post(url, json=good) as response:
                 assert response.status == 200, "the server lives"
         assert plane.engine.queued == plane.engine.in_flight == 0
-        await front.close()
+        await listener.close()
     return seen
 
 
@@ -144,14 +143,14 @@ async def test_bytes_that_are_not_http_harm_nobody(executor: CpuExecutor) -> Non
     good = (
         b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"
     )
-    async with serving_plane(executor, ApiLimits(body_timeout_s=0.2, keepalive_s=0.2)) as plane:
-        front = await start_http(plane, port=0)
+    async with serving_plane(executor, body_timeout_s=0.2, keepalive_s=0.2) as plane:
+        listener = await start_http(plane)
 
         async def client() -> None:
             sent = bytearray(good)
             for at in rng.integers(len(sent), size=rng.integers(1, 12)):
                 sent[at] = rng.integers(256)
-            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             writer.write(bytes(sent))
             answer = await asyncio.wait_for(reader.read(), 10.0)
             assert not re.match(rb"HTTP/1.\d 50[0-2]", answer), (sent, answer)
@@ -161,10 +160,10 @@ async def test_bytes_that_are_not_http_harm_nobody(executor: CpuExecutor) -> Non
             await asyncio.gather(*(client() for _ in range(30)))
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{front.port}/v2/health/ready") as response,
+            session.get(f"http://127.0.0.1:{listener.port}/v2/health/ready") as response,
         ):
             assert response.status == 200
-        await front.close()
+        await listener.close()
 
 
 def test_integers_that_would_break_the_model_and_its_batch_are_refused(executor: CpuExecutor) -> None:
@@ -233,28 +232,28 @@ def _fits(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where: st
 async def test_answers_are_as_documented(executor: CpuExecutor) -> None:
     body = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
     async with serving_plane(executor, repository=FakeRepository()) as plane, aiohttp.ClientSession() as session:
-        front = await start_http(plane, port=0)
-        async with session.get(f"http://127.0.0.1:{front.port}/openapi.json") as response:
+        listener = await start_http(plane)
+        async with session.get(f"http://127.0.0.1:{listener.port}/openapi.json") as response:
             api = json.loads(await response.read())
         for path, item in api["paths"].items():
             for method, operation in item.items():
                 if path == "/metrics":
                     continue
                 for model, version in (("double", "1"), ("nowhere", "1")):
-                    url = f"http://127.0.0.1:{front.port}" + path.format(model=model, version=version)
+                    url = f"http://127.0.0.1:{listener.port}" + path.format(model=model, version=version)
                     sent = {"json": body if path.endswith("infer") else {}} if method == "post" else {}
                     async with session.request(method, url, **sent) as response:
                         described = operation["responses"][str(response.status)]
                         schema = described["content"]["application/json"]["schema"]
                         _fits(json.loads(await response.read()), schema, api["components"]["schemas"], path)
-        await front.close()
+        await listener.close()
 
 
 async def test_a_view_is_made_anew_when_the_engine_serves_other_models(executor: CpuExecutor) -> None:
     async with serving_plane(executor) as plane:
         assert plane.model("slow").name == "slow"
         before = plane.model("double")
-        plane.engine.models = ("double",)
+        await plane.engine.remove_model("slow")
         assert plane.model("double") == before
         with pytest.raises(Refusal, match="'slow' is not served"):
             plane.model("slow")

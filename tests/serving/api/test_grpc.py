@@ -1,4 +1,4 @@
-"""The gRPC door, driven by tritonclient and by messages made by hand."""
+"""gRPC, driven by tritonclient and by messages made by hand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from front_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
+from api_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from serving.api.config import ApiLimits
+from envs.scheduling.state import CANCELLED, LOW
 from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
 from serving.api.protocol import inference_pb2 as pb
-from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
 
@@ -43,16 +42,14 @@ class Client(triton_aio.InferenceServerClient):
 
 
 @asynccontextmanager
-async def opened(
-    executor: CpuExecutor, limits: ApiLimits | None = None, token: str | None = None, **more: Any
-) -> AsyncIterator[Client]:
-    async with serving_plane(executor, limits, **more) as plane:
-        front = await start_grpc(plane, port=0, token=token)
-        client = Client(f"127.0.0.1:{front.port}")
-        client.plane, client.address = plane, f"127.0.0.1:{front.port}"
+async def opened(executor: CpuExecutor, **settings: Any) -> AsyncIterator[Client]:
+    async with serving_plane(executor, **settings) as plane:
+        listener = await start_grpc(plane)
+        client = Client(f"127.0.0.1:{listener.port}")
+        client.plane, client.address = plane, f"127.0.0.1:{listener.port}"
         yield client
         await client.close()
-        await front.close()
+        await listener.close()
 
 
 @pytest.fixture
@@ -152,7 +149,7 @@ async def test_typed_contents_are_as_good_as_raw_ones(client: Client) -> None:
 
 
 async def test_each_end_has_its_status(executor: CpuExecutor, gate: threading.Event) -> None:
-    async with opened(executor, config=EngineConfig(queue_places=4)) as client:
+    async with opened(executor, queue_places=4) as client:
         engine = client.plane.engine
         assert (await refused(client.infer("nowhere", [tensor()])))[0] == "NOT_FOUND"
         for bad, words in (
@@ -195,7 +192,7 @@ async def test_a_cancelled_call_takes_its_requests_with_it(executor: CpuExecutor
         await until(lambda: engine.queued == 2)
         assert (await refused(impatient))[0] == "DEADLINE_EXCEEDED"
         await until(lambda: engine.queued == 0)
-        assert engine.ended[1, 5] == 5, "they ended as cancelled"
+        assert engine.ended[LOW, CANCELLED] == 5, "they ended as cancelled"
         gate.set()
         await asyncio.gather(*blockers)
 
@@ -235,7 +232,7 @@ async def test_a_stream_that_is_left_takes_its_requests_with_it(executor: CpuExe
         await until(lambda: engine.queued == 0)
         gate.set()
         await until(lambda: engine.in_flight == 0)
-        assert engine.ended[1, 5] == engine.ended.sum() == engine.offered.sum() > 0
+        assert engine.ended[LOW, CANCELLED] == engine.ended.sum() == engine.offered.sum() > 0
 
 
 async def test_the_repository_is_asked(executor: CpuExecutor) -> None:
@@ -267,7 +264,7 @@ async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecu
 
 
 async def test_limits(executor: CpuExecutor, gate: threading.Event) -> None:
-    async with opened(executor, ApiLimits(max_per_client=3, max_body_bytes=10_000)) as client:
+    async with opened(executor, max_per_client=3, max_body_bytes=10_000) as client:
         first = asyncio.ensure_future(client.infer("slow", [tensor(np.repeat(BLOCKS, 2, axis=0))]))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, message = await refused(client.infer("double", [tensor()]))
@@ -307,4 +304,5 @@ async def test_messages_that_are_not_protobuf_harm_nobody(client: Client) -> Non
 
 async def test_a_port_that_is_taken_is_a_plain_error(client: Client) -> None:
     with pytest.raises(InputError, match="cannot listen on"):
-        await start_grpc(client.plane, port=int(client.address.split(":")[1]))
+        client.plane.config.grpc_port = int(client.address.split(":")[1])
+        await start_grpc(client.plane)

@@ -1,4 +1,4 @@
-"""The HTTP door, driven by tritonclient and by raw requests; bad ones and its limits are in test_front_http_limits.py."""
+"""HTTP, driven by tritonclient and by raw requests; bad ones and the limits are in test_http_limits.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from front_server import BLOCKS, NAMES, FakeRepository, X, until
+from api_server import BLOCKS, NAMES, FakeRepository, X, until
 from http_client import Client, body, opened
 from tritonclient.utils import InferenceServerException
 
-from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
 
 
@@ -201,7 +200,7 @@ async def test_a_late_answer_says_so(executor: CpuExecutor) -> None:
 async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(
     executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with opened(executor, config=EngineConfig(queue_places=4)) as client:
+    async with opened(executor, queue_places=4) as client:
         engine = client.plane.engine
         blockers = [asyncio.ensure_future(client.infer("slow", BLOCKS)) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)

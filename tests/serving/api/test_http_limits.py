@@ -1,4 +1,4 @@
-"""The HTTP door under bad input, at its limits, and with clients that misbehave, by aiohttp and by bare sockets."""
+"""HTTP under bad input, at its limits, and with clients that misbehave, by aiohttp and by bare sockets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from front_server import BLOCKS, X, serving_plane, until
+from api_server import BLOCKS, X, serving_plane, until
 from http_client import Client, body, opened
 
-from serving.api.config import ApiLimits
+from envs.scheduling.state import CANCELLED, LOW
 from serving.api.http import start_http
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
@@ -131,7 +131,7 @@ async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecu
 
 
 async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuExecutor) -> None:
-    async with opened(executor, ApiLimits(max_body_bytes=1000)) as client:
+    async with opened(executor, max_body_bytes=1000) as client:
         path = "/v2/models/double/infer"
         assert (await client.ask("POST", path, data=b" " * 1001))[0] == 413
 
@@ -151,7 +151,7 @@ async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuEx
 async def test_one_client_cannot_have_more_in_flight_than_its_share(
     executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with opened(executor, ApiLimits(max_per_client=3)) as client:
+    async with opened(executor, max_per_client=3) as client:
         first = asyncio.ensure_future(client.infer("slow", np.repeat(BLOCKS, 2, axis=0)))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, answer, headers = await client.infer("double", X)
@@ -171,13 +171,13 @@ async def test_a_client_that_leaves_takes_its_requests_with_it(executor: CpuExec
         await until(lambda: engine.queued == 3)
         leaver.cancel()  # aiohttp closes the connection
         await until(lambda: engine.queued == 0)
-        assert engine.ended[1, 5] == 3, "they ended as cancelled"
+        assert engine.ended[LOW, CANCELLED] == 3, "they ended as cancelled"
         gate.set()
         assert {(await b)[0] for b in blockers} == {200}
 
 
 async def test_slow_clients_are_let_go(executor: CpuExecutor) -> None:
-    async with opened(executor, ApiLimits(body_timeout_s=0.1, keepalive_s=0.3)) as client:
+    async with opened(executor, body_timeout_s=0.1, keepalive_s=0.3) as client:
         # One sends a head and half a body, one half a head, one nothing.
         for sent, expected in (
             (b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", b" 408 "),
@@ -208,17 +208,18 @@ async def test_many_answers_on_one_connection_keep_their_order(client: Client) -
 
 
 async def test_a_port_that_is_taken_is_a_plain_error(client: Client) -> None:
+    client.plane.config.port = client.port
     with pytest.raises(InputError, match="cannot listen on"):
-        await start_http(client.plane, port=client.port)
+        await start_http(client.plane)
 
 
 async def test_closing_waits_for_the_requests_in_hand(executor: CpuExecutor, gate: threading.Event) -> None:
     async with serving_plane(executor) as plane, aiohttp.ClientSession() as session:
-        front = await start_http(plane, port=0)
-        client = Client(plane, front.port, session)
+        listener = await start_http(plane)
+        client = Client(plane, listener.port, session)
         job = asyncio.ensure_future(client.infer("slow", BLOCKS))
         await until(lambda: plane.engine.in_flight == 1)
-        closing = asyncio.ensure_future(front.close())
+        closing = asyncio.ensure_future(listener.close())
         await asyncio.sleep(0.05)
         assert not closing.done()
         gate.set()
@@ -237,8 +238,8 @@ async def test_https(executor: CpuExecutor, tmp_path: Path) -> None:
     trusting = ssl.create_default_context(cafile=certificate)
     trusting.check_hostname = False
     async with serving_plane(executor) as plane, aiohttp.ClientSession() as session:
-        front = await start_http(plane, port=0, ssl_context=context)
-        url = f"https://127.0.0.1:{front.port}/v2/models/double/infer"
+        listener = await start_http(plane, context)
+        url = f"https://127.0.0.1:{listener.port}/v2/models/double/infer"
         async with session.post(url, json=body(), ssl=trusting) as response:
             assert response.status == 200
-        await front.close()
+        await listener.close()

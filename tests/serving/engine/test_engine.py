@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from front_server import BLOCKS, until
+from api_server import BLOCKS, until
 
 from agents.policies.base import Policy, make_policy
 from envs.profiles.profile import Profile, synthetic_profile
+from envs.scheduling.state import CANCELLED, HIGH, n_actions
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.engine.request import BatchRecord, Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
 from serving.models.load import load_model
 from serving.models.served import ModelSpec
@@ -71,11 +73,11 @@ class Log(Observer):
     """Keeps all that it is told."""
 
     def __post_init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.results: list[RequestResult] = []
         self.batches: list[BatchRecord] = []
 
-    def request_ended(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+    def request_ended(self, result: RequestResult) -> None:
+        self.results.append(result)
 
     def batch_ended(self, batch: BatchRecord) -> None:
         self.batches.append(batch)
@@ -102,17 +104,19 @@ async def test_each_request_gets_its_own_output_under_every_policy(executor: Cpu
         for x, outcome in zip(inputs, await asyncio.gather(*jobs)):
             assert outcome.outcome == "met", outcome
             np.testing.assert_array_equal(outcome.output, 2 * x)
-    assert sorted(o.id for o in log.outcomes) == list(range(120))
+    assert sorted(o.id for o in log.results) == list(range(120))
     assert sum(b.batch_size for b in log.batches) == 120
     assert any(b.batch_size > 1 for b in log.batches), "requests that wait together are batched"
 
 
-async def test_what_comes_in_one_turn_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
+async def test_what_arrives_in_one_tick_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
     async with running(executor, make_policy("edf")) as engine:
         log = Log()
         engine.observers.append(log)
         requests = [engine.offer("double", 0, 1e5, [X])[0] for _ in range(6)]
-        assert engine.in_flight == 1 and engine.queued == 5, "the first does not wait; the others for the turn's end"
+        assert engine.in_flight == 1 and engine.queued == 5, (
+            "the first does not wait; the others wait for the end of the tick"
+        )
         await asyncio.gather(*(request.future for request in requests))
         assert sorted(b.batch_size for b in log.batches) == [1, 1, 4], log.batches
         # A trace's arrivals are decided on one by one, as in the simulator.
@@ -170,8 +174,8 @@ async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(
         gate.set()
         assert (await jobs[1]).outcome == "met"
         await engine.stop(5.0)
-        assert sorted(o.outcome for o in log.outcomes) == ["cancelled", "cancelled", "met"]
-        assert engine.ended[0, 5] == 2
+        assert sorted(o.outcome for o in log.results) == ["cancelled", "cancelled", "met"]
+        assert engine.ended[HIGH, CANCELLED] == 2
 
 
 async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: CpuExecutor) -> None:
@@ -240,8 +244,6 @@ async def test_a_policy_that_fails_is_replaced_by_strait(executor: CpuExecutor, 
 async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecutor) -> None:
     class Sluggish(Policy):
         def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
-            import time
-
             time.sleep(0.004)
             return super().decide(st, tb, e)
 
@@ -253,9 +255,12 @@ async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecut
 
 
 async def test_a_policy_that_never_dispatches_cannot_hold_a_request_for_ever(executor: CpuExecutor) -> None:
-    policy = make_policy("edf", drop=0.0)
+    class Idle(Policy):
+        def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
+            return n_actions(st, tb) - 1, math.inf
+
+    policy = Idle(make_policy("edf").kind, drop=0.0)
     engine = Engine(executor, toy_profile(), policy, EngineConfig(grace_ms=20.0))
-    policy.decide = lambda st, tb, e=0: (engine._defer, math.inf)  # type: ignore[method-assign]
     await engine.start()
     outcome = await asyncio.wait_for(engine.submit("double", 0, 30.0, X), 5.0)
     assert outcome.outcome == "dropped" and outcome.latency_ms > 50.0 - 1e-6
@@ -294,7 +299,11 @@ async def test_stopping_ends_what_does_not_finish_in_time(executor: CpuExecutor,
 
 async def test_the_predictor_learns_from_live_batches(executor: CpuExecutor) -> None:
     async with running(executor) as engine:
-        before = engine.state.weight.copy(), engine.state.bias.copy(), engine.state.scale.copy()
+        before = (
+            engine.scheduler.state.weight.copy(),
+            engine.scheduler.state.bias.copy(),
+            engine.scheduler.state.scale.copy(),
+        )
         await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(40)))
-        after = engine.state.weight, engine.state.bias, engine.state.scale
+        after = engine.scheduler.state.weight, engine.scheduler.state.bias, engine.scheduler.state.scale
         assert any(not np.array_equal(a, b) for a, b in zip(before, after))

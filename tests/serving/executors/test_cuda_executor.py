@@ -249,16 +249,6 @@ def test_torchs_streams_are_at_the_ends_of_the_range(monkeypatch: pytest.MonkeyP
     assert [api.make_stream(priority).priority for priority in (0, 1)] == [-5, 0]
 
 
-def test_a_pools_bytes_are_those_of_its_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    segments = [
-        {"total_size": 5, "segment_pool_id": (0, 1)},
-        {"total_size": 7, "segment_pool_id": (0, 2)},
-        {"total_size": 9},
-    ]
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [*segments, segments[0]])
-    assert TorchCuda("cuda:0").pool_bytes((0, 1)) == 10
-
-
 def test_an_exported_program_is_moved_with_the_tensors_that_it_makes(tmp_path: Path) -> None:
     class Counted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

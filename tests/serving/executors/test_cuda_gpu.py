@@ -115,7 +115,9 @@ def test_waiting_for_the_device_does_not_hold_pythons_lock(make: Make) -> None:
     while not executor.idle(0):
         counted += 1
     result = results.wait()
-    assert result.exec_end_ms - result.exec_start_ms > 10 * (result.h2d_end_ms - result.h2d_start_ms)
+    assert result.phases.exec_end_ms - result.phases.exec_start_ms > 10 * (
+        result.phases.h2d_end_ms - result.phases.h2d_start_ms
+    )
     assert counted > 1000, "this thread ran meanwhile"
 
 
@@ -133,14 +135,14 @@ def test_a_busy_device_shows_in_the_phases(make: Make) -> None:
     executor = make(2)
     executor.load(load_model(ModelSpec("long", "test_cuda_gpu:Long", (4,), "float32", compiled=False)))
     executor.warm_up("long", [1])
-    alone = run(executor, "long", [GIVEN])
+    first = run(executor, "long", [GIVEN])
     results = Results()
     executor.on_result = results
     for stream in range(2):
         executor.submit(stream, Batch(stream, "long", 0, [GIVEN]))
     results.wait(2)
-    both = [result.exec_end_ms - result.exec_start_ms for result in results.all]
-    assert max(both) > 1.3 * (alone.exec_end_ms - alone.exec_start_ms)
+    alone, *both = (one.phases.exec_end_ms - one.phases.exec_start_ms for one in (first, *results.all))
+    assert max(both) > 1.3 * alone
 
 
 def test_unloading_gives_memory_back(make: Make) -> None:
@@ -194,7 +196,6 @@ def test_a_model_may_be_loaded_while_others_run(make: Make) -> None:
     finally:
         stop.set()
     assert not failures
-    assert executor.memory("resnet").graphs > 0
 
 
 @pytest.mark.slow

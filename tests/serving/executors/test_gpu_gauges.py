@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_server import make_executor, serving_plane
+from api_server import make_executor, serving_plane
 
 from serving.executors.cpu import CpuExecutor
 from serving.executors.device import gpu_state

@@ -178,7 +178,7 @@ def test_a_corrupt_checkpoint_is_not_loaded_and_the_old_one_stays(tmp_path: Path
 
 
 def test_a_full_disk_costs_what_is_written_and_nothing_else(tmp_path: Path) -> None:
-    flags = (f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}", f"--trace={tmp_path / 'timeline.json'}")
+    flags = (f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}", f"--timeline={tmp_path / 'timeline.json'}")
     with served(tmp_path, {"double": "toy_models"}, *flags, "--log_level=debug") as server:
         assert server.infer("double", 1.0)[0] == 200
         # No file may grow from here on, the log neither.

@@ -68,7 +68,7 @@ def test_a_replay_prints_a_table_and_a_json_line_and_writes_what_was_asked(
 ) -> None:
     ended = serve(
         f"--models={models}", f"--replay={workload}", f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}",
-        f"--trace={tmp_path / 'timeline.json'}", "--log-json",
+        f"--timeline={tmp_path / 'timeline.json'}", "--log-json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     result = result_of(ended.stdout)
@@ -102,7 +102,7 @@ def replaying(models: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command(
             f"--models={models}", f"--replay={path}", "--duration=120", f"--record={tmp_path / 'run'}",
-            f"--trace={tmp_path / 'timeline.json'}",
+            f"--timeline={tmp_path / 'timeline.json'}",
         ),
         env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -167,7 +167,7 @@ def test_bad_input_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main_module, "set_up_logging", lambda *_: None)  # pytest's own handlers stay
     (tmp_path / "bad.csv").write_text("arrival_ms,model,priority,deadline_ms\n0,bert,high,5\nx,bert,high,5\n")
-    assert main_module.main([*flags, "--record", "run", "--trace", "timeline.json", "--logdir", "tb"]) == 2
+    assert main_module.main([*flags, "--record", "run", "--timeline", "timeline.json", "--logdir", "tb"]) == 2
     out, err = capsys.readouterr()
     assert message in err and len(err.strip().splitlines()) == 1
     assert out == ""

@@ -7,23 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import serve
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
 from serving.models.repository import read_entries
 from serving.replay.workload import lay_out, read_source
+from traces.command import parse_settings
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
+
+
+def parse(words: list[str]) -> ServeConfig:
+    return parse_settings(ServeConfig, words)
 
 
 def test_flags_win_over_the_file_and_dashes_are_underscores(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("policy: edf\nport: 9000\nmodels: [resnet, bert]\n")
-    config = serve.parse([f"--config={file}", "--port", "9001", "--log-json", "--grpc", "--drain-timeout=3"])
+    config = parse([f"--config={file}", "--port", "9001", "--log-json", "--grpc", "--drain-timeout=3"])
     assert (config.policy, config.port, config.model_sources) == ("edf", 9001, ["resnet", "bert"])
     assert config.log_json and config.grpc and config.drain_timeout == 3.0
-    assert not serve.parse(["--grpc", "false"]).grpc
-    assert serve.parse(["--models", "resnet,net=a.pt"]).model_sources == ["resnet", "net=a.pt"]
+    assert not parse(["--grpc", "false"]).grpc
+    assert parse(["--models", "resnet,net=a.pt"]).model_sources == ["resnet", "net=a.pt"]
 
 
 @pytest.mark.parametrize(
