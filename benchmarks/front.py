@@ -81,7 +81,6 @@ class Identity(MLModel):
 
 def serve_ours(http_port: int, grpc_port: int) -> None:
     """Serve the identity model until the process is ended."""
-
     from agents.policies.base import make_policy
     from envs.profiles.profile import synthetic_profile
     from serving.api.config import ApiConfig

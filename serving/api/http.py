@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,7 +19,6 @@ from aiohttp import StreamReader, web
 from serving.api.dataplane import NO_TOKEN, DataPlane, allowed
 from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.api.model_view import ModelView
-from serving.api.openapi import describe_api
 from serving.api.refusal import Kind, Refusal
 from traces.errors import InputError
 
@@ -77,6 +77,13 @@ async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Htt
         await runner.cleanup()
         raise InputError(f"cannot listen on {config.host}:{config.port}: {error}") from None
     return HttpListener(runner)
+
+
+def api_document(version: str) -> dict[str, Any]:
+    """The OpenAPI document of all routes, in the file beside this one; a test compares them."""
+    document = orjson.loads(Path(__file__).with_name("openapi.json").read_bytes())
+    document["info"]["version"] = version
+    return document
 
 
 def _middleware(token: str | None) -> Any:
@@ -138,7 +145,7 @@ class _Routes:
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
-        self.api = describe_api(plane.server_metadata()["version"])
+        self.api = api_document(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         def post(path: str, handler: Handler) -> None:
