@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from serving.executors.base import Batch, BatchResult, Executor
+from serving.executors.base import Batch, BatchResult
+from serving.executors.executor import Executor
 from serving.executors.factory import make_executor
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import load_model

@@ -124,20 +124,19 @@ class Replay:
     start_ms: float = 0.0
 
 
+@dataclass
 class OpenServer:
     """A server with its models on the device.
 
-    Args:
+    Attributes:
         server: with the settings.
         models: that are loaded.
         profile: of these.
     """
 
-    def __init__(self, server: Server, models: DeviceModels, profile: Profile) -> None:
-        self.server = server
-        self.config = server.config
-        self.models = models
-        self.profile = profile
+    server: Server
+    models: DeviceModels
+    profile: Profile
 
     async def prepare_replay(self) -> Replay | None:
         """Lay out the workload of --replay, at a share of the capacity, which is measured; None without --replay.
@@ -145,7 +144,7 @@ class OpenServer:
         Raises:
             InputError: nothing arrives in the time.
         """
-        config, source = self.config, self.server.source
+        config, source = self.server.config, self.server.source
         if source is None:
             return None
         executor = self.models.executor
@@ -177,7 +176,7 @@ class OpenServer:
         Raises:
             InputError: an address is taken, or a file or folder to write cannot be made.
         """
-        config, server = self.config, self.server
+        config, server = self.server.config, self.server
         engine = Engine(self.models.executor, self.profile, server.policy, config, server.adjust_tables)
         reloader = Reloader(config, self.models, engine)
         repository = Repository(config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model)
@@ -201,7 +200,7 @@ class OpenServer:
             return RunningServer(config, engine, repository, reloader, parts.pop_all())
 
     def _outputs(self, engine: Engine) -> list[Output]:
-        config, models = self.config, self.models
+        config, models = self.server.config, self.models
         outputs: list[Output] = []
         if config.record is not None:
             outputs.append(Recorder(config.record, models.info, lambda: models.solo))
@@ -217,10 +216,11 @@ class OpenServer:
         await asyncio.get_running_loop().run_in_executor(None, self.models.executor.close, 1.0)
 
 
+@dataclass
 class RunningServer:
     """A server that takes requests.
 
-    Args:
+    Attributes:
         config: settings.
         engine: started.
         repository: of its models.
@@ -228,19 +228,11 @@ class RunningServer:
         parts: what is closed at the end: listeners, then outputs.
     """
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        engine: Engine,
-        repository: Repository,
-        reloader: Reloader,
-        parts: AsyncExitStack,
-    ) -> None:
-        self.config = config
-        self.engine = engine
-        self.repository = repository
-        self.reloader = reloader
-        self._parts = parts
+    config: ServeConfig
+    engine: Engine
+    repository: Repository
+    reloader: Reloader
+    parts: AsyncExitStack
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Answer requests until told to stop."""
@@ -271,7 +263,7 @@ class RunningServer:
     async def close(self) -> None:
         """Listen no more, and write the rest."""
         try:
-            await self._parts.aclose()
+            await self.parts.aclose()
         except Exception:  # the end of the server must not depend on it
             log.exception("the server did not close cleanly")
 

@@ -64,6 +64,19 @@ class Answer:
     parameters: dict[str, int | str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Listener:
+    """HTTP or gRPC as it is served.
+
+    Attributes:
+        port: the port it listens on.
+        close: takes no more connections, and waits for the requests in hand, up to the limit `close_timeout_s`.
+    """
+
+    port: int
+    close: Callable[[], Awaitable[object]]
+
+
 class DataPlane:
     """Answers what HTTP and gRPC ask, by one engine.
 

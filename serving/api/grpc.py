@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving.api.dataplane import NO_TOKEN, Answer, DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, Answer, DataPlane, Listener, allowed
 from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal
@@ -33,27 +33,10 @@ _CONTENTS = {
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 
-Method = Callable[[Any, str], Awaitable[Any]]
+Method = Callable[[Any, str], Any]
 
 
-class GrpcListener:
-    """gRPC as it is served; see `start_grpc`.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, server: grpc.aio.Server, port: int, close_timeout_s: float) -> None:
-        self._server = server
-        self._close_timeout_s = close_timeout_s
-        self.port = port
-
-    async def close(self) -> None:
-        """Take no more calls and wait for those in hand, up to the limit `close_timeout_s`."""
-        await self._server.stop(self._close_timeout_s)
-
-
-async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | None = None) -> GrpcListener:
+async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | None = None) -> Listener:
     """Serve gRPC where the settings of the data plane say. Keep what is returned: it ends when nobody holds it.
 
     Args:
@@ -82,7 +65,7 @@ async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | Non
     if bound == 0:
         raise InputError(f"cannot listen on {address} for gRPC: is the port taken?")
     await server.start()
-    return GrpcListener(server, bound, config.close_timeout_s)
+    return Listener(bound, partial(server.stop, config.close_timeout_s))
 
 
 class _Service:
@@ -93,11 +76,12 @@ class _Service:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods, as gRPC takes them."""
+        plane = self.plane
         unary: dict[str, Method] = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
+            "ServerLive": lambda request, client: pb.ServerLiveResponse(live=True),
+            "ServerReady": lambda request, client: pb.ServerReadyResponse(ready=plane.ready),
+            "ServerMetadata": lambda request, client: pb.ServerMetadataResponse(**plane.server_metadata()),
             "ModelReady": self.model_ready,
-            "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
             "ModelInfer": self.model_infer,
@@ -108,14 +92,12 @@ class _Service:
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, method),
-                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+                self._guarded(name, method), response_serializer=getattr(pb, f"{name}Response").SerializeToString
             )
             for name, method in unary.items()
         }
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self.model_stream_infer,
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
+            self.model_stream_infer, response_serializer=pb.ModelStreamInferResponse.SerializeToString
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -127,7 +109,8 @@ class _Service:
             try:
                 if not is_open:
                     self._admit(context)
-                return await method(read(message), _address(context.peer()))
+                answer = method(read(message), _address(context.peer()))
+                return await answer if asyncio.iscoroutine(answer) else answer
             except Exception as error:
                 refusal = _as_refusal(error)
             retry = (("retry-after", "1"),) if refusal.kind.retry else ()
@@ -140,27 +123,32 @@ class _Service:
         if token is not None and not allowed(token, dict(context.invocation_metadata() or ()).get("authorization")):
             raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
 
-    # Health and metadata.
+    # Metadata, statistics, and the repository.
 
-    async def server_live(self, request: Any, client: str) -> Any:
-        return pb.ServerLiveResponse(live=True)
-
-    async def server_ready(self, request: Any, client: str) -> Any:
-        return pb.ServerReadyResponse(ready=self.plane.ready)
-
-    async def model_ready(self, request: Any, client: str) -> Any:
+    def model_ready(self, request: Any, client: str) -> Any:
         self.plane.model(request.name, request.version)
         return pb.ModelReadyResponse(ready=self.plane.ready)
 
-    async def server_metadata(self, request: Any, client: str) -> Any:
-        return pb.ServerMetadataResponse(**self.plane.server_metadata())
-
-    async def model_metadata(self, request: Any, client: str) -> Any:
+    def model_metadata(self, request: Any, client: str) -> Any:
         return pb.ModelMetadataResponse(**self.plane.model(request.name, request.version).metadata())
 
-    async def model_config(self, request: Any, client: str) -> Any:
+    def model_config(self, request: Any, client: str) -> Any:
         view = self.plane.model(request.name, request.version)
         return pb.ModelConfigResponse(config=view.config(self.plane.most_items))
+
+    def model_statistics(self, request: Any, client: str) -> Any:
+        return pb.ModelStatisticsResponse(model_stats=self.plane.model_statistics(request.name, request.version))
+
+    def repository_index(self, request: Any, client: str) -> Any:
+        return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
+
+    async def repository_load(self, request: Any, client: str) -> Any:
+        await self.plane.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def repository_unload(self, request: Any, client: str) -> Any:
+        await self.plane.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     # Inference.
 
@@ -206,22 +194,6 @@ class _Service:
         except Exception as error:
             named = pb.ModelInferResponse(id=request.id)  # so that the client knows which one failed
             return pb.ModelStreamInferResponse(error_message=str(_as_refusal(error)), infer_response=named)
-
-    # Statistics and the repository.
-
-    async def model_statistics(self, request: Any, client: str) -> Any:
-        return pb.ModelStatisticsResponse(model_stats=self.plane.model_statistics(request.name, request.version))
-
-    async def repository_index(self, request: Any, client: str) -> Any:
-        return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
-
-    async def repository_load(self, request: Any, client: str) -> Any:
-        await self.plane.load(request.model_name)
-        return pb.RepositoryModelLoadResponse()
-
-    async def repository_unload(self, request: Any, client: str) -> Any:
-        await self.plane.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
 
 
 def _read_input(request: Any, view: ModelView, most: int) -> np.ndarray:

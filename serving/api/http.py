@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import StreamReader, web
 
-from serving.api.dataplane import NO_TOKEN, DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, DataPlane, Listener, allowed
 from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal
@@ -32,23 +32,7 @@ RETRY_AFTER_S = "1"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class HttpListener:
-    """HTTP as it is served; see `start_http`.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, runner: web.AppRunner) -> None:
-        self._runner = runner
-        self.port: int = runner.addresses[0][1]
-
-    async def close(self) -> None:
-        """Take no more connections and wait for the requests in hand, up to the limit `close_timeout_s`."""
-        await self._runner.cleanup()
-
-
-async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> HttpListener:
+async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Listener:
     """Serve HTTP where the settings of the data plane say.
 
     Args:
@@ -76,7 +60,7 @@ async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Htt
     except (OSError, OverflowError) as error:
         await runner.cleanup()
         raise InputError(f"cannot listen on {config.host}:{config.port}: {error}") from None
-    return HttpListener(runner)
+    return Listener(runner.addresses[0][1], runner.cleanup)
 
 
 def api_document(version: str) -> dict[str, Any]:
@@ -141,57 +125,50 @@ def _refused(kind: Kind, message: str) -> web.Response:
 
 
 class _Routes:
-    """One method per route."""
+    """The routes, and a method for each that is more than a look at the data plane."""
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
         self.api = api_document(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
+        plane = self.plane
+
+        def get(path: str, answer: Callable[[web.Request], Any]) -> None:
+            async def handler(request: web.Request) -> web.Response:
+                return _json(answer(request))
+
+            router.add_get(path, handler)
+
         def post(path: str, handler: Handler) -> None:
             router.add_post(path, handler, expect_handler=_expect)
 
-        router.add_get("/v2", self.server)
-        router.add_get("/v2/health/live", self.live)
+        get("/v2", lambda request: plane.server_metadata())
+        get("/v2/health/live", lambda request: {"live": True})
         router.add_get("/v2/health/ready", self.ready)
-        router.add_get("/v2/models/stats", self.all_statistics)
+        get("/v2/models/stats", lambda request: {"model_stats": plane.model_statistics()})
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             post(f"{model}/infer", self.infer)
-            router.add_get(model, self.metadata)
+            get(model, lambda request: self._model(request).metadata())
             router.add_get(f"{model}/ready", self.model_ready)
-            router.add_get(f"{model}/config", self.config)
-            router.add_get(f"{model}/stats", self.statistics)
+            get(f"{model}/config", lambda request: self._model(request).config(plane.most_items))
+            get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
         post("/v2/repository/index", self.index)
         post("/v2/repository/models/{model}/load", self.load)
         post("/v2/repository/models/{model}/unload", self.unload)
         router.add_get("/metrics", self.metrics)
-        router.add_get("/openapi.json", self.openapi)
-
-    # Health and metadata.
-
-    async def server(self, request: web.Request) -> web.Response:
-        return _json(self.plane.server_metadata())
-
-    async def live(self, request: web.Request) -> web.Response:
-        return _json({"live": True})
+        get("/openapi.json", lambda request: self.api)
 
     async def ready(self, request: web.Request) -> web.Response:
         ready = self.plane.ready
         return _json({"ready": ready}, 200 if ready else 503)
 
-    async def metadata(self, request: web.Request) -> web.Response:
-        return _json(self._model(request).metadata())
-
     async def model_ready(self, request: web.Request) -> web.Response:
         view, ready = self._model(request), self.plane.ready
         return _json({"name": view.name, "ready": ready}, 200 if ready else 503)
 
-    async def config(self, request: web.Request) -> web.Response:
-        return _json(self._model(request).config(self.plane.most_items))
-
     def _model(self, request: web.Request) -> ModelView:
-        match = request.match_info
-        return self.plane.model(match["model"], match.get("version", ""))
+        return self.plane.model(*_model_of(request))
 
     # Inference.
 
@@ -238,14 +215,7 @@ class _Routes:
             body = await self._apart(len(body), decompress, body, encoding, most)
         return body
 
-    # Statistics and the repository.
-
-    async def statistics(self, request: web.Request) -> web.Response:
-        name, version = request.match_info["model"], request.match_info.get("version", "")
-        return _json({"model_stats": self.plane.model_statistics(name, version)})
-
-    async def all_statistics(self, request: web.Request) -> web.Response:
-        return _json({"model_stats": self.plane.model_statistics()})
+    # The repository and metrics.
 
     async def index(self, request: web.Request) -> web.Response:
         ready = (await self._optional_json(request)).get("ready", False)
@@ -273,8 +243,10 @@ class _Routes:
         body, content_type = self.plane.metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def openapi(self, request: web.Request) -> web.Response:
-        return _json(self.api)
+
+def _model_of(request: web.Request) -> tuple[str, str]:
+    """Name and version of the model in the path."""
+    return request.match_info["model"], request.match_info.get("version", "")
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

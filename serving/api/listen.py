@@ -6,25 +6,13 @@ import logging
 import socket
 import ssl
 from pathlib import Path
-from typing import Protocol
 
 from serving.api.config import ApiConfig
-from serving.api.dataplane import DataPlane
+from serving.api.dataplane import DataPlane, Listener
 from serving.api.http import start_http
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
-
-
-class Listener(Protocol):
-    """Takes connections."""
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-
-    async def close(self) -> None:
-        """Take no more connections, and end those that are open."""
 
 
 def tls_context(config: ApiConfig) -> ssl.SSLContext | None:

@@ -1,4 +1,4 @@
-"""What the live engine does to the scheduling state at each event, compiled: one call from Python an event.
+"""What the live engine does to the scheduling state at each event, compiled: one call from Python per event.
 
 The operations are those of envs.scheduling.operations, in the order in which envs.simulation.events drives them, with the
 real clock as `t`.
@@ -46,7 +46,7 @@ def arrive(state, tables, env, now, t, priority, model, id_, deadline):
 
 @_compiled
 def finish(state, tables, env, now, stream, exec_ms):
-    """The batch on stream k ended after `exec_ms` of execution; a negative number says that it failed."""
+    """The batch on a stream ended after `exec_ms` of execution; a negative number says that it failed."""
     state.scheduler[env].deferred = 0
     if exec_ms < 0.0:
         fail(state, tables, env, now, stream)
@@ -85,7 +85,7 @@ def launch(state, tables, env, action):
 
 @_compiled
 def ahead(state, tables, env, priority, deadline):
-    """Queued requests of priority p that are due no later: how many, and their work in ms, each a share of a largest batch."""
+    """Queued requests of a priority that are due no later: how many, and their work in ms, each a share of a largest batch."""
     group = env % tables.solo.shape[0]
     n, work = 0, 0.0
     for model in range(state.queue.shape[2]):
@@ -113,16 +113,16 @@ def next_timer(state, tables, env, drop, grace):
             deadline = head_deadline(state, env, priority, model)
             first = min(first, deadline + grace)
             if drop > 0.0:
-                first = min(
-                    first,
-                    deadline
-                    - drop * (tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0]),
-                )
+                alone = tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0]
+                first = min(first, deadline - drop * alone)
     return first
 
 
 class Core(NamedTuple):
-    """The operations, bound: see `envs.scheduling.jit.bind`. Arguments must be exactly int and float as in `compile_core`."""
+    """The operations as `envs.scheduling.jit.bind` binds them: arguments must be exactly int and float, as in `compile_core`.
+
+    `cancel`, `defer` and `drop_all` are those of envs.scheduling.operations, the others those above.
+    """
 
     arrive: Callable[..., bool]
     finish: Callable[..., None]

@@ -29,7 +29,8 @@ from serving.engine.runner import BatchRunner
 from serving.engine.scheduler import AdjustTables, LiveScheduler, unchanged
 from serving.engine.timers import Coalescer, Timer
 from serving.engine.warmup import warm_up
-from serving.executors.base import BatchResult, Executor
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
 from serving.models.served import ServedModel
 from traces.errors import InputError
 

@@ -13,14 +13,8 @@ import pandas as pd
 from envs.scheduling.state import OUTCOMES, WAITING
 from traces.measurements import Phases
 
-FULL, UNREACHABLE, STOPPING, FAULT, LEFT, UNLOADED = (
-    "queue full",
-    "deadline out of reach",
-    "stopping",
-    "fault",
-    "client left",
-    "model unloaded",
-)
+FULL, UNREACHABLE, STOPPING = "queue full", "deadline out of reach", "stopping"
+FAULT, LEFT, UNLOADED = "fault", "client left", "model unloaded"
 
 
 @dataclass(slots=True, kw_only=True)

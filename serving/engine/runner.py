@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 
 from serving.engine.batch import BatchInFlight
-from serving.executors.base import BatchResult, Executor
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,9 @@ def unchanged(tables: Tables) -> Tables:
 
 class LiveScheduler:
     """What the engine's scheduler knows. Times are ms on the engine's clock; models and priorities are given by index.
+
+    The operations `arrive`, `cancel`, `poll`, `defer`, `dispatch`, `finish`, `drop_all`, `next_timer` and `ahead` are those of
+    `serving.engine.compiled.Core`, on the present state. Their arguments must be exactly int and float.
 
     Args:
         profile: what it knows of the models beforehand.
@@ -50,6 +54,16 @@ class LiveScheduler:
         self.profile, self.tables, self.state = profile, tables, state
         self.index = {name: m for m, name in enumerate(profile.models)}
         self.defer_action = n_actions(state, tables) - 1
+        core = self._core
+        self.arrive = partial(core.arrive, state, tables, 0)
+        self.cancel = partial(core.cancel, state, 0)
+        self.poll = partial(core.poll, state, tables, 0)
+        self.defer = partial(core.defer, state, 0)
+        self.dispatch = partial(core.dispatch, state, tables, 0)
+        self.finish = partial(core.finish, state, tables, 0)
+        self.drop_all = partial(core.drop_all, state, 0)
+        self.next_timer = partial(core.next_timer, state, tables, 0)
+        self.ahead = partial(core.ahead, state, tables, 0)
         # Views of single fields: reading one through a record array costs twenty times as much.
         scheduler = state.scheduler
         self._n_ended, self._n_queued, self._n_free = scheduler["n_ended"], scheduler["n_queued"], scheduler["n_free"]
@@ -68,46 +82,6 @@ class LiveScheduler:
         """Streams with a batch."""
         return self.streams - int(self._n_free[0])
 
-    # Events.
-
-    def arrive(self, now: float, arrival: float, priority: int, model: int, id_: int, deadline: float) -> bool:
-        """Queue a request; False when its queue is full (it has ended as dropped)."""
-        return self._core.arrive(self.state, self.tables, 0, now, arrival, priority, model, id_, deadline)
-
-    def cancel(self, priority: int, model: int, id_: int) -> bool:
-        """Take a request out of its queue; False when it is not there."""
-        return self._core.cancel(self.state, 0, priority, model, id_)
-
-    def poll(self, now: float, drop: float, grace: float) -> bool:
-        """Move to time `now` and drop what has expired; whether the policy should be asked. See `compiled.poll`."""
-        return self._core.poll(self.state, self.tables, 0, now, drop, grace)
-
-    def defer(self, wake: float) -> None:
-        """Dispatch nothing until `wake`, or the next event."""
-        self._core.defer(self.state, 0, wake)
-
-    def dispatch(self, action: int) -> int:
-        """Put a candidate on a free stream; returns the stream."""
-        return self._core.dispatch(self.state, self.tables, 0, action)
-
-    def finish(self, now: float, stream: int, exec_ms: float) -> None:
-        """The batch of a stream ended after `exec_ms` of execution; a negative number says that it failed."""
-        self._core.finish(self.state, self.tables, 0, now, stream, exec_ms)
-
-    def drop_all(self) -> None:
-        """Drop what is queued."""
-        self._core.drop_all(self.state, 0)
-
-    # What can be asked.
-
-    def next_timer(self, drop: float, grace: float) -> float:
-        """When to look again if nothing happens before; inf: never."""
-        return self._core.next_timer(self.state, self.tables, 0, drop, grace)
-
-    def ahead(self, priority: int, due: float) -> tuple[int, float]:
-        """Queued requests of a priority that are due no later, and their work in ms; see `compiled.ahead`."""
-        return self._core.ahead(self.state, self.tables, 0, priority, due)
-
     @property
     def queue_lengths(self) -> np.ndarray:
         """(2, M) requests in each queue, by priority and model."""
@@ -117,6 +91,8 @@ class LiveScheduler:
         """Time that one request of a model takes on an idle device: copies and execution."""
         tables, m = self.tables, self.index[model]
         return float(tables.h2d[0, m, 0] + tables.solo[0, m, 0] + tables.d2h[0, m, 0])
+
+    # What the operations leave in the state.
 
     def batch_on(self, stream: int) -> tuple[np.ndarray, list[int]]:
         """The record of the batch on a stream, and the numbers of its requests."""
@@ -130,8 +106,6 @@ class LiveScheduler:
             return []
         self._n_ended[0] = 0
         return list(zip(self._ended_id[:n].tolist(), self._ended_outcome[:n].tolist()))
-
-    # Changes while serving.
 
     def adjust(self, adjust_tables: AdjustTables) -> None:
         """Make another change to what is known of the models; what was learned stays."""

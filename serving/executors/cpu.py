@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, BatchResult, OnResult
+from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms, one_line
 from serving.executors.device import probe_device, usable_cores
-from serving.executors.threaded import LoadedModel, ThreadedExecutor, failed_result, now_ms, one_line
+from serving.executors.executor import Executor, LoadedModel
 from serving.executors.time_slices import SliceTimer
 from serving.models.served import DTYPES, Forward, ServedModel
 from traces.machine import DeviceInfo
@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
-class CpuExecutor(ThreadedExecutor):
+class CpuExecutor(Executor):
     """One worker thread per stream, one intra-op thread each; stream k is pinned to the k-th core, counted around.
 
     Pinned, the batches on a core share it evenly and those on other cores leave it alone. Left to the system, three threads

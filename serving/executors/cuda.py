@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, OnResult
+from serving.executors.base import Batch, OnResult, now_ms
 from serving.executors.cpu import copy_inputs
 from serving.executors.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
 from serving.executors.device import gpu_state, probe_device
-from serving.executors.threaded import LoadedModel, ThreadedExecutor, now_ms
+from serving.executors.executor import Executor, LoadedModel
 from serving.models.served import DTYPES, Forward, ServedModel
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
@@ -30,7 +30,7 @@ ANCHOR_TRIES = 3
 DRIFT = 2e-5  # of the device's clock from the host's, a guess
 
 
-class CudaExecutor(ThreadedExecutor):
+class CudaExecutor(Executor):
     """One worker thread per stream; a batch runs on that thread's CUDA stream of its priority.
 
     Inputs are gathered in pinned memory, copied to the device, executed and copied back without waiting in between; the

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from serving.executors.base import Executor, OnResult
+from serving.executors.base import OnResult
 from serving.executors.cpu import CpuExecutor
 from serving.executors.cuda import CudaExecutor
 from serving.executors.device import resolve_device
+from serving.executors.executor import Executor
 
 
 def make_executor(device: str, streams: int, on_result: OnResult = lambda result: None) -> Executor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from serving.models.builtin.registry import BUILTIN
-from serving.models.compile import compile_forward, silent_torchscript
+from serving.models.compile import compile_forward, silent_torchscript, uncompiled
 from serving.models.cost import count_costs, count_weights
 from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input
 from traces.errors import InputError
@@ -45,7 +45,7 @@ def load_model(spec: ModelSpec) -> ServedModel:
     def build(device: str) -> Forward:
         # Device "cpu" shares the weights of `module`; any other gets a copy, because frozen graphs cannot be moved.
         target = module if device == "cpu" else _load_module(spec, where, device)
-        return compile_forward(target, example.to(device))[0] if spec.compiled else _uncompiled(target)
+        return compile_forward(target, example.to(device))[0] if spec.compiled else uncompiled(target)
 
     return ServedModel(
         name=spec.name,
@@ -181,11 +181,3 @@ def _checked_output(module: nn.Module, example: Tensor, where: str) -> Tensor:
                              f"the first side must be {size} and the others fixed")  # fmt: skip
         outputs.append(output)
     return outputs[0]
-
-
-def _uncompiled(module: nn.Module) -> Forward:
-    def forward(batch: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return module(batch)
-
-    return forward

@@ -16,7 +16,8 @@ import pandas as pd
 
 from envs.profiles.profile import Profile
 from envs.profiles.refit import on_machine
-from serving.executors.base import BatchResult, Executor
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements

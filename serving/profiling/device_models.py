@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from envs.profiles.profile import Profile
-from serving.executors.base import Executor
+from serving.executors.executor import Executor
 from serving.models.repository import check_memory
 from serving.models.served import ServedModel
 from serving.profiling.calibrate import SoloRun, calibrated, machine_of, measure_solo

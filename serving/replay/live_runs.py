@@ -15,7 +15,7 @@ from agents.learned.names import SERVED, resolve
 from envs.profiles.profile import Profile
 from serving.engine.engine import Engine
 from serving.engine.request import Observer
-from serving.executors.base import Executor
+from serving.executors.executor import Executor
 from serving.executors.factory import make_executor
 from serving.models.load import load_model, spec_of
 from serving.observers.output import saving

@@ -14,7 +14,7 @@ from envs.scheduling.state import LOW
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import result_table
-from serving.executors.base import Executor
+from serving.executors.executor import Executor
 from traces.workload import Workload
 
 POOL = 16  # different inputs per model

@@ -18,10 +18,9 @@ from cuda_behaviours import GIVEN, Behaviours, Make, run, toy
 from fake_cuda import FakeCuda
 from torch import Tensor, nn
 
-from serving.executors.base import Batch
+from serving.executors.base import Batch, now_ms
 from serving.executors.cuda import CudaExecutor, DeviceClock
 from serving.executors.cuda_api import TorchCuda, plain_error
-from serving.executors.threaded import now_ms
 from serving.models.load import load_model
 from serving.models.served import ModelSpec
 

@@ -1,6 +1,6 @@
-"""Worker threads, one per stream: run batches, answer each exactly once, survive their own death.
+"""What runs batches: worker threads, one per stream, that answer each batch once and survive their own death.
 
-The two executors differ in how one batch runs on one stream (`StreamRunner`); everything else is here.
+The executors differ in how one batch runs on one stream (`StreamRunner`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import sys
 import threading
 import time
 import weakref
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from serving.executors.base import Batch, BatchResult, Executor, OnResult
+from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms, one_line
 from serving.models.served import Forward, ServedModel
+from traces.errors import InputError
+from traces.machine import DeviceInfo
 from traces.measurements import Phases
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # A worker that comes out of a forward wants Python's lock at once; by default another thread may keep it for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -74,8 +78,11 @@ class _Submitted:
     answered: bool = False
 
 
-_Task = Callable[[StreamRunner], None]
-_Job = _Submitted | tuple[_Task, "Future[None]"] | None
+class _Job(NamedTuple):
+    """What a worker does, and what it does instead where that fails, with the error in one line."""
+
+    run: Callable[[StreamRunner], None]
+    fail: Callable[[str], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,21 +90,28 @@ class _Worker:
     """A stream's inbox, which outlives the thread that empties it."""
 
     stream: int
-    inbox: SimpleQueue[_Job] = field(default_factory=SimpleQueue)
+    inbox: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)
     thread: threading.Thread | None = None
     busy_with: _Submitted | None = None
 
 
-def now_ms() -> float:
-    """Return the clock of all results: `time.perf_counter` in milliseconds."""
-    return time.perf_counter() * 1e3
+class Executor(ABC):
+    """K streams of one device, each a worker thread with at most one batch in flight.
 
+    Every submitted batch has exactly one result, error or not, given to `on_result` on a worker thread; its stream is
+    idle by then, so that `on_result` may submit the next batch itself. Methods that name a model raise ValueError when it
+    is not loaded.
 
-class ThreadedExecutor(Executor):
-    """An executor with one worker thread per stream."""
+    Args:
+        streams: how many batches may be in flight.
+        on_result: called once for every submitted batch. What it raises is logged and goes no further.
+    """
 
     def __init__(self, streams: int, on_result: OnResult) -> None:
-        super().__init__(streams, on_result)
+        if streams < 1:
+            raise InputError(f"streams is {streams}; it must be at least 1")
+        self.streams = streams
+        self.on_result = on_result
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         self._lock = threading.Lock()
         self._loaded: dict[str, LoadedModel] = {}
@@ -111,6 +125,24 @@ class ThreadedExecutor(Executor):
         self._at_exit = lambda: (close := weak_close()) and close()
         atexit.register(self._at_exit)
 
+    # What the devices differ in.
+
+    @property
+    @abstractmethod
+    def device(self) -> DeviceInfo:
+        """The device; its peaks are measured on first use (under a second), so ask before there is load."""
+
+    def gauges(self) -> dict[str, float]:
+        """What the device says about itself, by name; nothing unless it has such gauges. See `device.gpu_state`."""
+        return {}
+
+    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
+        """Run a batch in the calling thread where that is shorter than handing it to another one; None where it is not.
+
+        The stream is only named in the result, which is not given to `on_result`.
+        """
+        return None
+
     @abstractmethod
     def _open_stream(self, stream: int) -> StreamRunner:
         """Make the stream's runner; called on its worker thread."""
@@ -119,12 +151,20 @@ class ThreadedExecutor(Executor):
     def _build(self, model: ServedModel) -> Forward:
         """Make the model's inference function on the device."""
 
+    # Models.
+
     @property
     def models(self) -> dict[str, ServedModel]:
+        """The loaded models by name (a copy)."""
         with self._lock:
             return {name: model.served for name, model in self._loaded.items()}
 
     def load(self, model: ServedModel) -> None:
+        """Make a model ready to run; takes as long as its compilation.
+
+        Raises:
+            ValueError: a model of this name is loaded.
+        """
         if model.name in self.models:
             raise ValueError(f"model {model.name!r} is loaded; unload it first")
         loaded = LoadedModel(model, self._build(model))
@@ -133,12 +173,14 @@ class ThreadedExecutor(Executor):
                 raise ValueError(f"model {model.name!r} is loaded; unload it first")
 
     def unload(self, name: str) -> None:
+        """Forget a model at once; its batches in flight end as they would have."""
         with self._lock:
             model = self._model(name)
             del self._loaded[name]
         self._forget(model)
 
     def rename(self, name: str, new: str) -> None:
+        """Give a loaded model another name, in place of the model that had it, which is forgotten as by `unload`."""
         with self._lock:
             model, before = self._model(name), self._loaded.get(new)
             del self._loaded[name]
@@ -152,11 +194,15 @@ class ThreadedExecutor(Executor):
             self._post(worker, lambda runner: runner.forget(model))
 
     def warm_up(self, name: str, batch_sizes: Iterable[int]) -> None:
-        model = self._loaded_model(name)
-        for size in batch_sizes:
-            batch = Batch(-1, name, 0, [model.served.example(np.random.default_rng(0))] * size)
+        """Run every batch size on every stream, one after the other, and wait for it; no result is reported.
 
-            def task(runner: StreamRunner, batch: Batch = batch) -> None:
+        Raises:
+            RuntimeError: the model fails.
+        """
+        for size in batch_sizes:
+            model, batch = self._example(name, size, 0)
+
+            def task(runner: StreamRunner, model: LoadedModel = model, batch: Batch = batch) -> None:
                 runner.prepare(model, len(batch.inputs))
                 for _ in range(2):
                     self._run_alone(runner, model, batch, now_ms())
@@ -165,19 +211,25 @@ class ThreadedExecutor(Executor):
                 self._wait_for(worker, task, batch)
 
     def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
-        model = self._loaded_model(name)
-        batch = Batch(-1, name, 1, [model.served.example(np.random.default_rng(0))] * batch_size)
-        worker = self._workers[-1]
-        results: list[BatchResult] = []
+        """Run one batch size `repeats` times on the last stream and wait for it; nothing is given to `on_result`.
+
+        It runs between that stream's batches, so the times are those of the model alone only while nothing else runs.
+
+        Raises:
+            RuntimeError: the model fails.
+        """
+        model, batch = self._example(name, batch_size, 1)
+        worker, results = self._workers[-1], []
         for _ in range(repeats):  # one task per run, so that a batch of the engine waits for one at most
-            dispatch_ms = now_ms()
-
-            def task(runner: StreamRunner, dispatch_ms: float = dispatch_ms) -> None:
-                outputs, phases = self._run_alone(runner, model, batch, dispatch_ms)
-                results.append(BatchResult(batch.batch_id, worker.stream, phases, outputs))
-
-            self._wait_for(worker, task, batch)
+            task = partial(self._run_alone, model=model, batch=batch, dispatch_ms=now_ms())
+            outputs, phases = self._wait_for(worker, task, batch)
+            results.append(BatchResult(batch.batch_id, worker.stream, phases, outputs))
         return results
+
+    def _example(self, name: str, size: int, priority: int) -> tuple[LoadedModel, Batch]:
+        with self._lock:
+            model = self._model(name)
+        return model, Batch(-1, name, priority, [model.served.example(np.random.default_rng(0))] * size)
 
     def _run_alone(
         self, runner: StreamRunner, model: LoadedModel, batch: Batch, dispatch_ms: float
@@ -186,14 +238,36 @@ class ThreadedExecutor(Executor):
         model.ran_alone(len(outputs), phases)
         return outputs, phases
 
-    def _wait_for(self, worker: _Worker, task: _Task, batch: Batch) -> None:
+    def _wait_for(self, worker: _Worker, task: Callable[[StreamRunner], Result], batch: Batch) -> Result:
         try:
-            self._post(worker, task).result()
-        except Exception as error:
-            words = f"model {batch.model!r} fails on a batch of {len(batch.inputs)}: {one_line(error)}"
-            raise RuntimeError(words) from error
+            return self._post(worker, task).result()
+        except RuntimeError as error:
+            raise RuntimeError(f"model {batch.model!r} fails on a batch of {len(batch.inputs)}: {error}") from None
+
+    def _post(self, worker: _Worker, task: Callable[[StreamRunner], Result]) -> Future[Result]:
+        future: Future[Result] = Future()
+        worker.inbox.put(
+            _Job(
+                lambda runner: future.set_result(task(runner)),
+                lambda message: future.set_exception(RuntimeError(message)),
+            )
+        )
+        return future
+
+    def _model(self, name: str) -> LoadedModel:
+        if name not in self._loaded:
+            raise ValueError(f"model {name!r} is not loaded; loaded are: {', '.join(self._loaded) or 'none'}")
+        return self._loaded[name]
+
+    # Batches.
 
     def submit(self, stream: int, batch: Batch) -> None:
+        """Start a batch on an idle stream, without waiting.
+
+        Raises:
+            ValueError: the stream is not idle or does not exist, the batch is empty, or the executor is closed. Such a
+                batch has no result.
+        """
         dispatch_ms = now_ms()
         if not 0 <= stream < self.streams:
             raise ValueError(f"no stream {stream}; there are {self.streams}")
@@ -208,12 +282,16 @@ class ThreadedExecutor(Executor):
             submitted = worker.busy_with = _Submitted(stream, self._model(batch.model), batch, dispatch_ms)
         if worker.thread is None or not worker.thread.is_alive():
             self._start(worker)
-        worker.inbox.put(submitted)
+        worker.inbox.put(_Job(partial(self._run, submitted), partial(self._fail, submitted)))
 
-    def idle(self, stream: int) -> bool:
-        return self._workers[stream].busy_with is None
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self, timeout_s: float = 10.0) -> None:
+        """Refuse new batches, wait for those in flight, then fail what is left; every batch has its one result."""
         with self._lock:
             first, self._closed = not self._closed, True
         if first:
@@ -228,20 +306,6 @@ class ThreadedExecutor(Executor):
                 self._fail(worker.busy_with, f"the executor closed and the batch had not ended in {timeout_s:g} s")
         atexit.unregister(self._at_exit)
 
-    def _loaded_model(self, name: str) -> LoadedModel:
-        with self._lock:
-            return self._model(name)
-
-    def _model(self, name: str) -> LoadedModel:
-        if name not in self._loaded:
-            raise ValueError(f"model {name!r} is not loaded; loaded are: {', '.join(self._loaded) or 'none'}")
-        return self._loaded[name]
-
-    def _post(self, worker: _Worker, task: _Task) -> Future[None]:
-        future: Future[None] = Future()
-        worker.inbox.put((task, future))
-        return future
-
     def _start(self, worker: _Worker) -> None:
         name = f"stream-{worker.stream}"
         worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
@@ -250,43 +314,28 @@ class ThreadedExecutor(Executor):
     def _work(self, worker: _Worker) -> None:
         """Empty the inbox until told to stop; when the thread dies of a batch, another takes its place."""
         runner: StreamRunner | None = None
-        job: _Job = None
+        job: _Job | None = None
         try:
             while (job := worker.inbox.get()) is not None:
-                if isinstance(job, _Submitted):
-                    try:
-                        runner = runner or self._open_stream(worker.stream)
-                        self._answer(job, self._result(runner, job))
-                    except Exception as error:  # a model's own error ends its batch, not its stream
-                        self._fail(job, one_line(error))
-                else:
-                    task, future = job
-                    try:
-                        runner = runner or self._open_stream(worker.stream)
-                        task(runner)
-                        future.set_result(None)
-                    except Exception as error:
-                        future.set_exception(error)
+                try:
+                    runner = runner or self._open_stream(worker.stream)
+                    job.run(runner)
+                except Exception as error:  # a model's own error ends its batch, not its stream
+                    job.fail(one_line(error))
                 job = None  # held on to, the batch's inputs would live until the next one comes
         except BaseException as error:  # SystemExit and its like, raised by a model or sent to the thread
             log.error("worker thread of stream %d died: %s", worker.stream, one_line(error))
-            self._bury(worker, job, error)
+            with self._lock:
+                closed = self._closed
+            if not closed:
+                self._start(worker)
+            if job is not None:
+                job.fail(f"the worker thread died: {one_line(error)}")
 
-    def _result(self, runner: StreamRunner, job: _Submitted) -> BatchResult:
-        outputs, phases = runner.run(job.model, job.batch, job.dispatch_ms)
-        return BatchResult(job.batch.batch_id, job.stream, phases, outputs)
-
-    def _bury(self, worker: _Worker, job: _Job, error: BaseException) -> None:
-        """Start the next thread, then answer what the dead one had in hand."""
-        with self._lock:
-            closed = self._closed
-        if not closed:
-            self._start(worker)
-        message = f"the worker thread died: {one_line(error)}"
-        if isinstance(job, _Submitted):
-            self._fail(job, message)
-        elif job is not None and not job[1].done():
-            job[1].set_exception(RuntimeError(message))
+    def _run(self, submitted: _Submitted, runner: StreamRunner) -> None:
+        batch = submitted.batch
+        outputs, phases = runner.run(submitted.model, batch, submitted.dispatch_ms)
+        self._answer(submitted, BatchResult(batch.batch_id, submitted.stream, phases, outputs))
 
     def _fail(self, submitted: _Submitted, error: str) -> None:
         self._answer(submitted, failed_result(submitted.batch, submitted.stream, submitted.dispatch_ms, error))
@@ -303,15 +352,3 @@ class ThreadedExecutor(Executor):
             self.on_result(result)
         except Exception:
             log.exception("on_result failed for batch %d", result.batch_id)
-
-
-def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> BatchResult:
-    """The result of a batch that failed now."""
-    return BatchResult(batch.batch_id, stream, Phases(dispatch_ms, *(now_ms(),) * 5), error=error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    # The last line of a TorchScript error is the original one; a traceback through the graph is above it.
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
