@@ -24,7 +24,7 @@ from traces.command import run_command
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until told to stop."""
+    """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
     # Imported after the flags are read, so that --help does not wait for torch.
     from serving.server import run

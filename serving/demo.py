@@ -45,11 +45,11 @@ class DemoConfig:
 
     Attributes:
         out: folder to write: profile, policy, TensorBoard, timelines, table, picture.
-        policies: who serves; "ppo" is the policy that the demo trains.
+        policies: policies to compare; "ppo" is the one that the demo trains.
         models: built-in names, or NAME=SOURCE.
         trace: arrivals: azure_llm_2023 (the real trace where it lies beside the project, else its fitted twin), or what
             serve.py --replay takes.
-        load: offered load over the measured capacity.
+        load: offered load as a share of the measured capacity.
         duration: seconds of arrivals that each policy serves.
         train_s: seconds of training; 0 uses the policy that ships.
         high_fraction: share of high-priority requests.
@@ -203,7 +203,7 @@ def run(config: DemoConfig) -> None:
     out = Path(config.out)
     for policy in config.policies:
         if policy != LEARNED or config.train_s <= 0:
-            resolve(policy)  # an unknown name is told before anything runs
+            resolve(policy)  # an unknown name is refused before anything runs
     source = read_source(config.trace, config.models, config.seed)
     out.mkdir(parents=True, exist_ok=True)
     base = base_profile(config, say)

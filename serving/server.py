@@ -235,11 +235,11 @@ class RunningServer:
     parts: AsyncExitStack
 
     async def serve(self, stopping: asyncio.Event) -> None:
-        """Answer requests until told to stop."""
+        """Answer requests until `stopping` is set."""
         await stopping.wait()
 
     async def replay(self, replayed: Replay, stopping: asyncio.Event) -> None:
-        """Offer the requests of a workload until they have ended, or until told to stop."""
+        """Offer the requests of a workload until they have ended, or `stopping` is set."""
         log.info("offering %s", replayed.workload.describe().splitlines()[0])
         replayed.start_ms = self.engine.now_ms()
         running = asyncio.ensure_future(replay(self.engine, replayed.workload, replayed.inputs))
@@ -269,7 +269,7 @@ class RunningServer:
 
 
 async def run(config: ServeConfig) -> None:
-    """Serve until told to stop, or replay and print what became of it.
+    """Serve until the process is stopped, or replay a workload and print the result.
 
     SIGINT and SIGTERM drain, a second one ends at once; SIGHUP reloads the policy.
 
@@ -304,7 +304,7 @@ async def run(config: ServeConfig) -> None:
 
 
 async def done_before(stopping: asyncio.Event, work: asyncio.Future[Any]) -> bool:
-    """Wait until some work is done, or until told to stop; whether the work is done."""
+    """Wait until some work is done or `stopping` is set; returns whether the work is done."""
     stop = asyncio.ensure_future(stopping.wait())
     await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()

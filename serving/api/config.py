@@ -11,14 +11,14 @@ class ApiConfig:
 
     Attributes:
         host: address to listen on.
-        port: of HTTP (Open Inference Protocol v2); 0 takes a free one.
+        port: port of HTTP (Open Inference Protocol v2); 0 takes a free one.
         grpc: answer gRPC, too.
-        grpc_port: of gRPC; 0 takes a free one.
+        grpc_port: port of gRPC; 0 takes a free one.
         token: bearer token that callers must show; none by default.
         tls_cert: certificate chain (PEM); TLS is on when it is given.
         tls_key: its private key (PEM).
-        deadline_factor: deadline of an item of a request that names none, as a multiple of its model's solo latency.
-        deadline_floor_ms: shortest deadline of that kind.
+        deadline_factor: default deadline of each item of a request, as a multiple of its model's solo latency.
+        deadline_floor_ms: shortest default deadline of an item.
         max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
         max_per_client: requests (items) that one client address may have in flight.
         body_timeout_s: time in which a body must have arrived.

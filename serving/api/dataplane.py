@@ -10,9 +10,8 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,8 +50,7 @@ class RepositoryApi(Protocol):
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answered request.
 
     Attributes:
@@ -61,11 +59,10 @@ class Answer:
     """
 
     output: np.ndarray
-    parameters: dict[str, int | str] = field(default_factory=dict)
+    parameters: dict[str, int | str]
 
 
-@dataclass(frozen=True)
-class Listener:
+class Listener(NamedTuple):
     """HTTP or gRPC as it is served.
 
     Attributes:
@@ -108,8 +105,6 @@ class DataPlane:
         self._views: dict[str, ModelView] = {}
         self._clients: dict[str, int] = {}
 
-    # What is here.
-
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
@@ -141,7 +136,7 @@ class DataPlane:
         return [self._statistics.describe(one, VERSION) for one in ([name] if name else self.engine.models)]
 
     def _describe_models(self) -> None:
-        """The engine serves other models than before: describe them anew."""
+        """Describe the models again: the engine serves others than before."""
         self._names = self.engine.models
         factor, floor_ms = self.config.deadline_factor, self.config.deadline_floor_ms
         self._views = {}
@@ -155,7 +150,7 @@ class DataPlane:
 
     @property
     def most_items(self) -> int:
-        """Items that one call may bring: what a queue holds, as they are taken all or not at all."""
+        """Most items of one call: what a queue holds, since they are taken all or not at all."""
         return min(self.engine.config.queue_places, self.config.max_per_client)
 
     def schedule(self, view: ModelView, parameters: Mapping[str, Any], n: int) -> tuple[int, float]:
@@ -274,22 +269,14 @@ def _answered(result: RequestResult) -> RequestResult:
 def _answer(results: list[RequestResult]) -> Answer:
     outputs = [result.output for result in results if result.output is not None]
     output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
-    worst, latency_ms, queue_ms, batch_size, predicted_ms = "met", 0.0, 0.0, 0, 0.0
-    for one in results:
-        if one.outcome == "late":
-            worst = "late"
-        latency_ms, queue_ms = max(latency_ms, one.latency_ms), max(queue_ms, one.queue_ms)
-        batch_size, predicted_ms = max(batch_size, one.batch_size), max(predicted_ms, one.predicted_ms)
-    return Answer(
-        output,
-        {
-            "outcome": worst,
-            "latency_us": round(latency_ms * 1e3),
-            "queue_us": round(queue_ms * 1e3),
-            "batch_size": batch_size,
-            "predicted_us": round(predicted_ms * 1e3),
-        },
-    )
+    worst: dict[str, int | str] = {
+        "outcome": "late" if any(one.outcome == "late" for one in results) else "met",
+        "latency_us": round(1e3 * max(one.latency_ms for one in results)),
+        "queue_us": round(1e3 * max(one.queue_ms for one in results)),
+        "batch_size": max(one.batch_size for one in results),
+        "predicted_us": round(1e3 * max(one.predicted_ms for one in results)),
+    }
+    return Answer(output, worst)
 
 
 def allowed(token: str | None, header: str | None) -> bool:

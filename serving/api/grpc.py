@@ -251,7 +251,7 @@ def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
 
 
 def _as_refusal(error: Exception) -> Refusal:
-    """What to tell the client of an error."""
+    """What the client gets for an error."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):

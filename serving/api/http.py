@@ -19,7 +19,7 @@ from aiohttp import StreamReader, web
 from serving.api.dataplane import NO_TOKEN, DataPlane, Listener, allowed
 from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.api.model_view import ModelView
-from serving.api.refusal import Kind, Refusal
+from serving.api.refusal import Kind, Refusal, too_large
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -104,12 +104,8 @@ async def _read(content: StreamReader, most: int) -> bytearray:
     async for chunk in content.iter_any():
         body += chunk
         if len(body) > most:
-            raise _too_large(most)
+            raise too_large(most)
     return body
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed")
 
 
 def _refused(kind: Kind, message: str) -> web.Response:
@@ -202,7 +198,7 @@ class _Routes:
         limit_s = self.plane.config.body_timeout_s
         body: bytes | bytearray
         try:
-            if request.content.is_eof():  # it came with the head, as small ones do: no time limit is worth its cost
+            if request.content.is_eof():  # it came with the head, as small ones do, and a time limit has its cost
                 body = await request.read()
             else:
                 async with asyncio.timeout(limit_s):
@@ -210,7 +206,7 @@ class _Routes:
         except TimeoutError:
             raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
-            raise _too_large(most) from None
+            raise too_large(most) from None
         if encoding != "identity":
             body = await self._apart(len(body), decompress, body, encoding, most)
         return body

@@ -52,3 +52,8 @@ class Refusal(Exception):
     def of(result: RequestResult) -> Refusal:
         """The refusal of a request that ended without an output."""
         return Refusal(_REASONS.get(result.reason, Kind.FAULT), result.message or result.reason)
+
+
+def too_large(most: int) -> Refusal:
+    """The refusal of a body."""
+    return Refusal(Kind.TOO_LARGE, f"the body has more than the {most} bytes that are allowed")

@@ -327,7 +327,7 @@ class Engine:
         """Ask the policy until it defers or nothing can be dispatched."""
         scheduler, guard, grace = self.scheduler, self.guard, self.config.grace_ms
         while True:
-            # Each round looks at the clock anew: a decision takes time, and a short batch may have run meanwhile.
+            # The clock is read in each round: a decision takes time, and a short batch may have run meanwhile.
             now = self.now_ms()
             ready = scheduler.poll(now, guard.drop, grace)
             self._collect(now, UNREACHABLE, "")

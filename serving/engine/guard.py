@@ -1,4 +1,4 @@
-"""A policy that cannot bring the server down: what it fails to decide, Strait decides."""
+"""A policy that cannot take the server down: what it fails to decide, Strait decides."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class GuardedPolicy:
         self.bind()
 
     def bind(self) -> None:
-        """Look anew at what is decided on: models were added or removed, or another policy sees other tables."""
+        """Look up what is decided on: models were added or removed, or another policy sees other tables."""
         self._state, self._tables = self._scheduler.state, self._scheduler.tables
         self._defer = self._scheduler.defer_action
         self._length = self._state.queue["length"][0]

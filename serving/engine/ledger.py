@@ -57,7 +57,7 @@ class Ledger:
         self.close(request, outcome, reason, message, now_ms)
 
     def close(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
-        """Note the end, and let the input go; whoever waits for the request gets its result."""
+        """Note the end, free the input, and give the result to the request's future."""
         request.values = None
         self.inside.pop(request.result.id, None)
         self._finish(request.result, outcome, reason, message, now_ms)

@@ -68,7 +68,9 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
         InputError: the batch sizes differ.
     """
     if more.batch_sizes != profile.batch_sizes:
-        raise InputError(f"batch sizes {list(more.batch_sizes)}; those served, {list(profile.batch_sizes)}, are wanted")
+        raise InputError(
+            f"batch sizes are {list(more.batch_sizes)}; they must be {list(profile.batch_sizes)}, as served"
+        )
     others = [name for name in profile.models if name not in more.models]
     if not others:
         return more

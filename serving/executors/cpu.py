@@ -40,8 +40,8 @@ class CpuExecutor(Executor):
     Pinned, the batches on a core share it evenly and those on other cores leave it alone. Left to the system, three threads
     on two cores are spread by chance, and which of them runs at half speed cannot be foreseen.
 
-    The copies of a GPU have their like here: inputs are gathered in a staging buffer that was allocated before (h2d),
-    outputs are copied out of the model's (d2h).
+    Two phases stand for the copies of a GPU: inputs are gathered in a staging buffer that is allocated beforehand (h2d),
+    and outputs are copied out of the model's (d2h).
 
     Args:
         streams: how many batches may be in flight.
@@ -88,7 +88,7 @@ class CpuExecutor(Executor):
         return BatchResult(batch.batch_id, stream, phases, outputs)
 
     def _open_stream(self, stream: int) -> _CpuStream:
-        # All are the calling thread's own. What is not to be had (another system, no right) costs predictability only.
+        # All of this is of the calling thread. What the system does not offer or allow costs predictability only.
         torch.set_num_threads(1)
         thread = threading.get_native_id()
         with contextlib.suppress(AttributeError, OSError):

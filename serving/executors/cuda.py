@@ -252,7 +252,7 @@ class DeviceClock:
         self._tried_ms = -math.inf
 
     def keep(self) -> None:
-        """Anchor the clock anew if that is due."""
+        """Anchor the clock again if that is due."""
         tried_ms = now_ms()
         if tried_ms - self._tried_ms < ANCHOR_AGE_MS:
             return

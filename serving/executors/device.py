@@ -50,7 +50,7 @@ def probe_device(device: str) -> DeviceInfo:
     Returns:
         Its description. `cores` are the CPU's usable cores, or the GPU's multiprocessors. `peak_gflops` is
         single-precision matrix multiplication on all of them (on a CPU one thread each; on a GPU without TF32, as torch
-        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, 1e9 bytes a second.
+        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, in 1e9 bytes per second.
     """
     if device != "cpu":
         return _probe_cuda(torch.device(device))

@@ -30,7 +30,7 @@ from traces.measurements import Phases
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# A worker that comes out of a forward wants Python's lock at once; by default another thread may keep it for 5 ms.
+# A worker that comes out of a forward needs Python's lock at once; by default another thread may keep it for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
 
@@ -120,7 +120,7 @@ class Executor(ABC):
         for worker in self._workers:
             self._start(worker)
         # A thread inside a forward when the interpreter ends would abort the process. The weak reference lets an
-        # executor that nobody closed be collected all the same.
+        # executor that was not closed be collected all the same.
         weak_close = weakref.WeakMethod(self.close)
         self._at_exit = lambda: (close := weak_close()) and close()
         atexit.register(self._at_exit)
@@ -312,7 +312,7 @@ class Executor(ABC):
         worker.thread.start()
 
     def _work(self, worker: _Worker) -> None:
-        """Empty the inbox until told to stop; when the thread dies of a batch, another takes its place."""
+        """Do the jobs of an inbox, up to a None; if a batch kills the thread, another takes its place."""
         runner: StreamRunner | None = None
         job: _Job | None = None
         try:

@@ -1,8 +1,8 @@
 """Short time slices for the threads that share a core: what makes their batches progress evenly.
 
-Linux looks whether a thread's time slice is over when the timer ticks, every 4 ms at 250 Hz, whatever slice was asked for
+Linux checks whether a thread's time slice is over when the timer ticks, every 4 ms at 250 Hz, whatever slice was asked for
 (serving.executors.cpu). A batch of 4 ms that joins another on a core then takes 4 ms or 8 ms, by chance. But the kernel also
-chooses anew who runs whenever a thread wakes on the core. A `SliceTimer` is made of such threads: they wake once in
+chooses again which thread runs whenever one wakes on the core. A `SliceTimer` is made of such threads: they wake once in
 `CPU_TURN_MS` and sleep again, in compiled code that never takes Python's lock. The switches cost batches that share a core
 some 4 % of their work.
 """

@@ -43,7 +43,7 @@ def compile_forward(module: nn.Module, example: Tensor) -> tuple[Forward, bool]:
     except Exception as error:  # tracing runs the user's code, which may raise anything
         log.warning("runs uncompiled, holding Python's lock between operations: %s", str(error).strip().split("\n")[0])
         return uncompiled(module), isinstance(module, torch.jit.ScriptModule)
-    # Neither its constants nor its inputs want gradients, so that inference mode would change nothing; and it has no hooks,
+    # Neither its constants nor its inputs need gradients, so that inference mode would change nothing; and it has no hooks,
     # which is all that a module's call looks for. Without both, a small graph's call takes half as long.
     forward: Forward = compiled.forward
     return forward, True

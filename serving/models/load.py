@@ -175,7 +175,7 @@ def _checked_output(module: nn.Module, example: Tensor, where: str) -> Tensor:
             shape = (size, *example.shape[1:])
             raise InputError(f"{where}: fails on an input of shape {shape}, {example.dtype}: {reason}") from error
         if not isinstance(output, Tensor):
-            raise InputError(f"{where}: returns {type(output).__name__}; one tensor (batch, ...) is wanted")
+            raise InputError(f"{where}: returns {type(output).__name__}; it must return one tensor (batch, ...)")
         if output.dim() < 1 or len(output) != size or (outputs and output.shape[1:] != outputs[0].shape[1:]):
             raise InputError(f"{where}: {size} inputs give an output of shape {tuple(output.shape)}; "
                              f"the first side must be {size} and the others fixed")  # fmt: skip

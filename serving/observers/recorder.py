@@ -2,7 +2,7 @@
 
 The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
 (traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
-it is. The latest part is written anew every few seconds, each file whole or not at all: a crash loses those seconds.
+it is. The latest part is rewritten every few seconds, each file whole or not at all: a crash loses those seconds.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[
     """One flat record of a replay.
 
     Args:
-        table: one row a request, see ``agents.evaluation.summary.summarise``.
+        table: one row per request, see ``agents.evaluation.summary.summarise``.
         facts: what was run (trace, policy, device, load, ...).
         decision_us: duration of each decision.
 

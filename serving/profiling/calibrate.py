@@ -1,4 +1,4 @@
-"""Fits a shipped profile to the machine at hand in seconds: solo latencies are measured, interference is taken over.
+"""Fits a shipped profile to this machine in seconds: solo latencies are measured, interference is taken from the profile.
 
 The latencies of the loaded models at every batch size are what a schedule depends on most, and take seconds to measure;
 slowdowns side by side take minutes (serving.profiler), and the online predictor learns those from the first requests.
@@ -54,11 +54,13 @@ def measure_solo(
     return runs
 
 
-def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int]) -> MachineInfo:
-    """The description of this machine with these models."""
+def machine_of(
+    executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int], command: str | None = None
+) -> MachineInfo:
+    """The description of this machine with these models; `command` is that of the process if it is not given."""
     return MachineInfo(
         created=date.today().isoformat(),
-        command=shlex.join(["python", *sys.argv]),
+        command=command or shlex.join(["python", *sys.argv]),
         device=executor.device,
         streams=executor.streams,
         batch_sizes=tuple(sizes),
@@ -82,7 +84,9 @@ def calibrated(base: Profile, machine: MachineInfo, runs: Sequence[SoloRun]) -> 
     Interference of pairs is kept for models that the base knows by name; others interfere by their demands alone.
 
     Args:
-        base: a shipped profile. machine: models and batch sizes, in order. runs: of every model at every size.
+        base: a shipped profile.
+        machine: models and batch sizes, in order.
+        runs: of every model at every size.
     """
     profile = on_machine(base, Measurements(machine, solo_rows(runs)))
     return replace(profile, name="auto")

@@ -153,7 +153,7 @@ async def test_each_end_has_its_status(executor: CpuExecutor, gate: threading.Ev
         engine = client.plane.engine
         assert (await refused(client.infer("nowhere", [tensor()])))[0] == "NOT_FOUND"
         for bad, words in (
-            (client.infer("double", [tensor(X[:, :3].copy())]), "['n', 4] is wanted"),
+            (client.infer("double", [tensor(X[:, :3].copy())]), "expected ['n', 4]"),
             (client.infer("double", [tensor()], priority=3), "priority"),
             (client.infer("double", [tensor()], timeout=-5), "timeout"),
             (client.infer("double", [tensor(), tensor()]), "exactly one"),

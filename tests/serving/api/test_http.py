@@ -80,7 +80,7 @@ async def test_tritonclient_sees_errors(client: Client) -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as c:
             for model, sent, status, message in (
                 ("nowhere", tensor(), "404", "model 'nowhere' is not served"),
-                ("double", tensor(X[:, :3].copy()), "400", r"shape is \[2, 3\]; \['n', 4\] is wanted"),
+                ("double", tensor(X[:, :3].copy()), "400", r"shape is \[2, 3\]; expected \['n', 4\]"),
                 ("faulty", tensor(X + 666), "500", "this input is cursed"),
             ):
                 with pytest.raises(InferenceServerException, match=message) as caught:
