@@ -107,7 +107,7 @@ class Behaviours:
             assert times == sorted(times)
             assert before <= times[0] and times[-1] <= after
 
-    def test_results_stay_what_they_are_when_the_next_batch_runs(self, make: Make) -> None:
+    def test_results_do_not_change_when_the_next_batch_runs(self, make: Make) -> None:
         executor = make(1)
         executor.load(toy("double"))
         executor.warm_up("double", [1])
@@ -115,7 +115,7 @@ class Behaviours:
         run(executor, "double", [GIVEN + 1])
         np.testing.assert_array_equal(first.outputs, [2 * GIVEN])
 
-    def test_inputs_and_outputs_of_other_types(self, make: Make) -> None:
+    def test_inputs_and_outputs_of_other_types_are_converted(self, make: Make) -> None:
         executor = make(1)
         executor.load(load_model(ModelSpec("counting", "cuda_behaviours:Counting", (2, 3), "int64", compiled=False)))
         executor.warm_up("counting", [2])
@@ -139,7 +139,7 @@ class Behaviours:
         good = run(executor, "faulty", [GIVEN, GIVEN])
         np.testing.assert_array_equal(good.outputs, [2 * GIVEN] * 2)
 
-    def test_out_of_memory_is_told_so_that_the_batch_is_halved(self, make: Make) -> None:
+    def test_out_of_memory_is_reported_so_that_the_batch_is_halved(self, make: Make) -> None:
         executor = make(1)
         executor.load(load_model(ModelSpec("greedy", "cuda_behaviours:Greedy", (4,), "float32", compiled=False)))
         greedy = np.full(4, 667, np.float32)
@@ -148,7 +148,7 @@ class Behaviours:
         assert is_out_of_memory(result.error)
         np.testing.assert_array_equal(run(executor, "greedy", [greedy]).outputs, [2 * greedy])
 
-    def test_a_model_that_cannot_be_recorded_runs_all_the_same(self, make: Make, caplog: Any) -> None:
+    def test_a_model_that_cannot_be_recorded_still_runs(self, make: Make, caplog: Any) -> None:
         executor = make(2)
         executor.load(load_model(ModelSpec("waiting", "cuda_behaviours:Waiting", (4,), "float32", compiled=False)))
         executor.load(toy("double"))

@@ -133,11 +133,11 @@ async def test_mutated_requests_never_harm_the_server(executor: CpuExecutor) -> 
 
 
 @pytest.mark.slow
-async def test_ten_thousand_more(executor: CpuExecutor) -> None:
+async def test_ten_thousand_more_mutated_requests_do_no_harm(executor: CpuExecutor) -> None:
     await fuzz(executor, 10_000, 1)
 
 
-async def test_bytes_that_are_not_http_harm_nobody(executor: CpuExecutor) -> None:
+async def test_bytes_that_are_not_http_do_no_harm(executor: CpuExecutor) -> None:
     rng = np.random.default_rng(2)
     good = (
         b"POST /v2/models/double/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}"
@@ -176,7 +176,7 @@ def test_integers_that_would_break_the_model_and_its_batch_are_refused(executor:
     theirs.check_values(np.array([[5000]]))  # of a user's model the bound is not known
 
 
-async def test_a_view_is_made_anew_when_the_engine_serves_other_models(executor: CpuExecutor) -> None:
+async def test_a_view_is_renewed_when_the_engine_serves_other_models(executor: CpuExecutor) -> None:
     async with serving_plane(executor) as plane:
         assert plane.model("slow").name == "slow"
         before = plane.model("double")

@@ -50,9 +50,9 @@ async def test_tritonclient_sees_health_metadata_and_config(client: Client) -> N
 async def test_tritonclient_infers(client: Client, binary_in: bool, binary_out: bool | None) -> None:
     def use() -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as c:
-            wanted = None if binary_out is None else [triton.InferRequestedOutput("output", binary_data=binary_out)]
+            requested = None if binary_out is None else [triton.InferRequestedOutput("output", binary_data=binary_out)]
             result = c.infer(
-                "double", [tensor(binary=binary_in)], outputs=wanted, request_id="r1", priority=1, timeout=4_000_000
+                "double", [tensor(binary=binary_in)], outputs=requested, request_id="r1", priority=1, timeout=4_000_000
             )
             np.testing.assert_array_equal(result.as_numpy("output"), 2 * X)
             answer = result.get_response()
@@ -149,7 +149,7 @@ async def test_json_answers_are_flat_lists_and_the_id_is_echoed(client: Client) 
     assert status == 200 and again["outputs"] == answer["outputs"] and "id" not in again
 
 
-async def test_what_json_lacks_becomes_null(client: Client) -> None:
+async def test_nan_and_infinities_become_null_in_json(client: Client) -> None:
     values = np.array([[np.nan, np.inf, 1.5, -np.inf]], np.float32)
     head = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}]}
     text = json.dumps(head).encode()
@@ -213,7 +213,7 @@ async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(
         assert (await waiting)[0] == 200
         assert {(await b)[0] for b in blockers} == {200}
         status, answer, _ = await client.infer("double", np.ones((5, 4), np.float32))
-        assert status == 400 and "1 to 4" in answer["error"], "a call that can never fit is not told to come again"
+        assert status == 400 and "1 to 4" in answer["error"], "a call that can never fit is not to be retried"
 
 
 async def test_stopping_is_503(client: Client) -> None:

@@ -22,7 +22,6 @@ from http_client import Client, body, opened
 from envs.scheduling.state import CANCELLED, LOW
 from serving.api.http import start_http
 from serving.executors.cpu import CpuExecutor
-from traces.errors import InputError
 
 
 def _changed(**changes: Any) -> dict[str, Any]:
@@ -103,7 +102,7 @@ async def test_bad_bodies_and_headers_are_4xx(
     assert (await client.infer())[0] == 200
 
 
-async def test_paths_and_methods_that_are_not_here(client: Client) -> None:
+async def test_unknown_paths_and_methods_are_refused(client: Client) -> None:
     assert (await client.ask("GET", "/v3"))[0] == 404
     status, answer, headers = await client.ask("GET", "/v2/models/double/infer")
     assert status == 405 and "POST" in headers["Allow"] and "Method Not Allowed" in answer["error"]
@@ -112,22 +111,6 @@ async def test_paths_and_methods_that_are_not_here(client: Client) -> None:
 
 
 # Limits, and clients that misbehave.
-
-
-async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecutor) -> None:
-    async with opened(executor, token="s3cret") as client:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
-            for method, path in (
-                ("GET", "/v2"),
-                ("GET", "/metrics"),
-                ("GET", "/nowhere"),
-                ("POST", "/v2/models/double/infer"),
-            ):
-                status, answer, sent = await client.ask(method, path, headers=headers)
-                assert status == 401 and sent["WWW-Authenticate"] == "Bearer" and "s3cret" not in str(answer)
-        assert (await client.ask("GET", "/v2/health/ready"))[0] == 200
-        right = {"Authorization": "Bearer s3cret"}
-        assert (await client.ask("POST", "/v2/models/double/infer", json=body(), headers=right))[0] == 200
 
 
 async def test_a_body_that_is_too_large_is_413_before_it_is_read(executor: CpuExecutor) -> None:
@@ -176,7 +159,7 @@ async def test_a_client_that_leaves_takes_its_requests_with_it(executor: CpuExec
         assert {(await b)[0] for b in blockers} == {200}
 
 
-async def test_slow_clients_are_let_go(executor: CpuExecutor) -> None:
+async def test_slow_clients_are_disconnected(executor: CpuExecutor) -> None:
     async with opened(executor, body_timeout_s=0.1, keepalive_s=0.3) as client:
         # One sends a head and half a body, one half a head, one nothing.
         for sent, expected in (
@@ -207,12 +190,6 @@ async def test_many_answers_on_one_connection_keep_their_order(client: Client) -
     writer.close()
 
 
-async def test_a_port_that_is_taken_is_a_plain_error(client: Client) -> None:
-    client.plane.config.port = client.port
-    with pytest.raises(InputError, match="cannot listen on"):
-        await start_http(client.plane)
-
-
 async def test_closing_waits_for_the_requests_in_hand(executor: CpuExecutor, gate: threading.Event) -> None:
     async with serving_plane(executor) as plane, aiohttp.ClientSession() as session:
         listener = await start_http(plane)
@@ -227,7 +204,7 @@ async def test_closing_waits_for_the_requests_in_hand(executor: CpuExecutor, gat
         assert (await job)[0] == 200
 
 
-async def test_https(executor: CpuExecutor, tmp_path: Path) -> None:
+async def test_https_is_served_with_a_certificate(executor: CpuExecutor, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("needs the command openssl to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"

@@ -70,7 +70,7 @@ async def blocked(executor: CpuExecutor, config: EngineConfig | None = None) -> 
 
 @dataclass
 class Log(Observer):
-    """Keeps all that it is told."""
+    """Keeps all that it observes."""
 
     def __post_init__(self) -> None:
         self.results: list[RequestResult] = []
@@ -254,7 +254,7 @@ async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecut
         assert engine.guard.replaced is not None and "2 ms" in engine.guard.replaced
 
 
-async def test_a_policy_that_never_dispatches_cannot_hold_a_request_for_ever(executor: CpuExecutor) -> None:
+async def test_a_policy_that_never_dispatches_cannot_hold_a_request_forever(executor: CpuExecutor) -> None:
     class Idle(Policy):
         def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
             return n_actions(st, tb) - 1, math.inf

@@ -83,7 +83,9 @@ async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
         assert rows == {"double": "READY", "slow": "READY", "faulty": "READY"}
 
 
-async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path, gate: threading.Event) -> None:
+async def test_a_model_is_loaded_again_under_traffic_and_no_request_fails(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     listing = write_models(tmp_path / "models.yaml", "double")
     async with serving(listing) as server:
         engine, repository = server.engine, server.repository
@@ -219,7 +221,7 @@ async def test_a_corrupt_checkpoint_is_refused_and_the_old_policy_stays(
         jobs = [asyncio.ensure_future(engine.submit("double", 0, 1e5, X)) for _ in range(20)]
         assert await server.reloader.reload_policy()
         assert engine.guard.name == "strait:no-transfer"
-        assert not engine.scheduler.tables.h2d.any(), "what the scheduler is told changes with the policy"
+        assert not engine.scheduler.tables.h2d.any(), "what the scheduler knows changes with the policy"
         assert {(await job).outcome for job in jobs} == {"met"}
 
 

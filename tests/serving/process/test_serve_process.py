@@ -174,14 +174,14 @@ def test_bad_input_is_one_line_and_status_2(
     assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"], "nothing is half written"
 
 
-def test_bad_input_of_the_real_process(tmp_path: Path) -> None:
+def test_the_real_process_refuses_bad_input_in_one_line(tmp_path: Path) -> None:
     ended = serve("--policy", "missing.safetensors", "--record", "run", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: missing.safetensors: no such checkpoint")
     assert len(ended.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
-def test_help_teaches() -> None:
+def test_help_shows_flags_signals_and_examples() -> None:
     ended = serve("--help")
     assert ended.returncode == 0
     for word in ("--replay", "--policy", "--drain_timeout", "SIGHUP", "Examples"):

@@ -55,7 +55,7 @@ def test_memory_limits_have_units() -> None:
     assert ServeConfig(memory_limit="512M").memory_bytes == 2**29
 
 
-def test_a_folder_of_models(tmp_path: Path) -> None:
+def test_a_folder_of_models_is_read(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(b"")
     (tmp_path / "net.yaml").write_text("source: net.pt\ninput_shape: [3, 8]\npriority: high\ntimeout_ms: 20\n")
     (tmp_path / "bert.yaml").write_text("source: builtin:bert\n")
