@@ -1,4 +1,4 @@
-"""Prometheus metrics of the engine, under the names that docs/ lists."""
+"""Prometheus metrics of the engine."""
 
 from __future__ import annotations
 

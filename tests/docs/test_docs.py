@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import yaml
 
-import serve
 from agents.evaluation.rollout import request_table, run
 from agents.policies.base import kinds, make_policy
 from agents.training.cli import plain_parser, settings
@@ -32,7 +31,9 @@ from benchmarks.interference.solo import Solo
 from envs.profiles.fit import demands, solo_arrays
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.simulator import Simulator
+from serving.config import ServeConfig
 from traces import formats
+from traces.command import parse_settings
 from traces.errors import InputError
 from traces.measurements import Measurements
 from traces.workload import Workload
@@ -117,7 +118,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
         if plain_parser().parse_known_args(rest[1:])[0].resume is None:
             settings(rest[1:])
     elif program == "python" and rest[0] == "serve.py":
-        serve.parse(rest[1:])
+        parse_settings(ServeConfig, rest[1:])
     elif program == "python":
         assert (ROOT / rest[0]).is_file()
     else:  # run with the section that it belongs to
