@@ -137,22 +137,15 @@ def print_results(results: list[dict[str, Any]], console: Console) -> None:
     """The table."""
     table = Table(title="live, on this machine", title_justify="left")
     heads = ("policy", "violations high", "low", "p50", "p99", "in time", "decision p50", "p99", "offered", "ended as")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i in (0, len(heads) - 1) else "right")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("policy", "ended as") else "right")
     for r in results:
+        violations = [f"{100 * r[tag]:.2f} %" for tag in metric.VIOLATION]
+        latencies = [f"{r[tag] or 0:.1f} ms" for tag in (metric.LATENCY_P50_MS, metric.LATENCY_P99_MS)]
+        decisions = [f"{r.get(tag) or 0:.0f} us" for tag in (metric.DECISION_P50_US, metric.DECISION_P99_US)]
         ended = ", ".join(f"{count} {name}" for name, count in r["outcomes"].items() if count)
-        table.add_row(
-            r["policy"],
-            f"{100 * r[metric.VIOLATION_HIGH]:.2f} %",
-            f"{100 * r[metric.VIOLATION_LOW]:.2f} %",
-            f"{r[metric.LATENCY_P50_MS] or 0:.1f} ms",
-            f"{r[metric.LATENCY_P99_MS] or 0:.1f} ms",
-            f"{r[metric.GOODPUT_RPS]:.1f}/s",
-            f"{r.get(metric.DECISION_P50_US) or 0:.0f} us",
-            f"{r.get(metric.DECISION_P99_US) or 0:.0f} us",
-            str(r["offered"]),
-            ended,
-        )
+        in_time = f"{r[metric.GOODPUT_RPS]:.1f}/s"
+        table.add_row(r["policy"], *violations, *latencies, in_time, *decisions, str(r["offered"]), ended)
     console.print(table)
 
 

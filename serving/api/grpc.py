@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,12 +37,11 @@ _CONTENTS = {
 Method = Callable[[Any, str], Any]
 
 
-async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | None = None) -> Listener:
-    """Serve gRPC where the settings of the data plane say. Keep what is returned: it ends when nobody holds it.
+async def start_grpc(plane: DataPlane) -> Listener:
+    """Serve gRPC where the settings of the data plane say. Keep what is returned: without it, gRPC closes its server.
 
     Args:
         plane: answers.
-        credentials: of the server's certificate, for TLS.
 
     Raises:
         InputError: the address cannot be listened on.
@@ -59,7 +59,11 @@ async def start_grpc(plane: DataPlane, credentials: grpc.ServerCredentials | Non
     host, port = config.host, config.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        if config.tls_cert is None or config.tls_key is None:
+            bound = server.add_insecure_port(address)
+        else:
+            pair = Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes()
+            bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         bound = 0
     if bound == 0:

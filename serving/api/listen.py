@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import socket
 import ssl
-from pathlib import Path
 
 from serving.api.config import ApiConfig
 from serving.api.dataplane import DataPlane, Listener
@@ -32,11 +32,13 @@ def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
 
 
 def check_addresses(config: ApiConfig) -> None:
-    """Refuse addresses that cannot be listened on now, before models are loaded and measured.
+    """Refuse addresses that cannot be listened on, before models are loaded and anything is written.
 
     Raises:
-        InputError: with the address.
+        InputError: with the address, or as gRPC is not installed.
     """
+    if config.grpc and importlib.util.find_spec("grpc") is None:  # an optional dependency
+        raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]")
     for flag, port in (("port", config.port), *([("grpc_port", config.grpc_port)] if config.grpc else [])):
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
@@ -55,31 +57,19 @@ async def listen(plane: DataPlane, tls: ssl.SSLContext | None) -> list[Listener]
         tls: from `tls_context`.
 
     Raises:
-        InputError: an address is taken, or gRPC is not installed; nothing listens then.
+        InputError: an address is taken; nothing listens then.
     """
+    config = plane.config
     http = await start_http(plane, tls)
-    log.info("HTTP on %s://%s:%d", "https" if tls else "http", plane.config.host, http.port)
-    if not plane.config.grpc:
+    log.info("HTTP on %s://%s:%d", "https" if tls else "http", config.host, http.port)
+    if not config.grpc:
         return [http]
+    from serving.api.grpc import start_grpc  # an optional dependency, see `check_addresses`
+
     try:
-        return [http, await _listen_grpc(plane)]
+        listener = await start_grpc(plane)
     except InputError:
         await http.close()
         raise
-
-
-async def _listen_grpc(plane: DataPlane) -> Listener:
-    config = plane.config
-    try:
-        import grpc  # an optional dependency
-
-        from serving.api.grpc import start_grpc
-    except ImportError:
-        raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]") from None
-    credentials = None
-    if config.tls_cert is not None and config.tls_key is not None:
-        pair = Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes()
-        credentials = grpc.ssl_server_credentials([pair])
-    listener = await start_grpc(plane, credentials)
     log.info("gRPC on %s:%d", config.host, listener.port)
-    return listener
+    return [http, listener]

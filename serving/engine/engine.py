@@ -330,15 +330,16 @@ class Engine:
             # The clock is read in each round: a decision takes time, and a short batch may have run meanwhile.
             now = self.now_ms()
             ready = scheduler.poll(now, guard.drop, grace)
-            self._collect(now, UNREACHABLE, "")
+            self._collect(now, UNREACHABLE, "")  # what the poll has dropped
             if not ready:
                 break
             action, wake = guard.decide()
             if action == scheduler.defer_action:
                 scheduler.defer(wake)
                 break
+            # A dispatch is followed by another question: streams are left, and the policy answers one batch at a time.
             self._launch(scheduler.dispatch(action))
-            if not scheduler.queued:
+            if not scheduler.queued:  # the usual end at low load, which spares a poll
                 break
         self._set_timer()
 

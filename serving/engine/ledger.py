@@ -48,10 +48,11 @@ class Ledger:
 
     def end(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         """Close a request whose end the scheduling state gave as `outcome`, with what the state does not know."""
+        # The state sees batches, not answers: it does not know that a client left, or that half of a batch succeeded.
         if request.discarded and reason != UNLOADED:
             outcome, reason, message = CANCELLED, LEFT, "cancelled in flight"
         elif request.result.output is not None:
-            # The state calls a batch failed that was halved; its requests that have an output are none the worse.
+            # To the state, a batch that was halved has failed; its requests that have an output have not.
             met = outcome == MET or (outcome == FAILED and now_ms <= request.result.deadline_ms)
             outcome, reason, message = MET if met else LATE, "", ""
         self.close(request, outcome, reason, message, now_ms)

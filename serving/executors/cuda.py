@@ -116,6 +116,8 @@ class _CudaStream:
         self._api = api
         self._graphs = graphs
         self._unrecordable = unrecordable
+        # Two for one stream of ours: the device lets kernels of a stream of high priority go before those of other streams,
+        # and a CUDA stream's priority is fixed when it is made.
         self._streams = tuple(api.make_stream(priority) for priority in PRIORITIES)
         self._events = tuple(api.make_event(blocking=True) for _ in range(4))
         self._clock = DeviceClock(api, self._streams[0])
@@ -202,7 +204,7 @@ class _CudaStream:
             graph = self._api.capture(stream, lambda: model.forward(on_device), kept.pool)
             kept.graphs[key] = _Recorded(graph, on_device)
             if not _alike(self._run(model, check, priority), expected):
-                raise ValueError("the recorded graph answers otherwise than the model")
+                raise ValueError("the recorded graph answers differently from the model")
         except Exception as error:  # whatever the model does that a capture does not allow; it runs as it did before
             # All of it: one model is either fast on every stream and at every size, or on none.
             kept.graphs.clear()

@@ -188,12 +188,5 @@ def _probe_cuda(device: torch.device) -> DeviceInfo:
 
     gflops = _per_second(lambda: torch.mm(left, right), wait) * 2 * side**3 / 1e9
     gbps = _per_second(copy, wait) * copies * 2 * source.nbytes / 1e9
-    return DeviceInfo(
-        "cuda",
-        properties.name,
-        properties.multi_processor_count,
-        properties.total_memory,
-        round(gflops, 1),
-        round(gbps, 2),
-        torch.__version__,
-    )
+    cores, memory = properties.multi_processor_count, properties.total_memory
+    return DeviceInfo("cuda", properties.name, cores, memory, round(gflops, 1), round(gbps, 2), torch.__version__)

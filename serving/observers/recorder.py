@@ -105,14 +105,8 @@ class Recorder(Output):
 def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
     frame = pd.DataFrame(rows, columns=["arrival", "model", "priority", "deadline"]).sort_values("arrival")
     models, names = pd.factorize(frame["model"], sort=True)
-    return Workload(
-        frame["arrival"].to_numpy(float),
-        models,
-        frame["priority"].to_numpy(),
-        frame["deadline"].to_numpy(float),
-        tuple(map(str, names)),
-        name,
-    )
+    arrival, deadline = frame["arrival"].to_numpy(float), frame["deadline"].to_numpy(float)
+    return Workload(arrival, models, frame["priority"].to_numpy(), deadline, tuple(map(str, names)), name)
 
 
 def row_of(batch: BatchRecord) -> tuple:

@@ -33,7 +33,7 @@ class TimelineWriter(Output):
         self._requests: deque[RequestRow] = deque(maxlen=KEEP)
         self._batches: deque[BatchRow] = deque(maxlen=KEEP)
         self._changed = self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def request_ended(self, result: RequestResult) -> None:
         self._changed = True
@@ -57,21 +57,19 @@ class TimelineWriter(Output):
     def write(self, requests: Collection[RequestRow], batches: Collection[BatchRow]) -> None:
         """Write the file, whole or not at all, unless it is closed. Blocks; may be called on any thread."""
         with self._lock:
-            if not self._closed:
-                self._write(requests, batches)
-
-    def _write(self, requests: Collection[RequestRow], batches: Collection[BatchRow]) -> None:
-        try:
-            write_trace(self.path, requests, batches)
-        except OSError as error:
-            self.failed(error)
-        else:
-            self.succeeded()
+            if self._closed:
+                return
+            try:
+                write_trace(self.path, requests, batches)
+            except OSError as error:
+                self.failed(error)
+            else:
+                self.succeeded()
 
     def close(self) -> None:
         """Write all that is kept; what another thread writes afterwards is not."""
         with self._lock:
+            self.write(self._requests, self._batches)
             self._closed = True
-            self._write(self._requests, self._batches)
         if not self._failed:
             log.info("timeline of %d requests is in %s", len(self._requests), self.path)

@@ -86,7 +86,7 @@ def test_a_graph_that_answers_differently_is_not_used(
     executor.load(load_model(ModelSpec("baked", "toy_models:Baked", (4,), "float32", compiled=False)))
     executor.warm_up("baked", [1])
     np.testing.assert_array_equal(run(executor, "baked", [GIVEN]).outputs, [2 * GIVEN])
-    assert "model 'baked' runs without CUDA graphs: the recorded graph answers otherwise" in caplog.text
+    assert "model 'baked' runs without CUDA graphs: the recorded graph answers differently" in caplog.text
     assert not cuda.ran[-1][2]
 
 
