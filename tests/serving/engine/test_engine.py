@@ -18,7 +18,7 @@ from api_server import BLOCKS, until
 
 from agents.policies.base import Policy, make_policy
 from envs.profiles.profile import Profile, synthetic_profile
-from envs.scheduling.state import CANCELLED, HIGH, n_actions
+from envs.scheduling.state import CANCELLED, DROPPED, HIGH, LOW, n_actions
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, RequestResult
@@ -307,3 +307,30 @@ async def test_the_predictor_learns_from_live_batches(executor: CpuExecutor) -> 
         await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(40)))
         after = engine.scheduler.state.weight, engine.scheduler.state.bias, engine.scheduler.state.scale
         assert any(not np.array_equal(a, b) for a, b in zip(before, after))
+
+
+async def test_a_refused_request_is_counted_and_observed_once_and_never_queued(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        log = Log()
+        engine.observers.append(log)
+        engine.refuse("double", LOW, 50.0, 3, "too late")
+        assert [(r.outcome, r.reason, r.message, r.batch_id) for r in log.results] == 3 * [
+            ("dropped", "deadline out of reach", "too late", -1)
+        ]
+        assert engine.offered.tolist() == [0, 3] and engine.ended[LOW, DROPPED] == 3
+        assert engine.queued == 0 and not engine.ledger.inside
+        with pytest.raises(KeyError):
+            engine.refuse("nowhere", LOW, 50.0, 1, "too late")
+        assert (await engine.submit("double", LOW, 1e5, X)).id == 3, "numbers go on"
+
+
+async def test_each_decision_of_the_policy_is_shown_before_its_effect(executor: CpuExecutor) -> None:
+    queued: list[int] = []
+    async with running(executor, make_policy("edf", max_batch=1)) as engine:
+        engine.guard.on_decision = lambda policy, state, tables: queued.append(int(state.queue["length"].sum()))
+        engine.offer("double", LOW, 1e5, [X] * 2)
+        await until(lambda: engine.queued == 0)
+        assert queued[:2] == [2, 1] and len(queued) == engine.guard.decisions
+        engine.guard.policy = Broken(RuntimeError("bug"))
+        await engine.submit("double", LOW, 1e5, X)
+        assert len(queued) < engine.guard.decisions, "those of the fallback are not"

@@ -186,3 +186,11 @@ def test_help_shows_flags_signals_and_examples() -> None:
     assert ended.returncode == 0
     for word in ("--replay", "--policy", "--drain_timeout", "SIGHUP", "Examples"):
         assert word in ended.stdout
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = "import sys, serve\ntry: serve.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip().splitlines()[-1] == "False"
