@@ -14,9 +14,9 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ from serving.api.dataplane import DataPlane
 from serving.api.listen import check_addresses, listen, tls_context
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
-from serving.engine.request import Observer, result_table
+from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
 from serving.executors.factory import make_executor
 from serving.models.load import load_model
@@ -35,7 +35,7 @@ from serving.observers.logs import RequestLog
 from serving.observers.output import Output, saving
 from serving.observers.prometheus import Metrics
 from serving.observers.recorder import Recorder
-from serving.observers.report import Collector, print_table, result_of
+from serving.observers.report import print_table, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
 from serving.profiling.calibrate import SHIPPED
@@ -105,23 +105,18 @@ class Server:
             raise
 
 
-@dataclass
-class Replay:
+class Replay(NamedTuple):
     """What a server replays in place of listening.
 
     Attributes:
         workload: the requests.
         inputs: pool of inputs by model.
         facts: what is said beside the metrics of the result.
-        collector: keeps how each request ended.
-        start_ms: when the first request was due, on the engine's clock.
     """
 
     workload: Workload
     inputs: Inputs
     facts: dict[str, Any]
-    collector: Collector = field(default_factory=Collector)
-    start_ms: float = 0.0
 
 
 @dataclass
@@ -170,7 +165,7 @@ class OpenServer:
         }
         return Replay(workload, inputs, facts)
 
-    async def start(self, replayed: Replay | None = None) -> RunningServer:
+    async def start(self, listening: bool = True) -> RunningServer:
         """Start the engine and, unless it is for a replay, listen.
 
         Raises:
@@ -184,16 +179,14 @@ class OpenServer:
         plane = DataPlane(engine, config, repository, metrics.render)
         outputs = self._outputs(engine)
         # Whatever observes the engine is in this list.
-        observers: list[Observer] = [RequestLog(), metrics, *outputs]
-        observers += plane.observers if replayed is None else [replayed.collector]
-        engine.observers += observers
+        engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
             await engine.start()
             log.info("policy %s serves %s", engine.guard.name, ", ".join(engine.models))
-            if replayed is None:
+            if listening:
                 for listener in await listen(plane, server.tls):
                     parts.push_async_callback(listener.close)
             freeze_garbage()
@@ -238,27 +231,29 @@ class RunningServer:
         """Answer requests until `stopping` is set."""
         await stopping.wait()
 
-    async def replay(self, replayed: Replay, stopping: asyncio.Event) -> None:
-        """Offer the requests of a workload until they have ended, or `stopping` is set."""
+    async def replay(self, replayed: Replay, stopping: asyncio.Event) -> dict[str, Any]:
+        """Offer the requests of a workload until they have ended, or `stopping` is set, and drain.
+
+        Returns:
+            What became of them; see `serving.observers.report.result_of`.
+        """
         log.info("offering %s", replayed.workload.describe().splitlines()[0])
-        replayed.start_ms = self.engine.now_ms()
-        running = asyncio.ensure_future(replay(self.engine, replayed.workload, replayed.inputs))
+        offered: list[Request] = []
+        start_ms, guard = self.engine.now_ms(), self.engine.guard
+        running = asyncio.ensure_future(replay(self.engine, replayed.workload, replayed.inputs, offered))
         if await done_before(stopping, running):
             running.result()  # raises what it raised
         running.cancel()
+        await self.drain()
+        facts = replayed.facts | {"policy": guard.name, "replaced": guard.replaced, "fallbacks": guard.fallbacks}
+        table = result_table([request.future.result() for request in offered], start_ms)
+        return result_of(table, facts, guard.decision_us)
 
     async def drain(self) -> None:
         """Take no more requests, and let those inside end, for at most `drain_timeout` seconds."""
         if self.engine.accepting:
             log.info("draining for at most %g s", self.config.drain_timeout)
             await self.engine.stop(self.config.drain_timeout)
-
-    def result(self, replayed: Replay) -> dict[str, Any]:
-        """What became of a replay, once drained; see `serving.observers.report.result_of`."""
-        guard = self.engine.guard
-        facts = replayed.facts | {"policy": guard.name, "replaced": guard.replaced, "fallbacks": guard.fallbacks}
-        table = result_table(replayed.collector.results, replayed.start_ms)
-        return result_of(table, facts, guard.decision_us)
 
     async def close(self) -> None:
         """Listen no more, and write the rest."""
@@ -283,22 +278,22 @@ async def run(config: ServeConfig) -> None:
         log.info("stopped while it was starting; nothing was served")
         os._exit(0)  # a thread is inside a model's compilation, which cannot be interrupted
     opened = opening.result()
+    result = None
     try:
         replayed = await opened.prepare_replay()
-        running = await opened.start(replayed)
+        running = await opened.start(listening=replayed is None)
         signals.on_reload = running.reloader.reload_policy
         try:
             if replayed is None:
                 await running.serve(signals.stopping)
             else:
-                await running.replay(replayed, signals.stopping)
+                result = await running.replay(replayed, signals.stopping)
         finally:
             await running.drain()
             await running.close()
     finally:
         await opened.close()
-    if replayed is not None:
-        result = running.result(replayed)
+    if result is not None:
         print_table(result, Console(file=sys.stdout, width=110))
         print(json.dumps(result), flush=True)
 

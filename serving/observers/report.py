@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,17 +12,6 @@ from rich.table import Table
 
 from agents.evaluation import metric
 from agents.evaluation.summary import ENDED, summarise
-from serving.engine.request import Observer, RequestResult
-
-
-class Collector(Observer):
-    """Keeps how each request ended, without its output."""
-
-    def __init__(self) -> None:
-        self.results: list[RequestResult] = []
-
-    def request_ended(self, result: RequestResult) -> None:
-        self.results.append(replace(result, output=None))
 
 
 def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling.state import LOW
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
-from serving.engine.request import result_table
+from serving.engine.request import Request, result_table
 from serving.executors.executor import Executor
 from traces.workload import Workload
 
@@ -27,20 +27,23 @@ def make_inputs(executor: Executor, seed: int = 0) -> Inputs:
     return {name: [model.example(rng) for _ in range(POOL)] for name, model in executor.models.items()}
 
 
-async def replay(engine: Engine, workload: Workload, inputs: Inputs) -> pd.DataFrame:
+async def replay(
+    engine: Engine, workload: Workload, inputs: Inputs, offered: list[Request] | None = None
+) -> pd.DataFrame:
     """Offer every request of the workload at its time and wait until all have ended.
 
     Args:
         engine: started.
         workload: its models must be served.
         inputs: pool of inputs by model.
+        offered: the requests are appended to it, so that they are known if this is cancelled.
 
     Returns:
         One row per request, in the columns that `agents.evaluation.summary.summarise` reads; times on the clock of the
         workload.
     """
     start_ms = engine.now_ms()
-    requests = []
+    requests = [] if offered is None else offered
     for i in range(len(workload.arrival_ms)):
         due = start_ms + float(workload.arrival_ms[i])
         ahead_s = (due - engine.now_ms()) / 1e3
