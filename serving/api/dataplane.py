@@ -270,11 +270,11 @@ def _answer(results: list[RequestResult]) -> Answer:
     outputs = [result.output for result in results if result.output is not None]
     output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
     worst: dict[str, int | str] = {
-        "outcome": "late" if any(one.outcome == "late" for one in results) else "met",
-        "latency_us": round(1e3 * max(one.latency_ms for one in results)),
-        "queue_us": round(1e3 * max(one.queue_ms for one in results)),
-        "batch_size": max(one.batch_size for one in results),
-        "predicted_us": round(1e3 * max(one.predicted_ms for one in results)),
+        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
+        "latency_us": round(1e3 * max([one.latency_ms for one in results])),
+        "queue_us": round(1e3 * max([one.queue_ms for one in results])),
+        "batch_size": max([one.batch_size for one in results]),
+        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
     }
     return Answer(output, worst)
 

@@ -172,21 +172,21 @@ class Engine:
         Raises:
             KeyError: no such model.
         """
+        m, scheduler, ledger, loop = self._index(model), self.scheduler, self.ledger, asyncio.get_running_loop()
         now = self.now_ms()
         arrival = now if arrival_ms is None else min(arrival_ms, now)
         requests = []
         for one in values:
-            result = self._new_result(model, priority, arrival, arrival + deadline_ms, now)
-            m = self.scheduler.index[model]
-            request = Request(result, m, one, asyncio.get_running_loop().create_future())
+            result = ledger.new(model, priority, arrival, arrival + deadline_ms, now)
+            request = Request(result, m, one, loop.create_future())
             requests.append(request)
-            self.ledger.open(request)
+            ledger.open(request)
             if not self.accepting:
-                self.ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
-            elif not self.scheduler.arrive(now, arrival, priority, m, result.id, result.deadline_ms):
+                ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
+            elif not scheduler.arrive(now, arrival, priority, m, result.id, result.deadline_ms):
                 self._collect(now, FULL, f"the queue of model {model!r} is full ({self.config.queue_places} requests)")
         # A trace's arrivals are decided on one by one, as in the simulator; so is what would not fit into one batch.
-        if arrival_ms is not None or self.queued >= self.scheduler.tables.size[-1]:
+        if arrival_ms is not None or scheduler.n_queued[0] >= scheduler.tables.size[-1]:
             self._pump()
         else:
             self._coalescer.arrived()
@@ -207,24 +207,15 @@ class Engine:
         Raises:
             KeyError: no such model.
         """
+        self._index(model)
         now = self.now_ms()
         for _ in range(count):
-            result = self._new_result(model, priority, now, now + deadline_ms, now)
-            self.ledger.refuse(result, UNREACHABLE, message, now)
+            self.ledger.refuse(self.ledger.new(model, priority, now, now + deadline_ms, now), UNREACHABLE, message, now)
 
-    def _new_result(
-        self, model: str, priority: int, arrival_ms: float, deadline_ms: float, now_ms: float
-    ) -> RequestResult:
-        if model in self._leaving or model not in self.scheduler.index:
+    def _index(self, model: str) -> int:
+        if model in self._leaving:
             raise KeyError(model)
-        return RequestResult(
-            id=self.ledger.new_id(),
-            model=model,
-            priority=priority,
-            arrival_ms=arrival_ms,
-            deadline_ms=deadline_ms,
-            offered_ms=now_ms,
-        )
+        return self.scheduler.index[model]
 
     def cancel(self, request: Request) -> None:
         """Give a request up: at once when it is queued; its result is discarded when it is in flight."""
@@ -330,7 +321,8 @@ class Engine:
             # The clock is read in each round: a decision takes time, and a short batch may have run meanwhile.
             now = self.now_ms()
             ready = scheduler.poll(now, guard.drop, grace)
-            self._collect(now, UNREACHABLE, "")  # what the poll has dropped
+            if scheduler.n_ended[0]:  # the poll has dropped some
+                self._collect(now, UNREACHABLE, "")
             if not ready:
                 break
             action, wake = guard.decide()
@@ -339,7 +331,7 @@ class Engine:
                 break
             # A dispatch is followed by another question: streams are left, and the policy answers one batch at a time.
             self._launch(scheduler.dispatch(action))
-            if not scheduler.queued:  # the usual end at low load, which spares a poll
+            if not scheduler.n_queued[0]:  # the usual end at low load, which spares a poll
                 break
         self._set_timer()
 
@@ -350,7 +342,7 @@ class Engine:
 
     def _set_timer(self) -> None:
         """Look again when something is to be done even if nothing happens before."""
-        if self.queued:
+        if self.scheduler.n_queued[0]:
             self._timer.set(self.scheduler.next_timer(self.guard.drop, self.config.grace_ms))
         else:
             self._timer.set(math.inf)

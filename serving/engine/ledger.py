@@ -30,10 +30,17 @@ class Ledger:
         self._last_id = -1
         self._is_empty = asyncio.Event()
 
-    def new_id(self) -> int:
-        """The number of the next request."""
+    def new(self, model: str, priority: int, arrival_ms: float, deadline_ms: float, offered_ms: float) -> RequestResult:
+        """What is known at first of a request, with the next number."""
         self._last_id += 1
-        return self._last_id
+        return RequestResult(
+            id=self._last_id,
+            model=model,
+            priority=priority,
+            arrival_ms=arrival_ms,
+            deadline_ms=deadline_ms,
+            offered_ms=offered_ms,
+        )
 
     def open(self, request: Request) -> None:
         """Note a request that was offered."""

@@ -39,6 +39,9 @@ class LiveScheduler:
         state: arrays of one scheduler.
         index: place of each model, by name.
         defer_action: the action that dispatches nothing.
+        n_ended: (1,) requests that ended since the last `take_ended`.
+        n_queued: (1,) requests in all queues.
+        n_free: (1,) streams without a batch.
     """
 
     def __init__(self, profile: Profile, adjust_tables: AdjustTables, streams: int, queue_places: int) -> None:
@@ -66,7 +69,7 @@ class LiveScheduler:
         self.ahead = partial(core.ahead, state, tables, 0)
         # Views of single fields: reading one through a record array costs twenty times as much.
         scheduler = state.scheduler
-        self._n_ended, self._n_queued, self._n_free = scheduler["n_ended"], scheduler["n_queued"], scheduler["n_free"]
+        self.n_ended, self.n_queued, self.n_free = scheduler["n_ended"], scheduler["n_queued"], scheduler["n_free"]
         self._ended_id, self._ended_outcome = state.ended["id"][0], state.ended["outcome"][0]
         self._member = state.member["id"][0]
         # Plain records, not np.record, whose attributes are looked up by name in Python.
@@ -75,12 +78,12 @@ class LiveScheduler:
     @property
     def queued(self) -> int:
         """Requests in all queues."""
-        return int(self._n_queued[0])
+        return int(self.n_queued[0])
 
     @property
     def in_flight(self) -> int:
         """Streams with a batch."""
-        return self.streams - int(self._n_free[0])
+        return self.streams - int(self.n_free[0])
 
     @property
     def queue_lengths(self) -> np.ndarray:
@@ -101,10 +104,8 @@ class LiveScheduler:
 
     def take_ended(self) -> list[tuple[int, int]]:
         """Number and outcome of each request that ended in the state since the last call."""
-        n = int(self._n_ended[0])
-        if n == 0:
-            return []
-        self._n_ended[0] = 0
+        n = int(self.n_ended[0])
+        self.n_ended[0] = 0
         return list(zip(self._ended_id[:n].tolist(), self._ended_outcome[:n].tolist()))
 
     def adjust(self, adjust_tables: AdjustTables) -> None:

@@ -18,10 +18,10 @@ class Duration:
     count: int = 0
     ms: float = 0.0
 
-    def add(self, ms: float, count: int = 1) -> None:
-        """Count it `count` times."""
-        self.count += count
-        self.ms += count * ms
+    def add(self, ms: float) -> None:
+        """Count one more."""
+        self.count += 1
+        self.ms += ms
 
     def describe(self) -> dict[str, int]:
         """As the protocol writes it."""
@@ -30,37 +30,42 @@ class Duration:
 
 @dataclass(slots=True)
 class Compute:
-    """The same of each phase: copy to the device, execution, copy back."""
+    """How often a batch of one size ran, and how long its phases took in all."""
 
-    input: Duration = field(default_factory=Duration)
-    infer: Duration = field(default_factory=Duration)
-    output: Duration = field(default_factory=Duration)
+    count: int = 0
+    input_ms: float = 0.0
+    infer_ms: float = 0.0
+    output_ms: float = 0.0
 
-    def add(self, phases: Phases, count: int = 1) -> None:
-        """Count a batch's phases `count` times."""
-        self.input.add(phases.h2d_end_ms - phases.h2d_start_ms, count)
-        self.infer.add(phases.exec_end_ms - phases.exec_start_ms, count)
-        self.output.add(phases.d2h_end_ms - phases.exec_end_ms, count)
+    def add(self, phases: Phases) -> None:
+        """Count one more."""
+        self.count += 1
+        self.input_ms += phases.h2d_end_ms - phases.h2d_start_ms
+        self.infer_ms += phases.exec_end_ms - phases.exec_start_ms
+        self.output_ms += phases.d2h_end_ms - phases.exec_end_ms
 
     def describe(self) -> dict[str, dict[str, int]]:
         """As the protocol writes it."""
-        return {
-            "compute_input": self.input.describe(),
-            "compute_infer": self.infer.describe(),
-            "compute_output": self.output.describe(),
-        }
+        phases = {"compute_input": self.input_ms, "compute_infer": self.infer_ms, "compute_output": self.output_ms}
+        return {name: Duration(self.count, ms).describe() for name, ms in phases.items()}
 
 
 @dataclass(slots=True)
 class _Counts:
     last_inference_ms: int = 0
-    inferences: int = 0
-    executions: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
-    compute: Compute = field(default_factory=Compute)
     by_size: defaultdict[int, Compute] = field(default_factory=lambda: defaultdict(Compute))
+
+    def per_request(self) -> Compute:
+        """The phases of all batches, each counted for every request in it."""
+        return Compute(
+            sum(size * one.count for size, one in self.by_size.items()),
+            sum(size * one.input_ms for size, one in self.by_size.items()),
+            sum(size * one.infer_ms for size, one in self.by_size.items()),
+            sum(size * one.output_ms for size, one in self.by_size.items()),
+        )
 
 
 class Statistics(Observer):
@@ -84,30 +89,26 @@ class Statistics(Observer):
             return
         counts = self._counts[batch.model]
         counts.last_inference_ms = int(time.time() * 1e3)
-        counts.executions += 1
-        counts.inferences += batch.batch_size
-        counts.compute.add(batch.phases, batch.batch_size)
         counts.by_size[batch.batch_size].add(batch.phases)
 
     def describe(self, model: str, version: str) -> dict[str, Any]:
         """One model's entry of `model_stats`."""
         counts = self._counts[model]
+        compute = counts.per_request()
         nothing = Duration().describe()
         return {
             "name": model,
             "version": version,
             "last_inference": counts.last_inference_ms,
-            "inference_count": counts.inferences,
-            "execution_count": counts.executions,
+            "inference_count": compute.count,
+            "execution_count": sum(one.count for one in counts.by_size.values()),
             "inference_stats": {
                 "success": counts.success.describe(),
                 "fail": counts.fail.describe(),
                 "queue": counts.queue.describe(),
-                **counts.compute.describe(),
+                **compute.describe(),
                 "cache_hit": nothing,
                 "cache_miss": nothing,
             },
-            "batch_stats": [
-                {"batch_size": size, **compute.describe()} for size, compute in sorted(counts.by_size.items())
-            ],
+            "batch_stats": [{"batch_size": size, **one.describe()} for size, one in sorted(counts.by_size.items())],
         }
