@@ -27,10 +27,10 @@ def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
     # Imported after the flags are read, so that --help does not wait for torch.
-    from serving.server import run
+    from serving.server import run_server
 
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(run(config))
+        runner.run(run_server(config))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

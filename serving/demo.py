@@ -181,7 +181,7 @@ def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: P
     pyplot.close(figure)
 
 
-def run(config: DemoConfig) -> None:
+def run_demo(config: DemoConfig) -> None:
     """Run the demo.
 
     Raises:
@@ -237,7 +237,7 @@ def run(config: DemoConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    return run_command(run, DemoConfig, argv, "python -m serving.demo", __doc__)
+    return run_command(run_demo, DemoConfig, argv, "python -m serving.demo", __doc__)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ log = logging.getLogger("serving")
 NEXT = " (next)"  # behind the name of a model that is loaded, but not served yet; no name may hold it
 
 
-def read_policy(config: ServeConfig) -> tuple[Policy, AdjustTables]:
+def resolve_policy(config: ServeConfig) -> tuple[Policy, AdjustTables]:
     """The policy that the settings name, and the change that it makes to what the scheduler knows.
 
     Raises:
@@ -104,7 +104,7 @@ class Reloader:
     async def reload_policy(self) -> bool:
         """Read the policy again and let it decide; one that cannot be read is refused, and the present one stays."""
         try:
-            policy, adjust_tables = await asyncio.get_running_loop().run_in_executor(None, read_policy, self._config)
+            policy, adjust_tables = await asyncio.get_running_loop().run_in_executor(None, resolve_policy, self._config)
         except InputError as error:
             log.error("policy is not reloaded, %s stays in force: %s", self._engine.guard.name, error)
             return False

@@ -1,4 +1,4 @@
-"""A server's life as five verbs: open, start, serve (or replay), drain, close. `run` has them in this order.
+"""A server's life as five verbs: open, start, serve (or replay), drain, close. `run_server` has them in this order.
 
 Each phase is a class that has all that the phase needs: `Server` knows its settings, `OpenServer` has models on a device, and
 `RunningServer` has an engine that takes requests.
@@ -35,12 +35,12 @@ from serving.observers.logs import RequestLog
 from serving.observers.output import Output, saving
 from serving.observers.prometheus import Metrics
 from serving.observers.recorder import Recorder
-from serving.observers.report import print_table, result_of
+from serving.observers.report import print_replay, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
 from serving.profiling.calibrate import SHIPPED
 from serving.profiling.device_models import DeviceModels
-from serving.reload import Reloader, read_policy
+from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
 from serving.replay.workload import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
 from traces.errors import InputError
@@ -64,7 +64,7 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.entries = read_entries(config.model_sources)
-        self.policy, self.adjust_tables = read_policy(config)
+        self.policy, self.adjust_tables = resolve_policy(config)
         self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
         self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
         if config.profile != "auto":
@@ -263,7 +263,7 @@ class RunningServer:
             log.exception("the server did not close cleanly")
 
 
-async def run(config: ServeConfig) -> None:
+async def run_server(config: ServeConfig) -> None:
     """Serve until the process is stopped, or replay a workload and print the result.
 
     SIGINT and SIGTERM drain, a second one ends at once; SIGHUP reloads the policy.
@@ -294,7 +294,7 @@ async def run(config: ServeConfig) -> None:
     finally:
         await opened.close()
     if result is not None:
-        print_table(result, Console(file=sys.stdout, width=110))
+        print_replay(result, Console(file=sys.stdout, width=110))
         print(json.dumps(result), flush=True)
 
 

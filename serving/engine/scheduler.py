@@ -10,7 +10,7 @@ import numpy as np
 from envs.profiles.profile import Profile
 from envs.scheduling.operations import clear, invalidate_forecast
 from envs.scheduling.state import SchedState, Tables, make_state, n_actions
-from serving.engine.compiled import compile_core
+from serving.engine.compiled import ENV, compile_core
 from serving.engine.model_set import move_state
 
 AdjustTables = Callable[[Tables], Tables]
@@ -49,7 +49,7 @@ class LiveScheduler:
         self._adjust_tables = adjust_tables
         tables = adjust_tables(profile.tables())
         state = make_state(1, len(profile.models), tables.size, streams, queue_places)
-        clear(state, tables, 0)
+        clear(state, tables, ENV)
         self._core = compile_core(state, tables)
         self._set(profile, tables, state)
 
@@ -58,15 +58,15 @@ class LiveScheduler:
         self.index = {name: m for m, name in enumerate(profile.models)}
         self.defer_action = n_actions(state, tables) - 1
         core = self._core
-        self.arrive = partial(core.arrive, state, tables, 0)
-        self.cancel = partial(core.cancel, state, 0)
-        self.poll = partial(core.poll, state, tables, 0)
-        self.defer = partial(core.defer, state, 0)
-        self.dispatch = partial(core.dispatch, state, tables, 0)
-        self.finish = partial(core.finish, state, tables, 0)
-        self.drop_all = partial(core.drop_all, state, 0)
-        self.next_timer = partial(core.next_timer, state, tables, 0)
-        self.ahead = partial(core.ahead, state, tables, 0)
+        self.arrive = partial(core.arrive, state, tables)
+        self.cancel = partial(core.cancel, state, ENV)
+        self.poll = partial(core.poll, state, tables)
+        self.defer = partial(core.defer, state, ENV)
+        self.dispatch = partial(core.dispatch, state, tables)
+        self.finish = partial(core.finish, state, tables)
+        self.drop_all = partial(core.drop_all, state, ENV)
+        self.next_timer = partial(core.next_timer, state, tables)
+        self.ahead = partial(core.ahead, state, tables)
         # Views of single fields: reading one through a record array costs twenty times as much.
         scheduler = state.scheduler
         self.n_ended, self.n_queued, self.n_free = scheduler["n_ended"], scheduler["n_queued"], scheduler["n_free"]
@@ -112,7 +112,7 @@ class LiveScheduler:
         """Make another change to what is known of the models; what was learned stays."""
         self._adjust_tables = adjust_tables
         self._set(self.profile, adjust_tables(self.profile.tables()), self.state)
-        invalidate_forecast(self.state, 0)
+        invalidate_forecast(self.state, ENV)
 
     def change_models(self, profile: Profile) -> None:
         """Serve the models of another profile; queues, batches in flight and what was learned move over."""

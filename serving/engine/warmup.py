@@ -21,8 +21,8 @@ def warm_up(tables: Tables, n_streams: int, policies: Iterable[Policy]) -> None:
     clear(st, tables, 0)
     run = compile_core(st, tables)
     for id_ in range(smallest):
-        run.arrive(st, tables, 0, 1.0, 1.0, 1, 0, id_, 1e6)
-    run.poll(st, tables, 0, 2.0, 1.0, 1e3)
+        run.arrive(st, tables, 1.0, 1.0, 1, 0, id_, 1e6)
+    run.poll(st, tables, 2.0, 1.0, 1e3)
     for policy in policies:
         # Its own errors come up again, and are counted, when it is asked in earnest.
         try:
@@ -31,9 +31,9 @@ def warm_up(tables: Tables, n_streams: int, policies: Iterable[Policy]) -> None:
             continue
         finally:
             policy.reset(1)
-    k = run.dispatch(st, tables, 0, n_models * len(tables.size))
-    run.next_timer(st, tables, 0, 1.0, 1e3)
-    run.finish(st, tables, 0, 2.5, k, 0.5)
+    k = run.dispatch(st, tables, n_models * len(tables.size))
+    run.next_timer(st, tables, 1.0, 1e3)
+    run.finish(st, tables, 2.5, k, 0.5)
 
 
 def freeze_garbage() -> None:

@@ -61,7 +61,7 @@ def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> 
     return BatchResult(batch.batch_id, stream, Phases(dispatch_ms, *(now_ms(),) * 5), error=error)
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What an error says, in one line."""
     # The last line of a TorchScript error is the original one; a traceback through the graph is above it.
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms, one_line
+from serving.executors.base import Batch, BatchResult, OnResult, error_line, failed_result, now_ms
 from serving.executors.device import probe_device, usable_cores
 from serving.executors.executor import Executor, LoadedModel
 from serving.executors.time_slices import SliceTimer
@@ -82,7 +82,7 @@ class CpuExecutor(Executor):
         try:
             outputs, phases = self._here.run(model, batch, dispatch_ms)
         except Exception as error:  # a model's own error ends its batch, and no more
-            return failed_result(batch, stream, dispatch_ms, one_line(error))
+            return failed_result(batch, stream, dispatch_ms, error_line(error))
         took = min(phases.total_ms, 5 * self._handover_ms)  # once preempted is not slow
         model.alone_ms[size] = expected + 0.1 * (took - expected)
         return BatchResult(batch.batch_id, stream, phases, outputs)

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms, one_line
+from serving.executors.base import Batch, BatchResult, OnResult, error_line, failed_result, now_ms
 from serving.models.served import Forward, ServedModel
 from traces.errors import InputError
 from traces.machine import DeviceInfo
@@ -321,16 +321,16 @@ class Executor(ABC):
                     runner = runner or self._open_stream(worker.stream)
                     job.run(runner)
                 except Exception as error:  # a model's own error ends its batch, not its stream
-                    job.fail(one_line(error))
+                    job.fail(error_line(error))
                 job = None  # held on to, the batch's inputs would live until the next one comes
         except BaseException as error:  # SystemExit and its like, raised by a model or sent to the thread
-            log.error("worker thread of stream %d died: %s", worker.stream, one_line(error))
+            log.error("worker thread of stream %d died: %s", worker.stream, error_line(error))
             with self._lock:
                 closed = self._closed
             if not closed:
                 self._start(worker)
             if job is not None:
-                job.fail(f"the worker thread died: {one_line(error)}")
+                job.fail(f"the worker thread died: {error_line(error)}")
 
     def _run(self, submitted: _Submitted, runner: StreamRunner) -> None:
         batch = submitted.batch

@@ -30,10 +30,12 @@ class DecisionLog:
 
     def __call__(self, policy: Policy, state: SchedState, tables: Tables) -> None:
         """Log one line."""
-        log.info("decision: %s", describe(require_learned(policy).logits(state, tables), tables, self._models()))
+        log.info(
+            "decision: %s", describe_candidates(require_learned(policy).logits(state, tables), tables, self._models())
+        )
 
 
-def describe(logits: np.ndarray, tables: Tables, models: tuple[str, ...]) -> str:
+def describe_candidates(logits: np.ndarray, tables: Tables, models: tuple[str, ...]) -> str:
     """One line: the best candidates with their probabilities, best first.
 
     Args:

@@ -35,7 +35,7 @@ def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[
     )
 
 
-def print_table(result: dict[str, Any], console: Console) -> None:
+def print_replay(result: dict[str, Any], console: Console) -> None:
     """Requests by priority and outcome, and the latencies."""
     title = f"{result['trace']} under {result['policy']} on {result['device']}"
     table = Table(title=title, title_justify="left")

@@ -29,7 +29,7 @@ from serving.models.load import load_model
 from serving.models.served import ModelSpec
 from serving.observers import recorder as recording
 from serving.observers import timeline
-from serving.observers.explain import describe
+from serving.observers.explain import describe_candidates
 from serving.observers.logs import JsonFormatter, RequestLog
 from serving.observers.prometheus import Metrics
 from serving.observers.recorder import Recorder
@@ -307,7 +307,7 @@ def test_logs_are_json_with_request_ids(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_decision_is_explained_in_one_line(measured: Any) -> None:
     logits = np.full(2 * 2 * 3 + 1, -np.inf)
     logits[[1, 7, 12]] = [2.0, 1.0, 0.0]
-    line = describe(logits, measured.profile.tables(), NAMES)
+    line = describe_candidates(logits, measured.profile.tables(), NAMES)
     assert line == "high wide x2 66.5 %, low wide x2 24.5 %, defer 9.0 %"
 
 
