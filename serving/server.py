@@ -29,7 +29,7 @@ from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
 from serving.executors.factory import make_executor
 from serving.models.load import load_model
-from serving.models.repository import Repository, read_entries
+from serving.models.repository import ModelRepository, read_entries
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
 from serving.observers.output import Output, saving
@@ -174,7 +174,9 @@ class OpenServer:
         config, server = self.server.config, self.server
         engine = Engine(self.models.executor, self.profile, server.policy, config, server.adjust_tables)
         reloader = Reloader(config, self.models, engine)
-        repository = Repository(config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model)
+        repository = ModelRepository(
+            config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model
+        )
         metrics = Metrics(engine)
         plane = DataPlane(engine, config, repository, metrics.render)
         outputs = self._outputs(engine)
@@ -223,7 +225,7 @@ class RunningServer:
 
     config: ServeConfig
     engine: Engine
-    repository: Repository
+    repository: ModelRepository
     reloader: Reloader
     parts: AsyncExitStack
 

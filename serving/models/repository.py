@@ -168,7 +168,7 @@ def check_memory(loaded: Sequence[ServedModel], new: ServedModel, largest_batch:
         )
 
 
-class Repository:
+class ModelRepository:
     """Loads and unloads models of a running server; what the API knows of models.
 
     Args:
