@@ -51,7 +51,7 @@ FULL_S = 600.0
 START_S = 240.0
 STOP_S = 30.0
 CAPACITY_CLIENTS = 32
-IDLE_S = 30.0  # a connection idle for longer is not used again; ApiLimits.keepalive_s is well above
+IDLE_S = 30.0  # a connection idle for longer is not used again; ApiConfig.keepalive_s is well above
 MET = b'"outcome":"met"'
 
 

@@ -63,6 +63,7 @@ def parse_settings(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win")
     parser.add_class_arguments(settings, as_group=False)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from traces.errors import InputError
 
 SCHEMA = "strait-measurements/1"
-CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.core_turns sees to it
+CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.time_slices sees to it
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,47 @@ from traces.files import atomic_path, atomic_write_text
 from traces.machine import SCHEMA, MachineInfo
 from traces.tables import read_table
 
+
+class Phases(NamedTuple):
+    """When the phases of a batch began and ended: ms on one clock, non-decreasing in the order of the fields.
+
+    Attributes:
+        dispatch_ms: the batch was submitted to the device.
+        h2d_start_ms: start of the copy to the device.
+        h2d_end_ms: end of that copy.
+        exec_start_ms: start of the execution.
+        exec_end_ms: end of the execution.
+        d2h_end_ms: end of the copy from the device, which starts when the execution ends.
+    """
+
+    dispatch_ms: float
+    h2d_start_ms: float
+    h2d_end_ms: float
+    exec_start_ms: float
+    exec_end_ms: float
+    d2h_end_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From dispatch to the end of the copy back."""
+        return self.d2h_end_ms - self.dispatch_ms
+
+    def since(self, start_ms: float) -> Phases:
+        """The same phases on a clock that began at `start_ms` of this one."""
+        # Spelled out: a live server does this for each batch, and a generator takes three times as long.
+        dispatch, h2d_start, h2d_end, exec_start, exec_end, d2h_end = self
+        return Phases(
+            dispatch - start_ms,
+            h2d_start - start_ms,
+            h2d_end - start_ms,
+            exec_start - start_ms,
+            exec_end - start_ms,
+            d2h_end - start_ms,
+        )
+
+
 KINDS = ("solo", "colocation", "live")
-PHASES = ("dispatch_ms", "h2d_start_ms", "h2d_end_ms", "exec_start_ms", "exec_end_ms", "d2h_end_ms")
+PHASES = Phases._fields
 SCHEDULED = ("decided_ms", "seen_ms")  # present where a scheduler dispatched the batches
 COLUMN_TYPES: dict[str, str] = {
     "run": "int32",

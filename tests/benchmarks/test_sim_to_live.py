@@ -28,7 +28,8 @@ from envs.profiles.profile import Profile, synthetic_profile
 from envs.profiles.refit import KNOT_MS, with_measured_slowdown
 from envs.simulation.simulator import Simulator
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from serving.observers.overhead import OverheadMeter, measure_overhead
 from serving.replay.live_runs import Machine
 from serving.replay.replay import make_inputs

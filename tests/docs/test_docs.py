@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import yaml
 
-import serve
 from agents.evaluation.rollout import request_table, run
 from agents.policies.registry import kinds, make_policy
 from agents.training.cli import settings
@@ -34,7 +33,9 @@ from benchmarks.interference.cross_validation import cross_validate
 from benchmarks.interference.loaders import campaign
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.simulator import Simulator
+from serving.config import ServeConfig
 from traces import formats
+from traces.command import parse_settings
 from traces.errors import InputError
 from traces.measurements import Measurements
 from traces.workload import Workload
@@ -157,7 +158,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
         if "-i" not in rest:
             settings(rest[1:])
     elif program == "python" and rest[0] == "serve.py":
-        serve.parse(rest[1:])
+        parse_settings(ServeConfig, rest[1:])
     elif program == "python":
         assert (ROOT / rest[0]).is_file()
     else:  # run with the section that it belongs to
