@@ -22,7 +22,6 @@ import pandas as pd
 from agents.evaluation import metric
 from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
-from benchmarks.common import pictures
 from benchmarks.common.command import DIGITS, as_command
 from benchmarks.common.timing import Progress
 from benchmarks.live.report import headline_table
@@ -143,26 +142,8 @@ def claims(frame: pd.DataFrame, steady: pd.DataFrame) -> dict[str, Any]:
     return out
 
 
-def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Weighted violations against load, one panel per trace, with intervals over repetitions."""
-    traces = list(dict.fromkeys(frame["workload"]))
-    figure, [row] = pictures.panels(1, len(traces), (4.4 * len(traces), 3.4))
-    for axes, trace in zip(row, traces, strict=True):
-        here = frame[frame["workload"] == trace]
-        for policy, mine in here.groupby("policy", sort=False):
-            loads = sorted(set(mine["load"]))
-            ends = np.array([bootstrap(mine.loc[mine["load"] == load, "weighted"].to_numpy()) for load in loads])
-            bars = np.abs(ends[:, [0, 2]] - ends[:, [1]]).T
-            axes.errorbar(loads, ends[:, 1], bars, marker="o", markersize=3, capsize=2, label=Path(str(policy)).stem)
-        axes.set_title(trace, fontsize=9)
-        axes.set_xlabel("offered load over capacity")
-    row[0].set_ylabel("weighted violations (%)")
-    row[0].legend(frameon=False, fontsize=8)
-    pictures.save(figure, path)
-
-
 def measure(config: LiveBenchmark) -> dict[str, Any]:
-    """Measure, write results.json and live.png, and print the table.
+    """Measure, write results.json, and return the summary.
 
     Raises:
         InputError: an unknown model or trace.
@@ -190,7 +171,6 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
     out = Path(config.out)
     whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}
     atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
-    draw(frame, out / "live.png")
     return summary
 
 
