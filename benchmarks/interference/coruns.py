@@ -146,33 +146,17 @@ def demand_features(data: CoRuns) -> np.ndarray:
     return np.column_stack([*counts, own, others, own * others, *mixed])
 
 
-@dataclass(frozen=True)
-class Errors:
-    """Errors of predictions, in percent.
+def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """Errors of predictions against measurements, in percent.
 
-    Attributes:
-        mape: mean absolute error.
-        p90: 90th percentile of the absolute error.
-        p99: its 99th percentile.
-        under: mean of the under-predictions, over all batches.
-        over: mean of the over-predictions, over all batches.
-        n: number of batches.
+    Returns:
+        Mean absolute error (mape), its 90th and 99th percentile (p90, p99), the parts of the mean by sign (under, over), and
+        the number of batches (n).
     """
-
-    mape: float
-    p90: float
-    p99: float
-    under: float
-    over: float
-    n: int
-
-
-def errors(predicted: np.ndarray, measured: np.ndarray) -> Errors:
-    """Errors of predictions against measurements."""
     e = 100.0 * (predicted / measured - 1.0)
     p90, p99 = np.quantile(np.abs(e), [0.9, 0.99]).tolist()
     under, over = float(np.maximum(-e, 0.0).mean()), float(np.maximum(e, 0.0).mean())
-    return Errors(under + over, p90, p99, under, over, len(e))
+    return {"mape": under + over, "p90": p90, "p99": p99, "under": under, "over": over, "n": len(e)}
 
 
 def folds(group: np.ndarray, k: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def repeats_of(measurements: Measurements) -> np.ndarray:
 
 
 def repeat_gaps(
-    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray, within_ms: float = np.inf
+    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Differences between like batches, which no model that knows only what they have in common can predict.
 
@@ -97,7 +97,6 @@ def repeat_gaps(
         residual: (N,) log of measured over predicted time.
         which: (N,) bool, batches to look at.
         start_ms: (N,) start of each batch.
-        within_ms: largest distance of the starts of a pair.
 
     Returns:
         Gaps (P,) over root two in percent of all pairs, and the row (P,) of one batch of each.
@@ -107,7 +106,7 @@ def repeat_gaps(
     gaps, first = [np.zeros(0)], [np.zeros(0, np.int64)]
     for apart in range(1, len(rows)):
         a, b = rows[:-apart], rows[apart:]
-        near = (key[a] == key[b]) & (start_ms[b] - start_ms[a] <= within_ms)
+        near = key[a] == key[b]
         if not near.any():  # nor any further apart
             break
         gaps.append(100.0 * np.abs(residual[a[near]] - residual[b[near]]) / np.sqrt(2.0))
