@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,7 +51,6 @@ FULL_S = 600.0
 START_S = 240.0
 STOP_S = 30.0
 CAPACITY_CLIENTS = 32
-IDLE_S = 30.0  # a connection idle for longer is not used again; ApiConfig.keepalive_s is well above
 MET = b'"outcome":"met"'
 
 
@@ -109,14 +108,12 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._free: list[Connection] = []  # those used last are at the end
+        self._free: deque[Connection] = deque()
 
     async def ask(self, message: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a whole HTTP request."""
-        # The server closes what is idle for long, perhaps just when it is used again.
-        if self._free and self._free[-1].last_used < time.monotonic() - IDLE_S:
-            self.close()
-        connection = self._free.pop() if self._free else await Connection.open(self.port)
+        # The one that was idle longest comes first: under load none is idle until the server closes it.
+        connection = self._free.popleft() if self._free else await Connection.open(self.port)
         answer = await connection.ask(message)
         if not connection.closed:
             self._free.append(connection)
@@ -124,8 +121,8 @@ class Connections:
 
     def close(self) -> None:
         """Close all that are not in use."""
-        while self._free:
-            self._free.pop().close()
+        for connection in self._free:
+            connection.close()
 
 
 def request_bytes(model: str, priority: int, deadline_ms: float) -> bytes:
@@ -234,14 +231,12 @@ def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
             "violations_at_client": 100.0 * float(late[own].mean()),
             "p99_ms": float(answers["since_due_ms"][own & (answers["status"] == 200)].quantile(0.99)),
         }
-    by_status = {
-        int(status): answers["since_sent_ms"][answers["status"] == status] for status in sorted(set(answers["status"]))
-    }
-    result["status"] = {str(status): len(ms) for status, ms in by_status.items()}
+    by_status = {str(status): ms for status, ms in answers.groupby("status")["since_sent_ms"]}
+    result["status"] = {status: len(ms) for status, ms in by_status.items()}
     result["refusals"] = {
-        str(status): {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}
+        status: {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}
         for status, ms in by_status.items()
-        if status != 200
+        if status != "200"
     }
     return result
 

@@ -75,9 +75,9 @@ class SimToLiveBenchmark(LiveSettings):
             self.duration, self.repetitions = 1.0, 1
 
 
-def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
+def describe(tables: Sequence[pd.DataFrame], streams: int) -> dict[str, float]:
     """What is compared of one cell: the same for live and simulated tables of requests, pooled over runs."""
-    pooled, busy_ms, span_ms, base = [], 0.0, 0.0, 0
+    busy_ms, span_ms = 0.0, 0.0
     for table in tables:
         ran = table[table["batch_id"] >= 0]
         start = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).min()
@@ -85,24 +85,17 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
         busy_ms += float((finish - start).sum())
         # To the last batch: requests that no policy dispatches any more end by a timer live, with the episode in simulation.
         span_ms += streams * max(float(finish.max() - table["arrival_ms"].min()), 0.0) if len(ran) else 0.0
-        batch = table["batch_id"].to_numpy()
-        pooled.append(table.assign(batch_id=np.where(batch >= 0, batch + base, -1)))
-        base += int(batch.max(initial=0)) + 1
-    whole = pd.concat(pooled, ignore_index=True)
+    whole = pd.concat(tables, ignore_index=True)
     metrics = summarise(whole)
-    ran_in = whole["batch_id"].to_numpy()
-    count = np.unique(ran_in[ran_in >= 0], return_counts=True)[1]
     rates = 100 * np.array([metrics[tag] for tag in metric.VIOLATION])
-    total = np.array([np.sum(whole["priority"] == priority) for priority in (HIGH, LOW)])
+    total = np.bincount(whole["priority"], minlength=2)
     return {
         "high": rates[HIGH],
         "low": rates[LOW],
         "weighted": float(weighted_rate(rates * total, total)),
         "p50_ms": metrics[metric.LATENCY_P50_MS],
         "p99_ms": metrics[metric.LATENCY_P99_MS],
-        "p99_high_ms": metrics[metric.LATENCY_HIGH_P99_MS],
         "busy": busy_ms / max(span_ms, 1e-9),
-        "batch_sizes": [float(np.mean(count == size)) if len(count) else 0.0 for size in sizes],
     }
 
 
@@ -143,7 +136,7 @@ def compare(
     for load in config.loads:
         for policy in policies:
             mine = [one for one in runs if one.policy == policy and one.offered.load == load]
-            live = describe([one.table for one in mine], config.streams, profile.batch_sizes)
+            live = describe([one.table for one in mine], config.streams)
             for name, truth in known.items():
                 tables = []
                 for one in mine:
@@ -151,7 +144,7 @@ def compare(
                     speed = speeds[id(one)] if name == given else None
                     args = (profile, truth, policy, one.offered, config.streams, config.worlds)
                     tables += simulate(*args, late_ms, speed)
-                simulated = describe(tables, config.streams, profile.batch_sizes)
+                simulated = describe(tables, config.streams)
                 rows.append(
                     {"load": load, "policy": policy, "truth": name, "requests": sum(len(one.table) for one in mine)}
                     | {f"live_{key}": value for key, value in live.items()}

@@ -205,10 +205,9 @@ def test_violations_and_busy_streams_are_pooled_over_tables() -> None:
             "batch_id": [0, 0, 1, -1],
         }
     )
-    got = describe([table, table], 2, (1, 2, 4))
+    got = describe([table, table], 2)
     assert got["high"] == 50.0 and got["low"] == 50.0 and got["weighted"] == 50.0
     assert got["busy"] == pytest.approx((8.0 + 10.0) / 40.0)
-    assert got["batch_sizes"] == [0.5, 0.5, 0.0]
 
 
 def test_a_late_offer_adds_to_latency(machine: Machine, runs: list[LiveRun]) -> None:
