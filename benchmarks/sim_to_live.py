@@ -30,6 +30,7 @@ from benchmarks.live.report import draw, sim_to_live_table
 from benchmarks.live.runs import LiveRun, LiveSettings, make_cells, run_all
 from benchmarks.live.simulated import ON_TIME, as_served, log_slowdown_of, simulate
 from envs.profiles.profile import Profile
+from envs.profiles.refit import with_noise, with_slowdowns
 from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
 from traces.files import atomic_write_text
@@ -113,9 +114,9 @@ def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
 
     The last has the noise that is left when the speed of the cores over each run is given, too.
     """
-    delayed = overhead.with_delays(profile)
-    slowed = overhead.slowdowns(delayed)
-    known = (profile, delayed, slowed, overhead.noise(slowed), overhead.put_into(profile))
+    delayed = overhead.delays.put_into(profile, overhead.timer_ms)
+    slowed = with_slowdowns(delayed, overhead.log)
+    known = (profile, delayed, slowed, with_noise(slowed, overhead.log), overhead.put_into(profile))
     return dict(zip(TRUTHS, known, strict=True))
 
 

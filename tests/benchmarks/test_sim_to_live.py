@@ -25,7 +25,7 @@ from benchmarks.live.simulated import drift_corrected, simulate, violation_rates
 from benchmarks.sim_to_live import SimToLiveBenchmark, compare, describe, verdict
 from envs.profiles.delays import crowds
 from envs.profiles.profile import Profile, synthetic_profile
-from envs.profiles.refit import KNOT_MS, with_measured_slowdown
+from envs.profiles.refit import KNOT_MS, with_measured_slowdown, with_noise
 from envs.simulation.simulator import Simulator
 from serving.executors.cpu import CpuExecutor
 from serving.models.load import load_model
@@ -179,17 +179,17 @@ def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[Liv
     assert 0.0 < overhead.host_share <= 1.0
     overhead.log.validate()
     assert len(overhead.log.batches) == sum(one.result["batches"] for one in runs)
-    delayed = overhead.with_delays(machine.profile)
+    delayed = overhead.delays.put_into(machine.profile, overhead.timer_ms)
     assert delayed.dispatch_ms == pytest.approx(delays.decision_ms + delays.handover_ms[0])
     np.testing.assert_array_equal(delayed.solo_ms, machine.profile.solo_ms)
     # Toy models run faster than the profile says, which the noise of the log corrects.
-    assert overhead.noise(delayed).truth(2).solo.mean() != machine.profile.solo_ms.mean()
+    assert with_noise(delayed, overhead.log).truth(2).solo.mean() != machine.profile.solo_ms.mean()
 
 
 def test_a_meter_without_batches_changes_no_profile(machine: Machine) -> None:
     overhead = measure_overhead([OverheadMeter()], machine.info)
     assert overhead.delays.decision_ms == 0.0 and len(overhead.log.batches) == 0
-    assert overhead.noise(machine.profile) is machine.profile
+    assert with_noise(machine.profile, overhead.log) is machine.profile
 
 
 def test_violations_and_busy_streams_are_pooled_over_tables() -> None:
