@@ -51,6 +51,7 @@ FULL_S = 600.0
 START_S = 240.0
 STOP_S = 30.0
 CAPACITY_CLIENTS = 32
+CAPACITY_S = 4.0
 MET = b'"outcome":"met"'
 
 
@@ -65,7 +66,6 @@ class OverloadBenchmark:
         low: the same of low priority.
         deadline_ms: of every request.
         seconds: how long to offer.
-        capacity_seconds: how long to measure the capacity.
         full: offer for ten minutes, for the growth of memory.
         seed: of the arrivals.
 
@@ -79,7 +79,6 @@ class OverloadBenchmark:
     low: float = 1.5
     deadline_ms: float = 250.0
     seconds: float = 30.0
-    capacity_seconds: float = 4.0
     full: bool = False
     seed: int = 0
 
@@ -87,8 +86,8 @@ class OverloadBenchmark:
         for name in self.models:
             if name not in BUILTIN:
                 raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
-        if min(self.seconds, self.capacity_seconds, self.deadline_ms) <= 0 or min(self.high, self.low) < 0:
-            raise InputError("--seconds, --capacity_seconds, --deadline_ms, --high, --low: must be positive")
+        if min(self.seconds, self.deadline_ms) <= 0 or min(self.high, self.low) < 0:
+            raise InputError("--seconds, --deadline_ms, --high, --low: must be positive")
         if self.full:
             self.seconds = FULL_S
 
@@ -175,7 +174,7 @@ async def server_counts(connections: Connections) -> Counter[str]:
     return counts
 
 
-async def http_capacity(connections: Connections, models: list[str], seconds: float) -> float:
+async def http_capacity(connections: Connections, models: list[str]) -> float:
     """Answers per second when there is always something to do."""
     messages = itertools.cycle([request_bytes(model, 1, 60_000.0) for model in models])
 
@@ -185,8 +184,8 @@ async def http_capacity(connections: Connections, models: list[str], seconds: fl
             raise RuntimeError(f"the server answered {status}: {body[:200]!r}")
 
     calls = [call] * CAPACITY_CLIENTS
-    await closed_loops(calls, 0.25 * seconds)  # until the predictor has learned something
-    latencies_ms, spent_s = await closed_loops(calls, seconds)
+    await closed_loops(calls, 0.25 * CAPACITY_S)  # until the predictor has learned something
+    latencies_ms, spent_s = await closed_loops(calls, CAPACITY_S)
     return len(latencies_ms) / spent_s
 
 
@@ -247,7 +246,7 @@ async def overload(config: OverloadBenchmark) -> dict[str, Any]:
         connections = Connections(port)
         await wait_until_ready(process, connections)
         memory = psutil.Process(process.pid).memory_info
-        capacity = await http_capacity(connections, config.models, config.capacity_seconds)
+        capacity = await http_capacity(connections, config.models)
         before_mb, before = memory().rss / 1e6, await server_counts(connections)
         answers = await offer(connections, config, capacity)
         after_mb, counted = memory().rss / 1e6, await server_counts(connections) - before

@@ -23,7 +23,7 @@ from benchmarks.interference.coruns import CoRuns, errors, finish, folds, start_
 from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps, repeats_of
 from benchmarks.interference.loaders import campaign, disb, find, igniter_v100
 from benchmarks.interference.online import Shift, shifts, split, update_cost_us
-from benchmarks.interference.ours import Form, speed_so_far
+from benchmarks.interference.ours import Form
 from envs.profiles import fit
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, log_of
@@ -106,8 +106,6 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
     co = with_corunners(data)
     slow = slowdowns(data, (forms.cores_form,), boosting, folds(data.group, 3))
     result = {name: finish(data, s) for name, s in slow.items()}
-    residual = np.log(data.exec_ms / result["ours"])
-    result["ours, device speed"] = finish(data, slow["ours"], speed_so_far(data, residual, 15, 3000.0))
     result["ours, set at start"] = start_only(data, slow["ours"])
     train, test, unseen = split(measurements, data.group)
     profile = fit.fit(train, "training runs")
@@ -201,14 +199,14 @@ def draw(data: CoRuns, co: np.ndarray, result: dict[str, np.ndarray], shifts: li
     figure, [[left, middle, right]] = pictures.panels(1, 3, (12, 3.6))
     rows = np.flatnonzero(co)[:: max(int(co.sum()) // 1500, 1)]
     measured = data.exec_ms[rows]
-    ours = result["ours, device speed"][rows]
+    ours = result["ours"][rows]
     left.scatter(measured, data.batch_solo_ms[rows], s=4, alpha=0.3, label="solo", color="#bbbbbb")
     left.scatter(measured, ours, s=4, alpha=0.4, label="ours", color="#1f77b4")
     ends = [measured.min(), measured.max()]
     left.plot(ends, ends, color="black", lw=0.8)
     left.set(xscale="log", yscale="log", xlabel="measured execution (ms)", ylabel="predicted (ms)", title="unseen sets")
     left.legend(frameon=False, markerscale=3)
-    for i, name in enumerate(("gpulet-linear", "ours, set at start", "ridge", "ours, device speed")):
+    for i, name in enumerate(("gpulet-linear", "ours, set at start", "ridge", "ours")):
         found = by_count(result[name], data, co)
         middle.bar(np.array(list(found)) + 0.2 * (i - 1.5), [e["mape"] for e in found.values()], 0.2, label=name)
     middle.set(xlabel="co-runners", ylabel="mean absolute error (%)", title="error by co-runners")

@@ -11,7 +11,6 @@ from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, errors, finish, folds, mean_over_batch, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps
 from benchmarks.interference.loaders import disb, find, igniter_v100
-from benchmarks.interference.ours import speed_so_far
 from traces.errors import InputError
 
 
@@ -64,7 +63,6 @@ def test_a_batch_predicted_late_goes_on_at_its_last_slowdown() -> None:
     slow = np.tile([1.0, 4.0], len(data.variant))
     first_half = data.batch_solo_ms / 2
     np.testing.assert_allclose(finish(data, slow), first_half + 4.0 * first_half)
-    np.testing.assert_allclose(finish(data, slow, np.full(len(data.variant), 0.5)), first_half)
 
 
 @pytest.mark.parametrize("name", ["constant", "gpulet-linear", "ridge", "ours"])
@@ -111,15 +109,6 @@ def test_adaptation_learns_a_bias_from_the_past_only() -> None:
     assert error[-100:].mean() < 0.2 * np.abs(wrong / data.exec_ms - 1.0)[-100:].mean()
     later = replace(data, exec_ms=np.where(np.arange(400) >= 200, 3.0 * data.exec_ms, data.exec_ms))
     np.testing.assert_array_equal(adapt(later, wrong)[:201], online[:201])
-
-
-def test_speed_follows_a_slow_spell() -> None:
-    data = co_runs()
-    residual = np.where(np.arange(400) >= 200, np.log(1.3), 0.0)
-    speed = speed_so_far(data, residual)
-    np.testing.assert_allclose(speed[:200], 1.0)
-    assert speed[200] == 1.0
-    assert speed[220:].min() > 1.2
 
 
 def test_gaps_of_like_batches_are_those_of_the_noise() -> None:
