@@ -67,24 +67,13 @@ class LearnedPolicy(Policy):
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES)))
 
-    def _check(self, state: SchedState, tables: Tables) -> None:
+    def check(self, state: SchedState, tables: Tables) -> None:
+        """Raise InputError for more candidates than its memory has room for."""
         n = 2 * state.queue.shape[2] * len(tables.size)
         if n > MAX_CANDIDATES:
             raise InputError(
                 f"policy 'ppo' decides among at most {MAX_CANDIDATES} candidates, not {n}; serve fewer models"
             )
-
-    def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
-        """Action and wake time (absolute ms, inf for none) for scheduler e."""
-        self._check(state, tables)
-        return super().decide(state, tables, env)
-
-    def decide_all(
-        self, state: SchedState, tables: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray
-    ) -> None:
-        """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        self._check(state, tables)
-        super().decide_all(state, tables, skip, actions, wakes)
 
     def logits(self, state: SchedState, tables: Tables, env: int = 0) -> np.ndarray:
         """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
@@ -92,17 +81,15 @@ class LearnedPolicy(Policy):
         return logits_of(self.memory[env], self.hidden, 2 * state.queue.shape[2] * len(tables.size)).copy()
 
 
-def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
+def load_policy(path: str | Path = CHECKPOINT, n: int = 1) -> LearnedPolicy:
     """A trained policy from a file that ``train.py`` wrote.
 
     Args:
         path: safetensors file, or "default" for the one that ships with the project.
         n: number of schedulers.
-        drop: overrides the drop scale that it was trained with.
 
     Raises:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
     file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
-    scale = file.drop if drop is None else drop
-    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.max_batches_per_core, file.metadata)
+    return LearnedPolicy(file.weights, n, file.drop, file.defer_ms, file.max_batches_per_core, file.metadata)
