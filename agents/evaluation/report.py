@@ -173,11 +173,7 @@ def _latency(frame: pd.DataFrame, names: list[str]) -> Figure:
     """Median to 99th percentile of answered requests near capacity, over workloads and seeds."""
     load = _near_capacity(frame)
     figure, axes = _figure(2, height=1.2 + 0.25 * len(names))
-    quantiles = (
-        (metric.LATENCY_HIGH_P50_MS, metric.LATENCY_HIGH_P99_MS),
-        (metric.LATENCY_LOW_P50_MS, metric.LATENCY_LOW_P99_MS),
-    )
-    for axis, (p50, p99), title in zip(axes, quantiles, PRIORITY_TITLES, strict=True):
+    for axis, (p50, p99), title in zip(axes, metric.LATENCY_MS, PRIORITY_TITLES, strict=True):
         for y, policy in enumerate(reversed(names)):
             rows = frame[(frame["policy"] == policy) & (frame["load"] == load)]
             color = _style(names, policy)["color"]

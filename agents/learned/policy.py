@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.learned.forward import choose, logits_of, memory_size, pack
-from agents.learned.policy_file import CHECKPOINT, PolicyFile, read_policy
+from agents.learned.policy_file import read_policy
 from agents.policies.base import Policy, PolicyKind
 from envs.scheduling.state import SchedState, Tables
 from traces.errors import InputError
@@ -81,15 +81,15 @@ class LearnedPolicy(Policy):
         return logits_of(self.memory[env], self.hidden, 2 * state.queue.shape[2] * len(tables.size)).copy()
 
 
-def load_policy(path: str | Path = CHECKPOINT, n: int = 1) -> LearnedPolicy:
+def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:
     """A trained policy from a file that ``train.py`` wrote.
 
     Args:
-        path: safetensors file, or "default" for the one that ships with the project.
+        path: safetensors file.
         n: number of schedulers.
 
     Raises:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
-    file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
+    file = read_policy(path)
     return LearnedPolicy(file.weights, n, file.drop, file.defer_ms, file.max_batches_per_core, file.metadata)

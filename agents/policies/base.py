@@ -142,3 +142,9 @@ class Policy:
             self.check(state, tables)
             self._bound_all = (state, tables, bind_loop(_choose_all, *args))
         self._bound_all[2](*args)
+
+    def actions(self, state: SchedState, tables: Tables) -> np.ndarray:
+        """Actions (n,) of all schedulers now."""
+        actions = np.zeros(len(self.memory), np.int64)
+        self.decide_all(state, tables, np.zeros(len(actions), bool), actions, np.zeros(len(actions)))
+        return actions

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -217,12 +218,6 @@ def one_line(error: Exception) -> str:
 
 def to_yaml(config: TrainConfig) -> str:
     """The settings as YAML that ``load_config`` reads."""
-    return yaml.safe_dump({f.name: _plain(asdict(config)[f.name]) for f in fields(TrainConfig)}, sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
+    values = {f.name: asdict(config)[f.name] for f in fields(TrainConfig)}
+    # By way of JSON, since YAML would mark tuples as such.
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)
