@@ -41,15 +41,6 @@ class SB3VecEnv(VecEnv):
         self.observed: Callable[[], None] | None = None
 
     @property
-    def render_mode(self) -> str | None:  # type: ignore[override]
-        """Render mode of the environment below."""
-        return self.env.render_mode
-
-    @render_mode.setter
-    def render_mode(self, value: str | None) -> None:
-        self.env.render_mode = value
-
-    @property
     def masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now; a view."""
         return self.env.worlds.masks

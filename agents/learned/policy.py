@@ -43,9 +43,8 @@ class LearnedPolicy(Policy):
         weights: arrays by name, as in the network's state dict.
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
-        defer_ms: a deferral ends after so long, if no event ends it before.
-        max_batches_per_core: batches that may share a core where it decides; 0: no limit.
         metadata: of the file that the weights came from.
+        params: fields of ``LearnedParams``.
     """
 
     def __init__(
@@ -53,14 +52,13 @@ class LearnedPolicy(Policy):
         weights: Mapping[str, np.ndarray],
         n: int = 1,
         drop: float | None = None,
-        defer_ms: float = 2.0,
-        max_batches_per_core: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        **params: float,
     ) -> None:
-        super().__init__(KIND, n, drop, defer_ms=defer_ms, max_batches_per_core=max_batches_per_core)
+        super().__init__(KIND, n, drop, **params)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, defer_ms, max_batches_per_core)
+        self.vector = pack(weights, self.params.defer_ms, self.params.max_batches_per_core)
         self.reset(n)
 
     def reset(self, n: int | None = None) -> None:
@@ -92,4 +90,5 @@ def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
     file = read_policy(path)
-    return LearnedPolicy(file.weights, n, file.drop, file.defer_ms, file.max_batches_per_core, file.metadata)
+    rules = {"defer_ms": file.defer_ms, "max_batches_per_core": file.max_batches_per_core}
+    return LearnedPolicy(file.weights, n, file.drop, file.metadata, **rules)

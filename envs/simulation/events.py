@@ -30,7 +30,7 @@ from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 @njit
 def begin(sim, env, seed):
-    """Start an episode of world e on the arrivals already in ``w.request[e, :w.episode[e].n]``."""
+    """Start an episode of world e on the ``episode.n`` arrivals that its ``request`` holds."""
     state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     clear(state, tables, env)
     episode = world.episode[env]
@@ -197,7 +197,7 @@ def step(sim, env, action, wake):
     """Carry out one decision of world e and run to the next.
 
     Args:
-        st: state. w: worlds. tb: tables. tr: truth. e: which world.
+        sim: the worlds' arrays. env: which world.
         action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
         wake: absolute time (ms) to wake at when deferring; inf for no timer.
     """
