@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gymnasium.envs.registration import register, registry
+from gymnasium.envs.registration import register
 
 # What sets each variant apart from the defaults of envs.simulation.config.EnvConfig.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,16 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def register_envs() -> None:
-    """Register all variants; a second call changes nothing."""
-    for name, settings in VARIANTS.items():
-        if name not in registry:
-            register(
-                id=name,
-                entry_point="envs.dual_priority:DualPriorityEnv",
-                vector_entry_point="envs.vector:DualPriorityVectorEnv",
-                kwargs=dict(settings),
-            )
-
-
-register_envs()
+for _name, _settings in VARIANTS.items():
+    register(
+        id=_name,
+        entry_point="envs.dual_priority:DualPriorityEnv",
+        vector_entry_point="envs.vector:DualPriorityVectorEnv",
+        kwargs=_settings,
+    )
