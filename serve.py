@@ -10,12 +10,14 @@ Examples:
   python serve.py --record run --logdir tb --timeline timeline.json
   python serve.py --config serve.yaml --port 9000      settings from a file; flags win
 
-SIGINT and SIGTERM drain and exit with status 0; a second one ends at once. SIGHUP reads the policy's checkpoint again.
+SIGINT and SIGTERM drain and exit with status 0; the same again ends at once. SIGHUP reads the policy's checkpoint again. A
+model that crashes the process (a segmentation fault) ends it by that signal, with a line that names the signal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import sys
 
 from serving.config import ServeConfig
@@ -26,6 +28,7 @@ from traces.command import run_command
 def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
+    faulthandler.enable()
     # Imported after the flags are read, so that --help does not wait for torch.
     from serving.server import run_server
 

@@ -11,6 +11,7 @@ from envs.profiles.profile import Profile
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
+from serving.executors.quiet import on_quiet_thread
 from serving.models.load import load_model
 from serving.models.repository import Entry
 from serving.models.served import ServedModel
@@ -57,21 +58,21 @@ class Reloader:
         Raises:
             InputError: it cannot be loaded, does not fit, or the profile lacks it; one of its name is then still served.
         """
-        loop, models, executor = asyncio.get_running_loop(), self._models, self._models.executor
+        models, executor = self._models, self._models.executor
         name = entry.spec.name
         auto = self._config.profile == "auto"
         known = None if auto else Profile.load(self._config.profile).select([name])
-        model = await loop.run_in_executor(None, load_model, entry.spec)
+        model = await on_quiet_thread(load_model, entry.spec)
         if name in self._engine.models and not self._has_room_beside(model):
             log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
         before = models.described.get(name)
         try:
-            await loop.run_in_executor(None, models.load, model, NEXT)
+            await on_quiet_thread(models.load, model, NEXT)
             if known is None:
-                known = await loop.run_in_executor(None, models.measure, (name,), NEXT)
+                known = await on_quiet_thread(models.measure, (name,), NEXT)
             else:
-                await loop.run_in_executor(None, executor.warm_up, name + NEXT, models.batch_sizes)
+                await on_quiet_thread(executor.warm_up, name + NEXT, models.batch_sizes, True)
             self._engine.put_model(known, name + NEXT)
         except Exception:
             if name + NEXT in executor.models:
