@@ -74,13 +74,13 @@ class Reloader:
             else:
                 await on_quiet_thread(executor.warm_up, name + NEXT, models.batch_sizes, True)
             self._engine.put_model(known, name + NEXT)
-        except Exception:
+        except Exception as error:
             if name + NEXT in executor.models:
                 executor.unload(name + NEXT)
             models.described.pop(name, None)
             if before is not None:
                 models.described[name] = before
-            raise
+            raise InputError(str(error).replace(NEXT, "")) from error
         log.info("model %s is served", name)
 
     def _has_room_beside(self, model: ServedModel) -> bool:

@@ -71,6 +71,11 @@ class Server:
         self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
         if config.profile != "auto":
             self.profile = self.profile.select(list(self.entries))
+        if self.profile.batch_sizes[0] != 1:
+            sizes = list(self.profile.batch_sizes)
+            raise InputError(
+                f"--profile {config.profile}: batch sizes are {sizes}; they must begin with 1, for lone requests"
+            )
         self.tls = tls_context(config)
         if self.source is None:
             check_addresses(config)

@@ -178,6 +178,6 @@ def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None
         if values.shape != item:
             raise ValueError(f"input of shape {values.shape}; model {name!r} takes {item}")
         try:
-            np.copyto(staged[k], values, casting="same_kind")
+            np.copyto(staged[k, ...], values, casting="same_kind")
         except TypeError:
             raise ValueError(f"input of type {values.dtype}; model {name!r} takes {staged.dtype}") from None

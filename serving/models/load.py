@@ -183,7 +183,7 @@ def _call_factory(factory: str, spec: ModelSpec, where: str) -> nn.Module:
 
 @contextmanager
 def _search_path(folder: str) -> Iterator[None]:
-    """Look for modules in a folder first; afterwards last, there and in the current one, for what is imported later."""
+    """Look for modules in a folder first; from then on last, there and in the current one, for later imports."""
     sys.path.insert(0, folder)
     sys.path.extend(place for place in (folder, str(Path.cwd())) if place not in sys.path[1:])
     try:

@@ -13,7 +13,9 @@ def error_line(error: BaseException) -> str:
     """What an error says, in one line."""
     # TorchScript puts its own traceback above the error of a run, and below that of a compilation.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    return f"{type(error).__name__}: {lines[0 if '<--- HERE' in lines[-1] else -1]}"
+    line = lines[0 if "<--- HERE" in lines[-1] else -1]
+    kind = f"{type(error).__name__}: "
+    return kind + line.removeprefix(kind)
 
 
 @contextmanager

@@ -216,8 +216,15 @@ def test_a_static_export_is_refused_with_the_argument_that_it_lacks(tmp_path: Pa
         load_model(ModelSpec("mine", str(tmp_path / "model.pt2"), (4,)))
 
 
-@pytest.mark.parametrize("ends", ["import sys\nsys.exit(3)", "class Odd(BaseException): pass\nraise Odd('mine')",
-                                  "raise KeyboardInterrupt", "import argparse\nargparse.ArgumentParser().parse_args(['--no'])"])  # fmt: skip
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "import sys\nsys.exit(3)",
+        "class Odd(BaseException): pass\nraise Odd('mine')",
+        "raise KeyboardInterrupt",
+        "import argparse\nargparse.ArgumentParser().parse_args(['--no'])",
+    ],
+)
 @pytest.mark.parametrize("where", ["import", "call", "run"])
 def test_whatever_a_models_code_raises_is_that_models_error(
     ends: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
