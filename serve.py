@@ -28,7 +28,6 @@ from traces.command import run_command
 def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
-    faulthandler.enable()
     # Imported after the flags are read, so that --help does not wait for torch.
     from serving.server import run_server
 
@@ -50,4 +49,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main())

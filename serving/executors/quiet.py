@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from serving.executors.cpu import WORKER_NICENESS
+from serving.models.users_code import error_line
 
 Result = TypeVar("Result")
 
@@ -38,8 +39,8 @@ async def on_quiet_thread(work: Callable[..., Result], *args: Any) -> Result:
         result, failure = None, None
         try:
             result = work(*args)
-        except Exception as error:
-            failure = error
+        except BaseException as error:
+            failure = error if isinstance(error, Exception) else RuntimeError(error_line(error))
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(partial(settle, result, failure))
 

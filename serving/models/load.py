@@ -136,7 +136,7 @@ def _load_module(spec: ModelSpec, where: str, device: str = "cpu") -> nn.Module:
         fixed = fixed_in_training(module)
     if fixed is not None:
         raise InputError(f"{where}: {source} was made in training mode, so that answers depend on chance or on the other "
-                         f"requests of a batch ({fixed}); call eval() on the module before it is traced or exported")  # fmt: skip
+                         f"requests of a batch ({fixed}); call eval() on it before it is traced or exported")  # fmt: skip
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
