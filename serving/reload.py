@@ -11,7 +11,7 @@ from envs.profiles.profile import Profile
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
-from serving.executors.quiet import on_quiet_thread
+from serving.executors.quiet import QuietThread
 from serving.models.load import load_model
 from serving.models.repository import Entry
 from serving.models.served import ServedModel
@@ -49,6 +49,7 @@ class Reloader:
         self._config = config
         self._models = models
         self._engine = engine
+        self._quiet = QuietThread()
 
     async def add_model(self, entry: Entry) -> None:
         """Load a model, warm it up, measure it, and serve it, while others are served; until then one of its name is.
@@ -62,17 +63,17 @@ class Reloader:
         name = entry.spec.name
         auto = self._config.profile == "auto"
         known = None if auto else Profile.load(self._config.profile).select([name])
-        model = await on_quiet_thread(load_model, entry.spec)
+        model = await self._quiet.do(load_model, entry.spec)
         if name in self._engine.models and not self._has_room_beside(model):
             log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
         before = models.described.get(name)
         try:
-            await on_quiet_thread(models.load, model, NEXT)
+            await self._quiet.do(models.load, model, NEXT)
             if known is None:
-                known = await on_quiet_thread(models.measure, (name,), NEXT)
+                known = await self._quiet.do(models.measure, (name,), NEXT)
             else:
-                await on_quiet_thread(executor.warm_up, name + NEXT, models.batch_sizes, True)
+                await self._quiet.do(executor.warm_up, name + NEXT, models.batch_sizes, True)
             self._engine.put_model(known, name + NEXT)
         except Exception as error:
             if name + NEXT in executor.models:
@@ -81,6 +82,7 @@ class Reloader:
             if before is not None:
                 models.described[name] = before
             raise InputError(str(error).replace(NEXT, "")) from error
+        await self._quiet.do(executor.free_memory)
         log.info("model %s is served", name)
 
     def _has_room_beside(self, model: ServedModel) -> bool:
@@ -100,6 +102,7 @@ class Reloader:
         """Serve a model no more; see `Engine.remove_model`."""
         await self._engine.remove_model(name)
         self._models.executor.unload(name)
+        await self._quiet.do(self._models.executor.free_memory)
         log.info("model %s is unloaded", name)
 
     async def reload_policy(self) -> bool:

@@ -6,6 +6,9 @@ The executors differ in how one batch runs on one stream (`StreamRunner`).
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -186,6 +189,17 @@ class Executor(ABC):
     def _forget(self, model: LoadedModel) -> None:
         for worker in self._workers:  # behind the batch in flight, which keeps its own hold on the model
             self._post(worker, lambda runner: runner.forget(model))
+
+    def free_memory(self) -> None:
+        """Free what models that were unloaded leave behind, once the streams have forgotten them. Blocks for a moment."""
+        with contextlib.suppress(TimeoutError):  # a long batch, which will be freed with the next one
+            for worker in self._workers:
+                self._post(worker, lambda runner: None).result(1.0)
+        gc.collect()  # graphs hold themselves
+        with contextlib.suppress(
+            AttributeError
+        ):  # glibc keeps what it is given back, except when it is asked (malloc_trim(3))
+            ctypes.CDLL(None).malloc_trim(0)
 
     def warm_up(self, name: str, batch_sizes: Iterable[int], serving: bool = False) -> None:
         """Run every batch size on every stream, one after the other, and wait for it; no result is reported.
