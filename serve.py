@@ -10,12 +10,14 @@ Examples:
   python serve.py --record run --logdir tb --timeline timeline.json
   python serve.py --config serve.yaml --port 9000      settings from a file; flags win
 
-SIGINT and SIGTERM drain and exit with status 0; a second one ends at once. SIGHUP reads the policy's checkpoint again.
+SIGINT and SIGTERM drain and exit with status 0; the same again ends at once. SIGHUP reads the policy's checkpoint again. A
+model that crashes the process (a segmentation fault) ends it by that signal, with a line that names the signal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import sys
 
 from serving.config import ServeConfig
@@ -47,4 +49,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main())

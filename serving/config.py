@@ -72,8 +72,8 @@ class ServeConfig(ApiConfig, EngineConfig):
     def __post_init__(self) -> None:
         self.log_level = self.log_level.lower()
         sizes = self.batch_sizes
-        if sizes != sorted(set(sizes)) or min(sizes, default=1) < 1:
-            raise InputError(f"--batch_sizes: {sizes}; they must be ascending, from at least 1")
+        if sizes and (sizes != sorted(set(sizes)) or sizes[0] != 1):
+            raise InputError(f"--batch_sizes: {sizes}; they must be ascending from 1, which a lone request needs")
         counts, times = (
             ("streams", "queue_places", "max_body_bytes", "max_per_client"),
             ("body_timeout_s", "keepalive_s"),

@@ -11,6 +11,7 @@ from envs.profiles.profile import Profile
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
+from serving.executors.quiet import QuietThread
 from serving.models.load import load_model
 from serving.models.repository import Entry
 from serving.models.served import ServedModel
@@ -48,6 +49,7 @@ class Reloader:
         self._config = config
         self._models = models
         self._engine = engine
+        self._quiet = QuietThread()
 
     async def add_model(self, entry: Entry) -> None:
         """Load a model, warm it up, measure it, and serve it, while others are served; until then one of its name is.
@@ -57,29 +59,30 @@ class Reloader:
         Raises:
             InputError: it cannot be loaded, does not fit, or the profile lacks it; one of its name is then still served.
         """
-        loop, models, executor = asyncio.get_running_loop(), self._models, self._models.executor
+        models, executor = self._models, self._models.executor
         name = entry.spec.name
         auto = self._config.profile == "auto"
         known = None if auto else Profile.load(self._config.profile).select([name])
-        model = await loop.run_in_executor(None, load_model, entry.spec)
+        model = await self._quiet.do(load_model, entry.spec)
         if name in self._engine.models and not self._has_room_beside(model):
             log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
         before = models.described.get(name)
         try:
-            await loop.run_in_executor(None, models.load, model, NEXT)
+            await self._quiet.do(models.load, model, NEXT)
             if known is None:
-                known = await loop.run_in_executor(None, models.measure, (name,), NEXT)
+                known = await self._quiet.do(models.measure, (name,), NEXT)
             else:
-                await loop.run_in_executor(None, executor.warm_up, name + NEXT, models.batch_sizes)
+                await self._quiet.do(executor.warm_up, name + NEXT, models.batch_sizes, True)
             self._engine.put_model(known, name + NEXT)
-        except Exception:
+        except Exception as error:
             if name + NEXT in executor.models:
                 executor.unload(name + NEXT)
             models.described.pop(name, None)
             if before is not None:
                 models.described[name] = before
-            raise
+            raise InputError(str(error).replace(NEXT, "")) from error
+        await self._quiet.do(executor.free_memory)
         log.info("model %s is served", name)
 
     def _has_room_beside(self, model: ServedModel) -> bool:
@@ -99,6 +102,7 @@ class Reloader:
         """Serve a model no more; see `Engine.remove_model`."""
         await self._engine.remove_model(name)
         self._models.executor.unload(name)
+        await self._quiet.do(self._models.executor.free_memory)
         log.info("model %s is unloaded", name)
 
     async def reload_policy(self) -> bool:

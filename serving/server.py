@@ -7,6 +7,8 @@ Each phase is a class that has all that the phase needs: `Server` knows its sett
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -69,6 +71,11 @@ class Server:
         self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
         if config.profile != "auto":
             self.profile = self.profile.select(list(self.entries))
+        if self.profile.batch_sizes[0] != 1:
+            sizes = list(self.profile.batch_sizes)
+            raise InputError(
+                f"--profile {config.profile}: batch sizes are {sizes}; they must begin with 1, for lone requests"
+            )
         self.tls = tls_context(config)
         if self.source is None:
             check_addresses(config)
@@ -308,6 +315,19 @@ async def done_before(stopping: asyncio.Event, work: asyncio.Future[Any]) -> boo
     return work.done()
 
 
+def _handle_once(number: int) -> None:
+    """Give a signal back to the system once it was caught (sysv_signal(3), glibc only).
+
+    Python's own code runs only when no thread holds its lock, and that of the loop when the loop is free; the system needs
+    neither.
+    """
+    with contextlib.suppress(AttributeError):
+        library = ctypes.CDLL(None)
+        library.signal.restype = ctypes.c_void_p
+        library.sysv_signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        library.sysv_signal(number, library.signal(number, None))
+
+
 async def _nothing() -> None:
     """Before there is a policy to reload."""
 
@@ -316,7 +336,7 @@ class Signals:
     """Signals of the process.
 
     Attributes:
-        stopping: set by SIGINT and SIGTERM; a second one ends the process at once.
+        stopping: set by SIGINT and SIGTERM; the same again ends the process at once, whatever its threads do.
         on_reload: called at SIGHUP.
     """
 
@@ -327,14 +347,14 @@ class Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
+            _handle_once(number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _stop(self, number: int) -> None:
-        name = signal.Signals(number).name
         if self.stopping.is_set():
-            log.warning("%s again: ending at once", name)
+            log.warning("%s: ending at once", signal.Signals(number).name)
             os._exit(128 + number)
-        log.info("%s: stopping", name)
+        log.info("%s: stopping; the same again ends at once", signal.Signals(number).name)
         self.stopping.set()
 
     def _reload(self) -> None:

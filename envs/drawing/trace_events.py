@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,28 +52,61 @@ class BatchRow(NamedTuple):
     error: str | None = None
 
 
+class TraceEvents:
+    """Turns a run into events of the Chrome trace format, part by part as it goes on."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[float, int, int]] = []
+        self._queued = [0, 0]
+        self._streams: set[int] | None = None  # whose rows have names
+
+    def part(
+        self, requests: Iterable[RequestRow], batches: Iterable[BatchRow], until_ms: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The events of a part, sorted by time (in microseconds).
+
+        Args:
+            requests: that ended in this part.
+            batches: likewise.
+            until_ms: where the curve of queued requests ends, since requests that end later may have been queued then;
+                None in the last part.
+        """
+        events: list[dict[str, Any]] = []
+        for request in requests:
+            events += _request_events(request)
+            arrival, left = (request.arrival_ms, request.priority, 1), (request.left_queue_ms, request.priority, -1)
+            self._steps += [arrival, left]
+        streams = set(self._streams or ())
+        for batch in batches:
+            events += _batch_events(batch)
+            streams.add(batch.stream)
+        self._steps.sort()
+        count = len(self._steps) if until_ms is None else bisect_left(self._steps, (until_ms,))
+        events += _queue_lengths(self._steps[:count], self._queued)
+        del self._steps[:count]
+        events.sort(key=lambda event: event["ts"])
+        names = _names(sorted(streams)) if streams != self._streams else []
+        self._streams = streams
+        return names + events
+
+
 def trace_events(requests: Iterable[RequestRow], batches: Iterable[BatchRow]) -> list[dict[str, Any]]:
-    """The events of a run in the Chrome trace format, sorted by time (in microseconds)."""
-    events: list[dict[str, Any]] = []
-    steps: list[tuple[float, int, int]] = []
-    for request in requests:
-        events += _request_events(request)
-        steps += [(request.arrival_ms, request.priority, 1), (request.left_queue_ms, request.priority, -1)]
-    streams = set()
-    for batch in batches:
-        events += _batch_events(batch)
-        streams.add(batch.stream)
-    events += _queue_lengths(steps)
-    events.sort(key=lambda event: event["ts"])
-    return _names(sorted(streams)) + events
+    """The events of a whole run; see `TraceEvents.part`."""
+    return TraceEvents().part(requests, batches)
+
+
+def encoded(events: Iterable[dict[str, Any]]) -> str:
+    """Events as JSON, to be joined by commas."""
+    # Event by event: one call for all would hold Python's lock for too long in a server.
+    return ",\n".join(map(json.JSONEncoder(separators=(",", ":")).encode, events))
+
+
+HEAD, FOOT = '{"displayTimeUnit":"ms","traceEvents":[', "]}"
 
 
 def write_trace(path: Path | str, requests: Iterable[RequestRow], batches: Iterable[BatchRow]) -> None:
     """Write the timeline of a run as JSON, whole or not at all."""
-    # Event by event: one call for all would hold Python's lock for too long in a server.
-    encode = json.JSONEncoder(separators=(",", ":")).encode
-    events = ",".join(map(encode, trace_events(requests, batches)))
-    atomic_write_text(path, f'{{"traceEvents":[{events}],"displayTimeUnit":"ms"}}')
+    atomic_write_text(path, HEAD + encoded(trace_events(requests, batches)) + FOOT)
 
 
 def _us(ms: float) -> float:
@@ -117,10 +151,9 @@ def _batch_events(row: BatchRow) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _queue_lengths(steps: list[tuple[float, int, int]]) -> list[dict[str, Any]]:
-    length = [0, 0]
+def _queue_lengths(steps: list[tuple[float, int, int]], length: list[int]) -> list[dict[str, Any]]:
     events = []
-    for at, priority, change in sorted(steps):
+    for at, priority, change in steps:
         length[priority] += change
         args = dict(zip(PRIORITIES, length))
         events.append({"ph": "C", "name": "queued", "pid": QUEUES, "tid": 0, "ts": _us(at), "args": args})

@@ -1,4 +1,4 @@
-"""A batch on a stream, from dispatch to its end; one that runs out of memory is halved and tried once more."""
+"""A batch on a stream, from dispatch to its end; one that fails is run again in halves, until a bad request stands alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import numpy as np
 
 from serving.engine.request import BatchRecord, Request
 from serving.executors.base import Batch, BatchResult
-
-# What torch says on CUDA, what its CPU allocator says, and what Python and NumPy say.
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "MemoryError", "Unable to allocate")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -29,7 +26,7 @@ class BatchInFlight:
         parts: what has not been submitted.
         running: what is submitted.
         exec_ms: execution time so far.
-        halved: whether it was split after it ran out of memory.
+        split: whether it failed as a whole and runs in parts.
     """
 
     batch_id: int
@@ -42,7 +39,7 @@ class BatchInFlight:
     parts: list[list[Request]] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
     exec_ms: float = 0.0
-    halved: bool = False
+    split: bool = False
 
     @classmethod
     def dispatched(cls, stream: np.ndarray, requests: list[Request]) -> BatchInFlight:
@@ -78,10 +75,10 @@ class BatchInFlight:
             for request, output in zip(self.running, outputs):
                 request.result.output = output
             self.exec_ms += result.phases.exec_end_ms - result.phases.exec_start_ms
-        elif len(self.running) > 1 and not self.halved and is_out_of_memory(result.error):
+        elif len(self.running) > 1:
             middle = len(self.running) // 2
-            self.parts = [self.running[:middle], self.running[middle:]]
-            self.halved = True
+            self.parts[:0] = [self.running[:middle], self.running[middle:]]
+            self.split = True
         else:
             self.fail(result.error)
 
@@ -101,8 +98,8 @@ class BatchInFlight:
             batch_size=len(self.running),
             error=result.error,
             phases=phases,
-            # The second half of a batch was not decided on when the batch was.
-            decided_ms=phases.dispatch_ms if self.halved else self.start_ms,
+            # A part of a batch was not decided on when the batch was.
+            decided_ms=phases.dispatch_ms if self.split else self.start_ms,
             seen_ms=now_ms,
             predicted_ms=self.predicted_ms,
             co_runners=self.co_runners,
@@ -111,9 +108,4 @@ class BatchInFlight:
     @property
     def teaches(self) -> bool:
         """Whether its times say something about the device: it ran whole, and well."""
-        return not self.halved and all(request.result.output is not None for request in self.requests)
-
-
-def is_out_of_memory(error: str) -> bool:
-    """Whether an error, in one line, says that memory ran out, on the device or on the host."""
-    return any(sign in error for sign in _OUT_OF_MEMORY)
+        return not self.split and all(request.result.output is not None for request in self.requests)

@@ -49,7 +49,7 @@ class BatchRunner:
         self._executor.on_result = from_worker
 
     def launch(self, stream: int, batch: BatchInFlight) -> None:
-        """Run a batch on a free stream; a short one may have ended when this returns."""
+        """Run a batch on a free stream; one that the executor refuses has ended when this returns."""
         self._batches[stream] = batch
         self._run(stream, batch)
 
@@ -69,12 +69,8 @@ class BatchRunner:
         """Start the next part of a batch, or end the batch; returns whether it goes on."""
         while (part := batch.next_part()) is not None:
             try:
-                # A batch that takes less time than two threads need to hand it over runs right here.
-                result = self._executor.run_here(stream, part)
-                if result is None:
-                    self._executor.submit(stream, part)
-                    return True
-                self._take(batch, result)
+                self._executor.submit(stream, part)
+                return True
             except ValueError as error:
                 log.error("batch %d of %s was refused: %s", batch.batch_id, batch.model, error)
                 batch.fail(str(error))
@@ -88,12 +84,9 @@ class BatchRunner:
     def _on_result(self, result: BatchResult) -> None:
         batch = self._batches[result.stream]
         assert batch is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
-        self._take(batch, result)
-        if not self._run(result.stream, batch):
-            self._on_free()
-
-    def _take(self, batch: BatchInFlight, result: BatchResult) -> None:
         self._on_part(batch, result)
         batch.take(result)
         if result.error is not None:
             log.warning("batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)
+        if not self._run(result.stream, batch):
+            self._on_free()

@@ -59,10 +59,3 @@ def now_ms() -> float:
 def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> BatchResult:
     """The result of a batch that failed now."""
     return BatchResult(batch.batch_id, stream, Phases(dispatch_ms, *(now_ms(),) * 5), error=error)
-
-
-def error_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    # The last line of a TorchScript error is the original one; a traceback through the graph is above it.
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

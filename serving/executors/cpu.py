@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import platform
 import struct
@@ -15,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, BatchResult, OnResult, error_line, failed_result, now_ms
+from serving.executors.base import Batch, OnResult, now_ms
 from serving.executors.device import probe_device, usable_cores
 from serving.executors.executor import Executor, LoadedModel
 from serving.executors.time_slices import SliceTimer
-from serving.models.served import DTYPES, Forward, ServedModel
+from serving.models.served import DTYPES, Forward, ServedModel, host_array
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 
@@ -28,8 +27,6 @@ WORKER_NICENESS = 5
 # A time slice that lasted this long may end when the kernel looks next (Linux from 6.12 on; longer elsewhere); see
 # serving.executors.time_slices.
 SLICE_MS = 0.5
-# What it costs to hand a batch to a stream's thread and its result back: two wake-ups, and waits for Python's lock.
-HANDOVER_MS = 0.2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
@@ -46,46 +43,19 @@ class CpuExecutor(Executor):
     Args:
         streams: how many batches may be in flight.
         on_result: called once for every submitted batch.
-        handover_ms: a batch that takes less is run by the thread that asks (see `run_here`).
     """
 
-    def __init__(
-        self, streams: int, on_result: OnResult = lambda result: None, handover_ms: float = HANDOVER_MS
-    ) -> None:
+    tries_aside = True
+
+    def __init__(self, streams: int, on_result: OnResult = lambda result: None) -> None:
         _keep_memory()
         self._cores = _cores()
         self._slices = SliceTimer(self._cores, streams)
-        self._handover_ms = handover_ms
         super().__init__(streams, on_result)
-        self._here: _CpuStream | None = None
 
     @property
     def device(self) -> DeviceInfo:
         return probe_device("cpu")
-
-    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
-        """Run a batch that is shorter than its hand-over to a thread; see `Executor.run_here`.
-
-        Only what runs without Python: such a graph cannot wait for anything, or end its thread. A model that turns out
-        to take longer than it did alone goes back to the threads.
-        """
-        model, size = self._loaded.get(batch.model), len(batch.inputs)
-        if model is None or self._closed or not model.served.releases_lock:
-            return None
-        expected = model.alone_ms.get(size, math.inf)
-        if expected >= self._handover_ms:
-            return None
-        if self._here is None:
-            torch.set_num_threads(1)  # the calling thread's own
-            self._here = _CpuStream(np.zeros(1, np.uint8))
-        dispatch_ms = now_ms()
-        try:
-            outputs, phases = self._here.run(model, batch, dispatch_ms)
-        except Exception as error:  # a model's own error ends its batch, and no more
-            return failed_result(batch, stream, dispatch_ms, error_line(error))
-        took = min(phases.total_ms, 5 * self._handover_ms)  # once preempted is not slow
-        model.alone_ms[size] = expected + 0.1 * (took - expected)
-        return BatchResult(batch.batch_id, stream, phases, outputs)
 
     def _open_stream(self, stream: int) -> _CpuStream:
         # All of this is of the calling thread. What the system does not offer or allow costs predictability only.
@@ -157,7 +127,7 @@ class _CpuStream:
             copied_ms = now_ms()
             output = model.forward(staged)
             executed_ms = now_ms()
-            outputs = list(output.numpy().copy())
+            outputs = rows_of(host_array(output), model.served, len(batch.inputs))
             return outputs, Phases(dispatch_ms, start_ms, copied_ms, copied_ms, executed_ms, now_ms())
         finally:
             self._running[0] = 0
@@ -185,6 +155,18 @@ class _CpuStream:
         return view
 
 
+def rows_of(outputs: np.ndarray, model: ServedModel, size: int) -> list[np.ndarray]:
+    """The outputs of a batch, one per request, copied.
+
+    Raises:
+        ValueError: they are not what the model answered when it was loaded: requests would get each other's rows.
+    """
+    expected = (size, *model.output_shape)
+    if outputs.shape != expected or outputs.dtype != model.output_dtype:
+        raise ValueError(f"the output is {outputs.dtype} {outputs.shape}; expected {model.output_dtype} {expected}")
+    return list(outputs.copy())
+
+
 def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None:
     """Copy one array per request into the rows of `staged`.
 
@@ -196,6 +178,6 @@ def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None
         if values.shape != item:
             raise ValueError(f"input of shape {values.shape}; model {name!r} takes {item}")
         try:
-            np.copyto(staged[k], values, casting="same_kind")
+            np.copyto(staged[k, ...], values, casting="same_kind")
         except TypeError:
             raise ValueError(f"input of type {values.dtype}; model {name!r} takes {staged.dtype}") from None

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from serving.executors.base import Batch, OnResult, now_ms
-from serving.executors.cpu import copy_inputs
+from serving.executors.cpu import copy_inputs, rows_of
 from serving.executors.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
 from serving.executors.device import gpu_state, probe_device
 from serving.executors.executor import Executor, LoadedModel
-from serving.models.served import DTYPES, Forward, ServedModel
+from serving.models.compile import alike
+from serving.models.served import DTYPES, Forward, ServedModel, host_array
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 
@@ -125,7 +126,7 @@ class _CudaStream:
 
     def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
         """Copy in, execute, copy out."""
-        outputs = list(self._run(model, batch.inputs, batch.priority))
+        outputs = rows_of(self._run(model, batch.inputs, batch.priority), model.served, len(batch.inputs))
         started, copied, executed, finished = self._clock.times(self._events, dispatch_ms, now_ms())
         return outputs, Phases(dispatch_ms, started, copied, copied, executed, finished)
 
@@ -157,7 +158,7 @@ class _CudaStream:
             self._clock.keep()  # while the stream is idle
             landed = self._launch(model, list(inputs), priority)
             self._events[-1].synchronize()
-            return landed.numpy().copy()
+            return host_array(landed).copy()
         except Exception as error:
             failure = plain_error(error)
         finally:
@@ -203,7 +204,7 @@ class _CudaStream:
         try:
             graph = self._api.capture(stream, lambda: model.forward(on_device), kept.pool)
             kept.graphs[key] = _Recorded(graph, on_device)
-            if not _alike(self._run(model, check, priority), expected):
+            if not alike(torch.from_numpy(self._run(model, check, priority)), torch.from_numpy(expected)):
                 raise ValueError("the recorded graph answers differently from the model")
         except Exception as error:  # whatever the model does that a capture does not allow; it runs as it did before
             # All of it: one model is either fast on every stream and at every size, or on none.
@@ -280,11 +281,3 @@ class DeviceClock:
             floor_ms = min(max(self._host_ms + self._anchor.elapsed_time(event), floor_ms), ceiling_ms)
             times.append(floor_ms)
         return times
-
-
-def _alike(output: np.ndarray, expected: np.ndarray) -> bool:
-    if output.shape != expected.shape:
-        return False
-    return torch.allclose(
-        torch.from_numpy(output).double(), torch.from_numpy(expected).double(), rtol=1e-3, atol=1e-4, equal_nan=True
-    )

@@ -1,4 +1,4 @@
-"""What runs batches: worker threads, one per stream, that answer each batch once and survive their own death.
+"""What runs batches: worker threads, one per stream, that answer each batch once and survive whatever a model raises.
 
 The executors differ in how one batch runs on one stream (`StreamRunner`).
 """
@@ -6,6 +6,9 @@ The executors differ in how one batch runs on one stream (`StreamRunner`).
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -21,8 +24,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from serving.executors.base import Batch, BatchResult, OnResult, error_line, failed_result, now_ms
+from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms
 from serving.models.served import Forward, ServedModel
+from serving.models.users_code import error_line
 from traces.errors import InputError
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
@@ -41,17 +45,10 @@ class LoadedModel:
     Attributes:
         served: the model.
         forward: its inference function on the device.
-        alone_ms: by batch size, the shortest time that a batch took which ran alone.
     """
 
     served: ServedModel
     forward: Forward
-    alone_ms: dict[int, float] = field(default_factory=dict)
-
-    def ran_alone(self, size: int, phases: Phases) -> None:
-        """Note how long a batch took that ran alone."""
-        took = phases.d2h_end_ms - phases.h2d_start_ms
-        self.alone_ms[size] = min(took, self.alone_ms.get(size, took))
 
 
 class StreamRunner(Protocol):
@@ -87,7 +84,7 @@ class _Job(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A stream's inbox, which outlives the thread that empties it."""
+    """A stream's thread and its inbox."""
 
     stream: int
     inbox: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)
@@ -105,7 +102,12 @@ class Executor(ABC):
     Args:
         streams: how many batches may be in flight.
         on_result: called once for every submitted batch. What it raises is logged and goes no further.
+
+    Attributes:
+        tries_aside: whether a thread of its own, pinned as that of the last stream, tries what is not served yet.
     """
+
+    tries_aside = False
 
     def __init__(self, streams: int, on_result: OnResult) -> None:
         if streams < 1:
@@ -117,6 +119,8 @@ class Executor(ABC):
         self._loaded: dict[str, LoadedModel] = {}
         self._closed = False
         self._workers = [_Worker(stream) for stream in range(streams)]
+        if self.tries_aside:
+            self._workers.append(_Worker(streams - 1))
         for worker in self._workers:
             self._start(worker)
         # A thread inside a forward when the interpreter ends would abort the process. The weak reference lets an
@@ -135,13 +139,6 @@ class Executor(ABC):
     def gauges(self) -> dict[str, float]:
         """What the device says about itself, by name; nothing unless it has such gauges. See `device.gpu_state`."""
         return {}
-
-    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
-        """Run a batch in the calling thread where that is shorter than handing it to another one; None where it is not.
-
-        The stream is only named in the result, which is not given to `on_result`.
-        """
-        return None
 
     @abstractmethod
     def _open_stream(self, stream: int) -> StreamRunner:
@@ -193,8 +190,24 @@ class Executor(ABC):
         for worker in self._workers:  # behind the batch in flight, which keeps its own hold on the model
             self._post(worker, lambda runner: runner.forget(model))
 
-    def warm_up(self, name: str, batch_sizes: Iterable[int]) -> None:
+    def free_memory(self) -> None:
+        """Free what models that were unloaded leave behind, once the streams have forgotten them. Blocks for a moment."""
+        with contextlib.suppress(TimeoutError):  # a long batch, which will be freed with the next one
+            for worker in self._workers:
+                self._post(worker, lambda runner: None).result(1.0)
+        gc.collect()  # graphs hold themselves
+        with contextlib.suppress(
+            AttributeError
+        ):  # glibc keeps what it is given back, except when it is asked (malloc_trim(3))
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def warm_up(self, name: str, batch_sizes: Iterable[int], serving: bool = False) -> None:
         """Run every batch size on every stream, one after the other, and wait for it; no result is reported.
+
+        Args:
+            name: of the model.
+            batch_sizes: to run.
+            serving: whether others are served, who would wait for it; the streams are left alone then where that is possible.
 
         Raises:
             RuntimeError: the model fails.
@@ -205,15 +218,15 @@ class Executor(ABC):
             def task(runner: StreamRunner, model: LoadedModel = model, batch: Batch = batch) -> None:
                 runner.prepare(model, len(batch.inputs))
                 for _ in range(2):
-                    self._run_alone(runner, model, batch, now_ms())
+                    runner.run(model, batch, now_ms())
 
-            for worker in self._workers:
+            for worker in self._workers[-1:] if serving and self.tries_aside else self._workers:
                 self._wait_for(worker, task, batch)
 
     def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
-        """Run one batch size `repeats` times on the last stream and wait for it; nothing is given to `on_result`.
+        """Run one batch size `repeats` times and wait for it; nothing is given to `on_result`.
 
-        It runs between that stream's batches, so the times are those of the model alone only while nothing else runs.
+        The times are those of the model alone only while nothing else runs.
 
         Raises:
             RuntimeError: the model fails.
@@ -221,8 +234,7 @@ class Executor(ABC):
         model, batch = self._example(name, batch_size, 1)
         worker, results = self._workers[-1], []
         for _ in range(repeats):  # one task per run, so that a batch of the engine waits for one at most
-            task = partial(self._run_alone, model=model, batch=batch, dispatch_ms=now_ms())
-            outputs, phases = self._wait_for(worker, task, batch)
+            outputs, phases = self._wait_for(worker, lambda runner: runner.run(model, batch, now_ms()), batch)
             results.append(BatchResult(batch.batch_id, worker.stream, phases, outputs))
         return results
 
@@ -230,13 +242,6 @@ class Executor(ABC):
         with self._lock:
             model = self._model(name)
         return model, Batch(-1, name, priority, [model.served.example(np.random.default_rng(0))] * size)
-
-    def _run_alone(
-        self, runner: StreamRunner, model: LoadedModel, batch: Batch, dispatch_ms: float
-    ) -> tuple[list[np.ndarray], Phases]:
-        outputs, phases = runner.run(model, batch, dispatch_ms)
-        model.ran_alone(len(outputs), phases)
-        return outputs, phases
 
     def _wait_for(self, worker: _Worker, task: Callable[[StreamRunner], Result], batch: Batch) -> Result:
         try:
@@ -280,8 +285,6 @@ class Executor(ABC):
             if worker.busy_with is not None:
                 raise ValueError(f"stream {stream} is busy with batch {worker.busy_with.batch.batch_id}")
             submitted = worker.busy_with = _Submitted(stream, self._model(batch.model), batch, dispatch_ms)
-        if worker.thread is None or not worker.thread.is_alive():
-            self._start(worker)
         worker.inbox.put(_Job(partial(self._run, submitted), partial(self._fail, submitted)))
 
     def __enter__(self) -> Executor:
@@ -312,25 +315,15 @@ class Executor(ABC):
         worker.thread.start()
 
     def _work(self, worker: _Worker) -> None:
-        """Do the jobs of an inbox, up to a None; if a batch kills the thread, another takes its place."""
+        """Do the jobs of an inbox, up to a None."""
         runner: StreamRunner | None = None
-        job: _Job | None = None
-        try:
-            while (job := worker.inbox.get()) is not None:
-                try:
-                    runner = runner or self._open_stream(worker.stream)
-                    job.run(runner)
-                except Exception as error:  # a model's own error ends its batch, not its stream
-                    job.fail(error_line(error))
-                job = None  # held on to, the batch's inputs would live until the next one comes
-        except BaseException as error:  # SystemExit and its like, raised by a model or sent to the thread
-            log.error("worker thread of stream %d died: %s", worker.stream, error_line(error))
-            with self._lock:
-                closed = self._closed
-            if not closed:
-                self._start(worker)
-            if job is not None:
-                job.fail(f"the worker thread died: {error_line(error)}")
+        while (job := worker.inbox.get()) is not None:
+            try:
+                runner = runner or self._open_stream(worker.stream)
+                job.run(runner)
+            except BaseException as error:  # whatever a model raises, SystemExit too, ends its batch and no thread
+                job.fail(error_line(error))
+            del job  # held on to, the batch's inputs would live until the next one comes
 
     def _run(self, submitted: _Submitted, runner: StreamRunner) -> None:
         batch = submitted.batch

@@ -1,52 +1,149 @@
-"""Turns a module into an inference function that runs without Python's lock.
+"""Turns a module into an inference function that runs without Python's lock, where that answers as the module does.
 
 A forward of eager PyTorch takes the lock back between any two operations, so that batches on several threads hold each
-other up. A traced and frozen TorchScript graph releases it once, for the whole forward.
+other up. A frozen TorchScript graph releases it once, for the whole forward. A trace is the simplest such graph, but holds
+only what its example did: a module that looks at values is scripted instead, which keeps its branches and loops.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import logging
+import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from serving.models.served import Forward
+from serving.models.users_code import users_code
+from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def compile_forward(module: nn.Module, example: Tensor) -> tuple[Forward, bool]:
-    """Trace and freeze a module, or leave it as it is where a trace would answer wrongly.
+def compile_forward(module: nn.Module, example: Tensor, name: str) -> Forward:
+    """The inference function of a module: a graph, or the module as it is where none answers alike; then the log says why.
 
     Args:
         module: a module in evaluation mode, eager or TorchScript, on the device of `example`.
-        example: four inputs, (4, *input_shape): a trace is checked on one, three and four of them, so that one with a
-            fixed batch size is found.
-
-    Returns:
-        The inference function, and whether it runs without Python's lock.
+        example: four inputs, (4, *input_shape).
+        name: of the model.
     """
     use_plain_executor()
+    ways: dict[str, Callable[[nn.Module, Tensor], Any]]
+    ways = {"trace": _trace, "script": lambda module, _: torch.jit.script(module)}
+    if isinstance(module, torch.jit.ScriptModule):
+        ways = {"graph": lambda module, _: module}
+    reasons = []
+    for way, make in ways.items():
+        try:
+            with users_code(way), silent_torchscript():
+                return _checked(_frozen(make(module, example)), module, example)
+        except InputError as error:
+            reasons.append(str(error))
+    log.warning("model %s runs uncompiled, holding Python's lock between operations: %s", name, "; ".join(reasons))
+    return uncompiled(module)
+
+
+def _trace(module: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    """Trace a module, unless what it does depends on values.
+
+    Raises:
+        ValueError: it takes values into Python, of which the trace would know those of the example only.
+    """
+    with _ValuesRead() as values:
+        for probe in _probes(example):
+            with suppress(Exception):
+                uncompiled(module)(probe)
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(module, example[:2], check_trace=False).eval()
+    # An exported graph has its guards checked by torch itself (torch._check), and nothing else that warns.
+    notes = [str(note.message).split(". ")[0] for note in caught
+             if note.category is torch.jit.TracerWarning and note.filename != torch.__file__]  # fmt: skip
+    for fixed in (*values.read, *notes):
+        raise ValueError(f"the module's steps depend on values ({fixed})")
+    return traced
+
+
+class _ValuesRead(TorchDispatchMode):
+    """Notes the operations by which values of tensors get into Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.read.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _frozen(graph: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Freeze a graph that was made in this process so that it can be freed again.
+
+    What Python made is kept for the life of the process, with the weights that freezing puts into it; what was loaded is
+    not. So the graph is saved and loaded first, without its weights: they are not copied, nor is Python's lock held for that.
+    """
+    if not hasattr(graph, "training"):  # frozen already
+        return graph
+    weights = dict([*graph.named_parameters(), *graph.named_buffers()])
+    saved = io.BytesIO()
     try:
-        with silent_torchscript(), torch.no_grad():
-            if isinstance(module, torch.jit.ScriptModule):
-                compiled = torch.jit.freeze(module) if hasattr(module, "training") else module
-            else:
-                compiled = torch.jit.freeze(torch.jit.trace(module, example[:2], check_trace=False).eval())
-        with torch.inference_mode():
-            for size in (1, 3, 4):
-                torch.testing.assert_close(compiled(example[:size]), module(example[:size]), rtol=1e-3, atol=1e-4)
-    except Exception as error:  # tracing runs the user's code, which may raise anything
-        log.warning("runs uncompiled, holding Python's lock between operations: %s", str(error).strip().split("\n")[0])
-        return uncompiled(module), isinstance(module, torch.jit.ScriptModule)
+        _set_weights(graph, {name: tensor.new_zeros(()).expand(tensor.shape) for name, tensor in weights.items()})
+        torch.jit.save(graph, saved)
+    finally:
+        _set_weights(graph, weights)
+    saved.seek(0)
+    loaded = torch.jit.load(saved)
+    _set_weights(loaded, weights)
+    return torch.jit.freeze(loaded.eval())
+
+
+def _set_weights(graph: torch.jit.ScriptModule, weights: dict[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        *path, leaf = name.split(".")
+        setattr(functools.reduce(getattr, path, graph), leaf, tensor)
+
+
+def _checked(graph: torch.jit.ScriptModule, module: nn.Module, example: Tensor) -> Forward:
+    for probe in _probes(example):
+        try:
+            expected = uncompiled(module)(probe)
+        except Exception:  # noqa: S112 (it need not take what nobody has sent)
+            continue
+        if not alike(graph(probe), expected):
+            raise ValueError(f"it answers otherwise than the module on inputs of shape {tuple(probe.shape)}")
     # Neither its constants nor its inputs need gradients, so that inference mode would change nothing; and it has no hooks,
     # which is all that a module's call looks for. Without both, a small graph's call takes half as long.
-    forward: Forward = compiled.forward
-    return forward, True
+    forward: Forward = graph.forward
+    return forward
+
+
+def _probes(example: Tensor) -> Iterator[Tensor]:
+    """Inputs on which a graph must answer as its module: other batch sizes than it was traced with, and unusual values."""
+    yield from (example[:1], example[:3], example)
+    pair = example[:2]
+    padded = pair.clone()
+    padded.view(2, -1)[:, padded[0].numel() // 2 :] = 0
+    yield from (torch.zeros_like(pair), padded)
+    if pair.is_floating_point():
+        yield from (100 * pair, pair.sigmoid(), torch.full_like(pair, math.nan))
+
+
+def alike(output: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs are the same but for rounding."""
+    if output.shape != expected.shape or output.dtype != expected.dtype:
+        return False
+    output, expected = output.double(), expected.double()
+    largest = max(1.0, float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())) if expected.numel() else 1.0
+    return torch.allclose(output, expected, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
 
 
 def use_plain_executor() -> None:
@@ -61,10 +158,9 @@ def use_plain_executor() -> None:
 
 @contextmanager
 def silent_torchscript() -> Iterator[None]:
-    """Hide the notices that torch.jit is deprecated and that a trace fixes Python values; results are checked here."""
+    """Hide the notices that torch.jit is deprecated; what a trace fixes is looked for by other means."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         yield
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +18,9 @@ from torch.export.passes import move_to_device_pass
 from serving.models.builtin.registry import BUILTIN
 from serving.models.compile import compile_forward, silent_torchscript, uncompiled
 from serving.models.cost import count_costs, count_weights
-from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input
+from serving.models.files import EXPORTED, TORCHSCRIPT, fixed_in_training, form_of
+from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input, host_array
+from serving.models.users_code import users_code
 from traces.errors import InputError
 
 
@@ -25,8 +31,8 @@ def load_model(spec: ModelSpec) -> ServedModel:
     nothing is unpickled. A factory is Python code of the user's own.
 
     Raises:
-        InputError: unknown source, unreadable file, or a model that does not map (batch, *input_shape) to one tensor
-            (batch, ...) for every batch size.
+        InputError: unknown source, unreadable file, whatever the model's own code raises, or a model that does not map
+            (batch, *input_shape) to one tensor (batch, ...) of a known type for every batch size.
     """
     spec = _with_defaults(spec)
     where = f"model {spec.name!r}"
@@ -37,15 +43,13 @@ def load_model(spec: ModelSpec) -> ServedModel:
     example = torch.from_numpy(examples)
     output = _checked_output(module, example, where)
     weights, weight_bytes = count_weights(module)
-    flops, activation_bytes = count_costs(module, example[:1])
-    releases_lock = isinstance(module, torch.jit.ScriptModule) or (
-        spec.compiled and compile_forward(module, example)[1]
-    )
+    with users_code(f"{where}: its operations cannot be counted"):
+        flops, activation_bytes = count_costs(module, example[:1])
 
     def build(device: str) -> Forward:
         # Device "cpu" shares the weights of `module`; any other gets a copy, because frozen graphs cannot be moved.
         target = module if device == "cpu" else _load_module(spec, where, device)
-        return compile_forward(target, example.to(device))[0] if spec.compiled else uncompiled(target)
+        return compile_forward(target, example.to(device), spec.name) if spec.compiled else uncompiled(target)
 
     return ServedModel(
         name=spec.name,
@@ -57,12 +61,11 @@ def load_model(spec: ModelSpec) -> ServedModel:
         input_dtype=dtype,
         input_high=spec.input_high,
         output_shape=tuple(output.shape[1:]),
-        output_dtype=str(output.dtype).removeprefix("torch."),
+        output_dtype=str(output.dtype),
         parameters=weights,
         weight_bytes=weight_bytes,
         flops_per_item=flops,
         activation_bytes_per_item=activation_bytes,
-        releases_lock=releases_lock,
     )
 
 
@@ -124,60 +127,99 @@ def _load_module(spec: ModelSpec, where: str, device: str = "cpu") -> nn.Module:
         module = _load_file(path, where, device)
     elif ":" in source:
         factory = BUILTIN[source.partition(":")[2]].factory if source.startswith("builtin:") else source
-        module = _call_factory(factory, spec.seed, where).to(device)
+        module = _call_factory(factory, spec, where).to(device)
     else:
         raise InputError(f"{where}: source {source!r} is not builtin:NAME, a .pt or .pt2 file, or module:factory")
-    if not isinstance(module, torch.fx.GraphModule):  # an exported graph is in evaluation mode and refuses the call
+    if not isinstance(module, torch.fx.GraphModule):  # an exported graph refuses the call
         module.eval()
+    with users_code(f"{where}: {source} has no forward"):
+        fixed = fixed_in_training(module)
+    if fixed is not None:
+        raise InputError(f"{where}: {source} was made in training mode, so that answers depend on chance or on the other "
+                         f"requests of a batch ({fixed}); call eval() on it before it is traced or exported")  # fmt: skip
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
 
 
 def _load_file(path: Path, where: str, device: str) -> nn.Module:
+    expected = TORCHSCRIPT if path.suffix == ".pt" else EXPORTED
+    unread = f"{where}: {path} is not a readable {expected} file"
     try:
+        _read_ahead(path)
+        if (found := form_of(path)) != expected:
+            raise InputError(f"{unread}: it is {found}")
         with silent_torchscript():
-            if path.suffix == ".pt":
+            if expected == TORCHSCRIPT:
                 return torch.jit.load(str(path), map_location=device)
             program = torch.export.load(str(path))
             # A graph names the device of the tensors that it makes, which Module.to leaves as it is.
             return (program if device == "cpu" else move_to_device_pass(program, device)).module()
+    except InputError:
+        raise
     except Exception as error:  # a file from outside may fail in any way inside the two loaders
-        kind = "TorchScript (torch.jit.save)" if path.suffix == ".pt" else "torch.export (torch.export.save)"
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{where}: {path} is not a readable {kind} file: {reason}") from error
+        raise InputError(f"{unread}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _call_factory(factory: str, seed: int, where: str) -> nn.Module:
+def _read_ahead(path: Path) -> None:
+    """Bring a file, and memory for it, in reach: torch.jit.load holds Python's lock until it has both."""
+    with path.open("rb") as file:
+        parts = iter(lambda: file.read(1 << 20), b"")
+        list(parts)
+
+
+def _call_factory(factory: str, spec: ModelSpec, where: str) -> nn.Module:
     module_name, _, attribute = factory.partition(":")
-    try:
+    with users_code(f"{where}: cannot import {factory!r}"), _search_path(spec.folder):
         make = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{where}: cannot import {factory!r}: {error}") from error
     # Weights come from the seed alone, and the caller's generator is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with users_code(f"{where}: {factory} cannot be called"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
         module = make()
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}: {factory} returned {type(module).__name__}; it must return a torch.nn.Module")
     return module
 
 
-def _checked_output(module: nn.Module, example: Tensor, where: str) -> Tensor:
+@contextmanager
+def _search_path(folder: str) -> Iterator[None]:
+    """Look for modules in a folder first; from then on last, there and in the current one, for later imports."""
+    sys.path.insert(0, folder)
+    sys.path.extend(place for place in (folder, str(Path.cwd())) if place not in sys.path[1:])
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _checked_output(module: nn.Module, example: Tensor, where: str) -> np.ndarray:
     """Run one, three and four inputs; return the output for one."""
-    outputs: list[Tensor] = []
+    outputs: list[np.ndarray] = []
+    hint = ""
+    if isinstance(module, torch.fx.GraphModule):
+        hint = ' (export for any batch size: dynamic_shapes=({0: torch.export.Dim("batch")},))'
     for size in (1, 3, 4):
-        try:
-            with torch.inference_mode():
-                output = module(example[:size])
-        except Exception as error:  # the model is the user's code
-            reason = str(error).strip().split("\n")[0]
-            shape = (size, *example.shape[1:])
-            raise InputError(f"{where}: fails on an input of shape {shape}, {example.dtype}: {reason}") from error
-        if not isinstance(output, Tensor):
-            raise InputError(f"{where}: returns {type(output).__name__}; it must return one tensor (batch, ...)")
-        if output.dim() < 1 or len(output) != size or (outputs and output.shape[1:] != outputs[0].shape[1:]):
+        shape = (size, *example.shape[1:])
+        with users_code(f"{where}: fails on an input of shape {shape}, {example.dtype}{hint}"):
+            output = uncompiled(module)(example[:size])
+        outputs.append(_checked_array(output, where))
+        if output.dim() < 1 or len(output) != size or output.shape[1:] != outputs[0].shape[1:]:
             raise InputError(f"{where}: {size} inputs give an output of shape {tuple(output.shape)}; "
                              f"the first side must be {size} and the others fixed")  # fmt: skip
-        outputs.append(output)
     return outputs[0]
+
+
+def _checked_array(output: Any, where: str) -> np.ndarray:
+    if not isinstance(output, Tensor):
+        raise InputError(f"{where}: returns {type(output).__name__}; it must return one tensor (batch, ...)")
+    try:
+        array = host_array(output)
+    except (TypeError, RuntimeError):
+        array = None
+    if array is None or array.dtype.name not in DTYPES:
+        layout = "" if output.layout is torch.strided else f", {output.layout}"
+        raise InputError(
+            f"{where}: returns a tensor of type {output.dtype}{layout}; supported are dense tensors of {', '.join(DTYPES)} "
+            "and bfloat16 (answered as float32)"
+        )
+    return array

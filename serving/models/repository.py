@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,36 @@ import yaml
 
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import builtin_spec, spec_of
-from serving.models.served import ModelSpec, ServedModel
+from serving.models.served import DTYPES, ModelSpec, ServedModel
 from traces.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-_SPEC_FIELDS = {f.name for f in fields(ModelSpec)}
+
+
+def _is_integer(value: Any, least: int, below: float) -> bool:
+    return type(value) is int and least <= value < below
+
+
+_TEXT = ("text", lambda value: isinstance(value, str) and value != "")
+# Each field of an entry: what it must be, in words and as a test.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": _TEXT,
+    "source": _TEXT,
+    "kind": _TEXT,
+    "input_shape": (
+        "a list of sides, each an integer of at least 1",
+        lambda value: isinstance(value, list) and all(_is_integer(side, 1, 2**31) for side in value),
+    ),
+    "input_dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
+    "input_high": ("an integer of at least 1", lambda value: _is_integer(value, 1, 2**63)),
+    "seed": ("an integer of at least 0", lambda value: _is_integer(value, 0, 2**63)),
+    "compiled": ("true or false", lambda value: isinstance(value, bool)),
+    "priority": ("'high' or 'low'", lambda value: value in ("high", "low")),
+    "timeout_ms": (
+        "a number above 0",
+        lambda value: type(value) in (int, float) and 0 < value < 1e12,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -112,24 +137,20 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
     if not isinstance(item, dict):
         raise InputError(f"{where}: {item!r}; expected a mapping with name and source")
     values = dict(item)
+    if isinstance(values.get("name"), str):
+        where += f" ({values['name']})"
     for key in ("name", "source"):
-        if not isinstance(values.get(key), str) or not values[key]:
-            raise InputError(f"{where}: field {key!r} is {values.get(key)!r}; it must be text")
+        values.setdefault(key, None)
+    for key, value in values.items():
+        if key not in _FIELDS:
+            raise InputError(f"{where}: unknown field {key!r}; known are {', '.join(sorted(_FIELDS))}")
+        rule, holds = _FIELDS[key]
+        if not holds(value):
+            raise InputError(f"{where}: {key} is {value!r}; it must be {rule}")
     priority, timeout = values.pop("priority", None), values.pop("timeout_ms", None)
-    if priority not in (None, "high", "low"):
-        raise InputError(f"{where}: priority is {priority!r}; it must be 'high' or 'low'")
-    if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < 1e12):
-        raise InputError(f"{where}: timeout_ms is {timeout!r}; it must be a number above 0")
-    for key in values:
-        if key not in _SPEC_FIELDS:
-            known = ", ".join(sorted(_SPEC_FIELDS | {"priority", "timeout_ms"}))
-            raise InputError(f"{where}: unknown field {key!r}; known are {known}")
-    shape = values.get("input_shape")
-    if shape is not None:
-        if not isinstance(shape, list):
-            raise InputError(f"{where}: input_shape is {shape!r}; it must be a list of sides")
-        values["input_shape"] = tuple(shape)
-    spec = ModelSpec(**values)
+    if "input_shape" in values:
+        values["input_shape"] = tuple(values["input_shape"])
+    spec = ModelSpec(**values, folder=str(folder.resolve()))
     if spec.source.endswith((".pt", ".pt2")):
         spec = replace(spec, source=str(_inside(folder, spec.source, where)))
     return Entry(

@@ -20,9 +20,12 @@ DTYPES: dict[str, torch.dtype] = {
     "int16": torch.int16,
     "int8": torch.int8,
     "uint8": torch.uint8,
+    "uint16": torch.uint16,
+    "uint32": torch.uint32,
+    "uint64": torch.uint64,
     "bool": torch.bool,
 }
-"""Input types by their NumPy names, which are the ones that TorchScript and NumPy share."""
+"""Types of inputs and outputs by their NumPy names."""
 
 Forward = Callable[[Tensor], Tensor]
 """A batched inference: (batch, *input_shape) to (batch, *output_shape), on one device."""
@@ -41,7 +44,8 @@ class ModelSpec:
         input_high: integer inputs of examples are drawn from [0, input_high).
         kind: a word for the architecture, used in reports only.
         seed: seed of random weights (built-in models and factories).
-        compiled: trace and freeze to TorchScript, so that a whole forward runs without Python's lock.
+        compiled: run as a TorchScript graph where that answers alike, so that a whole forward runs without Python's lock.
+        folder: where a factory is looked for, too: that of the list of models.
     """
 
     name: str
@@ -52,6 +56,7 @@ class ModelSpec:
     kind: str = ""
     seed: int = 0
     compiled: bool = True
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,6 @@ class ServedModel:
         weight_bytes: bytes of weights and buffers.
         flops_per_item: floating-point operations of one item (a multiply-add counts as two).
         activation_bytes_per_item: bytes that the operations of one item write.
-        releases_lock: whether a forward runs without Python's lock from end to end.
     """
 
     name: str
@@ -90,7 +94,6 @@ class ServedModel:
     weight_bytes: int
     flops_per_item: float
     activation_bytes_per_item: float
-    releases_lock: bool
 
     @cached_property
     def input_bytes_per_item(self) -> int:
@@ -124,6 +127,17 @@ class ServedModel:
             "input_shape": list(self.input_shape),
             "input_dtype": self.input_dtype,
         }
+
+
+def host_array(output: Tensor) -> np.ndarray:
+    """An output on the host as an array; bfloat16, which NumPy lacks, becomes float32.
+
+    Raises:
+        TypeError, RuntimeError: NumPy has no such type.
+    """
+    if output.dtype is torch.bfloat16:
+        output = output.float()
+    return output.detach().resolve_conj().resolve_neg().numpy()
 
 
 def example_input(shape: tuple[int, ...], dtype: str, high: int, rng: np.random.Generator) -> np.ndarray:

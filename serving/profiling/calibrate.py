@@ -36,9 +36,9 @@ class SoloRun:
 
 
 def measure_solo(
-    executor: Executor, models: Sequence[str], sizes: Sequence[int], repeats: int = REPEATS
+    executor: Executor, models: Sequence[str], sizes: Sequence[int], repeats: int = REPEATS, serving: bool = False
 ) -> list[SoloRun]:
-    """Run every loaded model at every size alone, after a warm-up.
+    """Run every loaded model at every size alone, after a warm-up; `serving` as in `Executor.warm_up`.
 
     Raises:
         InputError: a model fails.
@@ -46,7 +46,7 @@ def measure_solo(
     runs = []
     for name in models:
         try:
-            executor.warm_up(name, sizes)
+            executor.warm_up(name, sizes, serving)
             for size in sizes:
                 runs += [SoloRun(name, size, result) for result in executor.time_alone(name, size, repeats)]
         except RuntimeError as error:

@@ -64,7 +64,7 @@ class DeviceModels:
         Raises:
             InputError: a model fails.
         """
-        measured = measure_solo(self.executor, [name + suffix for name in names], self.batch_sizes)
+        measured = measure_solo(self.executor, [n + suffix for n in names], self.batch_sizes, serving=bool(suffix))
         runs = [replace(run, model=run.model.removesuffix(suffix)) for run in measured]
         self.solo = [run for run in self.solo if run.model not in names] + runs
         profile = calibrated(self._base, self.info(names), runs)

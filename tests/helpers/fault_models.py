@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import time
@@ -12,6 +13,22 @@ from torch import Tensor, nn
 from toy_models import Double
 
 from agents.policies.base import Policy
+
+
+class Crash(nn.Module):
+    """Crashes the process at the magic number, by a segmentation fault; at another, keeps Python's lock for half a minute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = float(x.flatten()[0])
+        if first == 669:
+            ctypes.string_at(0)
+        if first == 670:
+            ctypes.PyDLL(None).sleep(30)
+        return 2 * x
+
+
+def crash() -> nn.Module:
+    return Crash()
 
 
 class Nan(nn.Module):

@@ -40,6 +40,16 @@ class Slow(nn.Module):
         return 2 * x
 
 
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        pass_gate()
+        return 2 * x
+
+
+def gated() -> nn.Module:
+    return Gated()
+
+
 class Faulty(nn.Module):
     """Doubles, unless an input begins with a magic number."""
 

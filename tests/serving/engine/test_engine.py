@@ -23,6 +23,7 @@ from envs.scheduling.state import CANCELLED, DROPPED, HIGH, LOW, n_actions
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, RequestResult
+from serving.executors.base import Batch
 from serving.executors.cpu import CpuExecutor
 from serving.models.load import load_model
 from serving.models.served import ModelSpec
@@ -189,26 +190,55 @@ async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: Cp
 
 
 @pytest.mark.parametrize(
-    ("size", "ends"), [(2, ["met", "met"]), (4, ["failed", "failed", "met", "met"])], ids=["halves fit", "one does not"]
+    ("fault", "alone", "message"),
+    [(666, "failed", "cursed"), (668, "failed", "SystemExit: a model that ends its thread"), (667, "met", "")],
+    ids=["raises", "ends its thread", "out of memory unless alone"],
 )
-async def test_out_of_memory_halves_the_batch_and_tries_once_more(
-    executor: CpuExecutor, gate: threading.Event, size: int, ends: list[str]
+@pytest.mark.parametrize("bad", [{0}, {2}, {1, 3}, {0, 1, 2, 3}])
+async def test_a_failed_batch_is_split_until_bad_requests_stand_alone(
+    executor: CpuExecutor, gate: threading.Event, fault: float, alone: str, message: str, bad: set[int]
 ) -> None:
     async with blocked(executor) as engine:
-        greedy = np.full(4, 667, np.float32)
-        requests = engine.offer("faulty", 0, 1e5, [greedy, *[X] * (size - 1)])
+        values = [np.full(4, fault if place in bad else place, np.float32) for place in range(4)]
+        requests = engine.offer("faulty", 0, 1e5, values)
         gate.set()
-        outcomes = await asyncio.gather(*(request.future for request in requests))
-        assert [o.outcome for o in outcomes] == ends
-        assert all("not enough memory" in o.message for o in outcomes if o.outcome == "failed")
+        for place, request in enumerate(requests):
+            result = await request.future
+            assert result.outcome == (alone if place in bad else "met")
+            assert message in result.message if place in bad else not result.message
+            if result.outcome == "met":
+                np.testing.assert_array_equal(result.output, 2 * values[place])
+        await until(lambda: engine.in_flight == 0)
 
 
-async def test_a_worker_thread_that_dies_fails_its_batch_and_is_replaced(executor: CpuExecutor) -> None:
-    async with running(executor) as engine:
-        outcome = await engine.submit("faulty", 0, 1e5, np.full(4, 668, np.float32))
-        assert outcome.outcome == "failed" and "died" in outcome.message
-        outcomes = await asyncio.gather(*(engine.submit("double", 0, 1e5, X) for _ in range(20)))
-        assert {o.outcome for o in outcomes} == {"met"}
+async def test_no_model_runs_on_the_loop_however_quick_it_was(executor: CpuExecutor) -> None:
+    executor.load(load_model(ModelSpec("rounds", "toy_models:rounds", (4,))))
+    engine = Engine(executor, toy_profile(("rounds",)), make_policy("edf"))
+    await engine.start()
+    for _ in range(3):
+        request = engine.offer("rounds", 0, 1e5, [X])[0]
+        assert not request.future.done(), "it waits for another thread"
+        assert (await request.future).outcome == "met"
+    await engine.stop()
+
+
+async def test_what_is_tried_before_it_is_served_holds_no_stream_up(gate: threading.Event) -> None:
+    with CpuExecutor(1) as one:
+        one.load(load_model(ModelSpec("double", "toy_models:double", (4,), compiled=False)))
+        gate.set()
+        one.load(load_model(ModelSpec("gated", "toy_models:gated", (4,), compiled=False)))
+        gate.clear()
+        done = threading.Event()
+        one.on_result = lambda result: done.set()
+        tries = [threading.Thread(target=one.warm_up, args=("gated", [1], True)),
+                 threading.Thread(target=one.time_alone, args=("gated", 1, 2))]  # fmt: skip
+        for trying in tries:
+            trying.start()
+        one.submit(0, Batch(0, "double", 0, [X]))
+        assert done.wait(20.0) and tries[0].is_alive()
+        gate.set()
+        for trying in tries:
+            trying.join()
 
 
 class Broken(Policy):

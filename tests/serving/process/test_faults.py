@@ -50,24 +50,37 @@ def test_nan_is_an_answer_like_any_other(server: Served) -> None:
     assert status == 200 and answer["outputs"][0]["data"] == [None] * 4
 
 
-def test_a_worker_that_dies_is_replaced(server: Served) -> None:
+def test_a_model_that_ends_the_program_answers_500_and_the_next_request_is_served(server: Served) -> None:
     for _ in range(4):
         status, answer = server.infer("faulty", 668.0)
-        assert status == 500 and "died" in answer["error"]
-    assert server.logged("worker thread of stream")
+        assert status == 500 and "SystemExit" in answer["error"]
 
 
-def test_out_of_memory_halves_the_batch_once(server: Served) -> None:
+def test_a_batch_that_runs_out_of_memory_is_answered_in_parts(server: Served) -> None:
     with ThreadPoolExecutor(2) as pool:  # both streams are busy, so that the items wait and run as one batch
         blockers = [pool.submit(server.infer, "slow", 300.0) for _ in range(2)]
         server.until(lambda: server.metrics()["strait_streams_busy"] == 2)
-        assert server.infer("faulty", 667.0, 1.0)[0] == 200
+        assert server.infer("faulty", 667.0, 1.0, 1.0, 1.0)[0] == 200
         assert [b.result()[0] for b in blockers] == [200, 200]
-        blockers = [pool.submit(server.infer, "slow", 300.0) for _ in range(2)]
-        server.until(lambda: server.metrics()["strait_streams_busy"] == 2)
-        status, answer = server.infer("faulty", 667.0, 1.0, 1.0, 1.0)
-        assert status == 500 and "not enough memory" in answer["error"]
-        assert [b.result()[0] for b in blockers] == [200, 200]
+
+
+def test_a_model_that_crashes_the_process_is_named_by_its_signal(tmp_path: Path) -> None:
+    with served(tmp_path, {"crash": "fault_models"}) as server:
+        with pytest.raises(OSError):
+            server.infer("crash", 669.0)
+        assert server.process.wait(30) == -signal.SIGSEGV
+        assert server.logged("Segmentation fault") and server.logged("fault_models.py")
+
+
+def test_a_second_sigterm_ends_the_process_whatever_holds_pythons_lock(tmp_path: Path) -> None:
+    with served(tmp_path, {"crash": "fault_models"}) as server:
+        _send(server, "crash", 670.0)
+        time.sleep(1.0)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == -signal.SIGTERM
 
 
 def test_clients_that_leave_are_cancelled_in_the_queue_and_in_flight(server: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -142,6 +143,19 @@ async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
             assert (outcome.outcome, outcome.reason) == ("dropped", "model unloaded")
         assert (await engine.submit("double", 0, 1e5, X[:takes].astype(dtype))).outcome == "met"
         assert {(await job).outcome for job in slow} == {"met"}
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_model_that_is_replaced_or_unloaded_leaves_nothing_behind(tmp_path: Path, again: bool) -> None:
+    listing = write_models(tmp_path / "models.yaml", "double", "wide")
+    listing.write_text(listing.read_text().replace("false", "true"))
+    async with serving(listing) as server:
+        await server.repository.load("wide")
+        module = weakref.ref(server.engine.served()["wide"].module)
+        weights = [weakref.ref(parameter) for parameter in server.engine.served()["wide"].module.parameters()]
+        assert (await server.engine.submit("wide", 0, 1e5, X)).outcome == "met"
+        await (server.repository.load if again else server.repository.unload)("wide")
+        assert module() is None and not any(weight() is not None for weight in weights)
 
 
 async def test_without_room_for_both_the_old_model_ends_before_it_is_loaded_again(tmp_path: Path) -> None:

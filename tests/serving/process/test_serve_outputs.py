@@ -219,22 +219,45 @@ async def test_a_live_timeline_holds_every_request_and_batch(measured: Any, tmp_
     assert sum(e["ph"] == "X" for e in events) == 3 * engine.batches
 
 
-async def test_the_latest_of_a_timeline_is_written_while_serving(
+async def test_a_timeline_is_written_while_serving_and_the_end_adds_only_the_rest(
     measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeline, "LATEST", 15)
+    monkeypatch.setattr(timeline, "HOLD_MS", 0.0)
+    whole, parts = TimelineWriter(tmp_path / "whole.json"), TimelineWriter(tmp_path / "parts.json")
+    assert parts.save() is None
+    for count in (40, 80):
+        await served(measured, whole, parts)
+        save = parts.save()
+        assert save is not None and parts.save() is None, "written once"
+        save()
+        read = json.loads(parts.path.read_text())["traceEvents"]
+        assert sum(e["ph"] == "i" for e in read) == count
+    size = parts.path.stat().st_size
+    whole.close()
+    parts.close()
+    assert parts.path.stat().st_size < size + 1000
+    together, apart = (json.loads(writer.path.read_text())["traceEvents"] for writer in (whole, parts))
+
+    def spans(events: list[dict[str, Any]]) -> list[str]:
+        return sorted(json.dumps(event) for event in events if event["ph"] not in "MC")
+
+    assert spans(together) == spans(apart)
+    assert [e["args"] for e in apart if e["ph"] == "C"][-1] == {"high": 0, "low": 0}
+
+
+async def test_a_timeline_that_is_full_goes_on_in_another_file(
+    measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "KEEP", 40)
     writer = TimelineWriter(tmp_path / "timeline.json")
-    assert writer.latest() is None
-    engine = await served(measured, writer)
-    latest = writer.latest()
-    assert latest is not None and writer.latest() is None, "written once"
-    writer.write(*latest)
-    requests, batches = latest
-    events = json.loads(writer.path.read_text())["traceEvents"]
-    assert [e["ph"] for e in events].count("i") == len(requests) == 15
-    assert requests[-1].finish_ms == max(row.finish_ms for row in requests) and len(batches) <= engine.batches
+    for _ in range(2):
+        await served(measured, writer)
+        save = writer.save()
+        assert save is not None
+        save()
     writer.close()
-    assert sum(e["ph"] == "i" for e in json.loads(writer.path.read_text())["traceEvents"]) == 40
+    first = json.loads((tmp_path / "timeline.1.json").read_text())["traceEvents"]
+    assert sum(e["ph"] == "i" for e in first) == 40
 
 
 def test_a_timeline_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -76,7 +76,7 @@ def test_a_folder_of_models_is_read(tmp_path: Path) -> None:
         ("- {name: a, source: 'builtin:bert', colour: red}", "unknown field 'colour'"),
         ("- {name: a, source: 'builtin:bert', priority: 3}", "priority is 3"),
         ("- {name: a, source: 'builtin:bert', timeout_ms: -3}", "timeout_ms is -3"),
-        ("- {source: 'builtin:bert'}", r"models\[0\]: field 'name' is None"),
+        ("- {source: 'builtin:bert'}", r"models\[0\]: name is None"),
         ("- {name: a\n", ":2: not YAML"),
         ("hello", "must hold a list of models"),
     ],
