@@ -13,9 +13,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from envs.profiles.profile import Profile, counts_to
+from envs.profiles.profile import Profile, counts_to, predictor_start
 from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
-from envs.scheduling.predictor import MAX_SLOWDOWN, features
+from envs.scheduling.predictor import MAX_SLOWDOWN, N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
 from traces.measurements import Measurements
@@ -219,20 +219,20 @@ def drift_period_ms(segments: Segments, drift: np.ndarray) -> float:
 
 
 def piece_features(segments: Segments, demand: np.ndarray) -> np.ndarray:
-    """Features of envs.scheduling.predictor for each piece: (S, F)."""
+    """Features of the predictor's device path for each piece: (S, N_DEVICE_FEATURES)."""
     flat = demand.reshape(-1, demand.shape[-1])
     own = flat[segments.mb[segments.batch]]
     others = (flat[segments.mb[np.maximum(segments.others, 0)]] * segments.share[:, :, None]).sum(axis=1)
     out = np.empty((len(own), N_FEATURES))
     for i in range(len(own)):
         features(float(segments.n[i]), float(segments.n_other[i]), *own[i], *others[i], out[i])
-    return out
+    return out[:, :N_DEVICE_FEATURES]
 
 
 def fit_weights(
     segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, drift: np.ndarray, ridge: float = 1e-3, rounds: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the linear slowdown and the covariance of the online predictor's start: (F,), (F, F).
+    """Weights of the device path and the covariance that the online predictor starts from.
 
     The bracket of a batch's slowdown (see envs.scheduling.predictor) is linear in the mean of its pieces' features weighted
     by the work done in each, which itself depends on the slowdown; a few rounds of reweighting settle that. ``drift`` (N,)
@@ -242,23 +242,25 @@ def fit_weights(
     n = len(segments.mb)
     solo = solo_ms.ravel()[segments.mb]
     took = segments.exec_ms / np.exp(drift)
-    weights = np.zeros(N_FEATURES)
-    mean = np.zeros((n, N_FEATURES))
+    weights = np.zeros(N_DEVICE_FEATURES)
+    mean = np.zeros((n, N_DEVICE_FEATURES))
     for _ in range(rounds):
         bracket = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
         sliced = segments.dt_ms / bracket
         total = np.bincount(segments.batch, sliced, n)
         done = np.bincount(segments.batch, sliced / segments.n, n)
         y = np.minimum(took / (solo * total / np.maximum(done, 1e-9)), MAX_SLOWDOWN) - 1.0
-        for f in range(N_FEATURES):
+        for f in range(N_DEVICE_FEATURES):
             mean[:, f] = np.bincount(segments.batch, sliced * x[:, f], n) / np.maximum(total, 1e-9)
-        gram = mean.T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01
+        gram = mean.T @ mean + ridge * n * np.eye(N_DEVICE_FEATURES) * 0.01
         weights = np.linalg.solve(gram, mean.T @ y)
         for _ in range(3):  # Huber reweighting
             error = y - mean @ weights
             h = np.minimum(1.0, 0.3 / np.maximum(np.abs(error), 1e-9))[:, None]
-            weights = np.linalg.solve((mean * h).T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01, (mean * h).T @ y)
-    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_FEATURES)) * WEIGHT_BATCHES)
+            weights = np.linalg.solve(
+                (mean * h).T @ mean + ridge * n * np.eye(N_DEVICE_FEATURES) * 0.01, (mean * h).T @ y
+            )
+    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_DEVICE_FEATURES)) * WEIGHT_BATCHES)
     return weights, cov
 
 
@@ -288,8 +290,8 @@ def fit(measurements: Measurements, name: str) -> Profile:
         h2d_ms=h2d,
         d2h_ms=d2h,
         demand=demand,
-        weight=weight,
-        cov=cov,
+        share=np.ones(solo.shape),
+        **predictor_start(weight, cov),
         count=count,
         pair=pair,
         residual=quantiles(noise - np.median(noise)),

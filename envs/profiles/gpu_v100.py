@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from envs.profiles.fit import WEIGHT_BATCHES
-from envs.profiles.profile import Profile
-from envs.scheduling.predictor import features
+from envs.profiles.profile import Profile, predictor_start
+from envs.scheduling.predictor import N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.command import run_command
 from traces.errors import InputError
@@ -127,7 +127,8 @@ def fit_weights(
     x = np.zeros((len(own), N_FEATURES))
     for row, i, j in zip(x, own, other, strict=True):
         features(1.0, 1.0, *flat[i], *flat[j], row)  # every stream is a core of its own
-    gram = x.T @ x / len(x) + RIDGE * np.eye(N_FEATURES)
+    x = x[:, :N_DEVICE_FEATURES]
+    gram = x.T @ x / len(x) + RIDGE * np.eye(N_DEVICE_FEATURES)
     return np.linalg.solve(gram, x.T @ (slow - 1.0) / len(x)), np.linalg.inv(gram * WEIGHT_BATCHES)
 
 
@@ -165,8 +166,8 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
         h2d_ms=COPY_MS + input_bytes / (GBPS * 1e6),
         d2h_ms=COPY_MS + output_bytes / (GBPS * 1e6),
         demand=demand,
-        weight=weight,
-        cov=cov,
+        share=np.ones(latency.shape),
+        **predictor_start(weight, cov),
         count=np.ones(3),
         pair=pair,
         residual=np.sort(both - np.median(both)),
