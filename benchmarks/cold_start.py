@@ -7,14 +7,17 @@ Both count from ``gymnasium.make`` to the end of the first step, after the impor
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.common.timing import report, timed
+from benchmarks.common.command import as_command
+from traces.errors import InputError
 
 CODE = """
 import json, time
@@ -32,43 +35,44 @@ print(json.dumps({{"import_s": imported - start, "make_s": made - imported, "ste
 NAME = "Strait/DualPriority-v0"
 
 
+@dataclass
+class ColdStartBenchmark:
+    """What to measure.
+
+    Attributes:
+        runs: starts with a filled cache, of which the fastest counts.
+    """
+
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise InputError(f"--runs: {self.runs}; must be at least 1")
+
+
 def fresh_process(cache: str) -> dict[str, float]:
-    """What a new process that keeps its compiled code in ``cache`` measures."""
-    found: dict[str, float] = {}
-
-    def work() -> None:
-        got = subprocess.run(
-            [sys.executable, "-c", CODE.format(name=NAME)],
-            env=os.environ | {"STRAIT_CACHE": cache},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.update(json.loads(got.stdout))
-
-    found["process_s"] = timed(work)
-    return found
+    """Times measured by a new process that keeps its compiled code in ``cache``."""
+    begin = time.perf_counter()
+    environment = os.environ | {"STRAIT_CACHE": cache}
+    out = subprocess.check_output([sys.executable, "-c", CODE.format(name=NAME)], env=environment)
+    return {"process_s": time.perf_counter() - begin} | json.loads(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="starts with a filled cache (default: %(default)s)")
-    runs = parser.parse_args().runs
+def measure(config: ColdStartBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
     with tempfile.TemporaryDirectory() as cache:
         cold = fresh_process(cache)
-        warm = min((fresh_process(cache) for _ in range(runs)), key=lambda r: r["process_s"])
-    report(
-        {
-            "compile_s": cold["make_s"] + cold["step_s"],
-            "cached_s": warm["make_s"] + warm["step_s"],
-            "cached_make_s": warm["make_s"],
-            "cached_step_s": warm["step_s"],
-            "import_s": warm["import_s"],
-            "process_s": warm["process_s"],
-            "environment": NAME,
-        }
-    )
+        warm = min((fresh_process(cache) for _ in range(config.runs)), key=lambda r: r["process_s"])
+    cached = {
+        "cached_s": warm["make_s"] + warm["step_s"],
+        "cached_make_s": warm["make_s"],
+        "cached_step_s": warm["step_s"],
+    }
+    whole = {"import_s": warm["import_s"], "process_s": warm["process_s"], "environment": NAME}
+    return {"compile_s": cold["make_s"] + cold["step_s"], **cached, **whole}
 
+
+main = as_command(measure, ColdStartBenchmark, "cold_start", __doc__)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,32 +1,31 @@
 """Time of one decision of each policy: ``python -m benchmarks.decision_latency``.
 
-256 requests are queued and 4 batches are in flight on a device of 5 streams, so that there is a stream to dispatch to. The
-state is built anew before every decision, from other queues, deadlines and batches: nothing foreseen is left over. Timed is
-``Policy.decide`` from Python, as the live engine calls it. The last line is JSON: {POLICY: {"p50_us", "p99_us"}}.
+256 requests are queued and 4 batches are in flight on a device of 5 streams, so that one stream is free. Every decision gets a
+new state with other queues, deadlines and batches, so no forecast is left over from the one before. Timed is ``Policy.decide``
+called from Python, as the live engine calls it. Figures: ``{policy: {p50_us, p99_us}}``.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
 from agents.learned.names import resolve
 from agents.learned.policy_file import CHECKPOINT
 from agents.policies.base import Policy
 from agents.policies.registry import kinds
+from benchmarks.common.command import as_command
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, clear, dispatch, enqueue
 from envs.scheduling.predictor import advance
 from envs.simulation.simulator import Simulator
-from traces.errors import InputError
 
 STREAMS = 5
 WARM = 50
@@ -64,11 +63,11 @@ def fill(state, tables, seed, queued, in_flight):
 
 
 def busy_simulator(profile: Profile) -> Simulator:
-    """A scheduler whose streams are each a core of its own: a policy that lets no core be shared still has to decide."""
+    """A scheduler whose streams are each a core of its own, so that policies that share no core have a choice, too."""
     return Simulator(replace(profile, cores=0.0), 1, STREAMS)
 
 
-def measure(policy: Policy, profile: Profile, decisions: int, queued: int = 256, in_flight: int = 4) -> np.ndarray:
+def durations_us(policy: Policy, profile: Profile, decisions: int, queued: int = 256, in_flight: int = 4) -> np.ndarray:
     """Duration of each of so many decisions, in microseconds."""
     sim = busy_simulator(profile)
     durations = np.empty(decisions)
@@ -83,42 +82,37 @@ def measure(policy: Policy, profile: Profile, decisions: int, queued: int = 256,
 
 
 @dataclass
-class LatencyConfig:
+class DecisionLatencyBenchmark:
     """What to measure.
 
     Attributes:
-        policies: names or checkpoint paths; all by default.
+        policies: names or checkpoint paths; none: all.
         decisions: of each.
         profile: shipped profile by name, or a JSON file written by envs.fit.
     """
 
-    policies: list[str] | None = None
+    policies: list[str] = field(default_factory=list)
     decisions: int = 5000
     profile: str = "cpu2"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m benchmarks.decision_latency", description=__doc__.split("\n\n")[0])
-    parser.add_class_arguments(LatencyConfig, as_group=False)
-    config = LatencyConfig(**parser.parse_args(argv).as_dict())
+def measure(config: DecisionLatencyBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
+    profile = Profile.load(config.profile)
+    names = config.policies or sorted(kinds()) + ["ppo"] * CHECKPOINT.is_file()
+    policies = {name: resolve(name)[0] for name in names}
     result = {}
+    gc.disable()
     try:
-        profile = Profile.load(config.profile)
-        names = config.policies or sorted(kinds()) + ["ppo"] * CHECKPOINT.is_file()
-        gc.disable()
-        for name in names:
-            policy, _ = resolve(name)
-            p50, p99 = np.quantile(measure(policy, profile, config.decisions), [0.5, 0.99])
-            result[name] = {"p50_us": round(float(p50), 2), "p99_us": round(float(p99), 2)}
-            print(f"{name}: p50 {p50:.2f} us, p99 {p99:.2f} us")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        for name, policy in policies.items():
+            p50, p99 = np.quantile(durations_us(policy, profile, config.decisions), [0.5, 0.99]).tolist()
+            result[name] = {"p50_us": p50, "p99_us": p99}
     finally:
         gc.enable()
-    print(json.dumps(result))
-    return 0
+    return result
 
+
+main = as_command(measure, DecisionLatencyBenchmark, "decision_latency", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

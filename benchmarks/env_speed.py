@@ -1,6 +1,6 @@
-"""Speed of the simulated world with Strait choosing: ``python -m benchmarks.env_speed``.
+"""Speed of the simulator under Strait: ``python -m benchmarks.env_speed``.
 
-``decisions_per_s``: many worlds in lockstep on one core, each decision Strait's choice and all events until the next.
+``decisions_per_s``: many worlds in lockstep on one core; a decision is Strait's choice and all events until the next one.
 ``decisions_per_s_observed``: the same through ``Worlds``, which also writes every world's observation and action mask.
 ``decisions_per_s_single``: one world, driven from Python, one call to choose and one to step.
 ``two_core_scaling``: the first figure on two threads over the same on one.
@@ -8,16 +8,19 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from agents.evaluation.rollout import play_range
 from agents.policies.base import Policy
 from agents.policies.registry import make_policy
-from benchmarks.common.timing import alternate, report, timed
+from benchmarks.common.command import as_command
+from benchmarks.common.timing import alternate, timed
 from envs.scheduling.jit import bind
 from envs.simulation.config import EnvConfig
 from envs.simulation.simulator import step_range
@@ -27,7 +30,7 @@ POLICY = "strait"
 
 
 def make(config: EnvConfig, n: int) -> tuple[Worlds, Policy]:
-    """A batch of worlds that has begun, and who decides in it."""
+    """Worlds that have begun, n of them, and a policy for them."""
     worlds = Worlds(config, n)
     worlds.reset(np.array([world_seed(i) for i in range(n)], np.uint64))
     return worlds, make_policy(POLICY, n)
@@ -91,39 +94,49 @@ def events_per_decision(config: EnvConfig, n: int) -> float:
         before = worlds.sim.world.episode["next"] + 3 * worlds.sim.state.scheduler["next_batch"]
         worlds.step(actions)
         after = worlds.sim.world.episode["next"] + 3 * worlds.sim.state.scheduler["next_batch"]
-        # Three events a batch: both copies and the execution end. A world that began anew is left out of that step.
+        # Three events per batch: both copies and the execution end. A world that began anew is left out of that step.
         events += int(np.where(worlds.out.done, 0, after - before).sum())
     return events / decisions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default=EnvConfig().profile, help="profile by name or path (default: %(default)s)")
-    parser.add_argument("--worlds", type=int, default=128, help="worlds of the batch (default: %(default)s)")
-    parser.add_argument("--decisions", type=int, default=300_000, help="decisions of a run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each kind, in turn (default: %(default)s)")
-    args = parser.parse_args()
-    config = EnvConfig(profile=args.profile)
-    runs = {
-        "decisions_per_s": batched(config, args.worlds, args.decisions, 1),
-        "decisions_per_s_observed": observed(config, args.worlds, args.decisions // 8),
-        "decisions_per_s_single": single(config, args.decisions // 16),
-        "two": batched(config, args.worlds, args.decisions, 2),
-    }
-    result = alternate(runs, args.rounds)
-    two = result.pop("two")
-    events = events_per_decision(config, args.worlds)
-    report(
-        result
-        | {
-            "two_core_scaling": two / result["decisions_per_s"],
-            "events_per_s": result["decisions_per_s"] * events,
-            "profile": args.profile,
-            "worlds": args.worlds,
-            "policy": POLICY,
-        }
-    )
+@dataclass
+class EnvSpeedBenchmark:
+    """What to measure.
 
+    Attributes:
+        profile: shipped profile by name, or a JSON file.
+        worlds: simulated side by side.
+        decisions: of a run.
+        rounds: runs of each kind, of which the median counts.
+    """
+
+    profile: str = EnvConfig().profile
+    worlds: int = 128
+    decisions: int = 300_000
+    rounds: int = 5
+
+
+def measure(config: EnvSpeedBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
+    env, worlds, decisions = EnvConfig(profile=config.profile), config.worlds, config.decisions
+    runs = {
+        "decisions_per_s": batched(env, worlds, decisions, 1),
+        "decisions_per_s_observed": observed(env, worlds, decisions // 8),
+        "decisions_per_s_single": single(env, decisions // 16),
+        "two": batched(env, worlds, decisions, 2),
+    }
+    result = alternate(runs, config.rounds)
+    return {
+        "two_core_scaling": result.pop("two") / result["decisions_per_s"],
+        **result,
+        "events_per_s": result["decisions_per_s"] * events_per_decision(env, worlds),
+        "profile": config.profile,
+        "worlds": worlds,
+        "policy": POLICY,
+    }
+
+
+main = as_command(measure, EnvSpeedBenchmark, "env_speed", __doc__)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

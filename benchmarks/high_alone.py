@@ -1,24 +1,24 @@
 """How few high-priority violations there can be: ``python -m benchmarks.high_alone``.
 
-Each policy serves the high-priority requests of a workload with all others taken away, too: what is violated then is not
-violated because of low priority. No policy that serves both can hope for much less than the least of these, so that bounds how
-far any can be below another. Prints one line of JSON: ``policies``, violations of high priority in percent by load; ``alone``,
-the least of any policy with high priority alone; and ``most``, the points by which the first policy is above that.
+Each policy also serves the high-priority requests of a workload alone; what is violated then is not the fault of low priority.
+No policy that serves both can have much less than the least of these, which bounds how far one can be better than another.
+Figures: ``policies``, violations of high priority in percent by load; ``alone``, the least of any policy with high priority
+alone; and ``most``, the points by which the first policy is above that.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
 from agents.evaluate import episodes, evaluate, make_groups, make_workloads
 from agents.evaluation import metric
 from agents.evaluation.rollout import request_table
 from agents.evaluation.suites import Suite
 from agents.evaluation.summary import summarise
-from benchmarks.common.timing import report
+from benchmarks.common.command import as_command
 from envs.profiles.profile import Profile
 from traces.workload import Workload
 
@@ -28,10 +28,13 @@ class HighAloneBenchmark:
     """What to run.
 
     Attributes:
-        profile: shipped profile by name, or a JSON file. workload: arrivals, as in the suites.
-        policies: who serves.
-        loads: offered load (of both priorities) over the measured capacity.
-        seeds: workloads a load. duration_ms: length of each. streams: of the device.
+        profile: shipped profile by name, or a JSON file.
+        workload: arrivals, as in the suites.
+        policies: to compare.
+        loads: offered loads (of both priorities) over the measured capacity.
+        seeds: workloads per load.
+        duration_ms: length of each workload.
+        streams: of the device.
     """
 
     profile: str = "cpu2"
@@ -51,7 +54,7 @@ def high_only(workload: Workload) -> Workload:
 
 
 def measure(config: HighAloneBenchmark) -> dict[str, object]:
-    """Run it; see the module for what is returned."""
+    """Measure; see the module for what is returned."""
     c = config
     suite = Suite("high-alone", tuple(c.policies), (c.workload,), tuple(c.loads), c.seeds, c.duration_ms)
     frame = evaluate(suite, c.profile, c.streams, progress=False)
@@ -75,12 +78,7 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = ArgumentParser(prog="python -m benchmarks.high_alone", description=__doc__.split("\n\n")[0])
-    parser.add_class_arguments(HighAloneBenchmark, as_group=False)
-    report(measure(HighAloneBenchmark(**parser.parse_args().as_dict())))
-
+main = as_command(measure, HighAloneBenchmark, "high_alone", __doc__)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

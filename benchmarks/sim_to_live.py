@@ -1,18 +1,17 @@
 """Simulated against live: ``python -m benchmarks.sim_to_live``.
 
 The same requests under the same policies, live on this machine and in the simulator with its profile, and the differences.
-The simulator's truth is given the engine's overheads and the noise of batches beside it, which runs that are not compared
-measure (serving.observers.overhead), and the speed of the machine over the time of each live run, which is an input to both
-as the arrivals are; what each of them explains is in the report, as is what remains. ``--quick`` takes under a minute,
-``--full`` a quarter of an hour.
+The simulator's truth gets the engine's overheads and the noise of batches beside it, measured in runs that are not compared
+(serving.observers.overhead), and the speed of the machine over each live run, which is an input to both, as the arrivals are.
+The report says what each of these explains and what remains. ``--quick`` takes under a minute, ``--full`` a quarter of an hour.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,80 +20,66 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation import metric
-from agents.evaluation.statistics import HIGH_WEIGHT
+from agents.evaluation.statistics import weighted_rate
 from agents.evaluation.summary import summarise
+from benchmarks.common.command import as_command
+from benchmarks.common.timing import Progress
 from benchmarks.common.timing import machine as machine_name
-from benchmarks.live.runs import LEARNED, LiveRun, check_amounts, check_policies, make_cells, run_all
+from benchmarks.live.report import sim_to_live_table, write_report
+from benchmarks.live.runs import LiveRun, LiveSettings, make_cells, run_all
 from benchmarks.live.simulated import ON_TIME, as_served, log_slowdown_of, simulate
 from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
-from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
-from traces.command import run_command
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
+from traces.workload import HIGH, LOW
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
 CALIBRATE_S = 4.0
-# Large batches on all streams, single requests on all streams, and one batch a core.
+# Large batches on all streams, single requests on all streams, and one batch per core.
 CALIBRATE_WITH = ("fifo", "priority-edf", "strait")
 CALIBRATE_SEED = 1000  # far from the seeds of what is compared
-SWITCHES = {
-    "quick": "one short repetition, under a minute",
-    "full": "long repetitions, for figures to be quoted",
-    "profile_first": "measure interference on this machine (a minute) rather than take the shipped measurements",
-}
 TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise", "+ speed")
 
 
 @dataclass
-class SimToLiveConfig:
+class SimToLiveBenchmark(LiveSettings):
     """What to compare.
 
     Attributes:
-        out: folder of report and pictures.
-        policies: who serves; ppo is left out where no trained policy ships.
-        loads: offered loads over the measured capacity.
         trace: arrivals, as for serve.py --replay.
-        duration: seconds of arrivals of each live run.
-        repetitions: live runs of each policy and load, policies in turn.
-        worlds: simulated runs for each live one, which differ in their noise.
-        models: built-in names, or NAME=SOURCE.
-        streams: batches in flight.
-        device: auto, cpu, cuda or cuda:N.
+        worlds: simulated runs for each live one, with different noise.
         profile_first: measure interference on this machine (a minute) rather than take that of the shipped profile.
-        seed: of the first repetition's requests.
         quick: one short repetition, under a minute.
         full: long repetitions, for figures to be quoted.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     out: str = "runs/sim-to-live"
     policies: list[str] = field(
-        default_factory=lambda: ["fifo", "edf", "priority-edf", "clockwork", "triton", "strait", LEARNED]
+        default_factory=lambda: ["fifo", "edf", "priority-edf", "clockwork", "triton", "strait", "ppo"]
     )
     loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
-    trace: str = "bursty"
     duration: float = 5.0
     repetitions: int = 6
+    trace: str = "bursty"
     worlds: int = 8
-    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
-    streams: int = 4
-    device: str = "auto"
     profile_first: bool = False
-    seed: int = 0
     quick: bool = False
     full: bool = False
 
     def __post_init__(self) -> None:
-        check_amounts(self, ("duration", "repetitions", "worlds"))
-
-    def sized(self) -> SimToLiveConfig:
-        """With the lengths that ``quick`` or ``full`` stand for."""
+        super().__post_init__()
+        self.refuse_unless_positive("worlds")
         if self.quick:
-            return replace(self, duration=1.0, repetitions=1)
-        return replace(self, duration=10.0, repetitions=5) if self.full else self
+            self.duration, self.repetitions = 1.0, 1
+        elif self.full:
+            self.duration, self.repetitions = 10.0, 5
 
 
 def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
@@ -105,21 +90,21 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
         start = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).min()
         finish = ran["finish_ms"].groupby(ran["batch_id"]).max()
         busy_ms += float((finish - start).sum())
-        # To the last batch: what no policy would dispatch any more ends by a timer live, in simulation at the episode's end.
+        # To the last batch: requests that no policy dispatches any more end by a timer live, with the episode in simulation.
         span_ms += streams * max(float(finish.max() - table["arrival_ms"].min()), 0.0) if len(ran) else 0.0
         batch = table["batch_id"].to_numpy()
         pooled.append(table.assign(batch_id=np.where(batch >= 0, batch + base, -1)))
         base += int(batch.max(initial=0)) + 1
     whole = pd.concat(pooled, ignore_index=True)
     metrics = summarise(whole)
-    ran = whole["batch_id"].to_numpy()
-    count = np.unique(ran[ran >= 0], return_counts=True)[1]
-    high, low = (100 * metrics[tag] for tag in metric.VIOLATION)
-    n_high, n_low = int((whole["priority"] == 0).sum()), int((whole["priority"] == 1).sum())
+    ran_in = whole["batch_id"].to_numpy()
+    count = np.unique(ran_in[ran_in >= 0], return_counts=True)[1]
+    rates = 100 * np.array([metrics[tag] for tag in metric.VIOLATION])
+    total = np.array([np.sum(whole["priority"] == priority) for priority in (HIGH, LOW)])
     return {
-        "high": high,
-        "low": low,
-        "weighted": (HIGH_WEIGHT * high * n_high + low * n_low) / max(HIGH_WEIGHT * n_high + n_low, 1e-9),
+        "high": rates[HIGH],
+        "low": rates[LOW],
+        "weighted": float(weighted_rate(rates * total, total)),
         "p50_ms": metrics[metric.LATENCY_P50_MS],
         "p99_ms": metrics[metric.LATENCY_P99_MS],
         "p99_high_ms": metrics[metric.LATENCY_HIGH_P99_MS],
@@ -128,23 +113,19 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
     }
 
 
-def calibrate(machine: Machine, config: SimToLiveConfig, capacity: float, repetition: int) -> list[OverheadMeter]:
+def calibrate(machine: Machine, config: SimToLiveBenchmark, capacity: float, repetition: int) -> list[OverheadMeter]:
     """Short runs that are not compared, for overheads and slowdowns in each regime: see `CALIBRATE_WITH`."""
-    seed = config.seed + CALIBRATE_SEED + repetition
     seconds = min(CALIBRATE_S, config.duration)
-    cells = make_cells(machine.profile, [config.trace], [0.9], 1, capacity, seconds, seed=seed)
+    short = replace(config, loads=[0.9], repetitions=1, duration=seconds, quick=False, full=False)
+    seed = config.seed + CALIBRATE_SEED + repetition
+    cells = make_cells(machine.profile, [config.trace], capacity, short, seed)
     return [one.meter for one in run_all(machine, CALIBRATE_WITH, cells)]
 
 
-def _listed(means: Sequence[float]) -> str:
-    return "/".join(f"{value:.2f}" for value in means)
-
-
 def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
-    """Truths that know ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it.
+    """Truths that include ever more: the profile as calibrated, then the engine's delays, slowdowns and noise beside it.
 
-    The last is that with noise once more, less what the given speeds of the cores already say of it: what it knows beside,
-    these speeds over time, are others for each run.
+    The last has the noise that is left when the speed of the cores over each run is given, too.
     """
     delayed = overhead.with_delays(profile)
     slowed = overhead.slowdowns(delayed)
@@ -153,7 +134,7 @@ def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
 
 
 def compare(
-    runs: Sequence[LiveRun], profile: Profile, overhead: Overhead, info: MachineInfo, config: SimToLiveConfig
+    runs: Sequence[LiveRun], profile: Profile, overhead: Overhead, info: MachineInfo, config: SimToLiveBenchmark
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Live and simulated figures, pooled over repetitions.
 
@@ -171,15 +152,12 @@ def compare(
             mine = [one for one in runs if one.policy == policy and one.offered.load == load]
             live = describe([one.table for one in mine], config.streams, profile.batch_sizes)
             for name, truth in known.items():
-                tables = [
-                    table
-                    for one in mine
-                    for table in simulate(
-                        profile, truth, policy, one.offered, config.streams, config.worlds,
-                        overhead.late_ms if truth.timer_ms > 0 else ON_TIME,
-                        speeds[id(one)] if name == given else None,
-                    )
-                ]  # fmt: skip
+                tables = []
+                for one in mine:
+                    late_ms = overhead.late_ms if truth.timer_ms > 0 else ON_TIME
+                    speed = speeds[id(one)] if name == given else None
+                    args = (profile, truth, policy, one.offered, config.streams, config.worlds)
+                    tables += simulate(*args, late_ms, speed)
                 simulated = describe(tables, config.streams, profile.batch_sizes)
                 rows.append(
                     {"load": load, "policy": policy, "truth": name, "requests": sum(len(one.table) for one in mine)}
@@ -188,8 +166,7 @@ def compare(
                 )
     levels = pd.Series([speeds[id(one)].mean() if speeds[id(one)].size else np.nan for one in runs])
     by_policy = levels.groupby([one.policy for one in runs], sort=False).mean().dropna()
-    slower = {str(policy): float(level) for policy, level in by_policy.items()}
-    return pd.DataFrame(rows), slower
+    return pd.DataFrame(rows), {str(policy): float(level) for policy, level in by_policy.items()}
 
 
 def verdict(frame: pd.DataFrame) -> dict[str, Any]:
@@ -215,7 +192,7 @@ def verdict(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def fitted_base(config: SimToLiveConfig) -> Profile | None:
+def fitted_base(config: SimToLiveBenchmark) -> Profile | None:
     """The profile of a quick campaign on this machine; None: the one that ships, calibrated."""
     if not config.profile_first:
         return None
@@ -223,83 +200,58 @@ def fitted_base(config: SimToLiveConfig) -> Profile | None:
     return fit(profile_device(settings, "python -m benchmarks.sim_to_live", sys.stderr.isatty()), "measured")
 
 
-def run_benchmark(config: SimToLiveConfig) -> dict[str, Any]:
-    """Run it; returns what is printed as the last line.
-
-    Raises:
-        InputError: an unknown policy, model or trace.
-    """
-    from benchmarks.live.report import write_report
-
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr)
-
-    config = config.sized()
-    policies = check_policies(config.policies)
-    base = fitted_base(config)
-    machine = open_machine(config.models, config.streams, config.device, base, config.seed)
+def run_live_part(
+    config: SimToLiveBenchmark, machine: Machine, say: Progress
+) -> tuple[float, list[LiveRun], list[OverheadMeter]]:
+    """Capacity of the machine in requests/s, the runs to compare, and the meters of those that calibrate."""
+    capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
+    say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+    cells = make_cells(machine.profile, [config.trace], capacity, config)
     runs: list[LiveRun] = []
     meters: list[OverheadMeter] = []
-    try:
-        capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
-        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
-        cells = make_cells(
-            machine.profile,
-            [config.trace],
-            config.loads,
-            config.repetitions,
-            capacity,
-            config.duration,
-            seed=config.seed,
-        )
-        for repetition in range(config.repetitions):
-            meters += calibrate(machine, config, capacity, repetition)
-            here = [cell for cell in cells if cell.repetition == repetition]
-            runs += run_all(machine, policies, here, say)
+    for repetition in range(config.repetitions):
+        meters += calibrate(machine, config, capacity, repetition)
+        here = [cell for cell in cells if cell.repetition == repetition]
+        runs += run_all(machine, config.policies, here, say)
+    return capacity, runs, meters
+
+
+def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
+    """Measure, and write the report, results.json and the profile of the machine as it serves.
+
+    Raises:
+        InputError: an unknown model or trace.
+    """
+    say = Progress()
+    base = fitted_base(config)
+    with closing(open_machine(config.models, config.streams, config.device, base, config.seed)) as machine:
+        capacity, runs, meters = run_live_part(config, machine, say)
         info = machine.info
-    finally:
-        machine.close()
     overhead = measure_overhead(meters, info)
-    say(
-        f"overheads: decision {overhead.delays.decision_ms:.2f} ms, hand-over {_listed(overhead.delays.handover_ms)}, "
-        f"completion {_listed(overhead.delays.completion_ms)}, timers {overhead.timer_ms:.2f}; "
-        f"engine's thread {overhead.host_share:.0%} of a core; simulating the same"
-    )
+    say(f"overheads: {overhead.figures}; simulating the same")
     frame, slower = compare(runs, machine.profile, overhead, info, config)
     final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
-    explained = {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS}
     record = {
         "device": machine.executor.device.name,
-        "machine": machine_name(),
         "capacity_rps": capacity,
-        "seconds": time.monotonic() - began,
+        "seconds": say.seconds,
         "config": asdict(config),
         "overheads": overhead.figures,
         "slower_by_policy": slower,
-        "explained": explained,
+        "explained": {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS},
         "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
         **verdict(final),
     }
     out = Path(config.out)
-    atomic_write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
-    say(f"report: {write_report(record, out)}")
+    whole = {"machine": machine_name(), **record}
+    atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
+    say(f"report: {write_report(whole, out)}")
     as_served(machine.profile, overhead, runs, info).save(out / "profile.json")
     say(f"profile of this machine as it serves, to train on (train.py --config live): {out / 'profile.json'}")
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status."""
-    return run_command(
-        lambda config: print(json.dumps(run_benchmark(config))),
-        SimToLiveConfig,
-        argv,
-        "python -m benchmarks.sim_to_live",
-        __doc__,
-    )
-
+main = as_command(measure, SimToLiveBenchmark, "sim_to_live", __doc__, sim_to_live_table)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,14 @@
 """What the environment costs in training: ``python -m benchmarks.train_speed``.
 
-MaskablePPO with the project's network learns from our environment and from one that costs nothing, in turn in one run. The
-second shows again what the first has just shown, so that both learners do the same work: it grows with the candidates that are
-valid. ``ratio`` is steps per second with ours over steps per second without.
+MaskablePPO with the project's network learns alternately from our environment and from one that costs nothing. The second
+repeats what the first has just shown, so that both learners do the same work (which grows with the number of valid candidates).
+``ratio`` is steps per second with ours over steps per second with the other.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,77 +18,54 @@ from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.learned.network import CandidatePolicy
-from benchmarks.common.timing import alternate, report, timed
+from benchmarks.common.command import as_command
+from benchmarks.common.timing import alternate, timed
 from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
 
 
-class ReplayVecEnv(VecEnv):
+class ReplayVecEnv(SB3VecEnv):
     """Shows what a rollout buffer holds, at no cost: observations, masks, rewards and ends of episodes.
 
     Args:
-        env: environment whose spaces to copy. steps: steps of a world in a rollout.
+        env: environment whose spaces to copy.
+        steps: of a world in a rollout.
     """
 
     def __init__(self, env: SB3VecEnv, steps: int) -> None:
-        self.render_mode = None
-        super().__init__(env.num_envs, env.observation_space, env.action_space)
+        super().__init__(env.env)
         n, size = env.num_envs, env.observation_space.shape[0]  # type: ignore[index]
         self._obs = np.zeros((steps + 1, n, size), np.float32)
         self._masks = np.ones((steps, *env.masks.shape), bool)
-        self._rewards = np.zeros((steps, n), np.float32)
-        self._dones = np.zeros((steps, n), bool)
-        self._at = 0
-        self._infos: list[dict[str, Any]] = [{} for _ in range(n)]
+        self._rewards, self._ended = np.zeros((steps, n), np.float32), np.zeros((steps, n), bool)
+        self._step = 0
 
     def show(self, learner: MaskablePPO) -> None:
-        """From the next step on show the rollout that ``learner`` made last; an update left it flattened, world by world."""
+        """From the next step on show the latest rollout of ``learner``, which its update left flattened, world by world."""
         buffer = learner.rollout_buffer
         assert isinstance(buffer, MaskableRolloutBuffer) and learner._last_obs is not None
         for whole, flat in ((self._obs[:-1], buffer.observations), (self._masks, buffer.action_masks)):
             whole[...] = flat.reshape(self.num_envs, len(self._masks), -1).swapaxes(0, 1)
         self._obs[-1] = learner._last_obs
         self._rewards[...] = buffer.rewards
-        self._dones[:-1] = buffer.episode_starts[1:]
-        self._dones[-1] = learner._last_episode_starts
-        self._at = 0
+        self._ended[:-1] = buffer.episode_starts[1:]
+        self._ended[-1] = learner._last_episode_starts
+        self._step = 0
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, A) bool: valid actions now."""
+        return self._masks[self._step % len(self._masks)]
 
     def reset(self) -> np.ndarray:
         """First observations of the rollout."""
-        self._at = 0
+        self._step = 0
         return self._obs[0]
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Go on to the next step; the actions do not matter."""
-        self._at += 1
-
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:  # type: ignore[override]
-        """Observations, rewards, dones, infos (empty)."""
-        done = self._at - 1
-        return self._obs[self._at], self._rewards[done], self._dones[done], self._infos
-
-    def has_attr(self, attr_name: str) -> bool:
-        """Whether it has action masks or the like."""
-        return attr_name == "action_masks"
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
-        """Action masks (N, A): the only method that is asked for."""
-        return self._masks[self._at % len(self._masks)]
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The attribute, once for each world."""
-        return [getattr(self, attr_name)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set the attribute."""
-        setattr(self, attr_name, value)
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Never."""
-        return [False] * self.num_envs
+        """Observations, rewards, ends of episodes, infos (empty); the actions do not matter."""
+        self._step += 1
+        return self._obs[self._step], self._rewards[self._step - 1], self._ended[self._step - 1], self._empty
 
 
 def learner(env: VecEnv, steps: int, batch_size: int, epochs: int) -> MaskablePPO:
@@ -107,9 +85,9 @@ def train(model: MaskablePPO) -> float:
 
 
 def age(model: MaskablePPO, env: SB3VecEnv, steps: int) -> None:
-    """Play on with random valid actions, so that the worlds stand anywhere in their episodes as they do in a long training.
+    """Play on with random valid actions until the worlds are spread over their episodes, as in a long training.
 
-    They begin together, with empty queues, hence few valid candidates, and the learner's work grows with those.
+    They begin together with empty queues, hence few valid candidates, and the learner's work grows with those.
     """
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -117,38 +95,54 @@ def age(model: MaskablePPO, env: SB3VecEnv, steps: int) -> None:
         model._last_obs, _, model._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default=EnvConfig().profile, help="profile by name or path (default: %(default)s)")
-    parser.add_argument("--worlds", type=int, default=128, help="worlds (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=32, help="steps of a world in a rollout (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=2048, help="of an update (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=4, help="of an update (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=60, help="rollouts of each kind, in turn (default: %(default)s)")
-    parser.add_argument(
-        "--age", type=int, default=2048, help="steps of a world before any count (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="of torch and of the worlds (default: %(default)s)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    settings = (args.steps, args.batch_size, args.epochs)
-    env = SB3VecEnv(args.worlds, config=EnvConfig(profile=args.profile), threads=args.threads)
+@dataclass
+class TrainSpeedBenchmark:
+    """What to measure.
+
+    Attributes:
+        profile: shipped profile by name, or a JSON file.
+        worlds: simulated side by side.
+        steps: of a world in a rollout.
+        batch_size: of an update.
+        epochs: of an update.
+        rounds: rollouts of each kind, of which the median counts.
+        age: steps of a world before any is timed.
+        threads: of torch and of the worlds.
+    """
+
+    profile: str = EnvConfig().profile
+    worlds: int = 128
+    steps: int = 32
+    batch_size: int = 2048
+    epochs: int = 4
+    rounds: int = 60
+    age: int = 2048
+    threads: int = 2
+
+
+def measure(config: TrainSpeedBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
+    torch.set_num_threads(config.threads)
+    settings = (config.steps, config.batch_size, config.epochs)
+    env = SB3VecEnv(config.worlds, config=EnvConfig(profile=config.profile), threads=config.threads)
     ours = learner(env, *settings)
-    age(ours, env, args.age)
+    age(ours, env, config.age)
     train(ours)
-    replay = ReplayVecEnv(env, args.steps)
+    replay = ReplayVecEnv(env, config.steps)
     replay.show(ours)
-    nothing = learner(replay, *settings)
+    zero_cost = learner(replay, *settings)
 
     def train_on_replay() -> float:
         replay.show(ours)
-        return train(nothing)
+        return train(zero_cost)
 
     runs = {"steps_per_s": lambda: train(ours), "steps_per_s_zero_cost": train_on_replay}
-    result = alternate(runs, args.rounds)
+    result = alternate(runs, config.rounds)
     ratio = result["steps_per_s"] / result["steps_per_s_zero_cost"]
-    report({"ratio": ratio} | result | {"profile": args.profile, "worlds": args.worlds, "threads": args.threads})
+    return {"ratio": ratio, **result, "profile": config.profile, "worlds": config.worlds, "threads": config.threads}
 
+
+main = as_command(measure, TrainSpeedBenchmark, "train_speed", __doc__)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""The live server: models, executor, engine, profiler, HTTP front, telemetry."""
+"""The live server: models, executors, engine, profiler, HTTP and gRPC, observers."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
+from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
+from traces.workload import WorkloadConfig
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -19,8 +23,8 @@ class ServeConfig(ApiConfig, EngineConfig):
 
     Attributes:
         models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
-            and YAML files that list models with their shapes (serving.models.repository). None: the default set of built-in
-            models.
+            and YAML files that list models with their shapes (serving.models.repository). Empty: the default set of
+            built-in models.
         policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda or cuda:N.
@@ -28,18 +32,18 @@ class ServeConfig(ApiConfig, EngineConfig):
         batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
         logdir: folder for TensorBoard.
         record: folder to record arrivals and batches in; envs.fit and --replay read it.
-        trace: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
+        timeline: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
         replay: serve a recorded or made workload in place of a network, print what became of it, and exit: a workload
             file, a trace file, poisson, bursty, diurnal, gamma, azure_llm_2023, mooncake or twin:NAME.
-        load: of --replay, as a share of the capacity, which is measured first; none keeps a file's own arrivals.
-        duration: seconds of --replay.
-        seed: of --replay and of inputs.
+        load: load of --replay as a share of the capacity, which is measured first; by default a file keeps its own arrivals.
+        duration: seconds that --replay takes.
+        seed: seed of --replay and of its inputs.
         high_fraction: share of high priority in made workloads.
         drain_timeout: seconds that a stopping server gives the requests inside.
-        memory_limit: of the weights of all models and of one largest batch each, e.g. 2G; none by default.
+        memory_limit: most that the weights of all models and one largest batch of each may take, e.g. 2G; none by default.
         explain: log what a trained policy thought of each candidate.
         log_level: debug, info, warning or error; debug logs every request.
-        log_json: log one JSON object a line.
+        log_json: log one JSON object per line.
 
     Raises:
         InputError: a setting is out of range.
@@ -53,12 +57,12 @@ class ServeConfig(ApiConfig, EngineConfig):
     batch_sizes: list[int] = field(default_factory=list)
     logdir: str | None = None
     record: str | None = None
-    trace: str | None = None
+    timeline: str | None = None
     replay: str | None = None
     load: float | None = None
     duration: float = 60.0
     seed: int = 0
-    high_fraction: float = 0.3
+    high_fraction: float = WorkloadConfig.high_fraction
     drain_timeout: float = 10.0
     memory_limit: str | None = None
     explain: bool = False
@@ -68,33 +72,32 @@ class ServeConfig(ApiConfig, EngineConfig):
     def __post_init__(self) -> None:
         self.log_level = self.log_level.lower()
         sizes = self.batch_sizes
-        rules = (
-            ("streams", self.streams >= 1, "at least 1"),
-            ("batch_sizes", sizes == sorted(set(sizes)) and min(sizes, default=1) >= 1, "ascending, from at least 1,"),
-            ("port", 0 <= self.port <= 65535, "from 0 to 65535"),
-            ("grpc_port", 0 <= self.grpc_port <= 65535, "from 0 to 65535"),
-            ("load", self.load is None or 0 < self.load < math.inf, "a number above 0"),
-            ("duration", 0 < self.duration < math.inf, "seconds above 0"),
-            ("high_fraction", 0 <= self.high_fraction <= 1, "from 0 to 1"),
-            ("drain_timeout", 0 <= self.drain_timeout < math.inf, "seconds of at least 0"),
-            ("queue_places", self.queue_places >= 1, "at least 1"),
-            ("decision_budget_ms", self.decision_budget_ms > 0, "ms above 0"),
-            ("log_level", self.log_level in ("debug", "info", "warning", "error"), "debug, info, warning or error"),
+        if sizes != sorted(set(sizes)) or min(sizes, default=1) < 1:
+            raise InputError(f"--batch_sizes: {sizes}; they must be ascending, from at least 1")
+        counts, times = (
+            ("streams", "queue_places", "max_body_bytes", "max_per_client"),
+            ("body_timeout_s", "keepalive_s"),
         )
-        for name, good, wanted in rules:
-            if not good:
-                raise InputError(f"--{name}: {getattr(self, name)!r}; {wanted} is wanted")
+        self._require("at least 1", lambda value: value >= 1, *counts)
+        above_0 = ("duration", "decision_budget_ms", "deadline_factor", "load", *times)
+        self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
+        at_least_0 = ("drain_timeout", "close_timeout_s", "grace_ms", "deadline_floor_ms")
+        self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
+        self._require("from 0 to 65535", lambda value: 0 <= value <= 65535, "port", "grpc_port")
+        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction")
+        self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
+    def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:
+        for name in names:
+            if not holds(value := getattr(self, name)):
+                raise InputError(f"--{name}: {value!r}; it must be {rule}")
+
     @property
     def model_sources(self) -> list[str]:
         """The words of `models`, one by one, or the names of the default set."""
-        from serving.models.builtin.registry import (
-            DEFAULT_MODELS,  # imports torch, which reading flags need not wait for
-        )
-
         words = self.models.split(",") if isinstance(self.models, str) else self.models
         return [word.strip() for word in words if word.strip()] or list(DEFAULT_MODELS)
 
@@ -105,5 +108,5 @@ class ServeConfig(ApiConfig, EngineConfig):
             return None
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", str(self.memory_limit))
         if match is None:
-            raise InputError(f"--memory_limit: {self.memory_limit!r}; a number of bytes such as 512M or 2G is wanted")
+            raise InputError(f"--memory_limit: {self.memory_limit!r}; it must be a number of bytes such as 512M or 2G")
         return int(float(match[1]) * _UNITS[match[2]])

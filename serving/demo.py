@@ -26,7 +26,7 @@ from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.recorder import Recorder
-from serving.observers.timeline import Tracer
+from serving.observers.timeline import TimelineWriter
 from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine, run_live
 from serving.replay.workload import lay_out, read_source
@@ -45,11 +45,11 @@ class DemoConfig:
 
     Attributes:
         out: folder to write: profile, policy, TensorBoard, timelines, table, picture.
-        policies: who serves; "ppo" is the policy that the demo trains.
+        policies: policies to compare; "ppo" is the one that the demo trains.
         models: built-in names, or NAME=SOURCE.
         trace: arrivals: azure_llm_2023 (the real trace where it lies beside the project, else its fitted twin), or what
             serve.py --replay takes.
-        load: offered load over the measured capacity.
+        load: offered load as a share of the measured capacity.
         duration: seconds of arrivals that each policy serves.
         train_s: seconds of training; 0 uses the policy that ships.
         high_fraction: share of high-priority requests.
@@ -66,7 +66,7 @@ class DemoConfig:
     load: float = 0.9
     duration: float = 60.0
     train_s: float = 120.0
-    high_fraction: float = 0.3
+    high_fraction: float = WorkloadConfig.high_fraction
     streams: int = 4
     device: str = "auto"
     profile_first: bool = False
@@ -120,7 +120,7 @@ def serve_all(
     results, tables = [], {}
     for policy in config.policies:
         say(f"serving {len(workload)} requests in {config.duration:g} s under {policy}")
-        watching: list[Tracer | Recorder] = [Tracer(out / f"timeline-{policy}.json")]
+        watching: list[TimelineWriter | Recorder] = [TimelineWriter(out / f"timeline-{policy}.json")]
         if policy == LEARNED:
             watching.append(Recorder(out / "log", lambda: machine.info, lambda: machine.solo))
         result, table = run_live(
@@ -137,22 +137,15 @@ def print_results(results: list[dict[str, Any]], console: Console) -> None:
     """The table."""
     table = Table(title="live, on this machine", title_justify="left")
     heads = ("policy", "violations high", "low", "p50", "p99", "in time", "decision p50", "p99", "offered", "ended as")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i in (0, len(heads) - 1) else "right")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("policy", "ended as") else "right")
     for r in results:
+        violations = [f"{100 * r[tag]:.2f} %" for tag in metric.VIOLATION]
+        latencies = [f"{r[tag] or 0:.1f} ms" for tag in (metric.LATENCY_P50_MS, metric.LATENCY_P99_MS)]
+        decisions = [f"{r.get(tag) or 0:.0f} us" for tag in (metric.DECISION_P50_US, metric.DECISION_P99_US)]
         ended = ", ".join(f"{count} {name}" for name, count in r["outcomes"].items() if count)
-        table.add_row(
-            r["policy"],
-            f"{100 * r[metric.VIOLATION_HIGH]:.2f} %",
-            f"{100 * r[metric.VIOLATION_LOW]:.2f} %",
-            f"{r[metric.LATENCY_P50_MS] or 0:.1f} ms",
-            f"{r[metric.LATENCY_P99_MS] or 0:.1f} ms",
-            f"{r[metric.GOODPUT_RPS]:.1f}/s",
-            f"{r.get(metric.DECISION_P50_US) or 0:.0f} us",
-            f"{r.get(metric.DECISION_P99_US) or 0:.0f} us",
-            str(r["offered"]),
-            ended,
-        )
+        in_time = f"{r[metric.GOODPUT_RPS]:.1f}/s"
+        table.add_row(r["policy"], *violations, *latencies, in_time, *decisions, str(r["offered"]), ended)
     console.print(table)
 
 
@@ -188,7 +181,7 @@ def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: P
     pyplot.close(figure)
 
 
-def run(config: DemoConfig) -> None:
+def run_demo(config: DemoConfig) -> None:
     """Run the demo.
 
     Raises:
@@ -203,7 +196,7 @@ def run(config: DemoConfig) -> None:
     out = Path(config.out)
     for policy in config.policies:
         if policy != LEARNED or config.train_s <= 0:
-            resolve(policy)  # an unknown name is told before anything runs
+            resolve(policy)  # an unknown name is refused before anything runs
     source = read_source(config.trace, config.models, config.seed)
     out.mkdir(parents=True, exist_ok=True)
     base = base_profile(config, say)
@@ -244,7 +237,7 @@ def run(config: DemoConfig) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status."""
-    return run_command(run, DemoConfig, argv, "python -m serving.demo", __doc__)
+    return run_command(run_demo, DemoConfig, argv, "python -m serving.demo", __doc__)
 
 
 if __name__ == "__main__":

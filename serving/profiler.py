@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import shlex
 import sys
-import threading
-import time
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import date
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pandas as pd
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from serving.executors.base import Batch, BatchResult, Executor, make_executor
+from serving.executors.base import Batch, BatchResult, now_ms
+from serving.executors.executor import Executor
+from serving.executors.factory import make_executor
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import load_model
 from serving.models.repository import read_entries
-from serving.models.served import ServedModel, example_input
+from serving.models.served import ServedModel
+from serving.profiling.calibrate import machine_of
+from traces.command import run_command
 from traces.errors import InputError
-from traces.machine import MachineInfo, ModelInfo
+from traces.machine import ModelInfo
 from traces.measurements import PHASES, Measurements
 
-BATCHES_A_STREAM = 4
+BATCHES_PER_STREAM = 4
 QUICK_BATCHES = 900
 
 
@@ -46,7 +47,7 @@ class ProfilerConfig:
             models by default.
         batch_sizes: ascending.
         batches: batches to measure in all, solo and co-located.
-        repeats: how often each co-location is played, in random order; 2 or more show how well it can be foretold at all.
+        repeats: how often each co-location is played, in random order; 2 or more show how well it can be predicted at all.
         quick: a campaign of about a minute in place of a full one.
         seed: of the scenarios.
     """
@@ -90,12 +91,12 @@ def plan(
         width = int(rng.integers(2, streams + 1))
         scenario = {}
         for stream in rng.permutation(streams)[:width].tolist():
-            picks = rng.integers(len(pairs), size=BATCHES_A_STREAM)
-            gaps = np.where(rng.random(BATCHES_A_STREAM) < 0.5, 0.0, rng.exponential(6.0, BATCHES_A_STREAM))
+            picks = rng.integers(len(pairs), size=BATCHES_PER_STREAM)
+            gaps = np.where(rng.random(BATCHES_PER_STREAM) < 0.5, 0.0, rng.exponential(6.0, BATCHES_PER_STREAM))
             gaps[0] = rng.uniform(0.0, 15.0)
             scenario[stream] = [Step(float(g), *pairs[int(p)]) for g, p in zip(gaps, picks, strict=True)]
         scenarios += [scenario] * times
-        left -= width * BATCHES_A_STREAM * times
+        left -= width * BATCHES_PER_STREAM * times
     order = rng.permutation(len(scenarios))
     return [scenarios[i] for i in order]
 
@@ -105,26 +106,21 @@ class Campaign:
 
     Args:
         executor: with the models loaded; its ``on_result`` is taken over.
-        models: in the order of their indices. seed: of the inputs.
+        models: in the order of their indices.
+        largest: largest batch size.
+        seed: of the inputs.
     """
 
     def __init__(self, executor: Executor, models: list[ServedModel], largest: int, seed: int) -> None:
         self.executor = executor
         self.models = models
         rng = np.random.default_rng(seed)
-        self.inputs = [
-            [example_input(m.input_shape, m.input_dtype, m.input_high, rng) for _ in range(largest)] for m in models
-        ]
+        self.inputs = [[model.example(rng) for _ in range(largest)] for model in models]
         self.rows: list[tuple] = []
-        self._results: deque[BatchResult] = deque()
-        self._arrived = threading.Semaphore(0)
-        self._next = 0
-        self._start_ms = time.perf_counter() * 1e3
-        executor.on_result = self._on_result
-
-    def _on_result(self, result: BatchResult) -> None:
-        self._results.append(result)
-        self._arrived.release()
+        self._results: SimpleQueue[BatchResult] = SimpleQueue()
+        self._batches = 0
+        self._start_ms = now_ms()
+        executor.on_result = self._results.put
 
     def play(self, run: int, scenario: Scenario) -> None:
         """Run one scenario to its end.
@@ -133,34 +129,30 @@ class Campaign:
             RuntimeError: a model failed.
         """
         kind = "solo" if sum(map(len, scenario.values())) == 1 else "colocation"
-        now = time.perf_counter() * 1e3
-        due: dict[int, float] = {s: now + steps[0].gap_ms for s, steps in scenario.items()}
-        at = dict.fromkeys(scenario, 0)
-        in_flight = 0
-        while due or in_flight:
-            now = time.perf_counter() * 1e3
-            for stream in [s for s, t in due.items() if t <= now]:
-                step = scenario[stream][at[stream]]
+        waiting = {stream: deque(steps) for stream, steps in scenario.items()}
+        running: dict[int, Step] = {}
+        start = now_ms()
+        due = {stream: start + steps[0].gap_ms for stream, steps in scenario.items()}
+        while due or running:
+            now = now_ms()
+            for stream in [stream for stream, time_ms in due.items() if time_ms <= now]:
+                step = running[stream] = waiting[stream].popleft()
                 inputs = self.inputs[step.model][: step.size]
-                self.executor.submit(stream, Batch(self._next, self.models[step.model].name, 1, inputs))
-                self._next += 1
-                in_flight += 1
+                self.executor.submit(stream, Batch(self._batches, self.models[step.model].name, 1, inputs))
+                self._batches += 1
                 del due[stream]
-            wait_s = max(min(due.values()) - time.perf_counter() * 1e3, 0.0) / 1e3 if due else 60.0
-            if not self._arrived.acquire(timeout=wait_s):
+            wait_s = max(min(due.values()) - now_ms(), 0.0) / 1e3 if due else 60.0
+            try:
+                result = self._results.get(timeout=wait_s)
+            except Empty:
                 continue
-            result = self._results.popleft()
-            in_flight -= 1
             if result.error is not None:
                 raise RuntimeError(f"a batch failed: {result.error}")
-            step = scenario[result.stream][at[result.stream]]
-            times = [getattr(result, p) - self._start_ms for p in PHASES]
-            name = self.models[step.model].name
-            self.rows.append((run, kind, result.batch_id, result.stream, 1, name, step.size, *times))
-            at[result.stream] += 1
-            if at[result.stream] < len(scenario[result.stream]):
-                gap = scenario[result.stream][at[result.stream]].gap_ms
-                due[result.stream] = time.perf_counter() * 1e3 + gap
+            stream, step = result.stream, running.pop(result.stream)
+            name, phases = self.models[step.model].name, result.phases.since(self._start_ms)
+            self.rows.append((run, kind, result.batch_id, stream, 1, name, step.size, *phases))
+            if waiting[stream]:
+                due[stream] = now_ms() + waiting[stream][0].gap_ms
 
 
 def profile_device(config: ProfilerConfig, command: str, progress: bool = True) -> Measurements:
@@ -171,13 +163,13 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
     """
     sizes = list(config.batch_sizes)
     if not sizes or sizes != sorted(set(sizes)) or sizes[0] < 1:
-        raise InputError(f"--batch-sizes: {sizes}; ascending sizes of at least 1 are wanted")
+        raise InputError(f"--batch_sizes: {sizes}; they must be ascending, from at least 1")
     if config.repeats < 1:
-        raise InputError(f"--repeats: {config.repeats}; at least 1 is wanted")
+        raise InputError(f"--repeats: {config.repeats}; it must be at least 1")
     models = [load_model(entry.spec) for entry in read_entries(config.models).values()]
     executor = make_executor(config.device, config.streams)
     try:
-        device = executor.device
+        machine = machine_of(executor, [ModelInfo(**model.describe()) for model in models], sizes, command)
         for model in models:
             executor.load(model)
             executor.warm_up(model.name, sizes)
@@ -190,35 +182,19 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
     finally:
         executor.close()
     columns = ["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES]
-    machine = MachineInfo(
-        created=date.today().isoformat(),
-        command=command,
-        device=device,
-        streams=config.streams,
-        batch_sizes=tuple(sizes),
-        models=tuple(ModelInfo(**m.describe()) for m in models),
-    )
     return Measurements(machine, pd.DataFrame(campaign.rows, columns=columns))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line. Returns the exit status. Nothing is written unless the campaign ends."""
-    parser = ArgumentParser(prog="python -m serving.profiler", description=__doc__.split("\n\n")[0])
-    parser.add_class_arguments(ProfilerConfig, as_group=False)
-    config = ProfilerConfig(**parser.parse_args(argv).as_dict())
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        command = shlex.join(["python", "-m", "serving.profiler", *words])
+    command = shlex.join(["python", "-m", "serving.profiler", *(sys.argv[1:] if argv is None else argv)])
+
+    def run(config: ProfilerConfig) -> None:
         measurements = profile_device(config, command, sys.stderr.isatty())
         measurements.save(config.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    print(measurements.describe())
-    return 0
+        print(measurements.describe())
+
+    return run_command(run, ProfilerConfig, argv, "python -m serving.profiler", __doc__)
 
 
 if __name__ == "__main__":

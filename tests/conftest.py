@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import toy_models
-from front_server import make_executor
+from api_server import make_executor
 from http_client import Client, opened
 
 from serving.executors.cpu import CpuExecutor
@@ -35,7 +35,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[CpuExecutor]:
-    """The doors' toy models on two streams; tests of an executor or an engine have one of their own."""
+    """The API's toy models on two streams; tests of an executor or an engine have one of their own."""
     made = make_executor()
     yield made
     made.close()
@@ -43,6 +43,6 @@ def executor() -> Iterator[CpuExecutor]:
 
 @pytest.fixture
 async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
-    """A client of the HTTP door; the gRPC door's tests have their own."""
+    """An HTTP client; the tests of gRPC have their own."""
     async with opened(executor) as made:
         yield made

@@ -63,9 +63,9 @@ def mmpp(
     sojourns = np.asarray(sojourns_ms, dtype=np.float64)
     _positive(duration_ms=duration_ms)
     if rates.ndim != 1 or rates.shape != sojourns.shape or len(rates) == 0:
-        raise InputError(f"mmpp: {rates.size} rates and {sojourns.size} sojourns; one of each a state is wanted")
+        raise InputError(f"mmpp: {rates.size} rates and {sojourns.size} sojourns; expected one of each per state")
     if not np.all(np.isfinite(rates) & (rates >= 0)) or not np.all(np.isfinite(sojourns) & (sojourns > 0)):
-        raise InputError("mmpp: rates of at least 0 and sojourns above 0 are wanted")
+        raise InputError("mmpp: rates must be at least 0, sojourns above 0")
     if len(rates) == 1:
         return poisson(float(rates[0]), duration_ms, rng)
     state = int(rng.choice(len(rates), p=sojourns / sojourns.sum()))
@@ -99,7 +99,7 @@ def diurnal(
     """
     _positive(period_ms=period_ms)
     if not 0 <= amplitude <= 1:
-        raise InputError(f"amplitude: {amplitude}; from 0 to 1 is wanted")
+        raise InputError(f"amplitude: {amplitude}; must be from 0 to 1")
     times = poisson(rate_rps * (1 + amplitude), duration_ms, rng)
     relative = 1 + amplitude * np.sin(2 * np.pi * (times / period_ms + phase))
     return times[rng.random(len(times)) * (1 + amplitude) < relative]
@@ -120,12 +120,6 @@ def piecewise(edges_ms: np.ndarray, rates_rps: np.ndarray, rng: np.random.Genera
     span = np.clip(np.searchsorted(integral, points, side="right") - 1, 0, len(rates_rps) - 1)
     inside = edges_ms[span] + (points - integral[span]) / np.maximum(rates_rps[span], 1e-300) * 1e3
     return np.minimum(inside, np.nextafter(edges_ms[span + 1], 0))
-
-
-def rate_rps(arrival_ms: np.ndarray, duration_ms: float) -> float:
-    """Arrivals per second over `duration_ms`."""
-    _positive(duration_ms=duration_ms)
-    return len(arrival_ms) / duration_ms * 1e3
 
 
 def window_counts(arrival_ms: np.ndarray, window_ms: float, duration_ms: float) -> np.ndarray:
@@ -169,10 +163,10 @@ def autocorrelation(arrival_ms: np.ndarray, window_ms: float, lags: Sequence[int
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name}: {value}; a number above 0 is wanted")
+            raise InputError(f"{name}: {value}; must be above 0")
 
 
 def _not_negative(**values: float) -> None:
     for name, value in values.items():
         if not (np.isfinite(value) and value >= 0):
-            raise InputError(f"{name}: {value}; a number of at least 0 is wanted")
+            raise InputError(f"{name}: {value}; must be at least 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import typing
@@ -24,6 +25,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     prog: str | None = None,
     description: str | None = None,
+    leading: str | None = None,
 ) -> int:
     """Parse the command line into settings, do the work, and say how it ended.
 
@@ -36,11 +38,12 @@ def run_command(
         argv: words of the command line; None: those of this process.
         prog: the command as a user types it.
         description: what it does, shown by ``--help``.
+        leading: the list that takes the words in front of the first flag; None: there must be none.
 
     Returns:
-        The exit status: 2 after bad input, which is told in one line, and 130 after Ctrl-C.
+        The exit status: 2 after bad input, which is reported in one line, and 130 after Ctrl-C.
     """
-    return exit_status(lambda: work(parse_settings(settings, argv, prog, description)))
+    return exit_status(lambda: work(parse_settings(settings, argv, prog, description, leading)))
 
 
 def parse_settings(
@@ -48,6 +51,7 @@ def parse_settings(
     argv: Sequence[str] | None = None,
     prog: str | None = None,
     description: str | None = None,
+    leading: str | None = None,
 ) -> Settings:
     """The settings that a command line names; see ``run_command``.
 
@@ -59,11 +63,16 @@ def parse_settings(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags win")
     parser.add_class_arguments(settings, as_group=False)
+    words = list(sys.argv[1:] if argv is None else argv)
+    first_flag = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    if leading is not None and first_flag:
+        words[:first_flag] = [f"--{leading}={json.dumps(words[:first_flag])}"]
     try:
-        given = parser.instantiate(parser.parse_args(spell_out(sys.argv[1:] if argv is None else argv, settings)))
+        given = parser.instantiate(parser.parse_args(spell_out(words, settings)))
         values = given.as_dict()
         values.pop("config", None)
         return settings(**values)

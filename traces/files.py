@@ -1,17 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, with numbers as short as they may be."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Gives a temporary path beside `path` and renames it to `path` when the block ends without an error.
+    """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
     The temporary file keeps the suffix of `path` (writers that choose a format by suffix work) and is removed when the
     block raises, so that a reader never sees half a file. Missing parent folders are made.
@@ -33,6 +35,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Floats to significant digits, in dictionaries, lists and tuples, too; None for what is not a number."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return value

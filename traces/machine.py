@@ -11,14 +11,21 @@ from typing import Any, TypeVar, get_type_hints
 from traces.errors import InputError
 
 SCHEMA = "strait-measurements/1"
-CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.core_turns sees to it
+CPU_TURN_MS = 1.0  # length of the turns that batches on one core take; serving.executors.time_slices sees to it
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """The device: `peak_gflops` and `peak_gbps` (memory copy bandwidth, 1e9 bytes a second) are measured.
+    """The device.
 
-    `cores` are a CPU's cores that batches share one by one, or a GPU's multiprocessors, of which one batch takes many.
+    Attributes:
+        kind: cpu or cuda.
+        name: as the system gives it.
+        cores: a CPU's cores, of which a batch takes one, or a GPU's multiprocessors, of which a batch takes many.
+        memory_bytes: of the device.
+        peak_gflops: measured peak of matrix products, 1e9 FLOP/s.
+        peak_gbps: measured memory copy bandwidth, 1e9 bytes/s.
+        torch: version of PyTorch.
     """
 
     kind: str
@@ -32,7 +39,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model: its size, work and shapes; `_per_item` is for one request."""
+    """One model: its size, work and shapes; `_per_item` is per request."""
 
     name: str
     kind: str
@@ -48,7 +55,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """Everything beside the batches: when and how they were measured, on what, and with which models."""
+    """Everything beside the batches.
+
+    Attributes:
+        created: date and time.
+        command: that made the measurements.
+        device: that the batches ran on.
+        streams: most batches in flight.
+        batch_sizes: ascending.
+        models: that ran.
+    """
 
     created: str
     command: str
@@ -59,27 +75,27 @@ class MachineInfo:
 
     @classmethod
     def from_json(cls, data: Any) -> MachineInfo:
-        """Builds the description from parsed JSON; InputError names the field that is missing or wrong."""
+        """Build the description from parsed JSON; InputError names the field that is missing or wrong."""
         found = data.get("schema") if isinstance(data, dict) else data
         if not isinstance(data, dict) or found != SCHEMA:
-            raise InputError(f"schema is {found!r}; {SCHEMA!r} is wanted")
+            raise InputError(f"schema is {found!r}; expected {SCHEMA!r}")
         data = {**data}
         data["device"] = _build(DeviceInfo, data.get("device"), "device")
         models = data.get("models")
         if not isinstance(models, list) or not models:
-            raise InputError("models: a list of at least one model is wanted")
+            raise InputError("models: expected a list of at least one model")
         data["models"] = tuple(_build(ModelInfo, model, f"models[{number}]") for number, model in enumerate(models))
         result = _build(cls, data, "")
         names = [model.name for model in result.models]
         if len(set(names)) != len(names):
             raise InputError(f"models: names repeat: {names}")
         if result.device.kind not in ("cpu", "cuda"):
-            raise InputError(f"device.kind is {result.device.kind!r}; 'cpu' or 'cuda' is wanted")
+            raise InputError(f"device.kind is {result.device.kind!r}; expected 'cpu' or 'cuda'")
         if result.streams < 1:
-            raise InputError(f"streams is {result.streams}; at least 1 is wanted")
+            raise InputError(f"streams is {result.streams}; must be at least 1")
         sizes = result.batch_sizes
         if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:])):
-            raise InputError(f"batch_sizes: {list(sizes)}; increasing sizes of at least 1 are wanted")
+            raise InputError(f"batch_sizes: {list(sizes)}; expected increasing sizes of at least 1")
         return result
 
 
@@ -87,9 +103,9 @@ Record = TypeVar("Record")
 
 
 def _build(record: type[Record], data: Any, place: str) -> Record:
-    """Fills a dataclass from a JSON object, each field checked; unknown fields are left for later versions."""
+    """Fill a dataclass from a JSON object, each field checked; unknown fields are left for later versions."""
     if not isinstance(data, dict):
-        raise InputError(f"{place or 'machine'}: {data!r}; an object is wanted")
+        raise InputError(f"{place or 'machine'}: {data!r}; expected an object")
     types = get_type_hints(record)
     values = {}
     for field in fields(record):  # type: ignore[arg-type]
@@ -101,18 +117,18 @@ def _build(record: type[Record], data: Any, place: str) -> Record:
 
 
 def _value(value: Any, kind: Any, name: str) -> Any:
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == tuple[int, ...] and isinstance(value, (list, tuple)):
-        return tuple(_value(item, int, f"{name}[{number}]") for number, item in enumerate(value))
-    if kind is str and isinstance(value, str):
-        return value
-    if kind not in (int, float, str, tuple[int, ...]):
-        return value
-    wanted = {int: "an integer", float: "a finite number", str: "a text"}.get(kind, "a list of integers")
-    raise InputError(f"{name} is {value!r}; {wanted} is wanted")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fits, expected = {
+        int: (number and isinstance(value, int), "an integer"),
+        float: (number, "a finite number"),
+        str: (isinstance(value, str), "a text"),
+        tuple[int, ...]: (isinstance(value, list | tuple), "a list of integers"),
+    }.get(kind, (True, ""))
+    if not fits:
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+    if kind == tuple[int, ...]:
+        return tuple(_value(item, int, f"{name}[{place}]") for place, item in enumerate(value))
+    return float(value) if kind is float else value
 
 
 def cpu_name() -> str:

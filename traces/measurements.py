@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,49 @@ import pandas as pd
 from traces.errors import InputError
 from traces.files import atomic_path, atomic_write_text
 from traces.machine import SCHEMA, MachineInfo
+from traces.tables import read_table
+
+
+class Phases(NamedTuple):
+    """When the phases of a batch began and ended: ms on one clock, non-decreasing in the order of the fields.
+
+    Attributes:
+        dispatch_ms: the batch was submitted to the device.
+        h2d_start_ms: start of the copy to the device.
+        h2d_end_ms: end of that copy.
+        exec_start_ms: start of the execution.
+        exec_end_ms: end of the execution.
+        d2h_end_ms: end of the copy from the device, which starts when the execution ends.
+    """
+
+    dispatch_ms: float
+    h2d_start_ms: float
+    h2d_end_ms: float
+    exec_start_ms: float
+    exec_end_ms: float
+    d2h_end_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From dispatch to the end of the copy back."""
+        return self.d2h_end_ms - self.dispatch_ms
+
+    def since(self, start_ms: float) -> Phases:
+        """The same phases on a clock that began at `start_ms` of this one."""
+        # Spelled out: a live server does this for each batch, and a generator takes three times as long.
+        dispatch, h2d_start, h2d_end, exec_start, exec_end, d2h_end = self
+        return Phases(
+            dispatch - start_ms,
+            h2d_start - start_ms,
+            h2d_end - start_ms,
+            exec_start - start_ms,
+            exec_end - start_ms,
+            d2h_end - start_ms,
+        )
+
 
 KINDS = ("solo", "colocation", "live")
-PHASES = ("dispatch_ms", "h2d_start_ms", "h2d_end_ms", "exec_start_ms", "exec_end_ms", "d2h_end_ms")
+PHASES = Phases._fields
 SCHEDULED = ("decided_ms", "seen_ms")  # present where a scheduler dispatched the batches
 COLUMN_TYPES: dict[str, str] = {
     "run": "int32",
@@ -38,7 +79,7 @@ class Measurements:
 
     Attributes:
         machine: the device, its streams and the models that ran.
-        batches: one row a batch, columns of `COLUMN_TYPES`: run (batches of one run share the device and a clock), kind
+        batches: one row per batch, columns of `COLUMN_TYPES`: run (batches of one run share the device and a clock), kind
             (one of `KINDS`), batch_id (unique), stream, priority (0 high, 1 low), model, batch_size, and the `PHASES`
             in ms since the recording started, non-decreasing in that order. The log of a live engine also has those of
             `SCHEDULED`: when the scheduler decided on the batch, and when it saw it end (NaN where no scheduler did).
@@ -49,24 +90,20 @@ class Measurements:
 
     @classmethod
     def load(cls, path: Path | str) -> Measurements:
-        """Reads and validates a campaign folder; InputError names the file and what is wrong with it."""
+        """Read and validate a campaign folder; InputError names the file and what is wrong with it."""
         folder = Path(path)
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; a campaign with machine.json and batches.parquet is wanted")
+            raise InputError(f"{folder}: no such folder; expected a campaign with machine.json and batches.parquet")
         machine_path, batches_path = folder / "machine.json", folder / "batches.parquet"
-        for file in (machine_path, batches_path):
-            if not file.is_file():
-                raise InputError(f"{file}: no such file")
         try:
             machine = MachineInfo.from_json(json.loads(machine_path.read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise InputError(f"{machine_path}:{error.lineno}: not JSON: {error.msg}") from None
+        except FileNotFoundError:
+            raise InputError(f"{machine_path}: no such file") from None
         except (InputError, UnicodeDecodeError) as error:
             raise InputError(f"{machine_path}: {error}") from None
-        try:
-            frame = pd.read_parquet(batches_path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{batches_path}: not a Parquet file: {error}") from None
+        frame = read_table(batches_path)
         try:
             result = cls(machine, _typed(frame))
             result.validate()
@@ -75,40 +112,38 @@ class Measurements:
         return result
 
     def save(self, path: Path | str) -> None:
-        """Validates, then writes the campaign folder; each file appears whole or not at all."""
+        """Validate, then write the campaign folder; each file appears whole or not at all."""
         self.validate()
         folder = Path(path)
         with atomic_path(folder / "batches.parquet") as temporary:
             _typed(self.batches).to_parquet(temporary, compression="zstd", index=False)
-        atomic_write_text(
-            folder / "machine.json", json.dumps({"schema": SCHEMA, **asdict(self.machine)}, indent=1) + "\n"
-        )
+        described = {"schema": SCHEMA, **asdict(self.machine)}
+        atomic_write_text(folder / "machine.json", json.dumps(described, indent=1) + "\n")
 
     def validate(self) -> None:
-        """Raises InputError that names the column, row and value of the first thing wrong."""
+        """Raise InputError that names the column, row and value of the first thing wrong."""
         frame = _typed(self.batches)
-        phases = frame[list(PHASES)].to_numpy()
         models = [model.name for model in self.machine.models]
-        _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"one of {', '.join(KINDS)} is wanted")
-        _refuse(frame, frame["batch_id"].duplicated().to_numpy(), "batch_id", "this id was used by a row before")
+        _refuse(frame, ~frame["kind"].isin(KINDS).to_numpy(), "kind", f"expected one of {', '.join(KINDS)}")
+        _refuse(frame, frame["batch_id"].duplicated().to_numpy(), "batch_id", "must be unique")
         _refuse(frame, ~frame["model"].isin(models).to_numpy(), "model", f"machine.json knows {', '.join(models)}")
         streams = self.machine.streams
         outside = (frame["stream"] < 0) | (frame["stream"] >= streams)
-        _refuse(frame, outside.to_numpy(), "stream", f"from 0 to {streams - 1} is wanted")
-        _refuse(frame, ~frame["priority"].isin((0, 1)).to_numpy(), "priority", "0 (high) or 1 (low) is wanted")
-        _refuse(frame, (frame["batch_size"] < 1).to_numpy(), "batch_size", "at least 1 is wanted")
-        for number, column in enumerate(PHASES):
-            _refuse(frame, ~np.isfinite(phases[:, number]), column, "a finite time in ms is wanted")
-        _refuse(frame, phases[:, 0] < 0, PHASES[0], "a time since the recording started, at least 0, is wanted")
-        for number in range(1, len(PHASES)):
-            before = PHASES[number - 1]
-            _refuse(frame, phases[:, number] < phases[:, number - 1], PHASES[number], f"it is before {before}")
+        _refuse(frame, outside.to_numpy(), "stream", f"must be from 0 to {streams - 1}")
+        _refuse(frame, ~frame["priority"].isin((0, 1)).to_numpy(), "priority", "expected 0 (high) or 1 (low)")
+        _refuse(frame, (frame["batch_size"] < 1).to_numpy(), "batch_size", "must be at least 1")
+        earlier, what = np.zeros(len(frame)), "the start of the recording, at 0"
+        for column in PHASES:
+            times = frame[column].to_numpy()
+            _refuse(frame, ~np.isfinite(times), column, "expected a finite time in ms")
+            _refuse(frame, times < earlier, column, f"must not be before {what}")
+            earlier, what = times, column
         if SCHEDULED[0] in frame:
             decided, seen = (frame[name].to_numpy() for name in SCHEDULED)
             for name, times in zip(SCHEDULED, (decided, seen)):
-                _refuse(frame, np.isinf(times), name, "a finite time in ms, or none, is wanted")
-            _refuse(frame, decided > phases[:, 0], SCHEDULED[0], f"it is after {PHASES[0]}")
-            _refuse(frame, seen < phases[:, -1], SCHEDULED[1], f"it is before {PHASES[-1]}")
+                _refuse(frame, np.isinf(times), name, "expected a finite time in ms, or none")
+            _refuse(frame, decided > frame[PHASES[0]].to_numpy(), SCHEDULED[0], f"must not be after {PHASES[0]}")
+            _refuse(frame, seen < earlier, SCHEDULED[1], f"must not be before {PHASES[-1]}")
 
     def solo_table(self) -> pd.DataFrame:
         """Medians of the solo runs.
@@ -133,40 +168,6 @@ class Measurements:
         order = np.lexsort((result["batch_size"], result["model"].map(place)))
         return result.iloc[order].reset_index(drop=True)
 
-    def overlaps(self) -> pd.DataFrame:
-        """How long each batch executed beside each other batch of its run.
-
-        Returns:
-            One row for each ordered pair whose execution overlaps (so every pair is there twice): columns batch_id,
-            other_batch_id (int64), overlap_ms (float64, above 0), sorted by both ids.
-        """
-        ids = self.batches["batch_id"].to_numpy()
-        start = self.batches["exec_start_ms"].to_numpy()
-        end = self.batches["exec_end_ms"].to_numpy()
-        run = self.batches["run"].to_numpy()
-        order = np.lexsort((start, run))
-        firsts, seconds = [], []
-        for rows in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
-            # In order of start, a batch overlaps just those after it that start before it ends.
-            place = np.arange(len(rows))
-            reach = np.maximum(np.searchsorted(start[rows], end[rows], side="left"), place + 1)
-            count = reach - place - 1
-            first = np.repeat(place, count)
-            second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-            firsts.append(rows[first])
-            seconds.append(rows[second])
-        one, two = np.concatenate(firsts), np.concatenate(seconds)
-        shared = np.minimum(end[one], end[two]) - np.maximum(start[one], start[two])
-        one, two, shared = one[shared > 0], two[shared > 0], shared[shared > 0]
-        frame = pd.DataFrame(
-            {
-                "batch_id": np.concatenate([ids[one], ids[two]]),
-                "other_batch_id": np.concatenate([ids[two], ids[one]]),
-                "overlap_ms": np.concatenate([shared, shared]),
-            }
-        )
-        return frame.sort_values(["batch_id", "other_batch_id"], ignore_index=True)
-
     def describe(self) -> str:
         """A few lines for people: device, models, and how many batches of each kind."""
         device = self.machine.device
@@ -184,31 +185,31 @@ class Measurements:
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of the schema in their order and types; others are left out, missing ones refused."""
     columns = {}
-    wanted = dict(COLUMN_TYPES)
+    kinds = dict(COLUMN_TYPES)
     if any(name in frame for name in SCHEDULED):
-        wanted |= dict.fromkeys(SCHEDULED, "float64")
-    for name, kind in wanted.items():
+        kinds |= dict.fromkeys(SCHEDULED, "float64")
+    for name, kind in kinds.items():
         if name not in frame:
             raise InputError(f"column {name!r} is missing; it has {', '.join(map(str, frame.columns))}")
         column = frame[name].reset_index(drop=True)
         absent = column.isna().to_numpy()
         if absent.any() and name not in SCHEDULED:
-            raise InputError(f"row {int(np.argmax(absent))}: column {name!r} is empty (NaN); a value is wanted")
+            raise InputError(f"row {int(np.argmax(absent))}: column {name!r} is empty (NaN); expected a value")
         if kind.startswith("int"):
             if not pd.api.types.is_integer_dtype(column):
-                raise InputError(f"column {name!r} has type {column.dtype}; integers are wanted")
+                raise InputError(f"column {name!r} has type {column.dtype}; expected integers")
             limits = np.iinfo(kind)
             wide = ((column < limits.min) | (column > limits.max)).to_numpy()
-            _refuse(frame, wide, name, f"from {limits.min} to {limits.max} is wanted")
+            _refuse(frame, wide, name, f"must be from {limits.min} to {limits.max}")
         elif kind == "float64" and not pd.api.types.is_numeric_dtype(column):
-            raise InputError(f"column {name!r} has type {column.dtype}; numbers are wanted")
+            raise InputError(f"column {name!r} has type {column.dtype}; expected numbers")
         columns[name] = column.astype(kind)  # type: ignore[call-overload]
     return pd.DataFrame(columns)
 
 
-def _refuse(frame: pd.DataFrame, bad: np.ndarray, column: str, wanted: str) -> None:
+def _refuse(frame: pd.DataFrame, bad: np.ndarray, column: str, expected: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         # .tolist() gives plain Python values, which print as a user wrote them (4, not np.int64(4)).
         value = frame[column].iloc[row : row + 1].tolist()[0]
-        raise InputError(f"row {row}: column {column!r} is {value!r}; {wanted}")
+        raise InputError(f"row {row}: column {column!r} is {value!r}; {expected}")

@@ -1,52 +1,23 @@
-"""Recorded arrivals: what every trace format is read into."""
+"""Recorded arrivals, which every trace format is read into, and what they share with workloads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
+from traces.arrivals import dispersion
 from traces.errors import InputError
-from traces.workload import rescaled_ms, window_slice
+
+BURST_MS = 1_000.0  # window of the index of dispersion in ``Arrivals.describe``
 
 
-@dataclass(frozen=True, eq=False)
-class Arrivals:
-    """Arrivals of one trace, sorted by time. All arrays have length R.
-
-    Attributes:
-        arrival_ms: float64 (R,), from the start of the recording, non-decreasing, not negative.
-        name: what the trace is called in reports.
-        source: int32 (R,) index into `source_names` (a function, an application or a model), or None.
-        source_names: names that `source` points to.
-        size: float64 (R,), size of the request in the unit of its format (tokens, or ms of run time), or None.
-        resolution_ms: step of the recorded times, 0 where they are exact. Times within a step were spread by seed, so
-            nothing shorter than this is known of the trace.
-
-    Raises:
-        InputError: arrays differ in length, or times are not sorted, finite and at least 0.
-    """
+class TimedRows:
+    """Arrays of one length R, sorted by their arrival times: what ``Arrivals`` and ``Workload`` share."""
 
     arrival_ms: np.ndarray
     name: str
-    source: np.ndarray | None = None
-    source_names: tuple[str, ...] = ()
-    size: np.ndarray | None = None
-    resolution_ms: float = 0.0
-
-    def __post_init__(self) -> None:
-        kinds = {"arrival_ms": np.float64, "source": np.int32, "size": np.float64}
-        for field, dtype in kinds.items():
-            values = getattr(self, field)
-            if values is not None:
-                object.__setattr__(self, field, np.ascontiguousarray(values, dtype=dtype))
-                if getattr(self, field).shape != (len(self.arrival_ms),):
-                    raise InputError(f"arrivals {self.name!r}: {field} has {len(values)}, not {len(self.arrival_ms)}")
-        times = self.arrival_ms
-        bad = ~np.isfinite(times) | (np.diff(times, prepend=0.0) < 0)
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise InputError(f"arrivals {self.name!r}: arrival_ms {row} is {times[row]}; sorted, from 0, is wanted")
 
     def __len__(self) -> int:
         return len(self.arrival_ms)
@@ -61,28 +32,81 @@ class Arrivals:
         """Arrivals per second over `duration_ms`; 0 when that is 0."""
         return len(self) / self.duration_ms * 1e3 if self.duration_ms > 0 else 0.0
 
+    def rescaled(self, rate_rps: float) -> Self:
+        """The same with arrivals compressed or stretched in time to `rate_rps`; all else stays.
+
+        Raises:
+            InputError: the rate is not positive, or there is no arrival after time 0 to scale.
+        """
+        if not (np.isfinite(rate_rps) and rate_rps > 0):
+            raise InputError(f"rate_rps: {rate_rps}; must be above 0")
+        if self.duration_ms <= 0:
+            raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
+        return replace(self, arrival_ms=self.arrival_ms * (len(self) / rate_rps * 1e3 / self.duration_ms))  # type: ignore[type-var]
+
+    def window(self, start_ms: float, end_ms: float) -> Self:
+        """What arrives in [start_ms, end_ms), counted from start_ms; InputError when the window is empty or backwards."""
+        if not start_ms < end_ms:
+            raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
+        first, last = np.searchsorted(self.arrival_ms, [start_ms, end_ms], side="left")
+        arrays = {name: value[first:last] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays | {"arrival_ms": arrays["arrival_ms"] - start_ms})  # type: ignore[type-var]
+
+    def _set_arrays(self, kinds: dict[str, type]) -> None:
+        """Make the named fields arrays of these types; InputError when they differ in shape or the times are not sorted."""
+        for field, dtype in kinds.items():
+            object.__setattr__(self, field, np.ascontiguousarray(getattr(self, field), dtype=dtype))
+        size = self.arrival_ms.shape
+        for field in kinds:
+            shape = getattr(self, field).shape
+            if shape != size or len(size) != 1:
+                raise InputError(f"{self._place}: {field} has shape {shape}, not {size}")
+        times = self.arrival_ms
+        self._refuse(~np.isfinite(times) | (times < 0), "arrival_ms", "expected finite, at least 0")
+        self._refuse(np.diff(times, prepend=0.0) < 0, "arrival_ms", "must not be before the one in front of it")
+
+    def _refuse(self, bad: np.ndarray, field: str, expected: str) -> None:
+        """InputError that names the first row where ``bad`` is true; nothing if none is."""
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(f"{self._place}: request {row}: {field} is {getattr(self, field)[row]}; {expected}")
+
+    @property
+    def _place(self) -> str:
+        return f"{type(self).__name__.lower()} {self.name!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class Arrivals(TimedRows):
+    """Arrivals of one trace, sorted by time.
+
+    Attributes:
+        arrival_ms: float64 (R,), from the start of the recording, non-decreasing, not negative.
+        name: what the trace is called in reports.
+        resolution_ms: step of the recorded times, 0 where they are exact. Times within a step were spread by seed, so
+            nothing shorter than this is known of the trace.
+
+    Raises:
+        InputError: times are not sorted, finite and at least 0.
+    """
+
+    arrival_ms: np.ndarray
+    name: str
+    resolution_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._set_arrays({"arrival_ms": np.float64})
+
     def rescaled(self, rate_rps: float) -> Arrivals:
-        """The same arrivals compressed or stretched in time to `rate_rps`."""
-        times = rescaled_ms(self.arrival_ms, rate_rps)
-        return replace(self, arrival_ms=times, resolution_ms=self.resolution_ms * self.rate_rps / rate_rps)
-
-    def window(self, start_ms: float, end_ms: float) -> Arrivals:
-        """Arrivals in [start_ms, end_ms), counted from start_ms."""
-        return self._part(window_slice(self.arrival_ms, start_ms, end_ms), start_ms)
-
-    def _part(self, cut: slice, origin_ms: float) -> Arrivals:
-        return replace(
-            self,
-            arrival_ms=self.arrival_ms[cut] - origin_ms,
-            source=None if self.source is None else self.source[cut],
-            size=None if self.size is None else self.size[cut],
-        )
+        """The same arrivals compressed or stretched in time to `rate_rps`, their resolution with them."""
+        return replace(super().rescaled(rate_rps), resolution_ms=self.resolution_ms * self.rate_rps / rate_rps)
 
     def describe(self) -> str:
-        """One line for people: size, rate, sources, resolution."""
+        """One line for people: number, rate, burstiness, resolution."""
         text = f"{self.name}: {len(self)} arrivals in {self.duration_ms / 1e3:.3f} s ({self.rate_rps:.3f} requests/s)"
-        if self.source is not None:
-            text += f", {len(self.source_names)} sources"
+        if self.duration_ms >= 2 * BURST_MS > self.resolution_ms:
+            spread = dispersion(self.arrival_ms, [BURST_MS], self.duration_ms)[0]
+            text += f", variance over mean of the count per second {spread:.2f} (Poisson: 1)"
         if self.resolution_ms:
             text += f", recorded in steps of {self.resolution_ms:g} ms"
         return text

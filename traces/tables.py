@@ -18,7 +18,7 @@ CHUNK_ROWS = 250_000
 
 
 def open_text(path: Path) -> IO[str]:
-    """Opens a text file, or a gzip file whose name ends in .gz; raises InputError when it cannot."""
+    """Open a text file, or a gzip file whose name ends in .gz; InputError when it cannot."""
     try:
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding="utf-8-sig")
@@ -37,52 +37,80 @@ def first_line(path: Path) -> str:
         except (UnicodeDecodeError, OSError, EOFError):
             raise InputError(f"{path}:1: not a text file (nor gzip of one ending in .gz)") from None
     if not line.strip():
-        raise InputError(f"{path}:1: empty; a header line or a JSON object is wanted")
+        raise InputError(f"{path}:1: empty; expected a header line or a JSON object")
     return line.rstrip("\r\n")
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A whole table, Parquet or CSV by its name, which must have some columns.
+
+    Raises:
+        InputError: no such file, not a table, or a column is missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    kind, read = ("a Parquet", pd.read_parquet) if path.suffix == ".parquet" else ("a CSV", pd.read_csv)
+    try:
+        frame = read(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not {kind} file: {' '.join(str(error).split())}") from None
+    for column in columns:
+        if column not in frame:
+            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
+    return frame
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a CSV file as text, with the line of the file that each row came from."""
+    """Some rows of a file, as text where it is CSV, with the line of the file that each row came from."""
 
     path: Path
     rows: pd.DataFrame
     lines: np.ndarray
 
-    def fail(self, bad: np.ndarray, column: str, wanted: str) -> None:
-        """Raises InputError for the first row where `bad` (boolean, one a row) is true; does nothing if none is."""
+    @classmethod
+    def of_parquet(cls, path: Path, columns: Sequence[str]) -> Chunk:
+        """All rows of a Parquet file; InputError as ``read_table``."""
+        frame = read_table(path, columns)
+        return cls(path, frame, np.arange(len(frame)))
+
+    @classmethod
+    def joined(cls, path: Path, columns: Sequence[str]) -> Chunk:
+        """All rows of a CSV file; InputError as ``read_csv``."""
+        empty = cls(path, pd.DataFrame(columns=list(columns), dtype=str), np.empty(0, np.int64))
+        parts = list(read_csv(path, columns)) or [empty]
+        return cls(path, pd.concat([part.rows for part in parts]), np.concatenate([part.lines for part in parts]))
+
+    def fail(self, bad: np.ndarray, column: str, expected: str) -> None:
+        """Raise InputError for the first row where `bad` (boolean, one per row) is true; do nothing if none is."""
         if bad.any():
             row = int(np.argmax(bad))
             value = self.rows[column].iloc[row]
-            raise InputError(f"{self.path}:{self.lines[row]}: {column} is {value!r}; {wanted}")
+            raise InputError(f"{self.path}:{self.lines[row]}: {column} is {value!r}; {expected}")
 
     def floats(self, column: str, minimum: float = -np.inf) -> np.ndarray:
         """A column as float64; InputError names the first value that is no finite number of at least `minimum`."""
         values = pd.to_numeric(self.rows[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        self.fail(~np.isfinite(values), column, "a number is wanted")
-        self.fail(values < minimum, column, f"a number of at least {minimum:g} is wanted")
+        self.fail(~np.isfinite(values), column, "expected a number")
+        self.fail(values < minimum, column, f"must be at least {minimum:g}")
         return values
 
     def times_ms(self, column: str) -> np.ndarray:
         """A column of dates with time, as float64 ms since 1970 (zones are converted to UTC)."""
         stamps = pd.to_datetime(self.rows[column], errors="coerce", utc=True, format="ISO8601")
-        self.fail(stamps.isna().to_numpy(), column, "a date and time like 2023-11-16 18:15:46.6805900 is wanted")
+        self.fail(stamps.isna().to_numpy(), column, "expected a date and time like 2023-11-16 18:15:46.6805900")
         return stamps.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e6
-
-    def texts(self, column: str) -> np.ndarray:
-        """A column as an object array of str."""
-        return self.rows[column].to_numpy(dtype=object)
 
 
 def read_csv(
     path: Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]], chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[Chunk]:
-    """Reads the named columns of a CSV file (header in line 1, .gz allowed) chunk by chunk, as text.
+    """Read the named columns of a CSV file (header in line 1, .gz allowed) chunk by chunk, as text.
 
     Args:
         path: the file.
-        columns: the columns wanted, or a function that picks them from the header.
-        chunk_rows: rows a chunk, which bounds the memory used.
+        columns: the columns to read, or a function that picks them from the header.
+        chunk_rows: rows per chunk, which bounds the memory used.
 
     Yields:
         Chunks, blank lines left out.
@@ -91,8 +119,8 @@ def read_csv(
         InputError: a missing file or column, a line with too many or too few fields, or bytes that are not text.
     """
     header = [name.strip() for name in first_line(path).split(",")]
-    wanted = list(columns(header) if callable(columns) else columns)
-    missing = [name for name in wanted if name not in header]
+    picked = list(columns(header) if callable(columns) else columns)
+    missing = [name for name in picked if name not in header]
     if missing:
         raise InputError(f"{path}:1: column {missing[0]!r} is missing; the header has {', '.join(header[:12])}")
     # One column more than the header has, which a sound line leaves empty, shows a line that is too long.
@@ -116,7 +144,7 @@ def read_csv(
             for frame in reader:
                 lines = np.arange(line, line + len(frame))
                 line += len(frame)
-                yield _checked(path, frame, lines, header, wanted)
+                yield _checked(path, frame, lines, header, picked)
     except pd.errors.EmptyDataError:
         return
     except pd.errors.ParserError as error:
@@ -128,8 +156,8 @@ def read_csv(
         raise InputError(f"{path}: after line {line - 1}: damaged or not text: {error}") from None
 
 
-def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[str], wanted: list[str]) -> Chunk:
-    """Drops blank lines, refuses short ones, and names the columns."""
+def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[str], picked: list[str]) -> Chunk:
+    """Drop blank lines, refuse short ones, and name the columns."""
     absent = frame.isna().to_numpy() | (frame == "").to_numpy()
     filled = ~absent.all(axis=1)
     width = len(header)
@@ -140,6 +168,6 @@ def _checked(path: Path, frame: pd.DataFrame, lines: np.ndarray, header: list[st
         if bad.any():
             line = lines[int(np.argmax(bad))]
             raise InputError(f"{path}:{line}: {what} the {width} of the header")
-    rows = frame[filled][[header.index(name) for name in wanted]]
-    rows.columns = pd.Index(wanted)
+    rows = frame[filled][[header.index(name) for name in picked]]
+    rows.columns = pd.Index(picked)
     return Chunk(path, rows, lines[filled])

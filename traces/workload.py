@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import pandas as pd
 
 from traces.errors import InputError
 from traces.files import atomic_path
-from traces.tables import Chunk, read_csv
+from traces.recorded import TimedRows
+from traces.tables import Chunk
 
 HIGH, LOW = 0, 1
 PRIORITIES = ("high", "low")
@@ -20,8 +21,8 @@ COLUMNS = ("arrival_ms", "model", "priority", "deadline_ms")
 
 
 @dataclass(frozen=True, eq=False)
-class Workload:
-    """Requests of one run, sorted by arrival. All arrays have length R, one entry a request.
+class Workload(TimedRows):
+    """Requests of one run, sorted by arrival. All arrays have length R, one entry per request.
 
     Attributes:
         arrival_ms: float64 (R,), from the start of the run, non-decreasing, not negative.
@@ -43,55 +44,15 @@ class Workload:
     name: str = "workload"
 
     def __post_init__(self) -> None:
-        kinds = {"arrival_ms": np.float64, "model": np.int32, "priority": np.int8, "deadline_ms": np.float64}
-        for field, dtype in kinds.items():
-            object.__setattr__(self, field, np.ascontiguousarray(getattr(self, field), dtype=dtype))
+        self._set_arrays({"arrival_ms": np.float64, "model": np.int32, "priority": np.int8, "deadline_ms": np.float64})
         object.__setattr__(self, "models", tuple(self.models))
-        size = self.arrival_ms.shape
-        for field in kinds:
-            if getattr(self, field).shape != size or len(size) != 1:
-                raise InputError(f"workload {self.name!r}: {field} has shape {getattr(self, field).shape}, not {size}")
         if len(set(self.models)) != len(self.models):
             raise InputError(f"workload {self.name!r}: model names repeat: {list(self.models)}")
-        times = self.arrival_ms
-        self._refuse(~np.isfinite(times) | (times < 0), "arrival_ms", "finite and at least 0")
-        self._refuse(np.diff(times, prepend=0.0) < 0, "arrival_ms", "not before the request in front of it")
-        self._refuse((self.model < 0) | (self.model >= len(self.models)), "model", f"from 0 to {len(self.models) - 1}")
-        self._refuse((self.priority < 0) | (self.priority > 1), "priority", "0 (high) or 1 (low)")
-        self._refuse(~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0), "deadline_ms", "finite and above 0")
-
-    def _refuse(self, bad: np.ndarray, field: str, wanted: str) -> None:
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise InputError(f"workload {self.name!r}: request {row}: {field} is {getattr(self, field)[row]}; {wanted}")
-
-    def __len__(self) -> int:
-        return len(self.arrival_ms)
-
-    @property
-    def duration_ms(self) -> float:
-        """Time of the last arrival; 0 when there is none."""
-        return float(self.arrival_ms[-1]) if len(self) else 0.0
-
-    @property
-    def rate_rps(self) -> float:
-        """Requests per second over `duration_ms`; 0 when that is 0."""
-        return len(self) / self.duration_ms * 1e3 if self.duration_ms > 0 else 0.0
-
-    def rescaled(self, rate_rps: float) -> Workload:
-        """The same requests with arrivals compressed or stretched in time to `rate_rps`; deadlines stay."""
-        return replace(self, arrival_ms=rescaled_ms(self.arrival_ms, rate_rps))
-
-    def window(self, start_ms: float, end_ms: float) -> Workload:
-        """Requests that arrive in [start_ms, end_ms), counted from start_ms."""
-        cut = window_slice(self.arrival_ms, start_ms, end_ms)
-        return replace(
-            self,
-            arrival_ms=self.arrival_ms[cut] - start_ms,
-            model=self.model[cut],
-            priority=self.priority[cut],
-            deadline_ms=self.deadline_ms[cut],
-        )
+        last = len(self.models) - 1
+        self._refuse((self.model < 0) | (self.model > last), "model", f"expected from 0 to {last}")
+        self._refuse((self.priority < 0) | (self.priority > 1), "priority", "expected 0 (high) or 1 (low)")
+        bad = ~np.isfinite(self.deadline_ms) | (self.deadline_ms <= 0)
+        self._refuse(bad, "deadline_ms", "expected finite, above 0")
 
     def describe(self) -> str:
         """A few lines for people: size, rate, shares of models and priorities, deadlines."""
@@ -109,7 +70,7 @@ class Workload:
         return "\n".join(lines)
 
     def save(self, path: Path | str) -> None:
-        """Writes .parquet, .csv or .csv.gz, whole or not at all; floats survive exactly."""
+        """Write .parquet, .csv or .csv.gz, whole or not at all; floats survive exactly."""
         path = Path(path)
         frame = pd.DataFrame(
             {
@@ -119,18 +80,17 @@ class Workload:
                 "deadline_ms": self.deadline_ms,
             }
         )
-        if path.suffix == ".parquet":
-            with atomic_path(path) as temporary:
-                frame.to_parquet(temporary, compression="zstd", index=False)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            with atomic_path(path) as temporary:
-                frame.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
-        else:
+        if not path.name.endswith((".parquet", ".csv", ".csv.gz")):
             raise InputError(f"{path}: a workload is saved as .parquet, .csv or .csv.gz")
+        with atomic_path(path) as temporary:
+            if path.suffix == ".parquet":
+                frame.to_parquet(temporary, compression="zstd", index=False)
+            else:
+                frame.to_csv(temporary, index=False, compression="gzip" if path.suffix == ".gz" else None)
 
     @classmethod
     def load(cls, path: Path | str, models: Sequence[str] | None = None, name: str | None = None) -> Workload:
-        """Reads a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
+        """Read a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
 
         Args:
             path: the file; rows may be in any order.
@@ -142,21 +102,20 @@ class Workload:
             InputError: the file is missing, a column is missing, or a value is wrong (with its line or row).
         """
         path = Path(path)
-        chunks = [_parquet_chunk(path)] if path.suffix == ".parquet" else list(read_csv(path, COLUMNS))
-        arrival = _joined([chunk.floats("arrival_ms", 0.0) for chunk in chunks])
-        deadline = _joined([chunk.floats("deadline_ms") for chunk in chunks])
-        labels = _joined([_labels(chunk) for chunk in chunks], object)
-        priority = _joined([_priorities(chunk) for chunk in chunks], np.int8)
-        known = tuple(models) if models is not None else _names(chunks)
-        index = {model: number for number, model in enumerate(known)}
-        for chunk in chunks:
-            wanted = f"one of {', '.join(known)} is wanted"
-            chunk.fail(~chunk.rows["model"].isin(known).to_numpy(), "model", wanted)
-            chunk.fail(chunk.floats("deadline_ms") <= 0, "deadline_ms", "a number above 0 is wanted")
+        chunk = Chunk.of_parquet(path, COLUMNS) if path.suffix == ".parquet" else Chunk.joined(path, COLUMNS)
+        labels, priority = chunk.rows["model"], chunk.rows["priority"].astype(str)
+        arrival, deadline = chunk.floats("arrival_ms", 0.0), chunk.floats("deadline_ms")
+        chunk.fail((labels.isna() | (labels == "")).to_numpy(), "model", "expected the name of a model")
+        chunk.fail(~priority.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
+        chunk.fail(deadline <= 0, "deadline_ms", "must be above 0")
+        stored = labels.cat.categories if isinstance(labels.dtype, pd.CategoricalDtype) else sorted(set(labels))
+        known = tuple(models) if models is not None else tuple(map(str, stored))
+        chunk.fail(~labels.isin(known).to_numpy(), "model", f"expected one of {', '.join(known)}")
+        number = pd.Categorical(labels, categories=list(known)).codes
+        level = np.where((priority == "high").to_numpy(), HIGH, LOW)
         order = np.argsort(arrival, kind="stable")
-        numbers = np.array([index[label] for label in labels], dtype=np.int32)
         title = name or path.name.split(".")[0]
-        return cls(arrival[order], numbers[order], priority[order], deadline[order], known, title)
+        return cls(arrival[order], number[order], level[order], deadline[order], known, title)
 
 
 @dataclass(frozen=True)
@@ -187,7 +146,7 @@ def make_workload(
     rng: np.random.Generator,
     name: str = "workload",
 ) -> Workload:
-    """Gives every arrival a model, a priority and a deadline, each drawn independently.
+    """Give every arrival a model, a priority and a deadline, each drawn independently.
 
     Two numbers are drawn for every arrival whatever the configuration, so that workloads that differ in one setting
     share all other randomness.
@@ -206,12 +165,12 @@ def make_workload(
     share = _shares(models, config.model_share)
     solo = np.asarray(solo_ms, dtype=np.float64)
     if solo.shape != (len(models),) or not np.all(np.isfinite(solo) & (solo > 0)):
-        raise InputError(f"solo_ms: {solo.tolist()}; one positive latency for each of {len(models)} models is wanted")
+        raise InputError(f"solo_ms: {solo.tolist()}; expected one positive latency for each of {len(models)} models")
     if not 0 <= config.high_fraction <= 1:
-        raise InputError(f"high_fraction: {config.high_fraction}; from 0 to 1 is wanted")
+        raise InputError(f"high_fraction: {config.high_fraction}; must be from 0 to 1")
     for field in ("deadline_factor_high", "deadline_factor_low"):
         if not (np.isfinite(getattr(config, field)) and getattr(config, field) > 0):
-            raise InputError(f"{field}: {getattr(config, field)}; a number above 0 is wanted")
+            raise InputError(f"{field}: {getattr(config, field)}; must be above 0")
     draws = rng.random((len(arrival_ms), 2))
     # The last edge is 1, above every draw; side="right" never picks a model whose share is 0.
     edges = np.cumsum(share)
@@ -224,30 +183,9 @@ def make_workload(
     return Workload(np.asarray(arrival_ms, dtype=np.float64), model, priority, deadline, tuple(models), name)
 
 
-def rescaled_ms(arrival_ms: np.ndarray, rate_rps: float) -> np.ndarray:
-    """Arrival times multiplied so that arrivals over the time of the last one give `rate_rps`.
-
-    Raises:
-        InputError: the rate is not positive, or there is no arrival after time 0 to scale.
-    """
-    if not (np.isfinite(rate_rps) and rate_rps > 0):
-        raise InputError(f"rate_rps: {rate_rps}; a number above 0 is wanted")
-    if len(arrival_ms) == 0 or arrival_ms[-1] <= 0:
-        raise InputError("rate_rps: these arrivals have no duration, so no rate to change")
-    return arrival_ms * (len(arrival_ms) / rate_rps * 1e3 / arrival_ms[-1])
-
-
-def window_slice(arrival_ms: np.ndarray, start_ms: float, end_ms: float) -> slice:
-    """Slice of the sorted arrivals in [start_ms, end_ms); InputError when the window is empty or backwards."""
-    if not start_ms < end_ms:
-        raise InputError(f"window: from {start_ms} to {end_ms} ms; the end must be after the start")
-    first, last = np.searchsorted(arrival_ms, [start_ms, end_ms], side="left")
-    return slice(int(first), int(last))
-
-
 def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.ndarray:
     if not models:
-        raise InputError("models: none given; at least one is wanted")
+        raise InputError("models: none given; expected at least one")
     if model_share is None:
         return np.full(len(models), 1.0 / len(models))
     unknown = [model for model in model_share if model not in models]
@@ -255,41 +193,5 @@ def _shares(models: Sequence[str], model_share: dict[str, float] | None) -> np.n
         raise InputError(f"model_share: unknown model {unknown[0]!r}; known are {', '.join(models)}")
     share = np.array([model_share.get(model, 0.0) for model in models], dtype=np.float64)
     if not np.all(np.isfinite(share) & (share >= 0)) or share.sum() <= 0:
-        raise InputError(f"model_share: {model_share}; shares of at least 0 with a sum above 0 are wanted")
+        raise InputError(f"model_share: {model_share}; expected shares of at least 0 with a sum above 0")
     return share / share.sum()
-
-
-def _parquet_chunk(path: Path) -> Chunk:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from None
-    for column in COLUMNS:
-        if column not in frame:
-            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
-    return Chunk(path, frame, np.arange(len(frame)))
-
-
-def _priorities(chunk: Chunk) -> np.ndarray:
-    labels = chunk.rows["priority"].astype(str)
-    chunk.fail(~labels.isin(PRIORITIES).to_numpy(), "priority", "'high' or 'low' is wanted")
-    return np.where((labels == "high").to_numpy(), HIGH, LOW).astype(np.int8)
-
-
-def _labels(chunk: Chunk) -> np.ndarray:
-    absent = chunk.rows["model"].isna() | (chunk.rows["model"] == "")
-    chunk.fail(absent.to_numpy(), "model", "the name of a model is wanted")
-    return chunk.texts("model")
-
-
-def _names(chunks: list[Chunk]) -> tuple[str, ...]:
-    columns = [chunk.rows["model"] for chunk in chunks]
-    if len(columns) == 1 and isinstance(columns[0].dtype, pd.CategoricalDtype):
-        return tuple(map(str, columns[0].cat.categories))
-    return tuple(sorted({str(label) for column in columns for label in column.unique()}))
-
-
-def _joined(parts: list[np.ndarray], dtype: type = np.float64) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)

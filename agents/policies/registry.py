@@ -13,7 +13,6 @@ from agents.policies import (
     gpulet,
     nexus,
     preempt,
-    price,
     priority_edf,
     strait,
     symphony,
@@ -43,10 +42,8 @@ for _kind in (
     nexus.KIND,
     preempt.KIND,
     preempt.INSTANT_KIND,
-    price.KIND,
     priority_edf.KIND,
     strait.KIND,
-    strait.GUARD_KIND,
     symphony.KIND,
     triton.KIND,
 ):

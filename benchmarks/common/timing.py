@@ -1,10 +1,10 @@
-"""What several benchmarks share: the machine's name, medians of alternating runs, and the JSON line at the end."""
+"""Time and machine: the processor's name, medians of alternating runs, and progress with the seconds passed."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def machine() -> str:
 
 
 def alternate(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of what each run returns, over rounds that take all in turn: what disturbs one disturbs all."""
+    """Median of what each run returns, over rounds of all of them: what disturbs one disturbs all."""
     got: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -34,8 +34,17 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def report(result: Mapping[str, Any]) -> None:
-    """Print the result as one JSON line, with the machine it was measured on."""
-    print(
-        json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()} | {"machine": machine()})
-    )
+class Progress:
+    """Lines on standard error, each with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
+
+    def __call__(self, text: str) -> None:
+        """Print a line."""
+        print(f"{self.seconds:5.0f} s  {text}", file=sys.stderr)

@@ -1,37 +1,25 @@
-"""Offline interference models, one a file, fitted and judged on the same splits by benchmarks.predictor.
+"""Offline interference models, fitted and judged on the same splits by benchmarks.predictor; data sets are in ``loaders``.
 
-A new one is a class with ``name``, ``fit`` and ``slowdown`` (benchmarks.interference.model.OfflineModel) and one line in
-``models``.
+A new model is a class with ``fit`` and ``slowdown`` (benchmarks.interference.model.OfflineModel) and one line in ``models``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.interference.boosting import Boosting
-from benchmarks.interference.constant import Constant
-from benchmarks.interference.gpulet import GpuletLinear
+from benchmarks.interference.baselines import Boosting, Constant, GpuletLinear, Ridge, Solo
 from benchmarks.interference.igniter import IgniterAnalytic
 from benchmarks.interference.model import OfflineModel
 from benchmarks.interference.ours import Form, Ours
-from benchmarks.interference.ridge import Ridge
-from benchmarks.interference.solo import Solo
 
 
 def models(forms: tuple[Form, ...], boosting: bool = True) -> dict[str, Callable[[], OfflineModel]]:
-    """Constructors of all models by name.
-
-    Args:
-        forms: columns of our own model for the device at hand. boosting: whether to list the one that needs scikit-learn.
-    """
-    out: dict[str, Callable[[], OfflineModel]] = {
+    """Constructors of all models by name; ours has the given forms, and boosting needs scikit-learn."""
+    compared: dict[str, Callable[[], OfflineModel]] = {
         "solo": Solo,
         "constant": Constant,
         "gpulet-linear": GpuletLinear,
         "igniter": IgniterAnalytic,
         "ridge": Ridge,
     }
-    if boosting:
-        out["boosting"] = Boosting
-    out["ours"] = lambda: Ours(forms)
-    return out
+    return compared | ({"boosting": Boosting} if boosting else {}) | {"ours": lambda: Ours(forms)}

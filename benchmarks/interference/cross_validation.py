@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +15,9 @@ def cross_validate(data: CoRuns, make: Callable[[], OfflineModel], fold: np.ndar
     """Slowdown (S,) of each piece from a model that never saw the fold of its batch.
 
     Args:
-        data: the co-runs. make: gives an unfitted model. fold: (N,) fold of each batch.
+        data: the co-runs.
+        make: returns an unfitted model.
+        fold: (N,) fold of each batch.
     """
     out = np.ones(len(data.batch))
     for f in np.unique(fold):
@@ -36,22 +37,16 @@ def adapt(
     Batches that start together are predicted before either is learned from.
 
     Args:
-        data: the co-runs. predicted_ms: (N,) by a model that never saw the group. forgetting: factor a batch.
-        prior: variance of each coefficient at the start. noise: variance of one measured slowdown.
+        data: the co-runs.
+        predicted_ms: (N,) by a model that never saw the group.
+        forgetting: factor per batch.
+        prior: variance of each coefficient at the start.
+        noise: variance of one measured slowdown.
     """
-    other = data.other_variant()[0][:, 0]
-    first = np.zeros(len(data.variant), np.int64)
-    first[data.batch[::-1]] = np.arange(len(data.batch))[::-1]
-    x = np.stack(
-        [
-            np.ones(len(data.variant)),
-            np.log2(data.size[data.variant]) / 5.0 - 0.6,
-            data.share[data.variant] - 0.5,
-            np.log2(data.size[other[first]]) / 5.0 - 0.6,
-        ],
-        axis=1,
-    )
-    base = predicted_ms / data.solo
+    beside = data.variants()[1][data.first, 0]
+    sizes = (np.log2(data.size[of]) / 5.0 - 0.6 for of in (data.variant, beside))
+    x = np.column_stack([np.ones(len(data.variant)), data.device_share[data.variant] - 0.5, *sizes])
+    base = predicted_ms / data.batch_solo_ms
     out = predicted_ms.copy()
     for group in np.unique(data.group):
         rows = np.flatnonzero(data.group == group)
@@ -64,7 +59,7 @@ def adapt(
                 m = int(data.model[data.variant[i]])
                 theta.setdefault(m, np.zeros(x.shape[1]))
                 cov.setdefault(m, prior * np.eye(x.shape[1]))
-                out[i] = (base[i] + x[i] @ theta[m]) * data.solo[i]
+                out[i] = (base[i] + x[i] @ theta[m]) * data.batch_solo_ms[i]
             for i in now:
                 m = int(data.model[data.variant[i]])
                 p = cov[m] / forgetting
@@ -74,39 +69,8 @@ def adapt(
     return out
 
 
-@dataclass(frozen=True)
-class Floor:
-    """Repeatability in percent: mean and median absolute difference of two like batches over root two, and how many pairs."""
-
-    mean: float
-    median: float
-    pairs: int
-
-
-def noise_floor(data: CoRuns, key: np.ndarray, which: np.ndarray, within_ms: float) -> Floor | None:
-    """How well one batch foretells the next of the same key: no model that knows only the key does better for long.
-
-    The difference of two is root two times as wide as that of one from its mean.
-
-    Args:
-        data: the co-runs. key: (N,) what must be equal. which: (N,) bool, batches to look at.
-        within_ms: largest distance of their starts.
-
-    Returns:
-        None when there are fewer than 10 pairs.
-    """
-    rows = np.flatnonzero(which)
-    rows = rows[np.lexsort((data.start_ms[rows], key[rows]))]
-    a, b = rows[:-1], rows[1:]
-    near = (key[a] == key[b]) & (data.start_ms[b] - data.start_ms[a] <= within_ms)
-    if near.sum() < 10:
-        return None
-    gap = 100.0 * np.abs(np.log(data.exec_ms[b[near]] / data.exec_ms[a[near]])) / np.sqrt(2.0)
-    return Floor(float(gap.mean()), float(np.median(gap)), int(near.sum()))
-
-
 def repeats_of(measurements: Measurements) -> np.ndarray:
-    """Number (N,) of what each batch is a repeat of: its stream and place in a run of the same batches on the same streams."""
+    """(N,) equal numbers for repeats: batches at the same stream and place of runs of the same batches on the same streams."""
     frame = measurements.batches
     run, stream = frame["run"].to_numpy(), frame["stream"].to_numpy()
     what = list(zip(stream.tolist(), frame["model"].astype(str), frame["batch_size"].tolist(), strict=True))
@@ -120,27 +84,32 @@ def repeats_of(measurements: Measurements) -> np.ndarray:
     return out
 
 
-def repeat_gaps(repeat: np.ndarray, residual: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What differs between two runs of one co-location, beyond what its schedule explains.
+def repeat_gaps(
+    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray, within_ms: float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differences between like batches, which no model that knows only what they have in common can predict.
 
-    The residual is the log of the measured over the predicted time for the measured schedule. Errors of the model are the
-    same in both runs and cancel; what is left no model that knows the co-location can foretell. The difference of two is
-    root two times as wide as the error of the best prediction.
+    Where the residual is that of a model, its errors are the same in both and cancel. The difference of two is root two times
+    as wide as the error of the best prediction.
 
     Args:
-        repeat: (N,) from ``repeats_of``. residual: (N,). which: (N,) bool, batches to look at.
+        key: (N,) equal for like batches.
+        residual: (N,) log of measured over predicted time.
+        which: (N,) bool, batches to look at.
+        start_ms: (N,) start of each batch.
+        within_ms: largest distance of the starts of a pair.
 
     Returns:
-        Gaps (P,) in percent of all pairs of repeats, and the row (P,) of one batch of each.
+        Gaps (P,) over root two in percent of all pairs, and the row (P,) of one batch of each.
     """
     rows = np.flatnonzero(which)
-    rows = rows[np.argsort(repeat[rows], kind="stable")]
-    gaps, first = [], []
-    for apart in range(1, int(np.bincount(repeat[rows]).max(initial=0))):
+    rows = rows[np.lexsort((start_ms[rows], key[rows]))]
+    gaps, first = [np.zeros(0)], [np.zeros(0, np.int64)]
+    for apart in range(1, len(rows)):
         a, b = rows[:-apart], rows[apart:]
-        same = repeat[a] == repeat[b]
-        gaps.append(100.0 * np.abs(residual[a[same]] - residual[b[same]]) / np.sqrt(2.0))
-        first.append(a[same])
-    if not gaps:
-        return np.zeros(0), np.zeros(0, np.int64)
+        near = (key[a] == key[b]) & (start_ms[b] - start_ms[a] <= within_ms)
+        if not near.any():  # nor any further apart
+            break
+        gaps.append(100.0 * np.abs(residual[a[near]] - residual[b[near]]) / np.sqrt(2.0))
+        first.append(a[near])
     return np.concatenate(gaps), np.concatenate(first)

@@ -24,19 +24,16 @@ MOST_BATCHES = 1000
 class IgniterAnalytic:
     """Scheduling delay, cache contention with a sensitivity for each model, and a clock that falls under load."""
 
-    name = "igniter"
-
     def __init__(self) -> None:
         self.theta = np.zeros(0)
 
     @staticmethod
     def _inputs(data: CoRuns) -> np.ndarray:
-        own = data.variant[data.batch]
-        other, there = data.other_variant()
+        own, other = data.variants()
         shortest = np.array([data.solo_ms[data.model == m].min() for m in range(int(data.model.max()) + 1)])
-        cache = (data.demand[other, 2] * there).sum(axis=1)
-        total = data.demand[own, 0] + (data.demand[other, 0] * there).sum(axis=1)
-        return np.stack([shortest[data.model[own]] / data.solo_ms[own], there.sum(axis=1), cache, total], axis=1)
+        cache = (data.demand[other, 2] * data.there).sum(axis=1)
+        total = data.demand[own, 0] + (data.demand[other, 0] * data.there).sum(axis=1)
+        return np.column_stack([shortest[data.model[own]] / data.solo_ms[own], data.there.sum(axis=1), cache, total])
 
     @staticmethod
     def _form(theta: np.ndarray, x: np.ndarray, model: np.ndarray) -> np.ndarray:

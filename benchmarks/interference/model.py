@@ -1,4 +1,4 @@
-"""What an offline model is: fitted to the batches of some sets, it gives the slowdown of any piece."""
+"""An offline model is fitted to the batches of some sets and gives the slowdown of any piece."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ LARGEST = 50.0  # slowdowns are held within [least, LARGEST]
 
 
 class OfflineModel(Protocol):
-    """A slowdown model.
-
-    Attributes:
-        name: its row in the tables.
-    """
-
-    name: str
+    """A slowdown model."""
 
     def fit(self, data: CoRuns, train: np.ndarray) -> OfflineModel:
         """Fit to the batches of ``train`` (N,) bool. Returns itself."""
@@ -34,17 +28,19 @@ def bounded(slowdown: np.ndarray, least: float = 1.0) -> np.ndarray:
     return np.clip(slowdown, least, LARGEST)
 
 
-def solve_ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+def solve_ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     """Ridge regression on columns scaled to unit variance, the constant not penalised.
 
     Args:
-        x: (N, F). y: (N,). penalty: weight of the squared coefficients for each row.
+        x: (N, F) columns.
+        y: (N,) target.
+        penalty: weight of the squared coefficients for each row.
 
     Returns:
-        (F + 1,) coefficients of the unscaled columns, the constant first; and the (F,) scales.
+        (F + 1,) coefficients of the unscaled columns, the constant first.
     """
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
     z = (x - mean) / scale
     gram = z.T @ z + penalty * len(x) * np.eye(x.shape[1])
     slope = np.linalg.solve(gram, z.T @ (y - y.mean())) / scale
-    return np.concatenate(([y.mean() - mean @ slope], slope)), scale
+    return np.concatenate(([y.mean() - mean @ slope], slope))

@@ -14,13 +14,15 @@ from envs.scheduling.forecast import evaluate_candidate, refresh_forecast
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
 from envs.scheduling.predictor import advance
-from envs.scheduling.state import LOW, SchedState, make_state
+from envs.scheduling.state import LOW, make_state
 from traces.measurements import Measurements
 
 WINDOW = 25  # batches over which an error is averaged
-AFTER = 200  # batches forecast_valid at after a shift
+AFTER = 200  # batches judged after a shift
 SLOWER = 1.5
 LONGEST_WARM_UP = 1500  # batches before a shift
+SETTLED = 50  # watched batches after a shift from which coverage counts
+RECOVERED = 1.2  # error over steady error at which the predictor has recovered
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,13 @@ class Shift:
     """What happened after a shift, over all times at which it was tried.
 
     Attributes:
-        name: the shift. recovery: batches until the error was back. steady: the error without the shift, in percent.
+        name: the shift.
+        recovery: batches until the error was back.
+        steady: the error without the shift, in percent.
         curve: error over steady error by batches since the shift.
-        coverage: of the 90 and 95 % quantiles once recovered, over all batches; coverage_watched: of those concerned alone
-            (no promise: quantiles are by number of co-runners, not by model or size).
+        coverage: of the 90 and 95 % quantiles once recovered, over all batches.
+        coverage_watched: the same over the batches concerned (no promise: quantiles are by number of co-runners, not by model
+            or size).
     """
 
     name: str
@@ -41,12 +46,18 @@ class Shift:
     coverage: tuple[float, float]
     coverage_watched: tuple[float, float]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a table shows."""
+        within = {"90": self.coverage[0], "95": self.coverage[1]}
+        watched = {"90, new": self.coverage_watched[0], "95, new": self.coverage_watched[1]}
+        return {"recovery, batches": self.recovery, "steady error, %": self.steady} | {
+            f"coverage {name}": 100.0 * share for name, share in (within | watched).items()
+        }
+
 
 def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, np.ndarray, np.ndarray]:
-    """Split a campaign by run: what a prior is fitted to, and what it is judged by.
-
-    Args:
-        measurements: the campaign. group: (N,) co-location set of each batch.
+    """Split a campaign, whose batches are of co-location sets ``group`` (N,), by run into training and test.
 
     Returns:
         The training runs and all solo runs; (N,) batches of test runs; (N,) those of them whose set no training run has.
@@ -58,100 +69,68 @@ def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, 
     return train, test, test & ~np.isin(group, group[~test])
 
 
-def shifts(profile: Profile, streams: int, log: Log, run: np.ndarray, times: int) -> list[Shift]:
+def shifts(profile: Profile, streams: int, log: Log, times: int) -> list[Shift]:
     """Try each shift at some times in the test runs.
 
     The device slows down: all times are 1.5 times as long from then on. A new model: the predictor never learned from it
     before. Other batch sizes: before, it learned from the two smallest only.
 
     Args:
-        profile: what the scheduler is told, its prior fitted to training runs. streams: K.
-        log: all batches. run: (N,) test run of each, below 0 for others. times: how often each shift is tried.
+        profile: what the scheduler knows, its prior fitted to training runs.
+        streams: K.
+        log: batches of the test runs.
+        times: how often each shift is tried.
     """
-    log = log.take(run >= 0)
     starts = np.flatnonzero(np.concatenate(([True], np.diff(log.run) != 0)))
     n = len(log)
     cuts = [int(starts[np.searchsorted(starts, n * (i + 1) // (times + 2))]) for i in range(times)]
     cuts = [c for c in cuts if n - c > AFTER + WINDOW]
-    counts = np.bincount(log.model, minlength=len(profile.models))
-    new = int(np.argmax(counts))
-    everything = np.ones(n, bool)
-    cases = (
-        (f"device {SLOWER:g} x slower", SLOWER, np.zeros(n, bool), everything),
-        (f"new model ({profile.models[new]})", 1.0, log.model == new, log.model == new),
-        ("other batch sizes", 1.0, log.size >= 2, log.size >= 2),
-    )
-    return [
-        _try(name, profile, streams, log, cuts, factor, unlearned, watched)
-        for name, factor, unlearned, watched in cases
-        if cuts
-    ]
+    new = int(np.argmax(np.bincount(log.model, minlength=len(profile.models))))
+    cases = {
+        f"device {SLOWER:g} x slower": (SLOWER, np.ones(n, bool)),
+        f"new model ({profile.models[new]})": (1.0, log.model == new),
+        "other batch sizes": (1.0, log.size >= 2),
+    }
+    return [_try(name, profile, streams, log, cuts, *case) for name, case in cases.items() if cuts]
 
 
 def _try(
-    name: str,
-    profile: Profile,
-    streams: int,
-    log: Log,
-    cuts: list[int],
-    factor: float,
-    unlearned: np.ndarray,
-    watched: np.ndarray,
+    name: str, profile: Profile, streams: int, log: Log, cuts: list[int], factor: float, watched: np.ndarray
 ) -> Shift:
-    steady_errors, shifted_errors = [], []
-    covered: list[tuple[np.ndarray, np.ndarray]] = []
+    """Try one shift: times are longer by a factor or, where that is 1, nothing was learned of the watched batches before."""
+    steady_errors, shifted_errors, covered, covered_watched = [], [], [], []
     for cut in cuts:
         before = np.arange(max(0, cut - LONGEST_WARM_UP), cut)
-        # Enough batches that the watched ones among them fill the time forecast_valid at.
+        # Enough batches that those watched among them fill the span that is judged.
         share = max(float(watched[cut:].mean()), 1e-3)
         after = np.arange(cut, min(len(log), cut + int((AFTER + WINDOW) / share * 1.1)))
         pick = watched[after]
-        warm = MeasuredReplay(profile, streams)
+        warm, blank = MeasuredReplay(profile, streams), MeasuredReplay(profile, streams)
         warm.run(log.take(before))
-        steady = MeasuredReplay(profile, streams, warm.snapshot()).run(log.take(after))
-        if unlearned.any():
-            blank = MeasuredReplay(profile, streams)
-            blank.run(log.take(before), unlearned[before])
-        else:
-            blank = warm
-        shifted = blank.run(log.take(after).slower(factor))
+        blank.run(log.take(before), watched[before] if factor == 1.0 else None)
+        steady, shifted = warm.run(log.take(after)), blank.run(log.take(after).slower(factor))
         steady_errors.append(_errors(steady)[pick][: AFTER + WINDOW])
         shifted_errors.append(_errors(shifted)[pick][: AFTER + WINDOW])
-        late = np.cumsum(pick) > 50
-        covered.append((_within(shifted)[late], _within(shifted)[late & pick]))
+        within = shifted.total_ms[:, None] <= shifted.predicted_ms[:, None] * shifted.scale[:, 1:]
+        settled = np.cumsum(pick) > SETTLED
+        covered.append(within[settled])
+        covered_watched.append(within[settled & pick])
     length = min(len(e) for e in steady_errors)
-    base = np.mean([e[:length] for e in steady_errors], axis=0)
-    ours = np.mean([e[:length] for e in shifted_errors], axis=0)
+    base, ours = (np.mean([e[:length] for e in tried], axis=0) for tried in (steady_errors, shifted_errors))
     window = np.ones(WINDOW) / WINDOW
     curve = np.convolve(ours, window, "valid") / np.convolve(base, window, "valid")
-    good = np.flatnonzero(curve <= 1.2)
-    return Shift(
-        name=name,
-        recovery=int(good[0]) if len(good) else length,
-        steady=float(100.0 * base.mean()),
-        curve=curve,
-        coverage=_share([c for c, _ in covered]),
-        coverage_watched=_share([c for _, c in covered]),
-    )
+    shares = [tuple(np.concatenate(part).mean(axis=0).tolist()) for part in (covered, covered_watched)]
+    recovery = next(iter(np.flatnonzero(curve <= RECOVERED).tolist()), length)
+    return Shift(name, recovery, float(100.0 * base.mean()), curve, *shares)
 
 
 def _errors(replayed: Replayed) -> np.ndarray:
     return np.abs(replayed.known_ms / replayed.exec_ms - 1.0)
 
 
-def _within(replayed: Replayed) -> np.ndarray:
-    """Whether each batch finished within its 90 and 95 % quantile: (N, 2)."""
-    return replayed.total_ms[:, None] <= replayed.predicted_ms[:, None] * replayed.scale[:, 1:]
-
-
-def _share(covered: list[np.ndarray]) -> tuple[float, float]:
-    at_90, at_95 = np.concatenate(covered).mean(axis=0)
-    return float(at_90), float(at_95)
-
-
 @njit
 def _live(st, tb, n, n_models):
-    """Dispatch and complete n batches, with all streams busy in turns; every batch is predicted and learned from."""
+    """Dispatch and complete n batches over all streams, one after the other; every batch is predicted and learned from."""
     n_sizes = tb.size.shape[0]
     streams = st.stream.shape[1]
     t = st.scheduler[0].now
@@ -179,7 +158,7 @@ def update_cost_us(profile: Profile, streams: int, batches: int = 20_000) -> flo
     """
     tables = profile.tables()
     n_models = len(profile.models)
-    state: SchedState = make_state(1, n_models, tables.size, streams, int(tables.size[-1]) + 1)
+    state = make_state(1, n_models, tables.size, streams, int(tables.size[-1]) + 1)
     clear(state, tables, 0)
     _live(state, tables, 2 * streams, n_models)
     best = np.inf

@@ -1,9 +1,9 @@
-"""Live runs of several policies on the same requests: what benchmarks.sim_to_live and benchmarks.live.__main__ stand on."""
+"""Live runs of several policies on the same requests: the basis of benchmarks.live and benchmarks.sim_to_live."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -12,14 +12,60 @@ import pandas as pd
 from agents.learned.names import resolve
 from agents.learned.policy_file import SHIPPED
 from envs.profiles.profile import Profile
+from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.overhead import OverheadMeter
 from serving.replay.live_runs import Machine, run_live
 from serving.replay.workload import lay_out, read_source
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
-LEARNED = "ppo"
 Say = Callable[[str], None]
+
+
+@dataclass
+class LiveSettings:
+    """What live benchmarks have in common.
+
+    Attributes:
+        out: folder of the results.
+        policies: to compare, by name or policy.safetensors; a trained one that does not ship is left out.
+        loads: offered loads over the measured capacity.
+        duration: seconds of arrivals of each run; long enough for the trace's slow changes of rate to show.
+        repetitions: runs of each policy, trace and load.
+        models: built-in names, or NAME=SOURCE.
+        streams: batches in flight.
+        device: auto, cpu, cuda or cuda:N.
+        high_fraction: share of high-priority requests.
+        seed: of the first repetition's requests.
+
+    Raises:
+        InputError: a setting is out of range, or there is no such policy.
+    """
+
+    out: str = "runs/live"
+    policies: list[str] = field(default_factory=lambda: ["fifo", "edf", "clockwork", "triton", "strait", *SHIPPED])
+    loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    duration: float = 20.0
+    repetitions: int = 3
+    models: list[str] = field(default_factory=lambda: list(DEFAULT_MODELS))
+    streams: int = 4
+    device: str = "auto"
+    high_fraction: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.refuse_unless_positive("duration", "repetitions")
+        if not self.loads or min(self.loads) <= 0:
+            raise InputError(f"--loads: {self.loads}; expected one or more numbers above 0")
+        self.policies = [p for p in dict.fromkeys(self.policies) if p not in SHIPPED or SHIPPED[p].is_file()]
+        for name in self.policies:
+            resolve(name)
+
+    def refuse_unless_positive(self, *names: str) -> None:
+        """InputError that names the first of these settings that is not above 0."""
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name}: {getattr(self, name)}; must be above 0")
 
 
 @dataclass(frozen=True)
@@ -27,8 +73,10 @@ class Offered:
     """Requests of one cell: the same for all policies.
 
     Attributes:
-        trace: name of the arrivals. load: over the measured capacity. repetition: number of it, which seeds the workload.
-        workload: the requests, or those of one turn.
+        trace: name of the arrivals.
+        load: over the measured capacity.
+        repetition: number of the repetition, which seeds the workload.
+        workload: the requests, or those of one slot.
     """
 
     trace: str
@@ -39,7 +87,15 @@ class Offered:
 
 @dataclass
 class LiveRun:
-    """One policy live on a cell: the record of ``result_of``, one row a request, and the overheads."""
+    """One policy live on a cell.
+
+    Attributes:
+        policy: its name.
+        offered: the cell.
+        result: the record of ``serving.observers.report.result_of``.
+        table: one row per request.
+        meter: the overheads.
+    """
 
     policy: str
     offered: Offered
@@ -48,78 +104,42 @@ class LiveRun:
     meter: OverheadMeter
 
 
-def check_amounts(config: Any, names: Sequence[str]) -> None:
-    """Refuse settings that leave nothing to run: fields ``names`` and all ``loads`` must be above 0.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise InputError(f"--{name}: {getattr(config, name)}; a number above 0 is wanted")
-    if not config.loads or min(config.loads) <= 0:
-        raise InputError(f"--loads: {config.loads}; one or more numbers above 0 are wanted")
-
-
-def check_policies(names: Sequence[str]) -> tuple[str, ...]:
-    """The policies to run: an unknown name is told before anything runs, a trained one that does not ship is left out.
-
-    Raises:
-        InputError: there is no such policy.
-    """
-    found = [name for name in dict.fromkeys(names) if name not in SHIPPED or SHIPPED[name].is_file()]
-    for name in found:
-        resolve(name)
-    return tuple(found)
-
-
 def make_cells(
-    profile: Profile,
-    traces: Sequence[str],
-    loads: Sequence[float],
-    repetitions: int,
-    capacity_rps: float,
-    duration_s: float,
-    high_fraction: float = 0.3,
-    seed: int = 0,
+    profile: Profile, traces: Sequence[str], capacity_rps: float, settings: LiveSettings, seed: int | None = None
 ) -> list[Offered]:
-    """The cells, one repetition after the other; each repetition draws other requests.
+    """The cells, one repetition after the other; each draws other requests, from ``seed`` or that of the settings on.
 
     Raises:
         InputError: an unknown trace, or nothing arrives in the time.
     """
-    mix = WorkloadConfig(high_fraction=high_fraction)
+    mix = WorkloadConfig(high_fraction=settings.high_fraction)
     cells = []
-    for repetition, trace, load in product(range(repetitions), traces, loads):
-        drawn = seed + repetition
+    for repetition, trace, load in product(range(settings.repetitions), traces, settings.loads):
+        drawn = repetition + (settings.seed if seed is None else seed)
         source = read_source(trace, profile.models, drawn)
-        workload = lay_out(source, profile, load * capacity_rps, duration_s, mix, drawn)
+        workload = lay_out(source, profile, load * capacity_rps, settings.duration, mix, drawn)
         cells.append(Offered(trace, load, repetition, workload))
     return cells
 
 
-def in_turns(cells: Sequence[Offered], turn_s: float) -> list[Offered]:
-    """Each cell cut into turns of ``turn_s`` seconds, the last one shorter where it must be; those with a request in them.
+def in_slots(cells: Sequence[Offered], slot_s: float) -> list[Offered]:
+    """Each cell cut into time slots of ``slot_s`` seconds, the last one as long as what is left; empty ones are dropped.
 
-    What the policies serve in turn is then close together in time, and what a slow minute of the machine does to one of
-    them it does to all.
+    All policies serve a slot before the next one begins, so a slow minute of the machine slows all of them alike.
     """
     out = []
     for cell in cells:
-        turn_ms = 1e3 * turn_s
-        count = int(cell.workload.arrival_ms[-1] // turn_ms) + 1
-        turns = [cell.workload.window(i * turn_ms, (i + 1) * turn_ms) for i in range(count)]
-        out += [replace(cell, workload=turn) for turn in turns if len(turn)]
+        slot_ms = 1e3 * slot_s
+        count = int(cell.workload.arrival_ms[-1] // slot_ms) + 1
+        slots = [cell.workload.window(i * slot_ms, (i + 1) * slot_ms) for i in range(count)]
+        out += [replace(cell, workload=slot) for slot in slots if len(slot)]
     return out
 
 
 def run_all(
-    machine: Machine,
-    policies: Sequence[str],
-    cells: Sequence[Offered],
-    say: Say = lambda text: None,
+    machine: Machine, policies: Sequence[str], cells: Sequence[Offered], say: Say = lambda text: None
 ) -> Iterator[LiveRun]:
-    """Serve every cell under every policy, policies in turn; who goes first changes, so that none has the warmest device."""
+    """Serve every cell under every policy; the first policy changes from cell to cell, so that none has the warmest device."""
     for number, offered in enumerate(cells):
         first = number % len(policies)
         for policy in (*policies[first:], *policies[:first]):

@@ -1,7 +1,7 @@
-"""A live run once more in simulation: the same requests, offered as late, on cores as fast as they were.
+"""Simulation of a live run: the same requests, offered as late, on cores that are as fast as they were.
 
-And what that is good for beside the comparison of the two (benchmarks.sim_to_live): policies that ran at different times met
-a machine of different speed. What that made of their rates is simulated and taken out (`at_common_speed`).
+It is compared with the live run (benchmarks.sim_to_live), and corrects live rates for drift: policies that ran at different
+times met a machine of different speed, and the simulator says what that made of their rates (`drift_corrected`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ON_TIME = np.zeros(1)
 
 
 def simulate(
-    told: Profile,
+    known: Profile,
     truth: Profile,
     policy: str,
     offered: Offered,
@@ -39,13 +39,16 @@ def simulate(
     late_ms: np.ndarray = ON_TIME,
     log_slowdown: np.ndarray | None = None,
 ) -> list[pd.DataFrame]:
-    """Requests of one cell in simulation, one table a world.
+    """Requests of one cell in simulation, one table per world.
 
     Args:
-        told: what the scheduler is told, as live. truth: what the device and the engine do.
+        known: what the scheduler knows, as live.
+        truth: what the device and the engine do.
         policy: as for ``agents.learned.names.resolve``.
-        offered: the cell. streams: of the device. worlds: runs with other noise.
-        late_ms: (n,) of these one is drawn for each request, by which it is offered late.
+        offered: the cell.
+        streams: of the device.
+        worlds: runs with different noise.
+        late_ms: (n,) delays with which requests are offered; one is drawn for each request.
         log_slowdown: of the cores over time, see ``refit.measured_log_slowdown``; None: it drifts as the truth says.
     """
     device = with_measured_slowdown(truth.truth(streams), log_slowdown)
@@ -53,7 +56,7 @@ def simulate(
     seen = offered_late(workload, late_ms, offered.repetition)
     late = seen.arrival_ms - workload.arrival_ms
     chosen, change = resolve(policy, worlds, profile=SERVED)
-    sim = Simulator(told, worlds, streams, max(len(workload), 1), tables=change(told.tables()), truth=device)
+    sim = Simulator(known, worlds, streams, max(len(workload), 1), tables=change(known.tables()), truth=device)
     sim.end_as_served(workload)
     run(sim, chosen, [seen], [1 + offered.repetition * worlds + e for e in range(worlds)])
     tables = [request_table(sim, e) for e in range(worlds)]
@@ -65,7 +68,7 @@ def simulate(
 
 
 def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload:
-    """The requests as the driver of a live run offers them: by a timer, in turn, and with the deadlines that they had."""
+    """The requests as the driver of a live run offers them: late by a timer, in order, with their absolute deadlines kept."""
     drawn = np.random.default_rng(seed).choice(late_ms, len(workload))
     arrival_ms = np.maximum.accumulate(workload.arrival_ms + drawn)
     left_ms = np.maximum(workload.arrival_ms + workload.deadline_ms - arrival_ms, LEAST_MS)
@@ -73,7 +76,7 @@ def offered_late(workload: Workload, late_ms: np.ndarray, seed: int) -> Workload
 
 
 def log_slowdown_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarray:
-    """Speed of the cores over the time of a live run, on the clock of its workload."""
+    """Log slowdown of the cores over a live run, on the clock of its workload; see ``refit.measured_log_slowdown``."""
     ran = one.table[one.table["batch_id"] >= 0]
     start_ms = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).first()
     shifts = [b.decided_ms - start_ms[b.batch_id] for b in one.meter.batches if b.batch_id in start_ms.index]
@@ -81,19 +84,15 @@ def log_slowdown_of(one: LiveRun, truth: Profile, info: MachineInfo) -> np.ndarr
     return measured_log_slowdown(truth, one.meter.log(info), begin_ms, begin_ms + float(one.table["finish_ms"].max()))
 
 
-def as_served(told: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
-    """The profile of a machine as it serves: delays, slowdowns and noise, and how fast its cores were during the runs.
-
-    Args:
-        told: as calibrated. overhead: what the engine costs. runs: that are joined in time. info: the machine.
-    """
-    truth = overhead.put_into(told)
+def as_served(base: Profile, overhead: Overhead, runs: Sequence[LiveRun], info: MachineInfo) -> Profile:
+    """The calibrated profile ``base`` as the machine serves: with delays, slowdowns, noise, and the drift of all runs."""
+    truth = overhead.put_into(base)
     measured = [one for run in runs if (one := log_slowdown_of(run, truth, info)).size]
     if not measured:
         return truth
     log_slowdown = np.concatenate(measured, axis=1)[:, : int(KEPT_MS / KNOT_MS)]
     source = (
-        f"{told.source}; {len(overhead.log.batches)} batches beside an engine, {log_slowdown.shape[1]} knots of drift"
+        f"{base.source}; {len(overhead.log.batches)} batches beside an engine, {log_slowdown.shape[1]} knots of drift"
     )
     return replace(truth, name="served", log_slowdown=log_slowdown, drift_knot_ms=KNOT_MS, source=source)
 
@@ -104,31 +103,34 @@ def violation_rates(tables: Sequence[pd.DataFrame]) -> np.ndarray:
     return 100.0 * np.array([metrics[tag] for tag in metric.VIOLATION])
 
 
-def at_common_speed(
-    runs: Sequence[LiveRun], told: Profile, info: MachineInfo, streams: int, worlds: int = 8
+def drift_corrected(
+    runs: Sequence[LiveRun], known: Profile, info: MachineInfo, streams: int, worlds: int = 8
 ) -> np.ndarray:
     """Live violation rates as if all policies had met the same machine, by control variates (Lavenberg and Welch, 1981).
 
-    From the rates of each run those are taken that the simulator gives for the speed that its own batches show, and the
-    mean of those that it gives the same policy for the speeds of all runs on the same requests is added. Policies take turns,
-    so that no speed belongs to any of them: what the simulator gets wrong about a policy cancels, and the spread shrinks. What
-    does not cancel is an error of the truth that makes batches seem slower under one policy than under another.
+    For each run, subtract the rates that the simulator gives at the speed that the run's own batches show, and add the mean
+    of those that it gives the same policy at the speeds of all runs on the same requests. Policies alternate, so no speed
+    belongs to one of them: the simulator's error about a policy cancels, and the variance shrinks. What does not cancel is an
+    error of the truth that makes batches seem slower under one policy than under another.
 
     Args:
-        runs: of all policies, those on the same requests next to each other. told: what the schedulers are told.
-        info: the machine. streams: of the device. worlds: simulated runs for each speed.
+        runs: of all policies, those on the same requests next to each other.
+        known: what the schedulers know.
+        info: the machine.
+        streams: of the device.
+        worlds: simulated runs for each speed.
 
     Returns:
         (R, 2) percent by priority, in the order of the runs.
     """
     overhead = measure_overhead([one.meter for one in runs], info)
-    truth = overhead.put_into(told)
+    truth = overhead.put_into(known)
     out = []
     for _, cell in groupby(runs, key=lambda one: id(one.offered)):
         here = list(cell)
         slowdowns = [log_slowdown_of(one, truth, info) for one in here]
         for i, one in enumerate(here):
-            args = (told, truth, one.policy, one.offered, streams, worlds, overhead.late_ms)
+            args = (known, truth, one.policy, one.offered, streams, worlds, overhead.late_ms)
             at = np.array([violation_rates(simulate(*args, log_slowdown)) for log_slowdown in slowdowns])
             out.append(violation_rates([one.table]) - at[i] + at.mean(axis=0))
     return np.array(out)

@@ -1,4 +1,4 @@
-"""A trace format of your own: an access log with one "SECONDS MODEL" a line."""
+"""A trace format of your own: an access log with one "SECONDS MODEL" per line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +11,14 @@ from traces.formats.base import Rows, TraceFormat
 
 
 def read(path: Path) -> Iterator[Rows]:
-    """Times in ms, and the model as the source of each arrival."""
-    times, models = [], []
+    """Times in ms."""
+    times = []
     for number, line in enumerate(path.read_text().splitlines()[1:], start=2):
-        seconds, _, model = line.partition(" ")
         try:
-            times.append(1e3 * float(seconds))
-        except ValueError:
-            raise InputError(f"{path}:{number}: {line!r}; 'SECONDS MODEL' is wanted") from None
-        models.append(model)
-    yield Rows(np.array(times), source=np.array(models))
+            times.append(1e3 * float(line.split()[0]))
+        except (ValueError, IndexError):
+            raise InputError(f"{path}:{number}: {line!r}; expected 'SECONDS MODEL'") from None
+    yield Rows(np.array(times))
 
 
 FORMAT = TraceFormat("access-log", lambda path, line: line == "# access log", read, from_start=True)

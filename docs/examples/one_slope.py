@@ -11,7 +11,6 @@ from benchmarks.interference.model import bounded
 class OneSlope:
     """Slowdown linear in the number of co-runners, by least squares."""
 
-    name = "one-slope"
     slope = 0.0
 
     def fit(self, data: CoRuns, train: np.ndarray) -> OneSlope:

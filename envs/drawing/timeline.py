@@ -17,6 +17,7 @@ from envs.simulation.records import IDLE
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.files import atomic_path
+from traces.measurements import Phases
 
 Decide = Callable[[SchedState, Tables], tuple[int, float]]
 
@@ -46,8 +47,8 @@ def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[Batc
         for k in [k for k in flying if runs[k].phase == IDLE]:
             *what, start, predicted = flying.pop(k)
             copied, ended = float(runs[k].h2d_end), float(runs[k].exec_end)
-            phases = (start, float(runs[k].h2d_start), copied, copied, ended, float(runs[k].until))
-            batches.append(BatchRow._make((*what, *phases, predicted, None)))
+            phases = Phases(start, float(runs[k].h2d_start), copied, copied, ended, float(runs[k].until))
+            batches.append(BatchRow._make((*what, phases, predicted, None)))
     rows = world.request[0, : int(world.episode[0].n)]
     requests = [
         RequestRow(i, models[r.model], int(r.priority), OUTCOMES[r.outcome], float(r.arrival), float(r.start),
@@ -87,7 +88,7 @@ def draw_timeline(
     FigureCanvasAgg(figure)
     queues, device, ends = figure.subplots(3, 1, sharex=True, height_ratios=(1.1, 2.2, 0.8))
     _queues(queues, requests)
-    _streams(device, [b for b in batches if b.d2h_end_ms >= start and b.dispatch_ms <= end], end - start)
+    _streams(device, [b for b in batches if b.phases.d2h_end_ms >= start and b.phases.dispatch_ms <= end], end - start)
     _ends(ends, [r for r in requests if start <= r.finish_ms <= end])
     ends.set_xlim(start, end)
     ends.set_xlabel("time (ms)")
@@ -122,14 +123,14 @@ def _queues(axes: Any, requests: Sequence[RequestRow]) -> None:
 def _streams(axes: Any, batches: Sequence[BatchRow], shown_ms: float) -> None:
     streams = sorted({b.stream for b in batches})
     for b in batches:
-        at = streams.index(b.stream)
-        for begin, end in ((b.h2d_start_ms, b.h2d_end_ms), (b.exec_end_ms, b.d2h_end_ms)):
+        at, phases = streams.index(b.stream), b.phases
+        for begin, end in ((phases.h2d_start_ms, phases.h2d_end_ms), (phases.exec_end_ms, phases.d2h_end_ms)):
             axes.barh(at, end - begin, 0.7, left=begin, color=COPY)
-        took = b.exec_end_ms - b.exec_start_ms
-        axes.barh(at, took, 0.7, left=b.exec_start_ms, color=COLOUR[b.priority], alpha=0.75, edgecolor="white", lw=0.6)
+        begin, took = phases.exec_start_ms, phases.exec_end_ms - phases.exec_start_ms
+        axes.barh(at, took, 0.7, left=begin, color=COLOUR[b.priority], alpha=0.75, edgecolor="white", lw=0.6)
         if took > 0.015 * shown_ms:
             axes.text(
-                b.exec_start_ms + took / 2, at, f"{b.model} x{b.batch_size}", ha="center", va="center", fontsize=7,
+                begin + took / 2, at, f"{b.model} x{b.batch_size}", ha="center", va="center", fontsize=7,
                 color="white", rotation=0 if took > 0.09 * shown_ms else 90, clip_on=True,
             )  # fmt: skip
     axes.set_yticks(range(len(streams)), [f"stream {k}" for k in streams])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from envs.scheduling.state import PRIORITIES
 from traces.files import atomic_write_text
+from traces.measurements import Phases
 
 QUEUES, STREAMS = 1, 2  # the two groups of rows
 
@@ -33,19 +34,14 @@ class RequestRow(NamedTuple):
 
 
 class BatchRow(NamedTuple):
-    """A batch that ended; times in ms on the clock of the requests, phases as in traces.measurements."""
+    """A batch that ended; times in ms on the clock of the requests."""
 
     batch_id: int
     stream: int
     priority: int
     model: str
     batch_size: int
-    dispatch_ms: float
-    h2d_start_ms: float
-    h2d_end_ms: float
-    exec_start_ms: float
-    exec_end_ms: float
-    d2h_end_ms: float
+    phases: Phases
     predicted_ms: float = math.nan
     error: str | None = None
 
@@ -102,18 +98,19 @@ def _batch_events(row: BatchRow) -> list[dict[str, Any]]:
     args: dict[str, Any] = {"batch": row.batch_id, "size": row.batch_size, "priority": PRIORITIES[row.priority]}
     if not math.isnan(row.predicted_ms):
         args["predicted_ms"] = round(row.predicted_ms, 3)
-    args["actual_ms"] = round(row.d2h_end_ms - row.dispatch_ms, 3)
+    args["actual_ms"] = round(row.phases.total_ms, 3)
     if row.error is not None:
         args["error"] = row.error
-    phases = (
-        ("copy in", "copy", row.h2d_start_ms, row.h2d_end_ms),
-        (f"{row.model} x{row.batch_size}", "execution", row.exec_start_ms, row.exec_end_ms),
-        ("copy back", "copy", row.exec_end_ms, row.d2h_end_ms),
+    phases = row.phases
+    spans = (
+        ("copy in", "copy", phases.h2d_start_ms, phases.h2d_end_ms),
+        (f"{row.model} x{row.batch_size}", "execution", phases.exec_start_ms, phases.exec_end_ms),
+        ("copy back", "copy", phases.exec_end_ms, phases.d2h_end_ms),
     )
     return [
         {"ph": "X", "name": name, "cat": category, "pid": STREAMS, "tid": row.stream, "ts": _us(start),
          "dur": _us(end - start), "args": args}
-        for name, category, start, end in phases
+        for name, category, start, end in spans
     ]  # fmt: skip
 
 

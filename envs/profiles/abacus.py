@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from traces.errors import InputError
-from envs.profiles.gpu_v100 import read_table
+from traces.tables import read_table
 
 LAYERS = {"bert": 12, "inception_v3": 14, "resnet101": 35, "resnet152": 52, "resnet50": 18, "vgg16": 19, "vgg19": 22}
 MODELS = tuple(LAYERS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from envs.profiles.profile import Profile, counts_to, predictor_start
 from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
@@ -23,6 +23,7 @@ from traces.measurements import Measurements
 WEIGHT_BATCHES = 500  # batches that the online predictor's prior is worth
 RESIDUALS = 512
 DRIFT_BATCHES = 25  # batches on each side whose median residual is taken for the drift of the device
+HUBER = 0.15  # log error beyond which a batch is a straggler
 CORE_BATCHES = 5  # the same for one core: this many predict best what a batch between them took
 
 
@@ -68,110 +69,116 @@ def solo_arrays(measurements: Measurements) -> tuple[np.ndarray, np.ndarray, np.
     return arrays["h2d_ms"], arrays["exec_ms"], arrays["d2h_ms"]
 
 
+def fit_log_slowdown(
+    segments: Segments,
+    x: csr_matrix,
+    log_solo: np.ndarray,
+    penalty: np.ndarray,
+    start: np.ndarray,
+    known: np.ndarray | float = 0.0,
+    train: np.ndarray | None = None,
+) -> np.ndarray:
+    """Coefficients of a log slowdown that is linear in columns of the pieces: ridge regression on the work done.
+
+    The work done over the pieces of a batch, ``sum dt / slowdown``, must equal its solo time. The log of their ratio is
+    Huber-clipped, since stragglers are noise, not interference.
+
+    Args:
+        segments: measured pieces.
+        x: (S, C) columns.
+        log_solo: (N,) log of the solo time of each batch.
+        penalty: (C,) weight of each squared coefficient, per batch.
+        start: (C,) coefficients to start from.
+        known: (S,) part of the log slowdown that is given.
+        train: (N,) batches to fit; None: all.
+
+    Returns:
+        (C,) coefficients.
+    """
+    train = np.ones(len(log_solo), bool) if train is None else train
+    at = train[segments.batch]
+    x, solo_ms, n = x[at], segments.dt_ms[at] * np.exp(-np.broadcast_to(known, at.shape)[at]), int(train.sum())
+    row = (np.cumsum(train) - 1)[segments.batch[at]]
+    gather = csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), shape=(n, len(row)))
+    target, scaled = log_solo[train], penalty * n
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        piece = solo_ms * np.exp(-(x @ theta))
+        work = np.maximum(gather @ piece, 1e-9)
+        error = np.log(work) - target
+        clipped = np.clip(error, -HUBER, HUBER)
+        value = float(np.sum(clipped * (error - clipped / 2)))
+        slope = -(x.T @ (piece * (gather.T @ (clipped / work))))
+        return value + float(scaled @ theta**2) / 2, slope + scaled * theta
+
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+
+
 def fit_truth(
     segments: Segments,
     solo_ms: np.ndarray,
     demand: np.ndarray,
-    ridge: float = 0.02,
+    ridge: float = 2e-4,
     base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slowdown by number of batches on a core and by pair.
 
     Args:
-        segments: measured pieces. solo_ms: (M, B). demand: (M, B, 3).
-        ridge: weight of the penalty that pulls pair terms to zero beyond what demands explain.
+        segments: measured pieces.
+        solo_ms: (M, B) solo execution time.
+        demand: (M, B, 3) demand.
+        ridge: penalty that pulls pair terms to zero beyond what demands explain, per batch.
         base: count and pair of a profile to start from, and to stay at where little was measured; None: start anew.
 
     Returns:
         count (n + 1,) up to the most batches seen on a core, pair (M*B, M*B) in logs, residual (N,): log of measured over
         fitted execution time.
     """
-    mbs = solo_ms.size
-    n_sizes = solo_ms.shape[1]
-    n_models = mbs // n_sizes
-    flat = demand.reshape(mbs, -1)
-    # Columns: count terms for n = 2.., products of demands, pairs of models, batch-size corrections on both sides.
-    n_demand = flat.shape[1] ** 2
+    n_models, n_sizes = solo_ms.shape
+    flat = demand.reshape(solo_ms.size, -1)
+    model = np.repeat(np.arange(n_models), n_sizes)
     most = max(int(segments.n.max()), 1 if base is None else len(base[0]) - 1)
+    counts = (segments.n[:, None] == np.arange(2, most + 1)).astype(float)
+    x = hstack([counts, demand_products(segments, flat), segments.pair_effects(model)], format="csr")
     at_demand = most - 1
-    at_pair = at_demand + n_demand
-    at_row = at_pair + n_models * n_models
-    at_col = at_row + mbs
-    columns = at_col + mbs
-    rows, cols, vals = [], [], []
-    s = len(segments.dt_ms)
-    own = segments.mb[segments.batch]
-    for n in range(2, most + 1):
-        at = np.flatnonzero(segments.n == n)
-        rows.append(at)
-        cols.append(np.full(len(at), n - 2))
-        vals.append(np.ones(len(at)))
-    for slot in range(segments.others.shape[1]):
-        at = np.flatnonzero(segments.others[:, slot] >= 0)
-        if len(at) == 0:
-            continue
-        them = segments.mb[segments.others[at, slot]]
-        mine = own[at]
-        products = (flat[mine][:, :, None] * flat[them][:, None, :]).reshape(len(at), -1)
-        for d in range(n_demand):
-            rows.append(at)
-            cols.append(np.full(len(at), at_demand + d))
-            vals.append(products[:, d] * segments.share[at, slot])
-        for offset, index in (
-            (at_pair, (mine // n_sizes) * n_models + them // n_sizes),
-            (at_row, mine),
-            (at_col, them),
-        ):
-            rows.append(at)
-            cols.append(offset + index)
-            vals.append(segments.share[at, slot])
-    x = csr_matrix((np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols))), shape=(s, columns))
-    n_batches = len(segments.mb)
-    gather = csr_matrix((np.ones(s), (segments.batch, np.arange(s))), shape=(n_batches, s))
-    log_solo = np.log(solo_ms.ravel()[segments.mb])
-    penalty = np.full(columns, ridge)
-    penalty[:at_demand] = 1e-6 if base is None else ridge
+    at_pair = at_demand + flat.shape[1] ** 2
+    penalty = np.full(x.shape[1], ridge)
+    penalty[:at_demand] = 1e-8 if base is None else ridge
     penalty[at_demand:at_pair] = ridge / 10
-    known = np.zeros(s) if base is None else log_slowdown(segments, *base)
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        piece = segments.dt_ms * np.exp(-(known + x @ theta))
-        work = np.maximum(gather @ piece, 1e-9)
-        error = np.log(work) - log_solo
-        # Huber: stragglers are noise, not interference.
-        weight = np.clip(error, -0.15, 0.15)
-        value = float(np.sum(np.where(np.abs(error) < 0.15, error**2 / 2, 0.15 * (np.abs(error) - 0.075))))
-        slope = -(x.T @ (piece * (gather.T @ (weight / work))))
-        scale = n_batches / 100.0
-        return value + scale * float(penalty @ theta**2) / 2, slope + scale * penalty * theta
-
-    start = np.zeros(columns)
+    start = np.zeros(x.shape[1])
     if base is None:
         start[:at_demand] = np.log(np.arange(2, most + 1))
-    theta = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    work = gather @ (segments.dt_ms * np.exp(-(known + x @ theta)))
-    residual = np.log(work) - log_solo
+    known = np.zeros(len(segments.dt_ms)) if base is None else log_slowdown(segments, *base)
+    log_solo = np.log(solo_ms.ravel()[segments.variant])
+    theta = fit_log_slowdown(segments, x, log_solo, penalty, start, known)
+    residual = np.log(segments.over_batches(segments.dt_ms * np.exp(-(known + x @ theta)))) - log_solo
     count = np.ones(most + 1)
     count[2:] = np.exp(theta[:at_demand])
-    m = np.arange(mbs)
-    pair = (flat[:, None, :, None] * flat[None, :, None, :]).reshape(mbs, mbs, -1) @ theta[at_demand:at_pair]
-    pair += theta[at_pair:at_row].reshape(n_models, n_models)[np.ix_(m // n_sizes, m // n_sizes)]
-    pair += theta[at_row:at_col][:, None] + theta[at_col:][None, :]
+    pairs, victims, aggressors = np.split(theta[at_pair:], [n_models**2, n_models**2 + solo_ms.size])
+    pair = (flat[:, None, :, None] * flat[None, :, None, :]).reshape(*[solo_ms.size] * 2, -1) @ theta[at_demand:at_pair]
+    pair += pairs.reshape(n_models, n_models)[np.ix_(model, model)] + victims[:, None] + aggressors
     if base is not None:
         count *= counts_to(base[0], most)
         pair += base[1]
     return count, pair, residual
 
 
+def demand_products(segments: Segments, demand: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """(S, D*D) products of the demands (V, D) of a piece and the sum of its co-runners', weighted (S, K - 1).
+
+    Without a weight, co-runners count by their share of another core.
+    """
+    own, other = segments.variants()
+    weight = segments.share if weight is None else weight
+    them = (demand[other] * weight[:, :, None]).sum(axis=1)
+    return (demand[own][:, :, None] * them[:, None, :]).reshape(len(own), -1)
+
+
 def log_slowdown(segments: Segments, count: np.ndarray, pair: np.ndarray) -> np.ndarray:
     """Log of the slowdown of each piece (S,) by a profile's count and pair."""
     out = np.log(counts_to(count, int(segments.n.max(initial=1))))[segments.n]
-    beside = np.zeros(len(out))
-    own = segments.mb[segments.batch]
-    for slot in range(segments.others.shape[1]):
-        at = np.flatnonzero(segments.others[:, slot] >= 0)
-        beside[at] += pair[own[at], segments.mb[segments.others[at, slot]]] * segments.share[at, slot]
-    return out + np.maximum(beside, 0.0)
+    own, other = segments.variants()
+    return out + np.maximum((pair[own[:, None], other] * segments.share).sum(axis=1), 0.0)
 
 
 def quantiles(noise: np.ndarray) -> np.ndarray:
@@ -181,7 +188,7 @@ def quantiles(noise: np.ndarray) -> np.ndarray:
 
 def drift_of(segments: Segments, residual: np.ndarray) -> np.ndarray:
     """What the residuals (N,) of batches near in time have in common, (N,)."""
-    return _running_median(segments.start_ms, residual, DRIFT_BATCHES)
+    return running_median(segments.start_ms, residual, DRIFT_BATCHES)
 
 
 def core_drift_of(segments: Segments, residual: np.ndarray) -> np.ndarray:
@@ -189,11 +196,11 @@ def core_drift_of(segments: Segments, residual: np.ndarray) -> np.ndarray:
     drift = np.empty(len(residual))
     for core in np.unique(segments.core):
         mine = np.flatnonzero(segments.core == core)
-        drift[mine] = _running_median(segments.start_ms[mine], residual[mine], CORE_BATCHES)
+        drift[mine] = running_median(segments.start_ms[mine], residual[mine], CORE_BATCHES)
     return drift
 
 
-def _running_median(time_ms: np.ndarray, values: np.ndarray, half: int) -> np.ndarray:
+def running_median(time_ms: np.ndarray, values: np.ndarray, half: int) -> np.ndarray:
     """The median of each value (N,) and ``half`` on each side in time, (N,)."""
     order = np.argsort(time_ms, kind="stable")
     padded = np.pad(values[order], half, mode="reflect" if len(values) > half else "edge")
@@ -221,8 +228,8 @@ def drift_period_ms(segments: Segments, drift: np.ndarray) -> float:
 def piece_features(segments: Segments, demand: np.ndarray) -> np.ndarray:
     """Features of the predictor's device path for each piece: (S, N_DEVICE_FEATURES)."""
     flat = demand.reshape(-1, demand.shape[-1])
-    own = flat[segments.mb[segments.batch]]
-    others = (flat[segments.mb[np.maximum(segments.others, 0)]] * segments.share[:, :, None]).sum(axis=1)
+    mine, them = segments.variants()
+    own, others = flat[mine], (flat[them] * segments.share[:, :, None]).sum(axis=1)
     out = np.empty((len(own), N_FEATURES))
     for i in range(len(own)):
         features(float(segments.n[i]), float(segments.n_other[i]), *own[i], *others[i], out[i])
@@ -239,19 +246,19 @@ def fit_weights(
     is taken out.
     """
     x = piece_features(segments, demand)
-    n = len(segments.mb)
-    solo = solo_ms.ravel()[segments.mb]
+    n = len(segments.variant)
+    solo = solo_ms.ravel()[segments.variant]
     took = segments.exec_ms / np.exp(drift)
     weights = np.zeros(N_DEVICE_FEATURES)
     mean = np.zeros((n, N_DEVICE_FEATURES))
     for _ in range(rounds):
         bracket = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
         sliced = segments.dt_ms / bracket
-        total = np.bincount(segments.batch, sliced, n)
-        done = np.bincount(segments.batch, sliced / segments.n, n)
+        total = segments.over_batches(sliced)
+        done = segments.over_batches(sliced / segments.n)
         y = np.minimum(took / (solo * total / np.maximum(done, 1e-9)), MAX_SLOWDOWN) - 1.0
         for f in range(N_DEVICE_FEATURES):
-            mean[:, f] = np.bincount(segments.batch, sliced * x[:, f], n) / np.maximum(total, 1e-9)
+            mean[:, f] = segments.over_batches(sliced * x[:, f]) / np.maximum(total, 1e-9)
         gram = mean.T @ mean + ridge * n * np.eye(N_DEVICE_FEATURES) * 0.01
         weights = np.linalg.solve(gram, mean.T @ y)
         for _ in range(3):  # Huber reweighting

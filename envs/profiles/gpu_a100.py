@@ -20,7 +20,7 @@ from envs.profiles import abacus
 from envs.profiles.abacus import LAYERS, MODELS, CoRuns
 from envs.profiles.fit import quantiles
 from envs.profiles.profile import Profile
-from envs.profiles.two_paths import EPS, HUBER, ROWS, TwoPaths, fit_layers, fit_two_paths
+from envs.profiles.two_paths import HUBER, ROWS, TwoPaths, fit_layers, fit_two_paths
 from envs.scheduling.predictor import COMPUTE_BOTH, HOST_OTHERS, HOST_SLACK
 from envs.scheduling.state import COMPUTE, N_DEMAND, N_FEATURES
 from traces.command import run_command

@@ -20,6 +20,7 @@ from envs.scheduling.predictor import N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.command import run_command
 from traces.errors import InputError
+from traces.tables import read_table
 
 SIZES = (1, 2, 4, 8, 16, 32)
 GBPS = 11.5  # PCIe 3.0 x16 in practice, SOURCES.md
@@ -29,21 +30,6 @@ PIXEL_BYTES = 3 * 4
 INPUT_BYTES = {"ssd": 300 * 300 * PIXEL_BYTES}  # others take 224x224 images
 OUTPUT_BYTES = {"ssd": 8732 * 25 * 4}  # boxes and classes; others give 1000 scores
 RIDGE = 1e-3
-
-
-def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """A CSV file that must have some columns.
-
-    Raises:
-        InputError: no such file, or a column is missing.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; --data names the folder that holds igniter_v100 and glet")
-    frame = pd.read_csv(path)
-    for column in columns:
-        if column not in frame:
-            raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(map(str, frame.columns))}")
-    return frame
 
 
 def at_full_share(rows: pd.DataFrame, value: str) -> float:

@@ -139,8 +139,8 @@ def of_kind(measurements: Measurements, *kinds: str) -> Measurements:
 def residuals(profile: Profile, segments: Segments) -> np.ndarray:
     """Log of measured over modelled execution time of each batch (N,)."""
     work = segments.dt_ms * np.exp(-log_slowdown(segments, profile.count, profile.pair))
-    total = np.bincount(segments.batch, work, len(segments.mb))
-    return np.log(np.maximum(total, 1e-9) / profile.solo_ms.ravel()[segments.mb])
+    solo_ms = profile.solo_ms.ravel()[segments.variant]
+    return np.log(np.maximum(segments.over_batches(work), 1e-9) / solo_ms)
 
 
 def with_noise(profile: Profile, log: Measurements, by_core: bool = False) -> Profile:
@@ -158,10 +158,10 @@ def with_noise(profile: Profile, log: Measurements, by_core: bool = False) -> Pr
     segments = cut(log)
     residual = residuals(profile, segments)
     own = np.zeros(profile.solo_ms.size)
-    for mb in np.unique(segments.mb):
-        mine = residual[segments.mb == mb]
-        own[mb] = (np.median(mine) - np.median(residual)) * len(mine) / (len(mine) + SOLO_WEIGHT)
-    residual -= own[segments.mb]
+    for variant in np.unique(segments.variant):
+        mine = residual[segments.variant == variant]
+        own[variant] = (np.median(mine) - np.median(residual)) * len(mine) / (len(mine) + SOLO_WEIGHT)
+    residual -= own[segments.variant]
     drift = drift_of(segments, residual)
     level = float(np.median(residual))
     spread = float(np.std(drift - level))

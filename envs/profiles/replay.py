@@ -71,6 +71,10 @@ class Replayed:
     scale: np.ndarray
     n_corunners: np.ndarray
 
+    def take(self, at: np.ndarray) -> Replayed:
+        """The batches of ``at``: a mask or indices."""
+        return Replayed(**{name: getattr(self, name)[at] for name in self.__dataclass_fields__})
+
     def coverage(self, level: float) -> float:
         """Share of batches that finished within the quantile of ``level`` (one of envs.scheduling.state.QUANTILES)."""
         if level not in QUANTILES:

@@ -1,10 +1,12 @@
-"""Measured batches cut where their co-running set changes: what both the offline fits and the predictor benchmark read."""
+"""Measured batches cut where their co-running set changes: profiles are fitted to these, interference models judged by them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from traces.errors import InputError
 from traces.machine import CPU_TURN_MS, MachineInfo
@@ -16,28 +18,78 @@ class Segments:
     """N batches and the S pieces of their executions during which the co-running set did not change.
 
     Attributes:
-        batch: (S,) row of the batch that the piece belongs to. dt_ms: (S,) its length.
-        n: (S,) batches that execute on its core, the batch itself counted. n_other: (S,) other cores that execute something.
-        others: (S, K - 1) rows of the batches that execute on other cores, -1 where there is none.
-        share: (S, K - 1) the share of its core that each of them has.
-        mb: (N,) model index * B + batch-size index of each batch. exec_ms: (N,) its execution time. core: (N,) that it ran on.
-        run: (N,) scenario. solo: (N,) whether it ran alone by design. start_ms: (N,) start of its execution.
-        set_id: (N,) number of the co-location set (models and sizes of its run that overlap it): the unit of splits.
+        variant: (N,) what each batch was: model index * B + batch-size index.
+        exec_ms: (N,) its execution time.
+        start_ms: (N,) start of its execution.
+        core: (N,) core that it ran on, or stream where streams share no cores.
+        alone: (N,) whether it ran alone by design.
+        group: (N,) number of its co-location set (models and sizes of its run that overlap it): the unit of splits.
+        batch: (S,) row of the batch that a piece belongs to; the pieces of a batch lie together, in order of time.
+        dt_ms: (S,) length of the piece.
+        others: (S, K - 1) rows of the batches that execute beside it, on whatever core, -1 where there is none.
     """
 
+    variant: np.ndarray
+    exec_ms: np.ndarray
+    start_ms: np.ndarray
+    core: np.ndarray
+    alone: np.ndarray
+    group: np.ndarray
     batch: np.ndarray
     dt_ms: np.ndarray
-    n: np.ndarray
-    n_other: np.ndarray
     others: np.ndarray
-    share: np.ndarray
-    mb: np.ndarray
-    exec_ms: np.ndarray
-    core: np.ndarray
-    run: np.ndarray
-    solo: np.ndarray
-    start_ms: np.ndarray
-    set_id: np.ndarray
+
+    @cached_property
+    def there(self) -> np.ndarray:
+        """(S, K - 1) whether there is a co-runner."""
+        return self.others >= 0
+
+    @cached_property
+    def _cores(self) -> np.ndarray:
+        """(S, K - 1) core of each co-runner, -1 where there is none."""
+        return np.where(self.there, self.core[self.others], -1)
+
+    @cached_property
+    def n(self) -> np.ndarray:
+        """(S,) batches that execute on the piece's core, itself counted."""
+        return 1 + (self._cores == self.core[self.batch][:, None]).sum(axis=1)
+
+    @cached_property
+    def share(self) -> np.ndarray:
+        """(S, K - 1) share that each co-runner has of another core; 0 where it is on the piece's own, or there is none."""
+        elsewhere = self.there & (self._cores != self.core[self.batch][:, None])
+        on_its_core = (self._cores[:, :, None] == self._cores[:, None, :]).sum(axis=2)
+        return elsewhere / np.maximum(on_its_core, 1)
+
+    @cached_property
+    def n_other(self) -> np.ndarray:
+        """(S,) other cores that execute something."""
+        return np.rint(self.share.sum(axis=1)).astype(np.int64)
+
+    def variants(self) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) variant of each piece, and (S, K - 1) of its co-runners (any where there is none)."""
+        return self.variant[self.batch], self.variant[self.others]
+
+    def over_batches(self, values: np.ndarray) -> np.ndarray:
+        """(N,) sums of values (S,) over the pieces of each batch."""
+        return np.bincount(self.batch, values, len(self.variant))
+
+    def pair_effects(self, model: np.ndarray) -> csr_matrix:
+        """(S, M*M + 2V) effects of the co-runners on other cores, weighted by their share of these.
+
+        Args:
+            model: (V,) model of each variant.
+
+        Returns:
+            One column for each pair of models, then one for each variant as the victim, and one as the aggressor.
+        """
+        n_models, n_variants = int(model.max()) + 1, len(model)
+        row, slot = np.nonzero(self.share)
+        mine, them = self.variant[self.batch[row]], self.variant[self.others[row, slot]]
+        pairs, victims = n_models * n_models, n_models * n_models + n_variants
+        columns = np.concatenate([model[mine] * n_models + model[them], pairs + mine, victims + them])
+        weights, rows = np.tile(self.share[row, slot], 3), np.tile(row, 3)
+        return csr_matrix((weights, (rows, columns)), shape=(len(self.batch), victims + n_variants))
 
 
 def cores_of(machine: MachineInfo) -> int:
@@ -67,48 +119,34 @@ def cut(measurements: Measurements) -> Segments:
             f"batches.parquet: batch_size {unknown[0]} is not among {list(machine.batch_sizes)} of machine.json"
         )
     models = frame["model"].astype(str).map(model_index).to_numpy()
-    mb = models * len(size_index) + np.array([size_index[s] for s in sizes])
+    variant = models * len(size_index) + np.array([size_index[s] for s in sizes])
     run = frame["run"].to_numpy()
     start = frame["exec_start_ms"].to_numpy()
     end = frame["exec_end_ms"].to_numpy()
-    k = machine.streams
-    core = frame["stream"].to_numpy() % (cores_of(machine) or k)
-    batch, dt, count, count_other, others, shares = [], [], [], [], [], []
+    batch, dt, others = [], [], []
     sets: dict[tuple[int, ...], int] = {}
-    set_id = np.zeros(len(frame), np.int64)
+    group = np.zeros(len(frame), np.int64)
     order = np.lexsort((start, run))
     for rows in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
         s, f = start[rows], end[rows]
         for i, row in enumerate(rows):
             near = np.flatnonzero((s < f[i]) & (f > s[i]) & (np.arange(len(rows)) != i))
-            key = (int(mb[row]), *sorted(int(mb[rows[j]]) for j in near))
-            set_id[row] = sets.setdefault(tuple(sorted(key)), len(sets))
+            key = (int(variant[row]), *sorted(int(variant[rows[j]]) for j in near))
+            group[row] = sets.setdefault(tuple(sorted(key)), len(sets))
             edges = np.unique(np.clip(np.concatenate(([s[i], f[i]], s[near], f[near])), s[i], f[i]))
             for a, b in zip(edges[:-1], edges[1:], strict=True):
-                beside = near[(s[near] <= a) & (f[near] >= b)]
-                away = rows[beside[core[rows[beside]] != core[row]]][: k - 1]
-                on_core = core[away]
-                row_others, row_share = np.full(k - 1, -1), np.zeros(k - 1)
-                row_others[: len(away)] = away
-                row_share[: len(away)] = [1.0 / np.count_nonzero(on_core == c) for c in on_core]
+                beside = rows[near[(s[near] <= a) & (f[near] >= b)]][: machine.streams - 1]
                 batch.append(row)
                 dt.append(b - a)
-                count.append(1 + len(beside) - np.count_nonzero(core[rows[beside]] != core[row]))
-                count_other.append(len(set(on_core.tolist())))
-                others.append(row_others)
-                shares.append(row_share)
+                others.append(np.pad(beside, (0, machine.streams - 1 - len(beside)), constant_values=-1))
     return Segments(
-        batch=np.array(batch),
-        dt_ms=np.array(dt),
-        n=np.array(count),
-        n_other=np.array(count_other),
-        others=np.array(others),
-        share=np.array(shares),
-        mb=mb,
+        variant=variant,
         exec_ms=end - start,
-        core=core,
-        run=run,
-        solo=(frame["kind"] == "solo").to_numpy(),
         start_ms=start,
-        set_id=set_id,
+        core=frame["stream"].to_numpy().astype(np.int64) % (cores_of(machine) or machine.streams),
+        alone=(frame["kind"] == "solo").to_numpy(),
+        group=group,
+        batch=np.array(batch, np.int64),
+        dt_ms=np.array(dt, float),
+        others=np.array(others, np.int64).reshape(len(batch), machine.streams - 1),
     )

@@ -320,7 +320,7 @@ def _drop_heads(state, env, priority, model, earliest):
 def drop_unreachable(state, tables, env, scale):
     """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
 
-    Only heads are forecast_valid at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
+    Only heads are looked at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
     """
     group = env % tables.solo.shape[0]
     now = state.scheduler[env].now

@@ -75,8 +75,8 @@ def feature_column(state):
 
 
 @inlined
-def follow(state, tables, env, j, model, size, wait, left, post, stream, core):
-    """Put a batch into scratch column j.
+def follow(state, tables, env, j, model, size):
+    """Put a batch's coefficients into scratch column j; where it runs and what is left of it, the caller adds.
 
     The device path is linear in the summed demands of the other cores, so its coefficients are worked out once here:
     ``BASE + w0 (n_core - 1) + w1 n_other + mem_o BY_MEMORY + cpu_o BY_COMPUTE + cache_o BY_CACHE``, the same as
@@ -88,11 +88,6 @@ def follow(state, tables, env, j, model, size, wait, left, post, stream, core):
     cpu = tables.demand[group, model, size, COMPUTE]
     mem = tables.demand[group, model, size, MEMORY]
     cache = tables.demand[group, model, size, CACHE]
-    scratch[WAIT, j] = wait
-    scratch[LEFT, j] = left
-    scratch[POST, j] = post
-    scratch[STREAM, j] = stream
-    scratch[CORE, j] = core
     scratch[OWN_COMPUTE, j] = cpu
     scratch[OWN_MEMORY, j] = mem
     scratch[OWN_CACHE, j] = cache
@@ -280,12 +275,18 @@ def _choose_path(state, env, share, n_other, x):
 @inlined
 def load_in_flight(state, tables, env):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
+    scratch = state.scratch[env]
     n = 0
     backlog = 0.0
     for stream in range(state.stream.shape[1]):
         s = state.stream[env, stream]
         if s.busy == 1:
-            follow(state, tables, env, n, s.model, s.size_index, s.wait, s.left, s.post, stream, s.core)
+            follow(state, tables, env, n, s.model, s.size_index)
+            scratch[WAIT, n] = s.wait
+            scratch[LEFT, n] = s.left
+            scratch[POST, n] = s.post
+            scratch[STREAM, n] = stream
+            scratch[CORE, n] = s.core
             backlog = max(backlog, s.wait)
             n += 1
     return n, backlog
@@ -315,20 +316,13 @@ def add_candidate(state, tables, env, n, backlog, model, size):
     """Put a batch that might be dispatched now into scratch column n, behind the copy backlog. Returns its wait in ms."""
     group = env % tables.solo.shape[0]
     wait = backlog + tables.device[group].dispatch_ms + tables.h2d[group, model, size]
-    core = state.stream[env, max(state.scheduler[env].next_stream, 0)].core
-    follow(
-        state,
-        tables,
-        env,
-        n,
-        model,
-        size,
-        wait,
-        tables.solo[group, model, size],
-        tables.d2h[group, model, size],
-        -1,
-        core,
-    )
+    follow(state, tables, env, n, model, size)
+    scratch = state.scratch[env]
+    scratch[WAIT, n] = wait
+    scratch[LEFT, n] = tables.solo[group, model, size]
+    scratch[POST, n] = tables.d2h[group, model, size]
+    scratch[STREAM, n] = -1
+    scratch[CORE, n] = state.stream[env, max(state.scheduler[env].next_stream, 0)].core
     return wait
 
 

@@ -1,4 +1,4 @@
-"""Settings of the doors."""
+"""Settings of the API."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from dataclasses import dataclass
 
 @dataclass
 class ApiConfig:
-    """Where the doors listen, and to whom they open.
+    """Where the server listens, to whom it answers, and what one client may ask.
 
     Attributes:
         host: address to listen on.
-        port: of HTTP (Open Inference Protocol v2); 0 takes a free one.
+        port: port of HTTP (Open Inference Protocol v2); 0 takes a free one.
         grpc: answer gRPC, too.
-        grpc_port: of gRPC; 0 takes a free one.
+        grpc_port: port of gRPC; 0 takes a free one.
         token: bearer token that callers must show; none by default.
         tls_cert: certificate chain (PEM); TLS is on when it is given.
         tls_key: its private key (PEM).
+        deadline_factor: default deadline of each item of a request, as a multiple of its model's solo latency.
+        deadline_floor_ms: shortest default deadline of an item.
+        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
+        max_per_client: requests (items) that one client address may have in flight.
+        body_timeout_s: time in which a body must have arrived.
+        keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
+        close_timeout_s: time that requests in hand have to end when the server stops listening.
     """
 
     host: str = "127.0.0.1"
@@ -26,20 +33,8 @@ class ApiConfig:
     token: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
-
-
-@dataclass(frozen=True)
-class ApiLimits:
-    """What one client may ask of the server.
-
-    Attributes:
-        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
-        max_per_client: requests (items) that one client address may have in flight.
-        body_timeout_s: time in which a body must have arrived.
-        keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
-        close_timeout_s: time that requests in hand have to end when a door closes.
-    """
-
+    deadline_factor: float = 10.0
+    deadline_floor_ms: float = 100.0
     max_body_bytes: int = 64 * 2**20
     max_per_client: int = 1024
     body_timeout_s: float = 30.0

@@ -1,6 +1,6 @@
-"""What the server can be asked, whatever the door: HTTP and gRPC are thin handlers over one `DataPlane`.
+"""What the server can be asked, whatever the protocol: HTTP and gRPC are thin handlers over one `DataPlane`.
 
-A door turns its bytes into an array and a few plain values, asks here, and turns the answer or the `Refusal` into its own
+A handler turns its bytes into an array and a few plain values, asks here, and turns the answer or the `Refusal` into its own
 form. So the two cannot differ in what they take, refuse or count.
 """
 
@@ -10,19 +10,18 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from envs.scheduling.state import LOW
 from serving.api.admission import Admission
-from serving.api.config import ApiLimits
+from serving.api.config import ApiConfig
 from serving.api.model_view import VERSION, ModelView, view_model
 from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
-from serving.engine.request import Outcome, Request
+from serving.engine.request import Observer, Request, RequestResult
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 
@@ -32,12 +31,14 @@ EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
 )  # fmt: skip
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day
-
-Defaults = Callable[[str], tuple[int | None, float | None]]
+NO_TOKEN = "this server requires a bearer token, and there is none or a wrong one"
 
 
 class RepositoryApi(Protocol):
     """Loads and unloads models while the server runs."""
+
+    def defaults(self, name: str) -> tuple[int | None, float | None]:
+        """Priority and deadline in ms of a model's requests that name none; None where it does not say."""
 
     def index(self) -> list[dict[str, str]]:
         """All models that could be served: name, version, state, reason."""
@@ -49,8 +50,7 @@ class RepositoryApi(Protocol):
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """An answered request.
 
     Attributes:
@@ -59,46 +59,51 @@ class Answer:
     """
 
     output: np.ndarray
-    parameters: dict[str, int | str] = field(default_factory=dict)
+    parameters: dict[str, int | str]
+
+
+class Listener(NamedTuple):
+    """HTTP or gRPC as it is served.
+
+    Attributes:
+        port: the port it listens on.
+        close: takes no more connections, and waits for the requests in hand, up to the limit `close_timeout_s`.
+    """
+
+    port: int
+    close: Callable[[], Awaitable[object]]
 
 
 class DataPlane:
-    """Answers what both doors ask, by one engine.
+    """Answers what HTTP and gRPC ask, by one engine.
 
     Args:
-        engine: started, on the loop of the doors.
+        engine: started, on the loop of the listeners.
+        config: what one client may ask, and defaults of its requests.
         repository: loads and unloads models; None: the set of models is fixed.
         metrics: gives the body of /metrics and its content type.
-        limits: what one client may ask.
-        deadline_factor: a request without a deadline gets this multiple of its model's solo latency for each item,
-        deadline_floor_ms: and not less than this.
-        defaults: priority and deadline in ms of a model's requests that name none; None where it leaves them to the above.
+
+    Attributes:
+        observers: what must observe the engine for this to answer: the wait in the queues, and statistics.
     """
 
     def __init__(
         self,
         engine: Engine,
+        config: ApiConfig,
         repository: RepositoryApi | None = None,
         metrics: Callable[[], tuple[bytes, str]] | None = None,
-        limits: ApiLimits | None = None,
-        deadline_factor: float = 10.0,
-        deadline_floor_ms: float = 100.0,
-        defaults: Defaults = lambda name: (None, None),
     ) -> None:
         self.engine = engine
+        self.config = config
         self.repository = repository
         self.metrics = metrics
-        self.limits = limits or ApiLimits()
-        self.admission = Admission(engine)
-        self.statistics = Statistics()
-        engine.observers.append(self.statistics)
-        self._deadline = deadline_factor, deadline_floor_ms
-        self._defaults = defaults
+        self._admission = Admission(engine.scheduler, engine.now_ms)
+        self._statistics = Statistics()
+        self.observers: tuple[Observer, ...] = (self._admission, self._statistics)
         self._names: tuple[str, ...] = ()
         self._views: dict[str, ModelView] = {}
         self._clients: dict[str, int] = {}
-
-    # What is here.
 
     @property
     def ready(self) -> bool:
@@ -116,7 +121,7 @@ class DataPlane:
             Refusal: no such model or version.
         """
         if self.engine.models is not self._names:
-            self._look()
+            self._describe_models()
         view = self._views.get(name)
         if view is None:
             raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._names)}")
@@ -128,29 +133,25 @@ class DataPlane:
         """Statistics of one model, or of all."""
         if name:
             self.model(name, version)
-        return [self.statistics.describe(one, VERSION) for one in ([name] if name else self.engine.models)]
+        return [self._statistics.describe(one, VERSION) for one in ([name] if name else self.engine.models)]
 
-    def _look(self) -> None:
-        """The engine serves other models than before: describe them anew."""
+    def _describe_models(self) -> None:
+        """Describe the models again: the engine serves others than before."""
         self._names = self.engine.models
-        loaded, tables = self.engine.executor.models, self.engine.tables
-        solo_ms = (tables.h2d + tables.solo + tables.d2h)[0, :, 0]
-        factor, floor_ms = self._deadline
+        factor, floor_ms = self.config.deadline_factor, self.config.deadline_floor_ms
         self._views = {}
-        for m, name in enumerate(self._names):
-            priority, deadline_ms = self._defaults(name)
-            self._views[name] = view_model(
-                loaded[name],
-                max(floor_ms, factor * float(solo_ms[m])) if deadline_ms is None else deadline_ms,
-                LOW if priority is None else priority,
-            )
+        for name, model in self.engine.served().items():
+            priority, deadline_ms = (None, None) if self.repository is None else self.repository.defaults(name)
+            if deadline_ms is None:
+                deadline_ms = max(floor_ms, factor * self.engine.scheduler.alone_ms(name))
+            self._views[name] = view_model(model, deadline_ms, LOW if priority is None else priority)
 
     # Inference.
 
     @property
     def most_items(self) -> int:
-        """Items that one call may bring: what a queue holds, as they are taken all or not at all."""
-        return min(self.engine.config.queue_places, self.limits.max_per_client)
+        """Most items of one call: what a queue holds, since they are taken all or not at all."""
+        return min(self.engine.config.queue_places, self.config.max_per_client)
 
     def schedule(self, view: ModelView, parameters: Mapping[str, Any], n: int) -> tuple[int, float]:
         """The engine's priority, and the deadline in ms, of a request of n items.
@@ -163,11 +164,11 @@ class DataPlane:
         priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
         if type(priority) is not int or not 0 <= priority <= 2:
             raise InputError(
-                f"priority is {str(priority)[:80]!r}; 1 (high), 2 (low) or 0 (the model's default) is wanted"
+                f"priority is {str(priority)[:80]!r}; it must be 1 (high), 2 (low) or 0 (the model's default)"
             )
         if type(timeout) is not int or not 0 <= timeout <= LONGEST_TIMEOUT_US:
             raise InputError(
-                f"timeout is {str(timeout)[:80]!r}; microseconds from 1 to {LONGEST_TIMEOUT_US}, or 0 (default), are wanted"
+                f"timeout is {str(timeout)[:80]!r}; it must be microseconds from 1 to {LONGEST_TIMEOUT_US}, or 0 (default)"
             )
         return priority - 1 if priority else view.priority, timeout / 1e3 if timeout else view.deadline_ms * n
 
@@ -177,27 +178,22 @@ class DataPlane:
         """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
 
         Args:
-            view: the model. values: (n, *view.item) of view.dtype.
-            priority: 0 (high) or 1 (low). deadline_ms: from now.
+            view: the model.
+            values: (n, *view.item) of view.dtype.
+            priority: 0 (high) or 1 (low).
+            deadline_ms: from now.
             client: address that the limit of each client counts.
 
         Raises:
             Refusal: an item was not answered, or the client has too many in flight.
         """
-        n = len(values)
+        n, most = len(values), self.config.max_per_client
         inside = self._clients.get(client, 0) + n
-        if inside > self.limits.max_per_client:
-            raise Refusal(
-                Kind.TOO_MANY,
-                f"this client has {inside - n} requests in flight; {self.limits.max_per_client} are allowed",
-            )
+        if inside > most:
+            raise Refusal(Kind.TOO_MANY, f"this client has {inside - n} requests in flight; {most} are allowed")
         self._clients[client] = inside
         try:
-            try:
-                refusal = self.admission.refusal(view.name, priority, deadline_ms)
-                requests = self.engine.offer(view.name, priority, deadline_ms, list(values), refusal=refusal)
-            except KeyError:
-                raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
+            requests = self._offer(view.name, priority, deadline_ms, list(values))
             try:
                 return _answer(await _ends(requests))
             finally:
@@ -210,6 +206,17 @@ class DataPlane:
                 self._clients[client] = left
             else:
                 del self._clients[client]
+
+    def _offer(self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray]) -> list[Request]:
+        """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
+        try:
+            message = self._admission.refusal(model, priority, deadline_ms)
+            if not message:
+                return self.engine.offer(model, priority, deadline_ms, values)
+            self.engine.refuse(model, priority, deadline_ms, len(values), message)
+        except KeyError:
+            raise Refusal(Kind.NOT_FOUND, f"model {model!r} is not served any more") from None
+        raise Refusal(Kind.UNREACHABLE, message)
 
     # The repository.
 
@@ -245,7 +252,7 @@ class DataPlane:
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
 
 
-async def _ends(requests: list[Request]) -> list[Outcome]:
+async def _ends(requests: list[Request]) -> list[RequestResult]:
     """The ends of all requests, or the Refusal of the first that was not answered."""
     for request in requests:  # those that are refused on arrival, before waiting for the others
         if request.future.done():
@@ -253,31 +260,23 @@ async def _ends(requests: list[Request]) -> list[Outcome]:
     return [_answered(await request.future) for request in requests]
 
 
-def _answered(outcome: Outcome) -> Outcome:
-    if not outcome.answered:
-        raise Refusal.of(outcome)
-    return outcome
+def _answered(result: RequestResult) -> RequestResult:
+    if not result.answered:
+        raise Refusal.of(result)
+    return result
 
 
-def _answer(outcomes: list[Outcome]) -> Answer:
-    outputs = [outcome.output for outcome in outcomes if outcome.output is not None]
+def _answer(results: list[RequestResult]) -> Answer:
+    outputs = [result.output for result in results if result.output is not None]
     output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
-    worst, latency_ms, queue_ms, batch_size, predicted_ms = "met", 0.0, 0.0, 0, 0.0
-    for one in outcomes:
-        if one.outcome == "late":
-            worst = "late"
-        latency_ms, queue_ms = max(latency_ms, one.latency_ms), max(queue_ms, one.queue_ms)
-        batch_size, predicted_ms = max(batch_size, one.batch_size), max(predicted_ms, one.predicted_ms)
-    return Answer(
-        output,
-        {
-            "outcome": worst,
-            "latency_us": round(latency_ms * 1e3),
-            "queue_us": round(queue_ms * 1e3),
-            "batch_size": batch_size,
-            "predicted_us": round(predicted_ms * 1e3),
-        },
-    )
+    worst: dict[str, int | str] = {
+        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
+        "latency_us": round(1e3 * max([one.latency_ms for one in results])),
+        "queue_us": round(1e3 * max([one.queue_ms for one in results])),
+        "batch_size": max([one.batch_size for one in results]),
+        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
+    }
+    return Answer(output, worst)
 
 
 def allowed(token: str | None, header: str | None) -> bool:

@@ -1,11 +1,12 @@
-"""The gRPC door: `inference.GRPCInferenceService` of the Open Inference Protocol v2. Needs the extra `grpc`."""
+"""gRPC: `inference.GRPCInferenceService` of the Open Inference Protocol v2. Needs the extra `grpc`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving.api.dataplane import Answer, DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, Answer, DataPlane, Listener, allowed
 from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal
@@ -33,78 +34,58 @@ _CONTENTS = {
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 
-Method = Callable[[Any, str], Awaitable[Any]]
+Method = Callable[[Any, str], Any]
 
 
-class GrpcFront:
-    """An open gRPC door; see `start_grpc`.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, server: grpc.aio.Server, port: int, close_timeout_s: float) -> None:
-        self._server = server
-        self._close_timeout_s = close_timeout_s
-        self.port = port
-
-    async def close(self) -> None:
-        """Take no more calls and wait for those in hand, up to the limit `close_timeout_s`."""
-        await self._server.stop(self._close_timeout_s)
-
-
-async def start_grpc(
-    plane: DataPlane,
-    host: str = "127.0.0.1",
-    port: int = 8001,
-    token: str | None = None,
-    credentials: grpc.ServerCredentials | None = None,
-) -> GrpcFront:
-    """Open the gRPC door. Keep what is returned: a gRPC server closes when nobody holds it.
+async def start_grpc(plane: DataPlane) -> Listener:
+    """Serve gRPC where the settings of the data plane say. Keep what is returned: without it, gRPC closes its server.
 
     Args:
-        plane: answers. host, port: where to listen; port 0 takes a free one.
-        token: what clients must send as metadata `authorization: Bearer TOKEN`, except for the health of the server.
-        credentials: of the server's certificate, for TLS.
+        plane: answers.
 
     Raises:
         InputError: the address cannot be listened on.
     """
-    limits = plane.limits
+    config = plane.config
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
-            ("grpc.max_receive_message_length", limits.max_body_bytes),
+            ("grpc.max_receive_message_length", config.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1e3)),
+            ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
         ]
     )
-    server.add_generic_rpc_handlers((_Service(plane, token).handler(),))
+    server.add_generic_rpc_handlers((_Service(plane).handler(),))
+    host, port = config.host, config.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        if config.tls_cert is None or config.tls_key is None:
+            bound = server.add_insecure_port(address)
+        else:
+            pair = Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes()
+            bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         bound = 0
     if bound == 0:
         raise InputError(f"cannot listen on {address} for gRPC: is the port taken?")
     await server.start()
-    return GrpcFront(server, bound, limits.close_timeout_s)
+    return Listener(bound, partial(server.stop, config.close_timeout_s))
 
 
 class _Service:
-    """One method a call; each takes the request and the client's address."""
+    """One method per call; each takes the request and the client's address."""
 
-    def __init__(self, plane: DataPlane, token: str | None) -> None:
+    def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
-        self.token = token
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """All methods, as gRPC wants them."""
+        """All methods, as gRPC takes them."""
+        plane = self.plane
         unary: dict[str, Method] = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
+            "ServerLive": lambda request, client: pb.ServerLiveResponse(live=True),
+            "ServerReady": lambda request, client: pb.ServerReadyResponse(ready=plane.ready),
+            "ServerMetadata": lambda request, client: pb.ServerMetadataResponse(**plane.server_metadata()),
             "ModelReady": self.model_ready,
-            "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
             "ModelInfer": self.model_infer,
@@ -115,14 +96,12 @@ class _Service:
         }
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, method),
-                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+                self._guarded(name, method), response_serializer=getattr(pb, f"{name}Response").SerializeToString
             )
             for name, method in unary.items()
         }
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self.model_stream_infer,
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
+            self.model_stream_infer, response_serializer=pb.ModelStreamInferResponse.SerializeToString
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -134,7 +113,8 @@ class _Service:
             try:
                 if not is_open:
                     self._admit(context)
-                return await method(read(message), _address(context.peer()))
+                answer = method(read(message), _address(context.peer()))
+                return await answer if asyncio.iscoroutine(answer) else answer
             except Exception as error:
                 refusal = _as_refusal(error)
             retry = (("retry-after", "1"),) if refusal.kind.retry else ()
@@ -143,33 +123,36 @@ class _Service:
         return call
 
     def _admit(self, context: grpc.aio.ServicerContext) -> None:
-        if self.token is None:
-            return
-        metadata = dict(context.invocation_metadata() or ())
-        if not allowed(self.token, metadata.get("authorization")):
-            raise Refusal(Kind.UNAUTHENTICATED, "a bearer token is wanted, and this is not the right one")
+        token = self.plane.config.token
+        if token is not None and not allowed(token, dict(context.invocation_metadata() or ()).get("authorization")):
+            raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
 
-    # Health and metadata.
+    # Metadata, statistics, and the repository.
 
-    async def server_live(self, request: Any, client: str) -> Any:
-        return pb.ServerLiveResponse(live=True)
-
-    async def server_ready(self, request: Any, client: str) -> Any:
-        return pb.ServerReadyResponse(ready=self.plane.ready)
-
-    async def model_ready(self, request: Any, client: str) -> Any:
+    def model_ready(self, request: Any, client: str) -> Any:
         self.plane.model(request.name, request.version)
         return pb.ModelReadyResponse(ready=self.plane.ready)
 
-    async def server_metadata(self, request: Any, client: str) -> Any:
-        return pb.ServerMetadataResponse(**self.plane.server_metadata())
-
-    async def model_metadata(self, request: Any, client: str) -> Any:
+    def model_metadata(self, request: Any, client: str) -> Any:
         return pb.ModelMetadataResponse(**self.plane.model(request.name, request.version).metadata())
 
-    async def model_config(self, request: Any, client: str) -> Any:
+    def model_config(self, request: Any, client: str) -> Any:
         view = self.plane.model(request.name, request.version)
         return pb.ModelConfigResponse(config=view.config(self.plane.most_items))
+
+    def model_statistics(self, request: Any, client: str) -> Any:
+        return pb.ModelStatisticsResponse(model_stats=self.plane.model_statistics(request.name, request.version))
+
+    def repository_index(self, request: Any, client: str) -> Any:
+        return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
+
+    async def repository_load(self, request: Any, client: str) -> Any:
+        await self.plane.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def repository_unload(self, request: Any, client: str) -> Any:
+        await self.plane.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     # Inference.
 
@@ -216,26 +199,10 @@ class _Service:
             named = pb.ModelInferResponse(id=request.id)  # so that the client knows which one failed
             return pb.ModelStreamInferResponse(error_message=str(_as_refusal(error)), infer_response=named)
 
-    # Statistics and the repository.
-
-    async def model_statistics(self, request: Any, client: str) -> Any:
-        return pb.ModelStatisticsResponse(model_stats=self.plane.model_statistics(request.name, request.version))
-
-    async def repository_index(self, request: Any, client: str) -> Any:
-        return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
-
-    async def repository_load(self, request: Any, client: str) -> Any:
-        await self.plane.load(request.model_name)
-        return pb.RepositoryModelLoadResponse()
-
-    async def repository_unload(self, request: Any, client: str) -> Any:
-        await self.plane.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
-
 
 def _read_input(request: Any, view: ModelView, most: int) -> np.ndarray:
     if len(request.inputs) != 1:
-        raise InputError(f"{len(request.inputs)} inputs; exactly one, {INPUT!r}, is wanted")
+        raise InputError(f"{len(request.inputs)} inputs; there must be exactly one, {INPUT!r}")
     for output in request.outputs:
         check_name(output.name, OUTPUT)
         if "classification" in output.parameters:
@@ -288,7 +255,7 @@ def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
 
 
 def _as_refusal(error: Exception) -> Refusal:
-    """What to tell the client of an error."""
+    """What the client gets for an error."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):

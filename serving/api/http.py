@@ -1,4 +1,4 @@
-"""The HTTP door: Open Inference Protocol v2 with binary tensors, statistics, the repository, metrics and OpenAPI.
+"""HTTP: Open Inference Protocol v2 with binary tensors, statistics, the repository, metrics and OpenAPI.
 
 A request's parameters `priority` and `timeout` may also come in the headers X-Priority and X-Timeout-Us; the body's win.
 Every error is a JSON object with one field, `error`, of one line.
@@ -10,16 +10,16 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 from aiohttp import StreamReader, web
 
-from serving.api.dataplane import DataPlane, allowed
+from serving.api.dataplane import NO_TOKEN, DataPlane, Listener, allowed
 from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
 from serving.api.model_view import ModelView
-from serving.api.openapi import describe_api
-from serving.api.refusal import Kind, Refusal
+from serving.api.refusal import Kind, Refusal, too_large
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -32,58 +32,42 @@ RETRY_AFTER_S = "1"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class HttpFront:
-    """An open HTTP door; see `start_http`.
-
-    Attributes:
-        port: the port it listens on.
-    """
-
-    def __init__(self, runner: web.AppRunner, port: int) -> None:
-        self._runner = runner
-        self.port = port
-
-    async def close(self) -> None:
-        """Take no more connections and wait for the requests in hand, up to the limit `close_timeout_s`."""
-        await self._runner.cleanup()
-
-
-async def start_http(
-    plane: DataPlane,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    ssl_context: ssl.SSLContext | None = None,
-) -> HttpFront:
-    """Open the HTTP door.
+async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Listener:
+    """Serve HTTP where the settings of the data plane say.
 
     Args:
-        plane: answers. host, port: where to listen; port 0 takes a free one.
-        token: what clients must send as `Authorization: Bearer TOKEN`, except for /v2/health/*; None: nothing.
-        ssl_context: of the server's certificate, for HTTPS.
+        plane: answers.
+        tls: with the server's certificate, for HTTPS.
 
     Raises:
         InputError: the address cannot be listened on.
     """
-    limits = plane.limits
-    app = web.Application(client_max_size=limits.max_body_bytes, middlewares=[_middleware(token)])
+    config = plane.config
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[_middleware(config.token)])
     _Routes(plane).add_to(app.router)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a client that leaves takes its requests with it
         access_log=None,
-        auto_decompress=False,  # a bomb must not go off before our limit is forecast_valid at
-        keepalive_timeout=limits.keepalive_s,
-        shutdown_timeout=limits.close_timeout_s,
+        auto_decompress=False,  # a small body may decompress to gigabytes; our own way of decompressing has a limit
+        keepalive_timeout=config.keepalive_s,
+        shutdown_timeout=config.close_timeout_s,
         lingering_time=1.0,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=ssl_context, backlog=1024).start()
+        await web.TCPSite(runner, config.host, config.port, ssl_context=tls, backlog=1024).start()
     except (OSError, OverflowError) as error:
         await runner.cleanup()
-        raise InputError(f"cannot listen on {host}:{port}: {error}") from None
-    return HttpFront(runner, runner.addresses[0][1])
+        raise InputError(f"cannot listen on {config.host}:{config.port}: {error}") from None
+    return Listener(runner.addresses[0][1], runner.cleanup)
+
+
+def api_document(version: str) -> dict[str, Any]:
+    """The OpenAPI document of all routes, in the file beside this one; a test compares them."""
+    document = orjson.loads(Path(__file__).with_name("openapi.json").read_bytes())
+    document["info"]["version"] = version
+    return document
 
 
 def _middleware(token: str | None) -> Any:
@@ -91,7 +75,7 @@ def _middleware(token: str | None) -> Any:
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.path not in OPEN_PATHS and not allowed(token, request.headers.get("Authorization")):
-                raise Refusal(Kind.UNAUTHENTICATED, "a bearer token is wanted, and this is not the right one")
+                raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
             return await handler(request)
         except Refusal as refusal:
             return _refused(refusal.kind, str(refusal))
@@ -120,12 +104,8 @@ async def _read(content: StreamReader, most: int) -> bytearray:
     async for chunk in content.iter_any():
         body += chunk
         if len(body) > most:
-            raise _too_large(most)
+            raise too_large(most)
     return body
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed")
 
 
 def _refused(kind: Kind, message: str) -> web.Response:
@@ -141,58 +121,50 @@ def _refused(kind: Kind, message: str) -> web.Response:
 
 
 class _Routes:
-    """One method a route."""
+    """The routes, and a method for each that is more than a look at the data plane."""
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
-        self.limits = plane.limits
-        self.api = describe_api(plane.server_metadata()["version"])
+        self.api = api_document(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
+        plane = self.plane
+
+        def get(path: str, answer: Callable[[web.Request], Any]) -> None:
+            async def handler(request: web.Request) -> web.Response:
+                return _json(answer(request))
+
+            router.add_get(path, handler)
+
         def post(path: str, handler: Handler) -> None:
             router.add_post(path, handler, expect_handler=_expect)
 
-        router.add_get("/v2", self.server)
-        router.add_get("/v2/health/live", self.live)
+        get("/v2", lambda request: plane.server_metadata())
+        get("/v2/health/live", lambda request: {"live": True})
         router.add_get("/v2/health/ready", self.ready)
-        router.add_get("/v2/models/stats", self.all_statistics)
+        get("/v2/models/stats", lambda request: {"model_stats": plane.model_statistics()})
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             post(f"{model}/infer", self.infer)
-            router.add_get(model, self.metadata)
+            get(model, lambda request: self._model(request).metadata())
             router.add_get(f"{model}/ready", self.model_ready)
-            router.add_get(f"{model}/config", self.config)
-            router.add_get(f"{model}/stats", self.statistics)
+            get(f"{model}/config", lambda request: self._model(request).config(plane.most_items))
+            get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
         post("/v2/repository/index", self.index)
         post("/v2/repository/models/{model}/load", self.load)
         post("/v2/repository/models/{model}/unload", self.unload)
         router.add_get("/metrics", self.metrics)
-        router.add_get("/openapi.json", self.openapi)
-
-    # Health and metadata.
-
-    async def server(self, request: web.Request) -> web.Response:
-        return _json(self.plane.server_metadata())
-
-    async def live(self, request: web.Request) -> web.Response:
-        return _json({"live": True})
+        get("/openapi.json", lambda request: self.api)
 
     async def ready(self, request: web.Request) -> web.Response:
         ready = self.plane.ready
         return _json({"ready": ready}, 200 if ready else 503)
 
-    async def metadata(self, request: web.Request) -> web.Response:
-        return _json(self._model(request).metadata())
-
     async def model_ready(self, request: web.Request) -> web.Response:
         view, ready = self._model(request), self.plane.ready
         return _json({"name": view.name, "ready": ready}, 200 if ready else 503)
 
-    async def config(self, request: web.Request) -> web.Response:
-        return _json(self._model(request).config(self.plane.most_items))
-
     def _model(self, request: web.Request) -> ModelView:
-        match = request.match_info
-        return self.plane.model(match["model"], match.get("version", ""))
+        return self.plane.model(*_model_of(request))
 
     # Inference.
 
@@ -220,32 +192,26 @@ class _Routes:
             raise Refusal(
                 Kind.UNSUPPORTED, f"Content-Encoding {encoding[:80]!r} is not supported; gzip and deflate are"
             )
-        most = self.limits.max_body_bytes
+        most = self.plane.config.max_body_bytes
         if (request.content_length or 0) > most:
             raise Refusal(Kind.TOO_LARGE, f"the body has {request.content_length} bytes; {most} are allowed")
+        limit_s = self.plane.config.body_timeout_s
         body: bytes | bytearray
         try:
-            if request.content.is_eof():  # it came with the head, as small ones do: no time limit is worth its cost
+            if request.content.is_eof():  # it came with the head, as small ones do, and a time limit has its cost
                 body = await request.read()
             else:
-                async with asyncio.timeout(self.limits.body_timeout_s):
+                async with asyncio.timeout(limit_s):
                     body = await _read(request.content, most)
         except TimeoutError:
-            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {self.limits.body_timeout_s:g} s") from None
+            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
-            raise _too_large(most) from None
+            raise too_large(most) from None
         if encoding != "identity":
             body = await self._apart(len(body), decompress, body, encoding, most)
         return body
 
-    # Statistics and the repository.
-
-    async def statistics(self, request: web.Request) -> web.Response:
-        name, version = request.match_info["model"], request.match_info.get("version", "")
-        return _json({"model_stats": self.plane.model_statistics(name, version)})
-
-    async def all_statistics(self, request: web.Request) -> web.Response:
-        return _json({"model_stats": self.plane.model_statistics()})
+    # The repository and metrics.
 
     async def index(self, request: web.Request) -> web.Response:
         ready = (await self._optional_json(request)).get("ready", False)
@@ -273,12 +239,14 @@ class _Routes:
         body, content_type = self.plane.metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def openapi(self, request: web.Request) -> web.Response:
-        return _json(self.api)
+
+def _model_of(request: web.Request) -> tuple[str, str]:
+    """Name and version of the model in the path."""
+    return request.match_info["model"], request.match_info.get("version", "")
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Answers the header Expect; what the token allows is forecast_valid at afterwards, as always."""
+    """Answers the header Expect; the token is checked afterwards, as always."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         return _json({"error": "the header Expect may be 100-continue only"}, 417)
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -292,6 +260,6 @@ def _header_parameters(request: web.Request) -> dict[str, int]:
         text = request.headers.get(header)
         if text is not None:
             if not (text.isascii() and text.isdigit()):
-                raise InputError(f"{header} is {text[:80]!r}; a whole number is wanted")
+                raise InputError(f"{header} is {text[:80]!r}; it must be a whole number")
             found[parameter] = int(text[:18])
     return found

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from serving.api.dataplane import Answer
 from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
-from serving.api.refusal import Kind, Refusal
+from serving.api.refusal import too_large
 from serving.api.tensors import check_datatype, check_shape, from_bytes, from_values, to_bytes
 from traces.errors import InputError
 
@@ -20,14 +19,14 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _PLAIN = {"Content-Type": "application/json"}
 
 
-@dataclass(slots=True)
-class InferCall:
+class InferCall(NamedTuple):
     """A parsed request.
 
     Attributes:
         id: the client's, echoed; None if it gave none.
-        values: (n, *item) of the model's input type. parameters: the request's.
-        binary: whether the output is wanted as binary data.
+        values: (n, *item) of the model's input type.
+        parameters: the request's.
+        binary: whether the output is to be binary data.
     """
 
     id: str | None
@@ -47,7 +46,7 @@ def read_json(body: bytes | bytearray | memoryview) -> dict[str, Any]:
     except ValueError as error:  # also what is not UTF-8, is nested too deeply, or is NaN or an infinity
         raise InputError(f"the body is not JSON: {str(error)[:120]}") from None
     if not isinstance(value, dict):
-        raise InputError(f"the body is a JSON {type(value).__name__}; an object is wanted")
+        raise InputError(f"the body is a JSON {type(value).__name__}; it must be an object")
     return value
 
 
@@ -55,7 +54,8 @@ def decompress(body: bytes | bytearray, encoding: str, most: int) -> bytes:
     """A body in gzip or deflate, decompressed to at most `most` bytes.
 
     Raises:
-        InputError: it is not in that encoding. Refusal: it is larger.
+        InputError: it is not in that encoding.
+        Refusal: it is larger.
     """
     machine = zlib.decompressobj(zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
     try:
@@ -63,7 +63,7 @@ def decompress(body: bytes | bytearray, encoding: str, most: int) -> bytes:
     except zlib.error:
         raise InputError(f"the body is not in {encoding}, which Content-Encoding promises") from None
     if len(made) > most:
-        raise Refusal(Kind.TOO_LARGE, f"the body has more than {most} bytes, which are allowed")
+        raise too_large(most)
     if not machine.eof or machine.unused_data:
         raise InputError(f"the body in {encoding} does not end where its data ends")
     return made
@@ -73,8 +73,10 @@ def read_infer(body: bytes | bytearray, header_length: str | None, view: ModelVi
     """Parse and check a request's body.
 
     Args:
-        body: whole. header_length: the header of that name: length of the JSON part; None: all of it is JSON.
-        view: the model. most: items that one call may bring.
+        body: whole.
+        header_length: the header of that name: length of the JSON part; None: all of it is JSON.
+        view: the model.
+        most: most items of one call.
 
     Raises:
         InputError: anything is not as it should be.
@@ -83,7 +85,7 @@ def read_infer(body: bytes | bytearray, header_length: str | None, view: ModelVi
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit()) or not 0 < int(header_length[:16]) <= len(body):
             raise InputError(
-                f"{HEADER_LENGTH} is {header_length[:80]!r}; 1 to {len(body)}, the body's length, is wanted"
+                f"{HEADER_LENGTH} is {header_length[:80]!r}; it must be 1 to {len(body)}, the body's length"
             )
         length = int(header_length)
     head = read_json(memoryview(body)[:length])
@@ -95,7 +97,7 @@ def read_infer(body: bytes | bytearray, header_length: str | None, view: ModelVi
         raise InputError("sequence_id: stateful models are not supported")
     inputs = head.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise InputError(f"inputs: a list of exactly one tensor, {INPUT!r}, is wanted")
+        raise InputError(f"inputs must be a list of exactly one tensor, {INPUT!r}")
     values = _read_tensor(inputs[0], memoryview(body)[length:], view, most)
     return InferCall(id_, values, parameters, _wants_binary(head, parameters))
 
@@ -129,7 +131,7 @@ def _wants_binary(head: dict[str, Any], parameters: dict[str, Any]) -> bool:
     outputs = head.get("outputs")
     if outputs is not None:
         if not isinstance(outputs, list) or len(outputs) > 1 or not all(isinstance(o, dict) for o in outputs):
-            raise InputError(f"outputs: a list of at most one tensor, {OUTPUT!r}, is wanted")
+            raise InputError(f"outputs must be a list of at most one tensor, {OUTPUT!r}")
         for output in outputs:
             check_name(output.get("name"), OUTPUT)
             own = _object(output, "parameters", OUTPUT)
@@ -139,7 +141,7 @@ def _wants_binary(head: dict[str, Any], parameters: dict[str, Any]) -> bool:
                 raise InputError(f"{OUTPUT}: shared memory is not supported")
             binary = own.get("binary_data", binary)
     if not isinstance(binary, bool):
-        raise InputError(f"binary_data is {str(binary)[:80]!r}; true or false is wanted")
+        raise InputError(f"binary_data is {str(binary)[:80]!r}; it must be true or false")
     return binary
 
 

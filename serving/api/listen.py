@@ -1,31 +1,18 @@
-"""Opens the doors of a server: HTTP, and gRPC where it is wanted; with TLS where there is a certificate."""
+"""Where a server listens: HTTP, and gRPC if it is asked for; with TLS if there is a certificate."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
-from serving.api.config import ApiConfig, ApiLimits
-from serving.engine.engine import Engine
-from serving.models.repository import Repository
+from serving.api.config import ApiConfig
+from serving.api.dataplane import DataPlane, Listener
+from serving.api.http import start_http
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
-
-
-class Door(Protocol):
-    """An open door."""
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-
-    async def close(self) -> None:
-        """Take no more connections, and end those that are open."""
 
 
 def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
@@ -45,11 +32,13 @@ def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
 
 
 def check_addresses(config: ApiConfig) -> None:
-    """Refuse addresses that cannot be listened on now, before models are loaded and measured.
+    """Refuse addresses that cannot be listened on, before models are loaded and anything is written.
 
     Raises:
-        InputError: with the address.
+        InputError: with the address, or as gRPC is not installed.
     """
+    if config.grpc and importlib.util.find_spec("grpc") is None:  # an optional dependency
+        raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]")
     for flag, port in (("port", config.port), *([("grpc_port", config.grpc_port)] if config.grpc else [])):
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
@@ -60,49 +49,27 @@ def check_addresses(config: ApiConfig) -> None:
             raise InputError(f"--host {config.host} --{flag} {port}: cannot listen: {error.strerror}") from None
 
 
-async def open_doors(
-    config: ApiConfig,
-    engine: Engine,
-    repository: Repository,
-    metrics: Callable[[], tuple[bytes, str]],
-    tls: ssl.SSLContext | None,
-) -> list[Door]:
-    """Listen as the settings say.
+async def listen(plane: DataPlane, tls: ssl.SSLContext | None) -> list[Listener]:
+    """Listen as the settings of the data plane say.
 
     Args:
-        config: settings. engine: started. repository: of its models.
-        metrics: body of /metrics and its content type. tls: from ``tls_context``.
+        plane: answers.
+        tls: from `tls_context`.
 
     Raises:
-        InputError: an address is taken, or gRPC is wanted and not installed; no door is left open.
+        InputError: an address is taken; nothing listens then.
     """
-    # Imported here: a replay needs no door, and gRPC is an optional dependency.
-    from serving.api.dataplane import DataPlane
-    from serving.api.http import start_http
-
-    plane = DataPlane(engine, repository, metrics, limits=ApiLimits(), defaults=repository.defaults)
-    try:
-        http: Door = await start_http(plane, config.host, config.port, token=config.token, ssl_context=tls)
-    except OSError as error:
-        raise InputError(f"--host {config.host} --port {config.port}: cannot listen: {error.strerror}") from None
+    config = plane.config
+    http = await start_http(plane, tls)
     log.info("HTTP on %s://%s:%d", "https" if tls else "http", config.host, http.port)
     if not config.grpc:
         return [http]
+    from serving.api.grpc import start_grpc  # an optional dependency, see `check_addresses`
+
     try:
-        import grpc
-
-        from serving.api.grpc import start_grpc
-
-        credentials = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (Path(config.tls_key).read_bytes(), Path(config.tls_cert).read_bytes())
-            credentials = grpc.ssl_server_credentials([pair])
-        door: Door = await start_grpc(plane, config.host, config.grpc_port, config.token, credentials)
-    except ImportError:
+        listener = await start_grpc(plane)
+    except InputError:
         await http.close()
-        raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]") from None
-    except (OSError, RuntimeError) as error:
-        await http.close()
-        raise InputError(f"--host {config.host} --grpc_port {config.grpc_port}: cannot listen: {error}") from None
-    log.info("gRPC on %s:%d", config.host, door.port)
-    return [http, door]
+        raise
+    log.info("gRPC on %s:%d", config.host, listener.port)
+    return [http, listener]

@@ -21,10 +21,15 @@ class ModelView:
     """A served model as clients see it, worked out once.
 
     Attributes:
-        name: its name. dtype, datatype: of its input, for NumPy and in the protocol's words. item: shape of one input.
-        output_datatype: of its output. output_item: shape of one output.
+        name: its name.
+        dtype: of its input.
+        datatype: the same in the protocol's words.
+        item: shape of one input.
+        output_datatype: of its output, in the protocol's words.
+        output_item: shape of one output.
         below: integer inputs must be in [0, below); None when any will do.
-        deadline_ms: of one item, for requests that name none. priority: 0 (high) or 1 (low), for requests that name none.
+        deadline_ms: of one item, for requests that name none.
+        priority: 0 (high) or 1 (low), for requests that name none.
     """
 
     name: str
@@ -48,7 +53,7 @@ class ModelView:
         }
 
     def config(self, most: int) -> dict[str, Any]:
-        """The model's configuration: what describes its tensors. `most` is the items that one call may bring."""
+        """The model's configuration: what describes its tensors. `most` is the most items of one call."""
         return {
             "name": self.name,
             "platform": PLATFORM,
@@ -81,7 +86,7 @@ def view_model(model: ServedModel, deadline_ms: float, priority: int) -> ModelVi
     )
 
 
-def check_name(given: object, wanted: str) -> None:
+def check_name(given: object, expected: str) -> None:
     """Refuse a tensor of another name than the one that every model has."""
-    if given != wanted:
-        raise InputError(f"there is no tensor {str(given)[:80]!r} here; {wanted!r} is wanted")
+    if given != expected:
+        raise InputError(f"there is no tensor {str(given)[:80]!r} here; expected {expected!r}")

@@ -1,10 +1,10 @@
-"""What a request is told that is not answered, in the words of both doors."""
+"""What the client of a request that is not answered gets, in the words of HTTP and of gRPC."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-from serving.engine.request import FULL, STOPPING, UNLOADED, UNREACHABLE, Outcome
+from serving.engine.request import FULL, STOPPING, UNLOADED, UNREACHABLE, RequestResult
 
 
 class Kind(Enum):
@@ -34,7 +34,7 @@ class Kind(Enum):
 
     @property
     def retry(self) -> bool:
-        """Whether it is worth to come again in a second."""
+        """Whether the client may retry, in a second (`Retry-After: 1`)."""
         return self in (Kind.FULL, Kind.STOPPING, Kind.TOO_MANY)
 
 
@@ -49,6 +49,11 @@ class Refusal(Exception):
         self.kind = kind
 
     @staticmethod
-    def of(outcome: Outcome) -> Refusal:
+    def of(result: RequestResult) -> Refusal:
         """The refusal of a request that ended without an output."""
-        return Refusal(_REASONS.get(outcome.reason, Kind.FAULT), outcome.message or outcome.reason)
+        return Refusal(_REASONS.get(result.reason, Kind.FAULT), result.message or result.reason)
+
+
+def too_large(most: int) -> Refusal:
+    """The refusal of a body."""
+    return Refusal(Kind.TOO_LARGE, f"the body has more than the {most} bytes that are allowed")

@@ -40,31 +40,33 @@ def datatype_of(dtype: np.dtype | str) -> str:
     return _NAMES[np.dtype(dtype)]
 
 
-def check_datatype(datatype: object, wanted: str, where: str) -> None:
-    """Refuse a tensor that is not of the type `wanted`; `where` names it in the error."""
-    if datatype == wanted:
+def check_datatype(datatype: object, expected: str, where: str) -> None:
+    """Refuse a tensor that is not of the type `expected`; `where` names it in the error."""
+    if datatype == expected:
         return
     if datatype in ("BYTES", "BF16"):
-        raise InputError(f"{where}: datatype {datatype} is not supported; {wanted} is wanted")
-    raise InputError(f"{where}: datatype is {_short(datatype)}; {wanted} is wanted")
+        raise InputError(f"{where}: datatype {datatype} is not supported; expected {expected}")
+    raise InputError(f"{where}: datatype is {_short(datatype)}; expected {expected}")
 
 
 def check_shape(shape: Any, item: tuple[int, ...], most: int, where: str) -> tuple[int, ...]:
     """The shape of a batch of items, checked.
 
     Args:
-        shape: as the client wrote it. item: shape of one item. most: items that one call may bring.
+        shape: as the client wrote it.
+        item: shape of one item.
+        most: most items of one call.
         where: names the tensor in the error.
 
     Raises:
         InputError: it is not (n, *item) with 1 <= n <= most.
     """
     if not isinstance(shape, (list, tuple)) or not _INTEGERS.issuperset(map(type, shape)):
-        raise InputError(f"{where}: shape is {_short(shape)}; a list of integers is wanted")
+        raise InputError(f"{where}: shape is {_short(shape)}; it must be a list of integers")
     if len(shape) != len(item) + 1 or tuple(shape[1:]) != item:
-        raise InputError(f"{where}: shape is {_short(list(shape))}; {['n', *item]} is wanted, n the number of items")
+        raise InputError(f"{where}: shape is {_short(list(shape))}; expected {['n', *item]}, n the number of items")
     if not 1 <= shape[0] <= most:
-        raise InputError(f"{where}: shape {_short(list(shape))} has {_short(shape[0])} items; 1 to {most} are wanted")
+        raise InputError(f"{where}: shape {_short(list(shape))} has {_short(shape[0])} items; it must have 1 to {most}")
     return tuple(shape)
 
 
@@ -82,7 +84,7 @@ def from_values(data: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) 
     except (ValueError, OverflowError):
         raise InputError(f"{where}: data is ragged or not numeric") from None
     if array.ndim != 1 and array.shape != shape:
-        raise InputError(f"{where}: data has shape {list(array.shape)[:16]}; {list(shape)} or a flat list is wanted")
+        raise InputError(f"{where}: data has shape {list(array.shape)[:16]}; expected {list(shape)} or a flat list")
     if array.size != math.prod(shape):
         raise InputError(f"{where}: data has {array.size} elements; shape {list(shape)} has {math.prod(shape)}")
     return _convert(array, dtype, where).reshape(shape)
@@ -127,9 +129,9 @@ def from_bytes(buffer: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ..
     Raises:
         InputError: another number of bytes than promised.
     """
-    wanted = math.prod(shape) * dtype.itemsize
-    if len(buffer) != wanted:
-        raise InputError(f"{where}: {len(buffer)} bytes of data; shape {list(shape)} has {wanted}")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(buffer) != expected:
+        raise InputError(f"{where}: {len(buffer)} bytes of data; shape {list(shape)} has {expected}")
     if dtype.kind == "b":  # any byte may come, but only 0 and 1 are booleans to NumPy
         return (np.frombuffer(buffer, np.uint8) != 0).reshape(shape)
     made = np.frombuffer(buffer, dtype).reshape(shape)

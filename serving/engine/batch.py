@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,40 +14,53 @@ from serving.executors.base import Batch, BatchResult
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "MemoryError", "Unable to allocate")
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
+@dataclass(slots=True, eq=False, kw_only=True)
+class BatchInFlight:
     """The batch in flight on one stream.
 
     Attributes:
-        batch_id: its number. model: name. priority: 0 or 1. requests: its members.
-        predicted_ms: time from dispatch to finish predicted at dispatch. co_runners: batches in flight at dispatch.
-        parts: what has not been submitted. running: what is submitted.
-        exec_ms: execution time so far. retried: whether it was halved.
+        batch_id: its number.
+        model: name of its model.
+        priority: 0 or 1.
+        requests: its members.
+        start_ms: when the scheduler dispatched it, on the engine's clock.
+        predicted_ms: time from dispatch to finish predicted at dispatch.
+        co_runners: batches in flight at dispatch.
+        parts: what has not been submitted.
+        running: what is submitted.
+        exec_ms: execution time so far.
+        halved: whether it was split after it ran out of memory.
     """
 
     batch_id: int
     model: str
     priority: int
     requests: list[Request]
+    start_ms: float
     predicted_ms: float
     co_runners: int
     parts: list[list[Request]] = field(default_factory=list)
     running: list[Request] = field(default_factory=list)
     exec_ms: float = 0.0
-    retried: bool = False
+    halved: bool = False
 
-    @staticmethod
-    def of(stream: np.ndarray, requests: list[Request]) -> Flight:
-        """The batch that a stream's record of the scheduling state describes; its requests are told of it."""
-        start, n = float(stream["start"]), len(requests)
-        flight = Flight(
-            int(stream["batch"]), requests[0].name, int(stream["priority"]), requests, float(stream["predicted"]),
-            int(stream["n_corunners"]), [requests],
-        )  # fmt: skip
-        for request in requests:
-            request.start_ms = start
-            request.batch_id, request.batch_size, request.predicted_ms = flight.batch_id, n, flight.predicted_ms
-        return flight
+    @classmethod
+    def dispatched(cls, stream: np.ndarray, requests: list[Request]) -> BatchInFlight:
+        """The batch that a stream's record of the scheduling state describes; its requests learn what they are part of."""
+        batch = cls(
+            batch_id=int(stream["batch"]),
+            model=requests[0].result.model,
+            priority=int(stream["priority"]),
+            requests=requests,
+            start_ms=float(stream["start"]),
+            predicted_ms=float(stream["predicted"]),
+            co_runners=int(stream["n_corunners"]),
+            parts=[requests],
+        )
+        for result in (request.result for request in requests):
+            result.start_ms, result.predicted_ms = batch.start_ms, batch.predicted_ms
+            result.batch_id, result.batch_size = batch.batch_id, len(requests)
+        return batch
 
     def next_part(self) -> Batch | None:
         """What the executor should run next; None when all parts have run."""
@@ -60,37 +74,46 @@ class Flight:
     def take(self, result: BatchResult) -> None:
         """Note the outputs or the error of the part that ran."""
         if result.error is None:
-            outputs: list[np.ndarray] = result.outputs or []
+            outputs: Sequence[np.ndarray] = result.outputs or ()
             for request, output in zip(self.running, outputs):
-                request.output = output
-            self.exec_ms += result.exec_end_ms - result.exec_start_ms
-        elif len(self.running) > 1 and not self.retried and _is_out_of_memory(result.error):
+                request.result.output = output
+            self.exec_ms += result.phases.exec_end_ms - result.phases.exec_start_ms
+        elif len(self.running) > 1 and not self.halved and is_out_of_memory(result.error):
             middle = len(self.running) // 2
             self.parts = [self.running[:middle], self.running[middle:]]
-            self.retried = True
+            self.halved = True
         else:
-            self.refuse(result.error)
+            self.fail(result.error)
 
-    def refuse(self, error: str) -> None:
+    def fail(self, error: str) -> None:
         """The part that was to run did not, or failed."""
         for request in self.running:
-            request.message = error
+            request.result.message = error
 
-    def record(self, result: BatchResult, start_ms: float, now_ms: float) -> BatchRecord:
-        """What observers are told of the part that ran and is seen to end now, on a clock that began at `start_ms`."""
-        o = start_ms
+    def record(self, result: BatchResult, clock_start_ms: float, now_ms: float) -> BatchRecord:
+        """What observers see of the part that ran and ended now, on a clock that began at `clock_start_ms`."""
+        phases = result.phases.since(clock_start_ms)
         return BatchRecord(
-            self.batch_id, result.stream, self.priority, self.model, len(self.running), result.error,
-            result.dispatch_ms - o if self.retried else self.requests[0].start_ms,
-            result.dispatch_ms - o, result.h2d_start_ms - o, result.h2d_end_ms - o, result.exec_start_ms - o,
-            result.exec_end_ms - o, result.d2h_end_ms - o, now_ms, self.predicted_ms, self.co_runners,
-        )  # fmt: skip
+            batch_id=self.batch_id,
+            stream=result.stream,
+            model=self.model,
+            priority=self.priority,
+            batch_size=len(self.running),
+            error=result.error,
+            phases=phases,
+            # The second half of a batch was not decided on when the batch was.
+            decided_ms=phases.dispatch_ms if self.halved else self.start_ms,
+            seen_ms=now_ms,
+            predicted_ms=self.predicted_ms,
+            co_runners=self.co_runners,
+        )
 
     @property
     def teaches(self) -> bool:
         """Whether its times say something about the device: it ran whole, and well."""
-        return not self.retried and all(request.output is not None for request in self.requests)
+        return not self.halved and all(request.result.output is not None for request in self.requests)
 
 
-def _is_out_of_memory(error: str) -> bool:
+def is_out_of_memory(error: str) -> bool:
+    """Whether an error, in one line, says that memory ran out, on the device or on the host."""
     return any(sign in error for sign in _OUT_OF_MEMORY)

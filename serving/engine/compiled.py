@@ -1,4 +1,4 @@
-"""What the live engine does to the scheduling state at each event, compiled: one call from Python an event.
+"""What the live engine does to the scheduling state at each event, compiled: one call from Python per event.
 
 The operations are those of envs.scheduling.operations, in the order in which envs.simulation.events drives them, with the
 real clock as `t`.
@@ -31,98 +31,98 @@ from envs.scheduling.operations import (
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import SchedState, Tables
 
+ENV = 0  # a live engine is a batch of one scheduler
+
 # As envs.scheduling.jit.njit, but holding Python's lock: each of these takes about 1 us, and a thread that waits for the
 # lock (gRPC has one) would take it meanwhile, and keep it for longer.
 _compiled: Any = functools.partial(numba.njit, cache=True, nogil=False, error_model="numpy", _nrt=False)
 
 
 @_compiled
-def arrive(state, tables, env, now, t, priority, model, id_, deadline):
+def arrive(state, tables, now, t, priority, model, id_, deadline):
     """A request that arrived at time t <= now, all in ms; False when its queue is full (it has ended as dropped)."""
-    advance(state, tables, env, now)
-    state.scheduler[env].deferred = 0
-    return enqueue(state, tables, env, t, priority, model, id_, deadline)
+    advance(state, tables, ENV, now)
+    state.scheduler[ENV].deferred = 0
+    return enqueue(state, tables, ENV, t, priority, model, id_, deadline)
 
 
 @_compiled
-def finish(state, tables, env, now, stream, exec_ms):
-    """The batch on stream k ended after `exec_ms` of execution; a negative number says that it failed."""
-    state.scheduler[env].deferred = 0
+def finish(state, tables, now, stream, exec_ms):
+    """The batch on a stream ended after `exec_ms` of execution; a negative number says that it failed."""
+    state.scheduler[ENV].deferred = 0
     if exec_ms < 0.0:
-        fail(state, tables, env, now, stream)
+        fail(state, tables, ENV, now, stream)
     else:
-        complete(state, tables, env, now, stream, exec_ms)
+        complete(state, tables, ENV, now, stream, exec_ms)
 
 
 @_compiled
-def _expire(state, tables, env, drop, grace):
+def _expire(state, tables, drop, grace):
     """Drop what is out of reach (`drop` > 0), and in any case what has been late for `grace` ms."""
     if drop > 0.0:
-        drop_unreachable(state, tables, env, drop)
-    drop_late(state, env, grace)
+        drop_unreachable(state, tables, ENV, drop)
+    drop_late(state, ENV, grace)
 
 
 @_compiled
-def poll(state, tables, env, now, drop, grace):
+def poll(state, tables, now, drop, grace):
     """Move to time `now` and drop what has expired. Returns whether the policy should be asked."""
-    advance(state, tables, env, now)
-    own = state.scheduler[env]
+    advance(state, tables, ENV, now)
+    own = state.scheduler[ENV]
     if own.wake <= now:
         own.wake = np.inf
         own.deferred = 0
     if own.n_queued == 0:
         own.wake = np.inf
         return False
-    _expire(state, tables, env, drop, grace)
-    return own.deferred == 0 and can_dispatch(state, env, tables)
+    _expire(state, tables, drop, grace)
+    return own.deferred == 0 and can_dispatch(state, ENV, tables)
 
 
 @_compiled
-def launch(state, tables, env, action):
+def dispatch_candidate(state, tables, action):
     """Dispatch a candidate; returns the stream that has its batch."""
-    return dispatch(state, tables, env, action)
+    return dispatch(state, tables, ENV, action)
 
 
 @_compiled
-def ahead(state, tables, env, priority, deadline):
-    """Queued requests of priority p that are due no later: how many, and their work in ms, each a share of a largest batch."""
-    group = env % tables.solo.shape[0]
+def ahead(state, tables, priority, deadline):
+    """Queued requests of a priority that are due no later: how many, and their work in ms, each a share of a largest batch."""
     n, work = 0, 0.0
     for model in range(state.queue.shape[2]):
         before = 0
-        for i in range(state.queue[env, priority, model].length):
-            if state.entry[env, priority, model, place(state, env, priority, model, i)].deadline <= deadline:
+        for i in range(state.queue[ENV, priority, model].length):
+            if state.entry[ENV, priority, model, place(state, ENV, priority, model, i)].deadline <= deadline:
                 before += 1
         n += before
-        work += before * tables.solo[group, model, -1] / tables.size[-1]
+        work += before * tables.solo[ENV, model, -1] / tables.size[-1]
     return n, work
 
 
 @_compiled
-def next_timer(state, tables, env, drop, grace):
+def next_timer(state, tables, drop, grace):
     """When to look again if nothing happens before: the policy's timer, or the first request to expire; inf if never."""
-    own = state.scheduler[env]
+    own = state.scheduler[ENV]
     if own.n_queued == 0:
         return np.inf
-    group = env % tables.solo.shape[0]
     first = own.wake if own.wake > own.now else np.inf
     for priority in range(2):
         for model in range(state.queue.shape[2]):
-            if state.queue[env, priority, model].length == 0:
+            if state.queue[ENV, priority, model].length == 0:
                 continue
-            deadline = head_deadline(state, env, priority, model)
+            deadline = head_deadline(state, ENV, priority, model)
             first = min(first, deadline + grace)
             if drop > 0.0:
-                first = min(
-                    first,
-                    deadline
-                    - drop * (tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0]),
-                )
+                alone = tables.h2d[ENV, model, 0] + tables.solo[ENV, model, 0] + tables.d2h[ENV, model, 0]
+                first = min(first, deadline - drop * alone)
     return first
 
 
 class Core(NamedTuple):
-    """The operations, bound: see `envs.scheduling.jit.bind`. Arguments must be exactly int and float as in `compile_core`."""
+    """The operations as `envs.scheduling.jit.bind` binds them: arguments must be exactly int and float, as in `compile_core`.
+
+    `cancel`, `defer` and `drop_all` are those of envs.scheduling.operations, the others those above.
+    """
 
     arrive: Callable[..., bool]
     finish: Callable[..., None]
@@ -139,13 +139,13 @@ def compile_core(st: SchedState, tables: Tables) -> Core:
     """Compile the operations for this state (or load them from the cache); good for any state and tables."""
     state: Any = st
     return Core(
-        arrive=bind(arrive, state, tables, 0, 0.0, 0.0, 0, 0, 0, 0.0),
-        finish=bind(finish, state, tables, 0, 0.0, 0, 0.0),
-        poll=bind(poll, state, tables, 0, 0.0, 0.0, 0.0),
-        next_timer=bind(next_timer, state, tables, 0, 0.0, 0.0),
-        ahead=bind(ahead, state, tables, 0, 0, 0.0),
-        cancel=bind(cancel, state, 0, 0, 0, 0),
-        defer=bind(defer, state, 0, 0.0),
-        dispatch=bind(launch, state, tables, 0, 0),
-        drop_all=bind(drop_all, state, 0),
+        arrive=bind(arrive, state, tables, 0.0, 0.0, 0, 0, 0, 0.0),
+        finish=bind(finish, state, tables, 0.0, 0, 0.0),
+        poll=bind(poll, state, tables, 0.0, 0.0, 0.0),
+        next_timer=bind(next_timer, state, tables, 0.0, 0.0),
+        ahead=bind(ahead, state, tables, 0, 0.0),
+        cancel=bind(cancel, state, ENV, 0, 0, 0),
+        defer=bind(defer, state, ENV, 0.0),
+        dispatch=bind(dispatch_candidate, state, tables, 0),
+        drop_all=bind(drop_all, state, ENV),
     )

@@ -12,7 +12,7 @@ class EngineConfig:
     """Settings of the engine.
 
     Attributes:
-        queue_places: requests that each queue (one a priority and model) holds; one more is refused.
+        queue_places: requests that each queue (one per priority and model) holds; one more is refused.
         grace_ms: a queued request that is this late is dropped whatever the policy says.
         decision_budget_ms: time that a decision may take, see `serving.engine.guard`.
     """

@@ -2,8 +2,8 @@
 
 The loop moves the same state by the same operations as the simulator (envs.simulation.events), with the real clock instead of a
 virtual one: at an arrival, a completion or a timer it moves the state to now, drops what is out of reach, and asks the
-policy until it defers or nothing can be dispatched. Clients' requests that come in one turn of the loop arrive together
-(`serving.engine.together`). Every request offered ends exactly once.
+policy until it defers or nothing can be dispatched. Clients' requests that come in one tick of the loop arrive together
+(`serving.engine.timers.Coalescer`). Every request offered ends exactly once.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
-from envs.scheduling.operations import clear, invalidate_forecast
-from envs.scheduling.state import DROPPED, FAILED, SchedState, Tables, make_state, n_actions
-from serving.engine.alarm import Alarm
-from serving.engine.batch import Flight
-from serving.engine.compiled import compile_core
+from envs.scheduling.state import DROPPED, FAILED
+from serving.engine.batch import BatchInFlight
 from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
 from serving.engine.ledger import Ledger, unreachable
-from serving.engine.model_set import join_profiles, move_state
-from serving.engine.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Outcome, Request
-from serving.engine.together import Together
+from serving.engine.model_set import join_profiles
+from serving.engine.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Request, RequestResult
+from serving.engine.runner import BatchRunner
+from serving.engine.scheduler import AdjustTables, LiveScheduler, unchanged
+from serving.engine.timers import Coalescer, Timer
 from serving.engine.warmup import warm_up
-from serving.executors.base import BatchResult, Executor
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
 from serving.models.served import ServedModel
 from traces.errors import InputError
 
@@ -42,14 +42,19 @@ class Engine:
 
     Args:
         executor: the device, with all models of the profile loaded; the engine takes over its `on_result`.
-        profile: what the scheduler is told; exactly the models to serve, in the order of their indices.
-        policy: who decides.
+        profile: what the scheduler knows of the models; exactly those to serve, in the order of their indices.
+        policy: decides.
         config: settings.
-        tell: changes what the scheduler is told, as the policy wants it (see `agents.learned.names.resolve`).
+        adjust_tables: the change that the policy makes to what the scheduler knows (see `agents.learned.names.resolve`).
 
     Attributes:
-        offered: (2,) requests offered by priority. ended: (2, 6) requests ended, by priority and outcome.
+        scheduler: what the policy knows and decides on.
+        observers: see the end of each request and batch.
+        offered: (2,) requests offered by priority.
+        ended: (2, 6) requests ended, by priority and outcome.
         batches: batches ended.
+        guard: the policy in force, and how it does.
+        accepting: whether requests are taken: started, and not stopping.
     """
 
     def __init__(
@@ -58,69 +63,64 @@ class Engine:
         profile: Profile,
         policy: Policy,
         config: EngineConfig | None = None,
-        tell: Callable[[Tables], Tables] = lambda tables: tables,
+        adjust_tables: AdjustTables = unchanged,
     ) -> None:
         self.executor = executor
-        self.profile = profile
         self.config = config or EngineConfig()
-        self.models = profile.models
-        for name in self.models:
-            if name not in executor.models:
+        loaded = executor.models
+        for name in profile.models:
+            if name not in loaded:
                 raise InputError(f"model {name!r} is in the profile, but not loaded")
-        self._index = {name: m for m, name in enumerate(self.models)}
-        self._tell = tell
-        self.tables: Tables = tell(profile.tables())
-        places = self.config.queue_places
-        self.state: SchedState = make_state(1, len(self.models), self.tables.size, executor.streams, places)
-        clear(self.state, self.tables, 0)
-        self._core = compile_core(self.state, self.tables)
-        self.guard = GuardedPolicy(policy, self.state, self.tables, self.config.decision_budget_ms)
+        self.scheduler = LiveScheduler(profile, adjust_tables, executor.streams, self.config.queue_places)
+        self.guard = GuardedPolicy(policy, self.scheduler, self.config.decision_budget_ms)
         self.observers: list[Observer] = []
         self.ledger = Ledger(self.observers)
         self.offered, self.ended = self.ledger.offered, self.ledger.ended
         self.batches = 0
-        self.start_ms = time.perf_counter() * 1e3
-        self._bind()
+        self.clock_start_ms = time.perf_counter() * 1e3
         self._requests = self.ledger.inside
-        self._flights: list[Flight | None] = [None] * executor.streams
-        self._accepting = False
-        self._alarm = Alarm(self.now_ms, self._pump)
-        self._together = Together(self._pump)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runner = BatchRunner(executor, self._on_part, self._on_end, self._pump)
+        self._timer = Timer(self.now_ms, self._pump)
+        self._coalescer = Coalescer(self._pump)
+        self.accepting = False
         self._leaving: set[str] = set()
-        self._left: dict[str, asyncio.Event] = {}
 
-    def _bind(self) -> None:
-        """Views of single fields: reading one through a record array costs twenty times as much."""
-        st = self.state
-        self._n_ended, self._n_queued, self._n_free = (
-            st.scheduler["n_ended"],
-            st.scheduler["n_queued"],
-            st.scheduler["n_free"],
-        )
-        self._ended_id, self._ended_outcome = st.ended["id"][0], st.ended["outcome"][0]
-        self._member = st.member["id"][0]
-        self._stream = st.stream[0].view(np.ndarray).view(np.dtype((np.void, st.stream.dtype)))  # not as np.record
-        self._defer = n_actions(st, self.tables) - 1
+    # What can be asked.
 
     def now_ms(self) -> float:
         """The engine's clock: ms since it was made."""
-        return time.perf_counter() * 1e3 - self.start_ms
+        return time.perf_counter() * 1e3 - self.clock_start_ms
 
     @property
-    def queued(self) -> int:
-        """Requests in all queues."""
-        return int(self._n_queued[0])
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that are served; the same object until they change."""
+        return self.scheduler.profile.models
+
+    @property
+    def profile(self) -> Profile:
+        """What the scheduler knows of the models beforehand."""
+        return self.scheduler.profile
 
     @property
     def in_flight(self) -> int:
         """Streams with a batch."""
-        return self.executor.streams - int(self._n_free[0])
+        return self.scheduler.in_flight
 
     @property
-    def accepting(self) -> bool:
-        """Whether requests are taken: started, and not stopping."""
-        return self._accepting
+    def queued(self) -> int:
+        """Requests in all queues."""
+        return self.scheduler.queued
+
+    def served(self) -> dict[str, ServedModel]:
+        """The models that are served, by name."""
+        loaded = self.executor.models
+        return {name: loaded[name] for name in self.models}
+
+    def gauges(self) -> dict[str, float]:
+        """What the device says about itself; see `Executor.gauges`."""
+        return self.executor.gauges()
+
+    # A request's way in and out.
 
     async def start(self, warm_executor: bool = True) -> None:
         """Compile and warm up everything that a request will meet, then take requests.
@@ -128,23 +128,21 @@ class Engine:
         Args:
             warm_executor: False where every model has run at every batch size on every stream.
         """
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         policies = (self.guard.policy, self.guard.fallback)
-        await self._loop.run_in_executor(None, warm_up, self.tables, self.executor.streams, policies)
+        await loop.run_in_executor(None, warm_up, self.scheduler.tables, self.scheduler.streams, policies)
         for name in self.models if warm_executor else ():
-            await self._loop.run_in_executor(None, self.executor.warm_up, name, self.profile.batch_sizes)
-        self.executor.on_result = self._from_worker
-        self._accepting = True
+            await loop.run_in_executor(None, self.executor.warm_up, name, self.profile.batch_sizes)
+        self._runner.start(loop)
+        self.accepting = True
 
-    # A request's way in and out.
-
-    async def submit(self, model: str, priority: int, deadline_ms: float, values: np.ndarray) -> Outcome:
+    async def submit(self, model: str, priority: int, deadline_ms: float, values: np.ndarray) -> RequestResult:
         """Serve one request; when the calling task is cancelled, so is the request. Arguments as in `offer`."""
         return (await self.submit_all(model, priority, deadline_ms, [values]))[0]
 
     async def submit_all(
         self, model: str, priority: int, deadline_ms: float, values: Sequence[np.ndarray]
-    ) -> list[Outcome]:
+    ) -> list[RequestResult]:
         """Serve several requests of one model and return when all have ended. Arguments as in `offer`."""
         requests = self.offer(model, priority, deadline_ms, values)
         try:
@@ -161,102 +159,115 @@ class Engine:
         deadline_ms: float,
         values: Sequence[np.ndarray],
         arrival_ms: float | None = None,
-        refusal: str = "",
     ) -> list[Request]:
-        """Hand in requests that arrive together; their ends come in their `future`. Call on the engine's loop.
+        """Hand in requests that arrive together; their results come in their `future`. Call on the engine's loop.
 
         Args:
             model: name of a served model.
             priority: 0 (high) or 1 (low).
             deadline_ms: relative to the arrival.
-            values: one input a request, of the model's input shape.
+            values: one input per request, of the model's input shape.
             arrival_ms: when they arrived, if not now.
-            refusal: why they are not let in, as their deadline is out of reach; empty if they are.
 
         Raises:
             KeyError: no such model.
         """
-        assert self._loop is not None, "start the engine first"
-        m = self._index[model]
-        if model in self._leaving:
-            raise KeyError(model)
+        m, scheduler, ledger, loop = self._index(model), self.scheduler, self.ledger, asyncio.get_running_loop()
         now = self.now_ms()
         arrival = now if arrival_ms is None else min(arrival_ms, now)
         requests = []
         for one in values:
-            request = self.ledger.open(
-                m, model, priority, arrival, arrival + deadline_ms, now, one, self._loop.create_future()
-            )
+            result = ledger.new(model, priority, arrival, arrival + deadline_ms, now)
+            request = Request(result, m, one, loop.create_future())
             requests.append(request)
-            if refusal or not self._accepting:
-                reason, message = (UNREACHABLE, refusal) if refusal else (STOPPING, "the server is stopping")
-                self.ledger.close(request, DROPPED, reason, message, now)
-            elif not self._core.arrive(
-                self.state, self.tables, 0, now, arrival, priority, m, request.id, request.deadline_ms
-            ):
-                message = f"the queue of model {model!r} is full ({self.config.queue_places} requests)"
-                self._collect(now, FULL, message)
+            ledger.open(request)
+            if not self.accepting:
+                ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
+            elif not scheduler.arrive(now, arrival, priority, m, result.id, result.deadline_ms):
+                self._collect(now, FULL, f"the queue of model {model!r} is full ({self.config.queue_places} requests)")
         # A trace's arrivals are decided on one by one, as in the simulator; so is what would not fit into one batch.
-        if arrival_ms is not None or self._n_queued[0] >= self.tables.size[-1]:
+        if arrival_ms is not None or scheduler.n_queued[0] >= scheduler.tables.size[-1]:
             self._pump()
         else:
-            self._together.came()
+            self._coalescer.arrived()
         return requests
 
-    def ahead(self, priority: int, due_ms: float) -> tuple[int, float]:
-        """Queued requests of a priority that are due no later, and their work in ms; see `serving.engine.compiled.ahead`."""
-        return self._core.ahead(self.state, self.tables, 0, priority, due_ms)
+    def refuse(self, model: str, priority: int, deadline_ms: float, count: int, message: str) -> None:
+        """Count requests that are turned away before they are offered, since their deadline is out of reach.
+
+        Each is offered and dropped at once: observers see it as they see all others.
+
+        Args:
+            model: name of a served model.
+            priority: 0 (high) or 1 (low).
+            deadline_ms: from now.
+            count: how many.
+            message: one line for people.
+
+        Raises:
+            KeyError: no such model.
+        """
+        self._index(model)
+        now = self.now_ms()
+        for _ in range(count):
+            self.ledger.refuse(self.ledger.new(model, priority, now, now + deadline_ms, now), UNREACHABLE, message, now)
+
+    def _index(self, model: str) -> int:
+        if model in self._leaving:
+            raise KeyError(model)
+        return self.scheduler.index[model]
 
     def cancel(self, request: Request) -> None:
         """Give a request up: at once when it is queued; its result is discarded when it is in flight."""
-        if request.id not in self._requests:
+        result = request.result
+        if result.id not in self._requests:
             return
-        if self._core.cancel(self.state, 0, request.priority, request.model, request.id):
+        if self.scheduler.cancel(result.priority, request.model_index, result.id):
             self._collect(self.now_ms(), LEFT, "cancelled in the queue")
-            self._arm()
+            self._set_timer()
         else:
             request.discarded = True
 
     async def stop(self, timeout_s: float = 10.0) -> None:
         """Take no more requests, finish those inside for at most `timeout_s`, then end the rest as dropped or failed."""
-        self._accepting = False
+        self.accepting = False
         if self._requests:
             try:
                 await asyncio.wait_for(self.ledger.empty(), timeout_s)
             except TimeoutError:
                 log.warning("stopping with %d requests queued and %d batches in flight", self.queued, self.in_flight)
         now = self.now_ms()
-        self._core.drop_all(self.state, 0)
+        self.scheduler.drop_all()
         self._collect(now, STOPPING, "the server is stopping")
         for request in list(self._requests.values()):
             self.ledger.close(request, FAILED, STOPPING, "the server is stopping", now)
-        self._alarm.set(math.inf)
+        self._timer.set(math.inf)
 
     # Changes while serving. Requests of other models, queued or in flight, notice nothing.
 
-    async def reload_policy(self, policy: Policy, tell: Callable[[Tables], Tables] = lambda tables: tables) -> None:
+    async def reload_policy(self, policy: Policy, adjust_tables: AdjustTables = unchanged) -> None:
         """Let another policy decide from now on; the predictor keeps what it learned. Arguments as for the engine."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, warm_up, tell(self.profile.tables()), self.executor.streams, (policy,))
-        self._tell, self.tables = tell, tell(self.profile.tables())
+        tables = adjust_tables(self.profile.tables())
+        await asyncio.get_running_loop().run_in_executor(None, warm_up, tables, self.scheduler.streams, (policy,))
+        self.scheduler.adjust(adjust_tables)
         self.guard.install(policy)
-        self.guard.bind(self.state, self.tables)
-        invalidate_forecast(self.state, 0)
+        self.guard.bind()
         self._pump()
 
-    def put_model(self, told: Profile, loaded_as: str) -> None:
+    def put_model(self, known: Profile, loaded_as: str) -> None:
         """Serve a further model, or another one in place of that of its name. Call on the engine's loop.
 
         What is in flight ends on the model that it began on. What is queued goes to the new one, if that takes its input.
 
         Args:
-            told: what the scheduler is told of it. loaded_as: its name in the executor, which has warmed it up; changed.
+            known: what the scheduler knows of it beforehand.
+            loaded_as: its name in the executor, which has warmed it up; changed.
 
         Raises:
             InputError: the batch sizes differ.
         """
-        (name,) = told.models
-        profile = join_profiles(self.profile, told)
+        (name,) = known.models
+        profile = join_profiles(self.profile, known)
         self.executor.rename(loaded_as, name)
         self._drop_queued(name, self.executor.models[name])
         self._change_models(profile)
@@ -267,138 +278,97 @@ class Engine:
         Raises:
             InputError: it is not served, or it is the only one.
         """
-        if name not in self._index or name in self._leaving:
+        if name not in self.models or name in self._leaving:
             raise InputError(f"model {name!r} is not served; served are {', '.join(self.models)}")
         if len(self.models) - len(self._leaving) == 1:
             raise InputError(f"model {name!r} is the only one left; load another before it is unloaded")
         self._leaving.add(name)
         try:
             self._drop_queued(name)
-            if any(flight is not None and flight.model == name for flight in self._flights):
-                left = self._left[name] = asyncio.Event()
-                await left.wait()
+            await self._runner.until_none_of(name)
             self._change_models(self.profile.select([other for other in self.models if other != name]))
         finally:
             self._leaving.discard(name)
-            self._left.pop(name, None)
 
     def _drop_queued(self, name: str, new: ServedModel | None = None) -> None:
         """Drop what is queued for a model, but for inputs that the new one of its name takes."""
-        for r in self._requests.values():
-            if r.name == name and r.batch_id < 0 and (new is None or r.values is None or not new.takes(r.values)):
-                self._core.cancel(self.state, 0, r.priority, r.model, r.id)
+        for request in self._requests.values():
+            result, values = request.result, request.values
+            if (
+                result.model == name
+                and result.batch_id < 0
+                and (new is None or values is None or not new.takes(values))
+            ):
+                self.scheduler.cancel(result.priority, request.model_index, result.id)
         self._collect(self.now_ms(), UNLOADED, f"model {name!r} was unloaded")
 
     def _change_models(self, profile: Profile) -> None:
-        tables = self._tell(profile.tables())
-        self.state = move_state(self.state, tables, [self._index.get(name, -1) for name in profile.models])
-        self.tables, self.profile, self.models = tables, profile, profile.models
-        self._index = {name: m for m, name in enumerate(self.models)}
+        self.scheduler.change_models(profile)
         for request in self._requests.values():
-            request.model = self._index[request.name]
-        self._bind()
+            request.model_index = self.scheduler.index[request.result.model]
         # A policy's memory may be about models by their old indices.
         self.guard.policy.reset(1)
         self.guard.fallback.reset(1)
-        self.guard.bind(self.state, self.tables)
+        self.guard.bind()
         self._pump()
-
-    # Events.
-
-    def _from_worker(self, result: BatchResult) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._on_result, result)
-        except RuntimeError:  # the loop is closed: the server stopped without this batch, whose requests have ended
-            log.info("batch %d ended after the server stopped", result.batch_id)
-
-    def _on_result(self, result: BatchResult) -> None:
-        flight = self._flights[result.stream]
-        assert flight is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
-        self._take(flight, result)
-        if not self._run(result.stream, flight):
-            self._pump()
-
-    def _take(self, flight: Flight, result: BatchResult) -> None:
-        self.batches += 1
-        if self.observers:
-            record = flight.record(result, self.start_ms, self.now_ms())
-            for observer in self.observers:
-                observer.batch_ended(record)
-        flight.take(result)
-        if result.error is not None:
-            log.warning("batch %d of %s failed: %s", flight.batch_id, flight.model, result.error)
 
     # The decision loop.
 
     def _pump(self) -> None:
         """Ask the policy until it defers or nothing can be dispatched."""
-        st, tb, grace = self.state, self.tables, self.config.grace_ms
+        scheduler, guard, grace = self.scheduler, self.guard, self.config.grace_ms
         while True:
+            # The clock is read in each round: a decision takes time, and a short batch may have run meanwhile.
             now = self.now_ms()
-            ready = self._core.poll(st, tb, 0, now, self.guard.drop, grace)
-            if self._n_ended[0]:
+            ready = scheduler.poll(now, guard.drop, grace)
+            if scheduler.n_ended[0]:  # the poll has dropped some
                 self._collect(now, UNREACHABLE, "")
             if not ready:
                 break
-            action, wake = self.guard.decide()
-            if action == self._defer:
-                self._core.defer(st, 0, wake)
+            action, wake = guard.decide()
+            if action == scheduler.defer_action:
+                scheduler.defer(wake)
                 break
-            self._launch(self._core.dispatch(st, tb, 0, action))
-            if not self._n_queued[0]:
+            # A dispatch is followed by another question: streams are left, and the policy answers one batch at a time.
+            self._launch(scheduler.dispatch(action))
+            if not scheduler.n_queued[0]:  # the usual end at low load, which spares a poll
                 break
-        self._arm()
+        self._set_timer()
 
-    def _launch(self, k: int) -> None:
-        """The state has a new batch on stream k: hand it to the executor."""
-        s = self._stream[k]
-        members = self._member[k, : int(s["n"])].tolist()
-        flight = Flight.of(s, [self._requests[id_] for id_ in members])
-        self._flights[k] = flight
-        self._run(k, flight)
+    def _launch(self, stream: int) -> None:
+        """The state has a new batch on a stream: hand it to the executor."""
+        record, members = self.scheduler.batch_on(stream)
+        self._runner.launch(stream, BatchInFlight.dispatched(record, [self._requests[id_] for id_ in members]))
 
-    def _run(self, k: int, flight: Flight) -> bool:
-        """Start the next part of a batch, or end the batch; returns whether it goes on."""
-        while (part := flight.next_part()) is not None:
-            try:
-                result = self.executor.run_here(k, part)
-                if result is None:
-                    self.executor.submit(k, part)
-                    return True
-                self._take(flight, result)
-            except ValueError as error:
-                log.error("batch %d of %s was refused: %s", flight.batch_id, flight.model, error)
-                flight.refuse(str(error))
-        self._flights[k] = None
+    def _set_timer(self) -> None:
+        """Look again when something is to be done even if nothing happens before."""
+        if self.scheduler.n_queued[0]:
+            self._timer.set(self.scheduler.next_timer(self.guard.drop, self.config.grace_ms))
+        else:
+            self._timer.set(math.inf)
+
+    # Ends of batches and of requests.
+
+    def _on_part(self, batch: BatchInFlight, result: BatchResult) -> None:
+        self.batches += 1
+        if self.observers:
+            record = batch.record(result, self.clock_start_ms, self.now_ms())
+            for observer in self.observers:
+                observer.batch_ended(record)
+
+    def _on_end(self, stream: int, batch: BatchInFlight) -> None:
         now = self.now_ms()
-        self._core.finish(self.state, self.tables, 0, now, k, flight.exec_ms if flight.teaches else -1.0)
+        self.scheduler.finish(now, stream, batch.exec_ms if batch.teaches else -1.0)
         self._collect(now, FAULT, "")
-        left = self._left.get(flight.model)
-        if left is not None and not any(other is not None and other.model == flight.model for other in self._flights):
-            left.set()
-        return False
-
-    # Ends.
 
     def _collect(self, now: float, reason: str, message: str) -> None:
-        """Resolve the requests that ended in the state since the last look."""
-        n = int(self._n_ended[0])
-        if n == 0:
-            return
-        ended = list(zip(self._ended_id[:n].tolist(), self._ended_outcome[:n].tolist()))
-        self._n_ended[0] = 0
-        for id_, outcome in ended:
+        """Close the requests that ended in the state since the last look; what the state does not know is given."""
+        for id_, outcome in self.scheduler.take_ended():
             request = self._requests.get(id_)
             if request is None:
                 continue  # it ended as the server stopped
             if reason == UNLOADED:  # taken out of the queue as if it were cancelled, but not by its client
                 outcome = DROPPED
             elif reason == UNREACHABLE:
-                message = unreachable(request, self.tables, now)
+                message = unreachable(request.result, self.scheduler.alone_ms(request.result.model), now)
             self.ledger.end(request, outcome, reason, message, now)
-
-    def _arm(self) -> None:
-        """Ring when something is to be done even if nothing happens before."""
-        args = self.state, self.tables, 0, self.guard.drop, self.config.grace_ms
-        self._alarm.set(self._core.next_timer(*args) if self._n_queued[0] else math.inf)

@@ -1,4 +1,4 @@
-"""A policy that cannot bring the server down: what it fails to decide, Strait decides."""
+"""A policy that cannot take the server down: what it fails to decide, Strait decides."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from agents.learned.names import SERVED, resolve
 from agents.policies.base import Policy
-from envs.scheduling.state import SchedState, Tables, n_actions
+from envs.scheduling.state import SchedState, Tables
+from serving.engine.scheduler import LiveScheduler
 
 log = logging.getLogger(__name__)
 
 OVERRUN_DECAY = 0.9
-OVERRUN_LIMIT = 4.0  # reached by six overruns in a row, or by more than four in ten for a while
+OVERRUN_LIMIT = 4.0  # six overruns in a row reach it, or more than four in ten for a while
 FAULT_LIMIT = 3
 KEEP_DECISIONS = 100_000
 
@@ -30,16 +32,21 @@ class GuardedPolicy:
 
     Args:
         policy: the policy to ask.
-        state: the state it decides on. tables: and its tables.
+        scheduler: what it decides on.
         budget_ms: time that a decision may take.
 
     Attributes:
-        decisions: decisions taken. fallbacks: of these, by the fallback. overruns: of these, over the budget.
+        fallback: the policy that is asked instead.
+        decisions: decisions taken.
+        fallbacks: of these, by the fallback.
+        overruns: of these, over the budget.
         replaced: why the policy was replaced; None while it is in force.
         decision_us: (recent) duration of each decision in microseconds.
+        on_decision: called after each decision of the policy (not of the fallback), before its effect, with the policy and
+            what it decided on; outside of the time that is measured.
     """
 
-    def __init__(self, policy: Policy, state: SchedState, tables: Tables, budget_ms: float = 10.0) -> None:
+    def __init__(self, policy: Policy, scheduler: LiveScheduler, budget_ms: float) -> None:
         self.policy = policy
         self.fallback = resolve("strait", profile=SERVED)[0]
         self.budget_ns = int(budget_ms * 1e6)
@@ -48,17 +55,19 @@ class GuardedPolicy:
         self.overruns = 0
         self.replaced: str | None = None
         self.decision_us: deque[float] = deque(maxlen=KEEP_DECISIONS)
+        self.on_decision: Callable[[Policy, SchedState, Tables], None] | None = None
         self._faults = 0
         self._pressure = 0.0
-        self.bind(state, tables)
+        self._scheduler = scheduler
+        self.bind()
 
-    def bind(self, state: SchedState, tables: Tables) -> None:
-        """Decide on this state from now on (models were added or removed)."""
-        self._state, self._tables = state, tables
-        self._defer = n_actions(state, tables) - 1
-        self._length = state.queue["length"][0]
-        self._free = state.scheduler["n_free"]
-        self._sizes = [int(size) for size in tables.size]
+    def bind(self) -> None:
+        """Look up what is decided on: models were added or removed, or another policy sees other tables."""
+        self._state, self._tables = self._scheduler.state, self._scheduler.tables
+        self._defer = self._scheduler.defer_action
+        self._length = self._state.queue["length"][0]
+        self._free = self._state.scheduler["n_free"]
+        self._sizes = [int(size) for size in self._tables.size]
 
     def install(self, policy: Policy) -> None:
         """Ask another policy from now on, with a clean record."""
@@ -76,6 +85,11 @@ class GuardedPolicy:
     def drop(self) -> float:
         """Scale of solo latency at which the policy in force gives requests up; 0 never."""
         return float(self.policy.drop if self.replaced is None else self.fallback.drop)
+
+    def decisions_since(self, count: int) -> list[float]:
+        """Durations in microseconds of the decisions after the first `count`, as far as they are kept."""
+        new = min(self.decisions - count, len(self.decision_us))
+        return [self.decision_us[at] for at in range(len(self.decision_us) - new, len(self.decision_us))]
 
     def decide(self) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none); always a valid one."""
@@ -99,6 +113,8 @@ class GuardedPolicy:
         if fault:
             self._on_fault(fault)
         elif self.replaced is None:
+            if self.on_decision is not None:
+                self.on_decision(self.policy, self._state, self._tables)
             self._on_time(spent)
         return action, wake
 

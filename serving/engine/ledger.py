@@ -6,18 +6,19 @@ import asyncio
 
 import numpy as np
 
-from envs.scheduling.state import CANCELLED, FAILED, LATE, MET, OUTCOMES, Tables
-from serving.engine.request import LEFT, UNLOADED, Observer, Outcome, Request
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES
+from serving.engine.request import LEFT, UNLOADED, Observer, Request, RequestResult
 
 
 class Ledger:
     """Numbers requests and closes them.
 
     Args:
-        observers: told of each end; the list may grow.
+        observers: see each end; the list may grow.
 
     Attributes:
-        offered: (2,) requests offered by priority. ended: (2, 6) requests ended, by priority and outcome.
+        offered: (2,) requests offered by priority.
+        ended: (2, 6) requests ended, by priority and outcome.
         inside: requests that have not ended, by number.
     """
 
@@ -26,62 +27,74 @@ class Ledger:
         self.ended = np.zeros((2, len(OUTCOMES)), np.int64)
         self.inside: dict[int, Request] = {}
         self._observers = observers
-        self._next_id = 0
-        self._empty: asyncio.Event | None = None
+        self._last_id = -1
+        self._is_empty = asyncio.Event()
 
-    def open(
-        self,
-        m: int,
-        model: str,
-        priority: int,
-        arrival_ms: float,
-        deadline_ms: float,
-        offered_ms: float,
-        values: np.ndarray,
-        future: asyncio.Future[Outcome],
-    ) -> Request:
-        """A new request. Times are absolute; `m` is the index of the model, `future` gets its end."""
-        request = Request(self._next_id, m, model, priority, arrival_ms, deadline_ms, offered_ms, values, future)
-        self._next_id += 1
-        self.offered[priority] += 1
-        self.inside[request.id] = request
-        return request
+    def new(self, model: str, priority: int, arrival_ms: float, deadline_ms: float, offered_ms: float) -> RequestResult:
+        """What is known at first of a request, with the next number."""
+        self._last_id += 1
+        return RequestResult(
+            id=self._last_id,
+            model=model,
+            priority=priority,
+            arrival_ms=arrival_ms,
+            deadline_ms=deadline_ms,
+            offered_ms=offered_ms,
+        )
+
+    def open(self, request: Request) -> None:
+        """Note a request that was offered."""
+        self.offered[request.result.priority] += 1
+        self.inside[request.result.id] = request
+
+    def refuse(self, result: RequestResult, reason: str, message: str, now_ms: float) -> None:
+        """Note a request that is turned away before it comes inside: it is offered and dropped at once."""
+        self.offered[result.priority] += 1
+        self._finish(result, DROPPED, reason, message, now_ms)
+        self._show(result)
 
     def end(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         """Close a request whose end the scheduling state gave as `outcome`, with what the state does not know."""
+        # The state sees batches, not answers: it does not know that a client left, or that half of a batch succeeded.
         if request.discarded and reason != UNLOADED:
             outcome, reason, message = CANCELLED, LEFT, "cancelled in flight"
-        elif request.output is not None:
-            # The state calls a batch failed that was halved; its requests that have an output are none the worse.
-            met = outcome == MET or (outcome == FAILED and now_ms <= request.deadline_ms)
+        elif request.result.output is not None:
+            # To the state, a batch that was halved has failed; its requests that have an output have not.
+            met = outcome == MET or (outcome == FAILED and now_ms <= request.result.deadline_ms)
             outcome, reason, message = MET if met else LATE, "", ""
-        self.close(request, outcome, reason, message or request.message, now_ms)
+        self.close(request, outcome, reason, message, now_ms)
 
     def close(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
-        """Note the end, tell whoever waits for it, and all observers."""
-        self.inside.pop(request.id, None)
-        self.ended[request.priority, outcome] += 1
-        result = request.end(outcome, reason, message, now_ms)
+        """Note the end, free the input, and give the result to the request's future."""
+        request.values = None
+        self.inside.pop(request.result.id, None)
+        self._finish(request.result, outcome, reason, message, now_ms)
         if not request.future.done():
-            request.future.set_result(result)
+            request.future.set_result(request.result)
+        self._show(request.result)
+        if not self.inside:
+            self._is_empty.set()
+
+    def _finish(self, result: RequestResult, outcome: int, reason: str, message: str, now_ms: float) -> None:
+        result.outcome, result.reason, result.finish_ms = OUTCOMES[outcome], reason, now_ms
+        result.message = message or result.message  # where a batch that failed has left its error
+        self.ended[result.priority, outcome] += 1
+
+    def _show(self, result: RequestResult) -> None:
         for observer in self._observers:
             observer.request_ended(result)
-        if self._empty is not None and not self.inside:
-            self._empty.set()
 
     async def empty(self) -> None:
         """Wait until no request is inside."""
-        self._empty = asyncio.Event()
         if self.inside:
-            await self._empty.wait()
+            self._is_empty.clear()
+            await self._is_empty.wait()
 
 
-def unreachable(request: Request, tables: Tables, now_ms: float) -> str:
-    """Why a request was given up, with when it would have been finished at the earliest."""
-    m = request.model
-    solo = float(tables.h2d[0, m, 0] + tables.solo[0, m, 0] + tables.d2h[0, m, 0])
-    waited = now_ms - request.arrival_ms
+def unreachable(result: RequestResult, alone_ms: float, now_ms: float) -> str:
+    """Why a request was given up that takes `alone_ms` at least, with when it would have been finished at the earliest."""
+    waited = now_ms - result.arrival_ms
     return (
-        f"deadline of {request.deadline_ms - request.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
-        f"predicted finish at {waited + solo:.1f} ms at the earliest"
+        f"deadline of {result.deadline_ms - result.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
+        f"predicted finish at {waited + alone_ms:.1f} ms at the earliest"
     )

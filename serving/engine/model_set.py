@@ -12,19 +12,8 @@ from envs.scheduling.operations import clear, invalidate_forecast
 from envs.scheduling.state import SchedState, Tables, make_state
 from traces.errors import InputError
 
-
-def model_axes() -> dict[str, int]:
-    """The axis of the models in those arrays of the state that have one.
-
-    Found by comparing states of one and of two models, so that an array which the state gets later is not forgotten.
-    """
-    sizes = np.ones(1, np.int32)
-    one, two = make_state(1, 1, sizes, 1, 1), make_state(1, 2, sizes, 1, 1)
-    axes = {}
-    for field, a, b in zip(SchedState._fields, one, two):
-        if field != "ended" and a.shape != b.shape:  # nothing waits in `ended`, which is as long as all may need
-            axes[field] = next(axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis])
-    return axes
+# The axis of the models in those arrays of the state that have one; a test compares states of one and of two models.
+MODEL_AXES = {"queue": 2, "entry": 2, "bias": 1, "n_learned": 1}
 
 
 def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> SchedState:
@@ -42,12 +31,11 @@ def move_state(old: SchedState, tables: Tables, came_from: Sequence[int]) -> Sch
     clear(new, tables, 0)
     source = np.asarray(came_from)
     kept = np.flatnonzero(source >= 0)
-    axes = model_axes()
     for field, before, after in zip(SchedState._fields, old, new):
-        axis = axes.get(field)
+        axis = MODEL_AXES.get(field)
         if axis is not None:
             np.moveaxis(after, axis, 0)[kept] = np.moveaxis(before, axis, 0)[source[kept]]
-        elif field != "ended":
+        elif field != "ended":  # where nothing waits, and which is as long as all queues may need
             after[...] = before
     moved_to = np.full(old.queue.shape[2], -1)
     moved_to[source[kept]] = kept
@@ -68,7 +56,9 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
         InputError: the batch sizes differ.
     """
     if more.batch_sizes != profile.batch_sizes:
-        raise InputError(f"batch sizes {list(more.batch_sizes)}; those served, {list(profile.batch_sizes)}, are wanted")
+        raise InputError(
+            f"batch sizes are {list(more.batch_sizes)}; they must be {list(profile.batch_sizes)}, as served"
+        )
     others = [name for name in profile.models if name not in more.models]
     if not others:
         return more

@@ -1,17 +1,14 @@
-"""What runs batches: the interface that the engine and the profiler drive, whatever the device."""
+"""What executors are given and give back: batches and their results."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from serving.executors.device import resolve_device
-from serving.models.served import ServedModel
-from traces.errors import InputError
-from traces.machine import DeviceInfo
+from traces.measurements import Phases
 
 
 @dataclass(slots=True)
@@ -22,7 +19,7 @@ class Batch:
         batch_id: the caller's number, handed back in the result.
         model: name of a loaded model.
         priority: 0 (high) or 1 (low).
-        inputs: one array a request, of the model's input_shape, without batch dimension.
+        inputs: one array per request, of the model's input_shape, without batch dimension.
     """
 
     batch_id: int
@@ -35,163 +32,37 @@ class Batch:
 class BatchResult:
     """How a batch ended: outputs or an error, and when each phase began and ended.
 
-    Times are milliseconds on the clock of `time.perf_counter`, non-decreasing in the order of the fields. Phases that a
-    failed batch never reached have the time of its failure.
-
     Attributes:
         batch_id: the batch's number.
         stream: the stream that ran it.
-        outputs: one array a request, without batch dimension; None after an error.
+        phases: on the clock of `time.perf_counter` in ms; those that a failed batch never reached have the time of its
+            failure.
+        outputs: one array per request, without batch dimension; None after an error.
         error: one line, or None.
-        dispatch_ms: when it was submitted.
-        h2d_start_ms: start of the copy to the device.
-        h2d_end_ms: end of the copy to the device.
-        exec_start_ms: start of the execution.
-        exec_end_ms: end of the execution.
-        d2h_end_ms: end of the copy from the device.
     """
 
     batch_id: int
     stream: int
-    outputs: list[np.ndarray] | None
-    error: str | None
-    dispatch_ms: float
-    h2d_start_ms: float
-    h2d_end_ms: float
-    exec_start_ms: float
-    exec_end_ms: float
-    d2h_end_ms: float
+    phases: Phases
+    outputs: list[np.ndarray] | None = None
+    error: str | None = None
 
 
 OnResult = Callable[[BatchResult], None]
 
 
-class Executor(ABC):
-    """K streams of one device, each with at most one batch in flight.
-
-    Every submitted batch has exactly one result, error or not, given to `on_result` on a worker thread; its stream is
-    idle by then, so that `on_result` may submit the next batch itself.
-
-    Args:
-        streams: how many batches may be in flight.
-        on_result: called once for every submitted batch. What it raises is logged and goes no further.
-    """
-
-    streams: int
-
-    def __init__(self, streams: int, on_result: OnResult) -> None:
-        if streams < 1:
-            raise InputError(f"streams is {streams}; at least 1 is wanted")
-        self.streams = streams
-        self.on_result = on_result
-
-    @property
-    @abstractmethod
-    def device(self) -> DeviceInfo:
-        """The device; its peaks are measured on first use (under a second), so ask before there is load."""
-
-    def gauges(self) -> dict[str, float]:
-        """What the device tells about itself, by name; nothing unless it has such gauges. See `device.gpu_state`."""
-        return {}
-
-    @property
-    @abstractmethod
-    def models(self) -> dict[str, ServedModel]:
-        """The loaded models by name (a copy)."""
-
-    @abstractmethod
-    def load(self, model: ServedModel) -> None:
-        """Make a model ready to run; takes as long as its compilation.
-
-        Raises:
-            ValueError: a model of this name is loaded.
-        """
-
-    @abstractmethod
-    def unload(self, name: str) -> None:
-        """Forget a model at once; its batches in flight end as they would have.
-
-        Raises:
-            ValueError: no such model.
-        """
-
-    @abstractmethod
-    def rename(self, name: str, new: str) -> None:
-        """Give a loaded model another name, in place of the model that had it, which is forgotten as by `unload`.
-
-        Raises:
-            ValueError: no such model.
-        """
-
-    @abstractmethod
-    def warm_up(self, name: str, batch_sizes: Iterable[int]) -> None:
-        """Run every batch size on every stream, one after the other, and wait for it; no result is reported.
-
-        Raises:
-            ValueError: no such model.
-            RuntimeError: the model fails.
-        """
-
-    @abstractmethod
-    def time_alone(self, name: str, batch_size: int, repeats: int) -> list[BatchResult]:
-        """Run one batch size `repeats` times on the last stream and wait for it; nothing is given to `on_result`.
-
-        It runs between that stream's batches, so the times are those of the model alone only while nothing else runs.
-
-        Raises:
-            ValueError: no such model.
-            RuntimeError: the model fails.
-        """
-
-    @abstractmethod
-    def submit(self, stream: int, batch: Batch) -> None:
-        """Start a batch on an idle stream, without waiting.
-
-        Raises:
-            ValueError: the stream is not idle or does not exist, the model is not loaded, the batch is empty, or the
-                executor is closed. Such a batch has no result.
-        """
-
-    def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
-        """Run a batch in the calling thread where that is shorter than handing it to another one; None where it is not.
-
-        The stream is only named in the result, which is not given to `on_result`.
-        """
-        return None
-
-    @abstractmethod
-    def idle(self, stream: int) -> bool:
-        """Whether the stream has no batch in flight."""
-
-    @abstractmethod
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Refuse new batches, wait for those in flight, then fail what is left; every batch has its one result."""
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def now_ms() -> float:
+    """The clock of all results: `time.perf_counter` in milliseconds."""
+    return time.perf_counter() * 1e3
 
 
-def make_executor(device: str = "auto", streams: int = 4, on_result: OnResult | None = None) -> Executor:
-    """Make the executor of a device.
+def failed_result(batch: Batch, stream: int, dispatch_ms: float, error: str) -> BatchResult:
+    """The result of a batch that failed now."""
+    return BatchResult(batch.batch_id, stream, Phases(dispatch_ms, *(now_ms(),) * 5), error=error)
 
-    Args:
-        device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one, else the CPU).
-        streams: how many batches may be in flight.
-        on_result: called once for every submitted batch, on a worker thread; by default results are dropped.
 
-    Raises:
-        InputError: no such device here.
-    """
-    chosen = resolve_device(device)
-    callback = on_result or (lambda result: None)
-    # Imported here, so that a CPU server does not pay for CUDA's import nor depend on it.
-    if chosen == "cpu":
-        from serving.executors.cpu import CpuExecutor
-
-        return CpuExecutor(streams, callback)
-    from serving.executors.cuda import CudaExecutor
-
-    return CudaExecutor(streams, callback, device=chosen)
+def error_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    # The last line of a TorchScript error is the original one; a traceback through the graph is above it.
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

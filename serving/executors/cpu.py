@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import struct
@@ -14,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, BatchResult, OnResult
-from serving.executors.core_turns import Beat
+from serving.executors.base import Batch, BatchResult, OnResult, error_line, failed_result, now_ms
 from serving.executors.device import probe_device, usable_cores
-from serving.executors.threaded import LoadedModel, ThreadedExecutor, blank_result, failed_result, now_ms, one_line
+from serving.executors.executor import Executor, LoadedModel
+from serving.executors.time_slices import SliceTimer
 from serving.models.served import DTYPES, Forward, ServedModel
 from traces.machine import DeviceInfo
+from traces.measurements import Phases
 
 # Streams outnumber cores; behind them, the engine's own thread must still wake at once.
 WORKER_NICENESS = 5
-# A turn that lasted this long may end when the kernel looks next (Linux from 6.12 on; longer elsewhere); see
-# serving.executors.core_turns.
+# A time slice that lasted this long may end when the kernel looks next (Linux from 6.12 on; longer elsewhere); see
+# serving.executors.time_slices.
 SLICE_MS = 0.5
 # What it costs to hand a batch to a stream's thread and its result back: two wake-ups, and waits for Python's lock.
 HANDOVER_MS = 0.2
@@ -32,30 +34,37 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
-class CpuExecutor(ThreadedExecutor):
-    """One worker thread a stream, one intra-op thread each; stream k is pinned to the k-th core, counted around.
+class CpuExecutor(Executor):
+    """One worker thread per stream, one intra-op thread each; stream k is pinned to the k-th core, counted around.
 
     Pinned, the batches on a core share it evenly and those on other cores leave it alone. Left to the system, three threads
     on two cores are spread by chance, and which of them runs at half speed cannot be foreseen.
 
-    The copies of a GPU have their like here: inputs are gathered in a staging buffer that was allocated before (h2d),
-    outputs are copied out of the model's (d2h).
+    Two phases stand for the copies of a GPU: inputs are gathered in a staging buffer that is allocated beforehand (h2d),
+    and outputs are copied out of the model's (d2h).
+
+    Args:
+        streams: how many batches may be in flight.
+        on_result: called once for every submitted batch.
+        handover_ms: a batch that takes less is run by the thread that asks (see `run_here`).
     """
 
-    def __init__(self, streams: int = 4, on_result: OnResult = lambda result: None) -> None:
+    def __init__(
+        self, streams: int, on_result: OnResult = lambda result: None, handover_ms: float = HANDOVER_MS
+    ) -> None:
         _keep_memory()
         self._cores = _cores()
-        self._beat = Beat(self._cores, streams)
+        self._slices = SliceTimer(self._cores, streams)
+        self._handover_ms = handover_ms
         super().__init__(streams, on_result)
         self._here: _CpuStream | None = None
 
     @property
     def device(self) -> DeviceInfo:
-        """The CPU; see `Executor.device`."""
         return probe_device("cpu")
 
     def run_here(self, stream: int, batch: Batch) -> BatchResult | None:
-        """Run a batch that is shorter than its hand-over; see `Executor.run_here`.
+        """Run a batch that is shorter than its hand-over to a thread; see `Executor.run_here`.
 
         Only what runs without Python: such a graph cannot wait for anything, or end its thread. A model that turns out
         to take longer than it did alone goes back to the threads.
@@ -63,23 +72,23 @@ class CpuExecutor(ThreadedExecutor):
         model, size = self._loaded.get(batch.model), len(batch.inputs)
         if model is None or self._closed or not model.served.releases_lock:
             return None
-        expected = model.alone_ms.get(size, HANDOVER_MS)
-        if expected >= HANDOVER_MS:
+        expected = model.alone_ms.get(size, math.inf)
+        if expected >= self._handover_ms:
             return None
         if self._here is None:
             torch.set_num_threads(1)  # the calling thread's own
             self._here = _CpuStream(np.zeros(1, np.uint8))
-        result = blank_result(batch, stream, now_ms())
+        dispatch_ms = now_ms()
         try:
-            self._here.run(model, batch, result)
+            outputs, phases = self._here.run(model, batch, dispatch_ms)
         except Exception as error:  # a model's own error ends its batch, and no more
-            return failed_result(batch, stream, result.dispatch_ms, one_line(error))
-        took = min(result.d2h_end_ms - result.dispatch_ms, 5 * HANDOVER_MS)  # once preempted is not slow
+            return failed_result(batch, stream, dispatch_ms, error_line(error))
+        took = min(phases.total_ms, 5 * self._handover_ms)  # once preempted is not slow
         model.alone_ms[size] = expected + 0.1 * (took - expected)
-        return result
+        return BatchResult(batch.batch_id, stream, phases, outputs)
 
     def _open_stream(self, stream: int) -> _CpuStream:
-        # All are the calling thread's own. What is not to be had (another system, no right) costs predictability only.
+        # All of this is of the calling thread. What the system does not offer or allow costs predictability only.
         torch.set_num_threads(1)
         thread = threading.get_native_id()
         with contextlib.suppress(AttributeError, OSError):
@@ -87,13 +96,12 @@ class CpuExecutor(ThreadedExecutor):
         with contextlib.suppress(AttributeError, OSError):
             nice = os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS
             os.setpriority(os.PRIO_PROCESS, thread, nice)
-            _take_short_turns(thread, nice)
-        return _CpuStream(self._beat.running[stream : stream + 1])
+            _take_short_slices(thread, nice)
+        return _CpuStream(self._slices.running[stream : stream + 1])
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """End the workers as `Executor.close` says, then what keeps their turns short."""
         super().close(timeout_s)
-        self._beat.stop()
+        self._slices.stop()
 
     def _build(self, model: ServedModel) -> Forward:
         return model.build("cpu")
@@ -119,8 +127,8 @@ def _keep_memory() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
 
 
-def _take_short_turns(thread: int, nice: int) -> None:
-    """Ask the kernel for turns of `SLICE_MS` (sched_setattr(2), struct sched_attr of 48 bytes)."""
+def _take_short_slices(thread: int, nice: int) -> None:
+    """Ask the kernel for time slices of `SLICE_MS` (sched_setattr(2), struct sched_attr of 48 bytes)."""
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return
@@ -129,7 +137,7 @@ def _take_short_turns(thread: int, nice: int) -> None:
 
 
 class _CpuStream:
-    """One stream's staging buffers, one a model, as large as the largest batch so far, and views of them, one a size.
+    """One stream's staging buffers, one per model, as large as the largest batch so far, and views of them, one per size.
 
     Args:
         running: (1,) uint8, 1 while a batch runs here.
@@ -139,23 +147,20 @@ class _CpuStream:
         self._running = running
         self._staging: dict[LoadedModel, dict[int, tuple[Tensor, np.ndarray]]] = {}
 
-    def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
         """Copy in, execute, copy out."""
         self._running[0] = 1
         try:
-            self._run(model, batch, result)
+            staged, rows = self._staged(model, len(batch.inputs))
+            start_ms = now_ms()
+            copy_inputs(batch.inputs, rows, model.served.name)
+            copied_ms = now_ms()
+            output = model.forward(staged)
+            executed_ms = now_ms()
+            outputs = list(output.numpy().copy())
+            return outputs, Phases(dispatch_ms, start_ms, copied_ms, copied_ms, executed_ms, now_ms())
         finally:
             self._running[0] = 0
-
-    def _run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
-        staged, rows = self._staged(model, len(batch.inputs))
-        result.h2d_start_ms = now_ms()
-        copy_inputs(batch.inputs, rows, model.served.name)
-        result.h2d_end_ms = result.exec_start_ms = now_ms()
-        output = model.forward(staged)
-        result.exec_end_ms = now_ms()
-        result.outputs = list(output.numpy().copy())
-        result.d2h_end_ms = now_ms()
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """Allocate the staging buffer."""
@@ -181,7 +186,7 @@ class _CpuStream:
 
 
 def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None:
-    """Copy one array a request into the rows of `staged`.
+    """Copy one array per request into the rows of `staged`.
 
     Raises:
         ValueError: an input has another shape, or a type that does not convert safely enough (float to integer).

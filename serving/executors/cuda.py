@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.executors.base import Batch, BatchResult, OnResult
+from serving.executors.base import Batch, OnResult, now_ms
 from serving.executors.cpu import copy_inputs
 from serving.executors.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
 from serving.executors.device import gpu_state, probe_device
-from serving.executors.threaded import LoadedModel, ThreadedExecutor, now_ms
+from serving.executors.executor import Executor, LoadedModel
 from serving.models.served import DTYPES, Forward, ServedModel
 from traces.machine import DeviceInfo
+from traces.measurements import Phases
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +30,8 @@ ANCHOR_TRIES = 3
 DRIFT = 2e-5  # of the device's clock from the host's, a guess
 
 
-@dataclass(frozen=True)
-class ModelMemory:
-    """Memory that a loaded model holds, in bytes.
-
-    Attributes:
-        weights: weights and buffers, on the device.
-        inputs: input buffers of all streams, on the device.
-        graphs: what the CUDA graphs of all streams work in, on the device.
-        pinned: staging of inputs and outputs of all streams, on the host.
-    """
-
-    weights: int
-    inputs: int
-    graphs: int
-    pinned: int
-
-
-class CudaExecutor(ThreadedExecutor):
-    """One worker thread a stream; a batch runs on that thread's CUDA stream of its priority.
+class CudaExecutor(Executor):
+    """One worker thread per stream; a batch runs on that thread's CUDA stream of its priority.
 
     Inputs are gathered in pinned memory, copied to the device, executed and copied back without waiting in between; the
     thread sleeps until the last copy has ended. Copies of one stream overlap the execution of others. `warm_up` records
@@ -64,7 +48,7 @@ class CudaExecutor(ThreadedExecutor):
 
     def __init__(
         self,
-        streams: int = 4,
+        streams: int,
         on_result: OnResult = lambda result: None,
         device: str = "cuda:0",
         graphs: bool = True,
@@ -74,37 +58,17 @@ class CudaExecutor(ThreadedExecutor):
         self._api = api or TorchCuda(device)
         self._graphs = graphs
         self._unrecordable: set[LoadedModel] = set()
-        self._runners: dict[int, _CudaStream] = {}
         super().__init__(streams, on_result)
 
     @property
     def device(self) -> DeviceInfo:
-        """The device; see `Executor.device`."""
         return probe_device(self._device)
 
     def gauges(self) -> dict[str, float]:
-        """NVML's, of this GPU; see `Executor.gauges`."""
         return gpu_state(self._device)
 
-    def memory(self, name: str) -> ModelMemory:
-        """Return the memory that a loaded model holds now.
-
-        Raises:
-            ValueError: no such model.
-        """
-        with self._lock:
-            model = self._model(name)
-        held = [runner.memory(model) for runner in list(self._runners.values())]
-        return ModelMemory(model.served.weight_bytes, *(sum(column) for column in zip((0, 0, 0), *held)))
-
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Drain, fail what is left, and let go of the streams' memory; see `Executor.close`."""
-        super().close(timeout_s)
-        self._runners.clear()
-
     def _open_stream(self, stream: int) -> _CudaStream:
-        runner = self._runners[stream] = _CudaStream(self._api, self._graphs, self._unrecordable)
-        return runner
+        return _CudaStream(self._api, self._graphs, self._unrecordable)
 
     def _build(self, model: ServedModel) -> Forward:
         try:
@@ -130,8 +94,11 @@ class _Kept:
     """What one stream keeps for one model; buffers are as large as the largest batch so far.
 
     Attributes:
-        staged: pinned inputs. inputs: inputs on the device. landed: pinned outputs.
-        pool: memory that all graphs share. graphs: by priority and batch size.
+        staged: pinned inputs.
+        inputs: inputs on the device.
+        pool: memory that all graphs share.
+        landed: pinned outputs.
+        graphs: by priority and batch size.
     """
 
     staged: Tensor
@@ -149,17 +116,18 @@ class _CudaStream:
         self._api = api
         self._graphs = graphs
         self._unrecordable = unrecordable
+        # Two for one stream of ours: the device lets kernels of a stream of high priority go before those of other streams,
+        # and a CUDA stream's priority is fixed when it is made.
         self._streams = tuple(api.make_stream(priority) for priority in PRIORITIES)
         self._events = tuple(api.make_event(blocking=True) for _ in range(4))
         self._clock = DeviceClock(api, self._streams[0])
         self._kept: dict[LoadedModel, _Kept] = {}
 
-    def run(self, model: LoadedModel, batch: Batch, result: BatchResult) -> None:
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
         """Copy in, execute, copy out."""
-        result.outputs = list(self._run(model, batch.inputs, batch.priority))
-        times = self._clock.times(self._events, result.dispatch_ms, now_ms())
-        result.h2d_start_ms, result.h2d_end_ms, result.exec_end_ms, result.d2h_end_ms = times
-        result.exec_start_ms = result.h2d_end_ms
+        outputs = list(self._run(model, batch.inputs, batch.priority))
+        started, copied, executed, finished = self._clock.times(self._events, dispatch_ms, now_ms())
+        return outputs, Phases(dispatch_ms, started, copied, copied, executed, finished)
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """Run the batch size on both CUDA streams, and record it where that gives the same answers."""
@@ -177,17 +145,6 @@ class _CudaStream:
         """Free the model's buffers and graphs; torch keeps their memory for the next model."""
         self._kept.pop(model, None)
         self._unrecordable.discard(model)
-
-    def memory(self, model: LoadedModel) -> tuple[int, int, int]:
-        """Return the bytes of a model's input buffers, graphs and pinned memory; safe on any thread."""
-        kept = self._kept.get(model)
-        if kept is None:
-            return 0, 0, 0
-        # A graph that was recorded before its model's buffer grew holds on to the smaller one.
-        inputs = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in
-                  (kept.inputs, *(recorded.inputs for recorded in list(kept.graphs.values())))}  # fmt: skip
-        pinned = kept.staged.nbytes + (0 if kept.landed is None else kept.landed.nbytes)
-        return sum(inputs.values()), self._api.pool_bytes(kept.pool), pinned
 
     def _run(self, model: LoadedModel, inputs: Sequence[np.ndarray], priority: int) -> np.ndarray:
         """Run one batch to its end and return its outputs, which are the caller's own.
@@ -217,6 +174,7 @@ class _CudaStream:
         """Start one batch; return the pinned memory that holds its outputs once the last event has passed."""
         api, stream, size = self._api, self._streams[priority], len(inputs)
         started, copied, executed, finished = self._events
+        # Nothing here waits for the device: each call only puts work behind what the stream already has.
         kept = self._room(model, size)
         staged = kept.staged[:size]
         copy_inputs(inputs, staged.numpy(), model.served.name)
@@ -246,7 +204,7 @@ class _CudaStream:
             graph = self._api.capture(stream, lambda: model.forward(on_device), kept.pool)
             kept.graphs[key] = _Recorded(graph, on_device)
             if not _alike(self._run(model, check, priority), expected):
-                raise ValueError("the recorded graph answers otherwise than the model")
+                raise ValueError("the recorded graph answers differently from the model")
         except Exception as error:  # whatever the model does that a capture does not allow; it runs as it did before
             # All of it: one model is either fast on every stream and at every size, or on none.
             kept.graphs.clear()
@@ -296,7 +254,7 @@ class DeviceClock:
         self._tried_ms = -math.inf
 
     def keep(self) -> None:
-        """Anchor the clock anew if that is due."""
+        """Anchor the clock again if that is due."""
         tried_ms = now_ms()
         if tried_ms - self._tried_ms < ANCHOR_AGE_MS:
             return

@@ -1,4 +1,4 @@
-"""The narrow door to CUDA: all that the executor asks of torch.cuda, so that a test can stand in for the device."""
+"""A narrow interface to CUDA: all that the executor asks of torch.cuda, so that a test can stand in for the device."""
 
 from __future__ import annotations
 
@@ -79,9 +79,6 @@ class CudaApi(Protocol):
             Exception: the work waits for the device, or does something else that cannot be recorded.
         """
 
-    def pool_bytes(self, pool: Any) -> int:
-        """Return the device memory that a pool holds."""
-
     def empty_cache(self) -> None:
         """Give memory that torch keeps for later back to the device; never fails."""
 
@@ -99,11 +96,9 @@ class TorchCuda:
         self._recording = threading.Lock()
 
     def enter_thread(self) -> None:
-        """See `CudaApi`."""
         torch.cuda.set_device(self._device)
 
     def build(self, model: ServedModel) -> Forward:
-        """See `CudaApi`."""
         # A compiled model is compared with the eager one, more closely than TF32 convolutions agree with each other.
         with torch.cuda.device(self._device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             forward = model.build(str(self._device))
@@ -112,40 +107,31 @@ class TorchCuda:
         return forward
 
     def make_stream(self, priority: int) -> torch.cuda.Stream:
-        """See `CudaApi`."""
         low, high = torch.cuda.Stream.priority_range()  # type: ignore[call-arg] # the lower goes first
         return torch.cuda.Stream(self._device, priority=low if priority else high)
 
     def make_event(self, blocking: bool) -> CudaEvent:
-        """See `CudaApi`."""
         return torch.cuda.Event(enable_timing=True, blocking=blocking)
 
     def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[Any]:
-        """See `CudaApi`."""
         return torch.cuda.stream(stream)
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `CudaApi`."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """See `CudaApi`."""
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """See `CudaApi`."""
         target.copy_(source, non_blocking=True)
 
     def synchronize(self, stream: torch.cuda.Stream) -> None:
-        """See `CudaApi`."""
         stream.synchronize()
 
     def make_pool(self) -> Any:
-        """See `CudaApi`."""
         return torch.cuda.graph_pool_handle()
 
     def capture(self, stream: torch.cuda.Stream, work: Callable[[], Tensor], pool: Any) -> CudaGraph:
-        """See `CudaApi`."""
         # Not by torch.cuda.graph: it stalls the whole device, and after one failed capture every later one fails in it
         # (it empties the cache, which torch before 2.14 refuses from then on).
         graph = torch.cuda.CUDAGraph()
@@ -162,13 +148,7 @@ class TorchCuda:
             graph.capture_end()
         return CudaGraph(graph.replay, output)
 
-    def pool_bytes(self, pool: Any) -> int:
-        """See `CudaApi`."""
-        segments = torch.cuda.memory_snapshot()
-        return sum(s["total_size"] for s in segments if tuple(s.get("segment_pool_id", ())) == tuple(pool))
-
     def empty_cache(self) -> None:
-        """See `CudaApi`."""
         with self._recording, contextlib.suppress(Exception):
             torch.cuda.empty_cache()
 

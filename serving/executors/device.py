@@ -1,4 +1,4 @@
-"""What device is there, and how fast it is at its best: measured, not forecast_valid up."""
+"""What device is there, and how fast it is at its best: measured, not looked up."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def probe_device(device: str) -> DeviceInfo:
     Returns:
         Its description. `cores` are the CPU's usable cores, or the GPU's multiprocessors. `peak_gflops` is
         single-precision matrix multiplication on all of them (on a CPU one thread each; on a GPU without TF32, as torch
-        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, 1e9 bytes a second.
+        has it by default); `peak_gbps` is memory copied on all of them, reads and writes counted, in 1e9 bytes per second.
     """
     if device != "cpu":
         return _probe_cuda(torch.device(device))
@@ -188,12 +188,5 @@ def _probe_cuda(device: torch.device) -> DeviceInfo:
 
     gflops = _per_second(lambda: torch.mm(left, right), wait) * 2 * side**3 / 1e9
     gbps = _per_second(copy, wait) * copies * 2 * source.nbytes / 1e9
-    return DeviceInfo(
-        "cuda",
-        properties.name,
-        properties.multi_processor_count,
-        properties.total_memory,
-        round(gflops, 1),
-        round(gbps, 2),
-        torch.__version__,
-    )
+    cores, memory = properties.multi_processor_count, properties.total_memory
+    return DeviceInfo("cuda", properties.name, cores, memory, round(gflops, 1), round(gbps, 2), torch.__version__)

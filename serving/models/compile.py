@@ -42,8 +42,8 @@ def compile_forward(module: nn.Module, example: Tensor) -> tuple[Forward, bool]:
                 torch.testing.assert_close(compiled(example[:size]), module(example[:size]), rtol=1e-3, atol=1e-4)
     except Exception as error:  # tracing runs the user's code, which may raise anything
         log.warning("runs uncompiled, holding Python's lock between operations: %s", str(error).strip().split("\n")[0])
-        return _inference(module), isinstance(module, torch.jit.ScriptModule)
-    # Neither its constants nor its inputs want gradients, so that inference mode would change nothing; and it has no hooks,
+        return uncompiled(module), isinstance(module, torch.jit.ScriptModule)
+    # Neither its constants nor its inputs need gradients, so that inference mode would change nothing; and it has no hooks,
     # which is all that a module's call looks for. Without both, a small graph's call takes half as long.
     forward: Forward = compiled.forward
     return forward, True
@@ -68,7 +68,9 @@ def silent_torchscript() -> Iterator[None]:
         yield
 
 
-def _inference(module: nn.Module) -> Forward:
+def uncompiled(module: nn.Module) -> Forward:
+    """The inference function of a module as it is."""
+
     def forward(batch: Tensor) -> Tensor:
         with torch.inference_mode():
             return module(batch)

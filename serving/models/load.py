@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from serving.models.builtin.registry import BUILTIN
-from serving.models.compile import compile_forward, silent_torchscript
+from serving.models.compile import compile_forward, silent_torchscript, uncompiled
 from serving.models.cost import count_costs, count_weights
 from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input
 from traces.errors import InputError
@@ -45,7 +45,7 @@ def load_model(spec: ModelSpec) -> ServedModel:
     def build(device: str) -> Forward:
         # Device "cpu" shares the weights of `module`; any other gets a copy, because frozen graphs cannot be moved.
         target = module if device == "cpu" else _load_module(spec, where, device)
-        return compile_forward(target, example.to(device))[0] if spec.compiled else _uncompiled(target)
+        return compile_forward(target, example.to(device))[0] if spec.compiled else uncompiled(target)
 
     return ServedModel(
         name=spec.name,
@@ -175,17 +175,9 @@ def _checked_output(module: nn.Module, example: Tensor, where: str) -> Tensor:
             shape = (size, *example.shape[1:])
             raise InputError(f"{where}: fails on an input of shape {shape}, {example.dtype}: {reason}") from error
         if not isinstance(output, Tensor):
-            raise InputError(f"{where}: returns {type(output).__name__}; one tensor (batch, ...) is wanted")
+            raise InputError(f"{where}: returns {type(output).__name__}; it must return one tensor (batch, ...)")
         if output.dim() < 1 or len(output) != size or (outputs and output.shape[1:] != outputs[0].shape[1:]):
             raise InputError(f"{where}: {size} inputs give an output of shape {tuple(output.shape)}; "
                              f"the first side must be {size} and the others fixed")  # fmt: skip
         outputs.append(output)
     return outputs[0]
-
-
-def _uncompiled(module: nn.Module) -> Forward:
-    def forward(batch: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return module(batch)
-
-    return forward

@@ -1,7 +1,7 @@
 """The models that a server may serve: where they come from, and which of them are loaded.
 
 A list of models is a YAML file (a list of entries), or a folder with one such file, ``models.yaml``, or with one
-``NAME.yaml`` a model. An entry has the fields of ``ModelSpec``, and the defaults of requests that name none:
+``NAME.yaml`` per model. An entry has the fields of ``ModelSpec``, and the defaults of requests that name none:
 
     - name: classifier
       source: classifier.pt          # beside this file, or builtin:NAME, or module:factory
@@ -38,8 +38,8 @@ class Entry:
 
     Attributes:
         spec: where it comes from.
-        priority: of requests that name none: 0 (high) or 1 (low); None leaves it to the front.
-        timeout_ms: relative deadline of requests that name none; None leaves it to the front.
+        priority: of requests that name none: 0 (high) or 1 (low); None leaves it to the API.
+        timeout_ms: relative deadline of requests that name none; None leaves it to the API.
     """
 
     spec: ModelSpec
@@ -63,7 +63,7 @@ def read_entries(sources: Sequence[str]) -> dict[str, Entry]:
         for entry in entries:
             name = entry.spec.name
             if not NAME.fullmatch(name):
-                raise InputError(f"{source}: model name {name!r}; letters, digits, '_', '-' and '.' are wanted")
+                raise InputError(f"{source}: model name {name!r}; it must be letters, digits, '_', '-' and '.'")
             if name in found:
                 raise InputError(f"{source}: model {name!r} is named twice")
             found[name] = entry
@@ -102,7 +102,7 @@ def _read_file(path: Path) -> list[Entry]:
     if isinstance(data, dict):
         data = [{"name": path.stem} | data]
     if not isinstance(data, list) or not data:
-        raise InputError(f"{path}: a list of models is wanted, each with name and source")
+        raise InputError(f"{path}: it must hold a list of models, each with name and source")
     return [_entry(item, f"{path}: models[{number}]", path.parent) for number, item in enumerate(data)]
 
 
@@ -110,16 +110,16 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
     if isinstance(item, str):
         return Entry(builtin_spec(item))
     if not isinstance(item, dict):
-        raise InputError(f"{where}: {item!r}; a mapping with name and source is wanted")
+        raise InputError(f"{where}: {item!r}; expected a mapping with name and source")
     values = dict(item)
     for key in ("name", "source"):
         if not isinstance(values.get(key), str) or not values[key]:
-            raise InputError(f"{where}: field {key!r} is {values.get(key)!r}; a text is wanted")
+            raise InputError(f"{where}: field {key!r} is {values.get(key)!r}; it must be text")
     priority, timeout = values.pop("priority", None), values.pop("timeout_ms", None)
     if priority not in (None, "high", "low"):
-        raise InputError(f"{where}: priority is {priority!r}; 'high' or 'low' is wanted")
+        raise InputError(f"{where}: priority is {priority!r}; it must be 'high' or 'low'")
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < 1e12):
-        raise InputError(f"{where}: timeout_ms is {timeout!r}; a number above 0 is wanted")
+        raise InputError(f"{where}: timeout_ms is {timeout!r}; it must be a number above 0")
     for key in values:
         if key not in _SPEC_FIELDS:
             known = ", ".join(sorted(_SPEC_FIELDS | {"priority", "timeout_ms"}))
@@ -127,7 +127,7 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
     shape = values.get("input_shape")
     if shape is not None:
         if not isinstance(shape, list):
-            raise InputError(f"{where}: input_shape is {shape!r}; a list of sides is wanted")
+            raise InputError(f"{where}: input_shape is {shape!r}; it must be a list of sides")
         values["input_shape"] = tuple(shape)
     spec = ModelSpec(**values)
     if spec.source.endswith((".pt", ".pt2")):
@@ -168,13 +168,14 @@ def check_memory(loaded: Sequence[ServedModel], new: ServedModel, largest_batch:
         )
 
 
-class Repository:
-    """Loads and unloads models of a running server; what the doors know of models.
+class ModelRepository:
+    """Loads and unloads models of a running server; what the API knows of models.
 
     Args:
         sources: as in ``read_entries``; folders and files are read again at each load and index.
         loaded: names of the models that are served now.
-        load: makes a model be served, in place of one of its name. unload: ends that.
+        load: makes a model be served, in place of one of its name.
+        unload: ends that.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Repository:
         self._entries = read_entries(sources)
         self._served = dict(self._entries)  # as they were when they were loaded
         self._state: dict[str, tuple[str, str]] = {}
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def entries(self) -> dict[str, Entry]:
         """All models that may be served; what the sources say now, or said last if they are broken now."""
@@ -222,7 +223,7 @@ class Repository:
             KeyError: no such model.
             InputError: it cannot be loaded, does not fit the memory limit, or the listing is malformed.
         """
-        async with self._turn:
+        async with self._lock:
             entry = read_entries(self._sources).get(name)
             if entry is None:
                 raise KeyError(name)
@@ -246,7 +247,7 @@ class Repository:
             KeyError: it is not loaded.
             InputError: it is the only one.
         """
-        async with self._turn:
+        async with self._lock:
             if name not in self._loaded():
                 raise KeyError(name)
             self._state.pop(name, None)

@@ -8,45 +8,40 @@ from collections.abc import Callable
 import numpy as np
 
 from agents.learned.policy import LearnedPolicy
+from agents.policies.base import Policy
 from envs.scheduling.operations import candidate_of
 from envs.scheduling.state import PRIORITIES, SchedState, Tables
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3  # candidates a decision, the best ones
+SHOWN = 3  # candidates per decision, the best ones
 
 
-def explained(policy: LearnedPolicy, models: Callable[[], tuple[str, ...]]) -> LearnedPolicy:
-    """Make a trained policy log its scores at each decision; it decides as before.
+class DecisionLog:
+    """Logs the scores of a trained policy after each of its decisions; see `GuardedPolicy.on_decision`.
 
     Args:
-        policy: it is changed.
         models: names of the served models.
     """
-    plain = policy.decide
 
-    def decide(state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
-        action, wake = plain(state, tables, env)
-        names = models()
-        if len(names) == state.queue.shape[2]:  # else it is the warm-up, before there is an engine
-            policy.decide = plain  # type: ignore[method-assign]
-            try:
-                log.info("decision: %s", describe(policy.logits(state, tables, env), tables, names))
-            finally:
-                policy.decide = decide  # type: ignore[method-assign]
-        return action, wake
+    def __init__(self, models: Callable[[], tuple[str, ...]]) -> None:
+        self._models = models
 
-    policy.decide = decide  # type: ignore[method-assign]
-    return policy
+    def __call__(self, policy: Policy, state: SchedState, tables: Tables) -> None:
+        """Log one line."""
+        log.info(
+            "decision: %s", describe_candidates(require_learned(policy).logits(state, tables), tables, self._models())
+        )
 
 
-def describe(logits: np.ndarray, tables: Tables, models: tuple[str, ...]) -> str:
+def describe_candidates(logits: np.ndarray, tables: Tables, models: tuple[str, ...]) -> str:
     """One line: the best candidates with their probabilities, best first.
 
     Args:
         logits: (A,) of all actions, DEFER last; -inf where not valid.
-        tables: with the batch sizes. models: names.
+        tables: with the batch sizes.
+        models: names.
     """
     weight = np.exp(logits - np.max(logits))
     share = weight / weight.sum()
@@ -57,13 +52,13 @@ def describe(logits: np.ndarray, tables: Tables, models: tuple[str, ...]) -> str
         if action == len(logits) - 1:
             name = "defer"
         else:
-            p, m, b = candidate_of(tables, len(models), int(action))
-            name = f"{PRIORITIES[p]} {models[m]} x{tables.size[b]}"
+            priority, model, size = candidate_of(tables, len(models), int(action))
+            name = f"{PRIORITIES[priority]} {models[model]} x{tables.size[size]}"
         words.append(f"{name} {100 * share[action]:.1f} %")
     return ", ".join(words)
 
 
-def require_learned(policy: object) -> LearnedPolicy:
+def require_learned(policy: Policy) -> LearnedPolicy:
     """The policy, if it is a trained one.
 
     Raises:

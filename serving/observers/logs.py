@@ -1,4 +1,4 @@
-"""Logging of the server: lines for people, or one JSON object a line; and every request by its id."""
+"""Logging of the server: lines for people, or one JSON object per line; and every request by its id."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import sys
 import time
 from typing import Any
 
-from serving.engine.request import Observer, Outcome
+from envs.scheduling.state import PRIORITIES
+from serving.engine.request import Observer, RequestResult
 
 log = logging.getLogger("serving.requests")
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and the fields given as `extra`."""
+    """One JSON object per line: time (UTC), level, logger, message, and the fields given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
@@ -43,7 +44,8 @@ def set_up_logging(level: str = "info", as_json: bool = False) -> None:
     """Send all logs to standard error.
 
     Args:
-        level: debug, info, warning or error. as_json: one JSON object a line, in place of lines for people.
+        level: debug, info, warning or error.
+        as_json: one JSON object per line, in place of lines for people.
     """
     handler = _Handler(sys.stderr)
     handler.setFormatter(
@@ -60,37 +62,12 @@ def set_up_logging(level: str = "info", as_json: bool = False) -> None:
 class RequestLog(Observer):
     """Logs the end of each request: failures as warnings, all others at level debug."""
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Log one line with the request's id."""
-        level = logging.WARNING if outcome.outcome == "failed" else logging.DEBUG
+    def request_ended(self, result: RequestResult) -> None:
+        level = logging.WARNING if result.outcome == "failed" else logging.DEBUG
         if not log.isEnabledFor(level):
             return
-        o = outcome
-        why = f": {o.message}" if o.message else ""
-        log.log(
-            level, "request %d of %s %s after %.1f ms%s", o.id, o.model, o.outcome, o.latency_ms, why,
-            extra={
-                "request_id": o.id, "model": o.model, "priority": ("high", "low")[o.priority], "outcome": o.outcome,
-                "reason": o.reason, "latency_ms": round(o.latency_ms, 3), "batch_id": o.batch_id,
-            },
-        )  # fmt: skip
-
-
-class OnceLog:
-    """Logs the first failure of an output (a full disk), and that it works again, not each one between."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.failed = False
-
-    def failure(self, error: Exception) -> None:
-        """It failed; serving goes on without."""
-        if not self.failed:
-            logging.getLogger("serving").error("%s cannot be written, serving goes on without: %s", self.what, error)
-        self.failed = True
-
-    def success(self) -> None:
-        """It worked."""
-        if self.failed:
-            logging.getLogger("serving").info("%s is written again", self.what)
-        self.failed = False
+        fields = {name: getattr(result, name) for name in ("model", "outcome", "reason", "batch_id")}
+        fields |= {"request_id": result.id, "priority": PRIORITIES[result.priority]}
+        fields |= {"latency_ms": round(result.latency_ms, 3)}
+        words = f"request {result.id} of {result.model} {result.outcome} after {result.latency_ms:.1f} ms"
+        log.log(level, "%s", f"{words}: {result.message}" if result.message else words, extra=fields)

@@ -17,12 +17,12 @@ import numpy as np
 from envs.profiles.delays import Delays, mean, measured_delays
 from envs.profiles.profile import Profile
 from envs.profiles.refit import joined, with_noise, with_slowdowns
-from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.engine.request import BatchRecord, Observer, RequestResult
 from serving.observers.recorder import campaign_of, row_of
 from traces.machine import MachineInfo
 from traces.measurements import Measurements
 
-PROBE_MS = (2.0, 9.0)  # times between rings of the probing timer
+PROBE_MS = (2.0, 9.0)  # spans of the probing timer
 
 
 class OverheadMeter(Observer):
@@ -32,7 +32,7 @@ class OverheadMeter(Observer):
         self.batches: list[BatchRecord] = []
         self.late_ms: list[float] = []
         self._rng = np.random.default_rng(0)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._probing = False
         self._began = self._ended = (0.0, 0.0)
 
     @property
@@ -40,11 +40,11 @@ class OverheadMeter(Observer):
         """Share of a core that the engine's thread used."""
         return (self._ended[1] - self._began[1]) / max(self._ended[0] - self._began[0], 1e-9)
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Note the time, of which the loop's share of a core is; the first one begins the probing."""
+    def request_ended(self, result: RequestResult) -> None:
+        """Note the time; the first request begins the probing."""
         self._ended = (time.perf_counter(), time.thread_time())
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+        if not self._probing:
+            self._probing = True
             self._began = self._ended
             self._probe()
 
@@ -54,13 +54,12 @@ class OverheadMeter(Observer):
             self.batches.append(batch)
 
     def _probe(self) -> None:
-        assert self._loop is not None
-        due = self._loop.time() + self._rng.uniform(*PROBE_MS) / 1e3
-        self._loop.call_at(due, self._rang, due)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._rng.uniform(*PROBE_MS) / 1e3
+        loop.call_at(due, self._on_time, due)
 
-    def _rang(self, due: float) -> None:
-        assert self._loop is not None
-        self.late_ms.append(1e3 * (self._loop.time() - due))
+    def _on_time(self, due: float) -> None:
+        self.late_ms.append(1e3 * (asyncio.get_running_loop().time() - due))
         self._probe()
 
     def log(self, machine: MachineInfo) -> Measurements:
@@ -74,8 +73,8 @@ class Overhead:
 
     Attributes:
         delays: between what the device and what the scheduler sees.
-        timer_ms: by how much a timer of the event loop rings late, the largest hundredth cut.
-        late_ms: (n,) by how much it did each time, the largest thousandth cut.
+        timer_ms: by how much a timer of the event loop is late, the largest hundredth cut.
+        late_ms: (n,) by how much it was each time, the largest thousandth cut.
         host_share: share of a core that the engine's thread uses.
         log: the batches.
     """

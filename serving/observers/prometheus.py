@@ -1,46 +1,57 @@
-"""Prometheus metrics of the engine, under the names that docs/ lists."""
+"""Prometheus metrics of the engine."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from envs.scheduling.state import PRIORITIES
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.engine.request import BatchRecord, Observer, RequestResult
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+class _ByLabels(dict[tuple[str, ...], Any]):
+    """The children of a metric by their labels; the metric's own way to look one up takes longer than a decision."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
 
 
 class Metrics(Observer):
     """Counts what ends in an engine; reads its gauges when asked.
 
     Args:
-        engine: the engine to observe; this adds itself to its observers.
+        engine: the engine to observe.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.registry = registry = CollectorRegistry()
-        by = ("model", "priority")
-        self._requests = Counter(
-            "strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"), registry=registry
-        )
-        self._latency = Histogram(
-            "strait_request_latency_seconds", "Arrival to answer.", by, buckets=SECONDS, registry=registry
-        )
-        self._queue = Histogram(
-            "strait_request_queue_seconds", "Arrival to dispatch.", by, buckets=SECONDS, registry=registry
-        )
-        self._batches = Counter("strait_batches", "Batches ended.", ("model", "result"), registry=registry)
-        self._size = Histogram(
-            "strait_batch_size", "Requests in a batch.", ("model",), buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-        )
-        self._ratio = Histogram(
-            "strait_batch_predicted_over_actual", "Predicted over actual time of a batch, dispatch to finish.",
-            ("model",), buckets=RATIOS, registry=registry,
-        )  # fmt: skip
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> _ByLabels:
+            return _ByLabels(Counter(name, text, labels, registry=registry))
+
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> _ByLabels:
+            return _ByLabels(Histogram(name, text, labels, buckets=buckets, registry=registry))
+
+        by, model = ("model", "priority"), ("model",)
+        self._requests = counter("strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"))
+        self._latency = histogram("strait_request_latency_seconds", "Arrival to answer.", by, SECONDS)
+        self._queue = histogram("strait_request_queue_seconds", "Arrival to dispatch.", by, SECONDS)
+        self._batches = counter("strait_batches", "Batches ended.", ("model", "result"))
+        self._size = histogram("strait_batch_size", "Requests in a batch.", model, (1, 2, 4, 8, 16, 32, 64))
+        text = "Predicted over actual time of a batch, dispatch to finish."
+        self._ratio = histogram("strait_batch_predicted_over_actual", text, model, RATIOS)
         self._decision = Histogram(
             "strait_decision_seconds", "Time that a decision took.", registry=registry,
             buckets=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1),
@@ -55,50 +66,44 @@ class Metrics(Observer):
         self._accepting = Gauge("strait_accepting", "1 while requests are taken.", registry=registry)
         self._gpu: dict[str, Gauge] = {}
         self._decisions_seen = 0
-        engine.observers.append(self)
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Count a request."""
-        priority = PRIORITIES[outcome.priority]
-        self._requests.labels(outcome.model, priority, outcome.outcome, outcome.reason).inc()
-        if outcome.answered:
-            self._latency.labels(outcome.model, priority).observe(outcome.latency_ms / 1e3)
-            self._queue.labels(outcome.model, priority).observe(outcome.queue_ms / 1e3)
+    def request_ended(self, result: RequestResult) -> None:
+        model, priority = result.model, PRIORITIES[result.priority]
+        self._requests[model, priority, result.outcome, result.reason].inc()
+        if result.answered:
+            self._latency[model, priority].observe(result.latency_ms / 1e3)
+            self._queue[model, priority].observe(result.queue_ms / 1e3)
 
     def batch_ended(self, batch: BatchRecord) -> None:
-        """Count a batch."""
-        self._batches.labels(batch.model, "ok" if batch.error is None else "failed").inc()
-        self._size.labels(batch.model).observe(batch.batch_size)
-        actual = batch.d2h_end_ms - batch.dispatch_ms
+        self._batches[batch.model, "ok" if batch.error is None else "failed"].inc()
+        self._size[(batch.model,)].observe(batch.batch_size)
+        actual = batch.phases.total_ms
         if batch.error is None and actual > 0:
-            self._ratio.labels(batch.model).observe(batch.predicted_ms / actual)
+            self._ratio[(batch.model,)].observe(batch.predicted_ms / actual)
         self._take_decisions()
 
     def _take_decisions(self) -> None:
-        """The decisions since the last look: they lie at the end of the guard's memory of recent ones."""
-        guard = self.engine.guard
-        new = min(guard.decisions - self._decisions_seen, len(guard.decision_us))
-        self._decisions_seen = guard.decisions
-        for at in range(len(guard.decision_us) - new, len(guard.decision_us)):
-            self._decision.observe(guard.decision_us[at] / 1e6)
+        for took_us in self.engine.guard.decisions_since(self._decisions_seen):
+            self._decision.observe(took_us / 1e6)
+        self._decisions_seen = self.engine.guard.decisions
 
     def render(self) -> tuple[bytes, str]:
         """The body of /metrics and its content type."""
         engine = self.engine
         self._take_decisions()
         self._queued.clear()
-        lengths = engine.state.queue["length"][0]
+        lengths = engine.scheduler.queue_lengths
         for number, priority in enumerate(PRIORITIES):
             self._offered.labels(priority).set(int(engine.offered[number]))
             for m, model in enumerate(engine.models):
                 self._queued.labels(model, priority).set(int(lengths[number, m]))
         self._busy.set(engine.in_flight)
-        self._streams.set(engine.executor.streams)
+        self._streams.set(engine.scheduler.streams)
         self._fallbacks.set(engine.guard.fallbacks)
         self._overruns.set(engine.guard.overruns)
         self._replaced.set(engine.guard.replaced is not None)
         self._accepting.set(engine.accepting)
-        for name, value in engine.executor.gauges().items():
+        for name, value in engine.gauges().items():
             if name not in self._gpu:
                 self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
             self._gpu[name].set(value)

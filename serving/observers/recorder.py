@@ -2,7 +2,7 @@
 
 The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
 (traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
-it is. The latest part is written anew every few seconds, each file whole or not at all: a crash loses those seconds.
+it is. The latest part is rewritten every few seconds, each file whole or not at all: a crash loses those seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from serving.engine.request import BatchRecord, Observer, Outcome
-from serving.observers.logs import OnceLog
+from serving.engine.request import BatchRecord, RequestResult
+from serving.observers.output import Output
 from serving.profiling.calibrate import SoloRun, solo_rows
 from traces.errors import InputError
 from traces.machine import MachineInfo
@@ -26,7 +26,7 @@ LEAST_MS = 1e-3  # of a deadline that had passed when the engine was given the r
 PART_ROWS = 20_000  # of requests or batches: what one write costs is bounded
 
 
-class Recorder(Observer):
+class Recorder(Output):
     """Observes an engine.
 
     Args:
@@ -41,6 +41,7 @@ class Recorder(Observer):
     def __init__(
         self, folder: Path | str, machine: Callable[[], MachineInfo], solo: Callable[[], list[SoloRun]]
     ) -> None:
+        super().__init__(f"recording {folder}")
         self.folder = Path(folder)
         self._machine = machine
         self._solo = solo
@@ -48,27 +49,29 @@ class Recorder(Observer):
         self._batches: list[tuple] = []
         self._changed = False
         self._lock = threading.Lock()
-        self._once = OnceLog(f"recording {self.folder}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--record {self.folder}: {error.strerror}; a folder is wanted") from None
+            raise InputError(f"--record {self.folder}: {error.strerror}; it must be a folder") from None
         self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Keep when the engine was given it, which is what it arrived at in the world that it is learned from."""
-        if outcome.arrival_ms >= 0 and outcome.deadline_ms > outcome.arrival_ms:
-            left_ms = max(outcome.deadline_ms - outcome.offered_ms, LEAST_MS)
-            self._arrivals.append((outcome.offered_ms, outcome.model, outcome.priority, left_ms))
+    def request_ended(self, result: RequestResult) -> None:
+        """Keep when the engine was given it, which is when it arrived in the world that is learned from."""
+        if result.arrival_ms >= 0 and result.deadline_ms > result.arrival_ms:
+            left_ms = max(result.deadline_ms - result.offered_ms, LEAST_MS)
+            self._arrivals.append((result.offered_ms, result.model, result.priority, left_ms))
             self._changed = True
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Keep its phases, if it ended well."""
-        phases = tuple(getattr(batch, phase) for phase in PHASES)
+        phases = batch.phases
         # Clocks of a device may be a hair apart from ours; a batch with phases out of order teaches nothing.
-        if batch.error is None and phases[0] >= 0 and all(a <= b for a, b in zip(phases, phases[1:])):
+        if batch.error is None and phases.dispatch_ms >= 0 and all(a <= b for a, b in zip(phases, phases[1:])):
             self._batches.append(row_of(batch))
             self._changed = True
+
+    def save(self) -> Callable[[], None] | None:
+        return self.flush
 
     def flush(self) -> None:
         """Write the present part, and begin the next one when it is full. Blocks; may be called on any thread."""
@@ -86,37 +89,30 @@ class Recorder(Observer):
             if batches:
                 campaign_of(self._machine(), self._solo(), batches).save(folder)
         except OSError as error:
-            self._once.failure(error)
+            self.failed(error)
             self._changed = True
         else:
-            self._once.success()
+            self.succeeded()
         if max(len(arrivals), len(batches)) >= PART_ROWS:
             # Begun even when the write failed: a disk that stays full must not fill the memory.
             del self._arrivals[: len(arrivals)], self._batches[: len(batches)]
             self._part += 1
 
     def close(self) -> None:
-        """Write what is left."""
         self.flush()
 
 
 def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
     frame = pd.DataFrame(rows, columns=["arrival", "model", "priority", "deadline"]).sort_values("arrival")
     models, names = pd.factorize(frame["model"], sort=True)
-    return Workload(
-        frame["arrival"].to_numpy(float),
-        models,
-        frame["priority"].to_numpy(),
-        frame["deadline"].to_numpy(float),
-        tuple(map(str, names)),
-        name,
-    )
+    arrival, deadline = frame["arrival"].to_numpy(float), frame["deadline"].to_numpy(float)
+    return Workload(arrival, models, frame["priority"].to_numpy(), deadline, tuple(map(str, names)), name)
 
 
 def row_of(batch: BatchRecord) -> tuple:
     """A batch as a row for `campaign_of`."""
-    scheduled = min(batch.decided_ms, batch.dispatch_ms), max(batch.seen_ms, batch.d2h_end_ms)
-    phases = (getattr(batch, phase) for phase in PHASES)
+    phases = batch.phases
+    scheduled = min(batch.decided_ms, phases.dispatch_ms), max(batch.seen_ms, phases.d2h_end_ms)
     return batch.stream, batch.priority, batch.model, batch.batch_size, *phases, *scheduled
 
 

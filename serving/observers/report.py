@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,25 +12,13 @@ from rich.table import Table
 
 from agents.evaluation import metric
 from agents.evaluation.summary import ENDED, summarise
-from serving.engine.request import Observer, Outcome
-
-
-class Collector(Observer):
-    """Keeps how each request ended, without its output."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-
-    def request_ended(self, outcome: Outcome) -> None:
-        """Keep it."""
-        self.outcomes.append(replace(outcome, output=None))
 
 
 def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[float]) -> dict[str, Any]:
     """One flat record of a replay.
 
     Args:
-        table: one row a request, see ``agents.evaluation.summary.summarise``.
+        table: one row per request, see ``agents.evaluation.summary.summarise``.
         facts: what was run (trace, policy, device, load, ...).
         decision_us: duration of each decision.
 
@@ -48,7 +35,7 @@ def result_of(table: pd.DataFrame, facts: dict[str, Any], decision_us: Sequence[
     )
 
 
-def print_table(result: dict[str, Any], console: Console) -> None:
+def print_replay(result: dict[str, Any], console: Console) -> None:
     """Requests by priority and outcome, and the latencies."""
     title = f"{result['trace']} under {result['policy']} on {result['device']}"
     table = Table(title=title, title_justify="left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 from agents.evaluation import metric
 from agents.evaluation.summary import summarise
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, Outcome, table_of
-from serving.observers.logs import OnceLog
+from serving.engine.request import BatchRecord, RequestResult, result_table
+from serving.observers.output import Output
 from traces.errors import InputError
 
 GPU = "gpu/{gauge}"
@@ -38,11 +39,13 @@ LAYOUT = {
 }
 
 
-class Telemetry(Observer):
-    """Observes an engine, and writes what happened since the last time at each ``write``.
+class TensorBoardWriter(Output):
+    """Observes an engine, and writes what happened since the last time at each `write`.
 
     Args:
-        logdir: folder to write. engine: to observe. settings: of the run, shown as text.
+        logdir: folder to write.
+        engine: to observe.
+        settings: of the run, shown as text.
 
     Raises:
         InputError: the folder cannot be made.
@@ -51,47 +54,45 @@ class Telemetry(Observer):
     def __init__(self, logdir: Path | str, engine: Engine, settings: dict[str, object]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed with --logdir
 
+        super().__init__(f"TensorBoard in {logdir}")
         self.engine = engine
-        self._outcomes: list[Outcome] = []
+        self._results: list[RequestResult] = []
         self._ratios: list[float] = []
         self._decisions = engine.guard.decisions
         self._since = time.perf_counter()
         self._step = 0
-        self._once = OnceLog(f"TensorBoard in {logdir}")
         try:
             self._writer = SummaryWriter(str(logdir))
         except OSError as error:
-            raise InputError(f"--logdir {logdir}: {error.strerror}; a folder is wanted") from None
+            raise InputError(f"--logdir {logdir}: {error.strerror}; it must be a folder") from None
         self._writer.add_custom_scalars(LAYOUT)
         rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
         self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
 
-    def request_ended(self, outcome: Outcome) -> None:
+    def request_ended(self, result: RequestResult) -> None:
         """Keep it until the next write, without its output."""
-        self._outcomes.append(replace(outcome, output=None))
+        self._results.append(replace(result, output=None))
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Keep how far its prediction was off."""
         if batch.error is None and batch.predicted_ms > 0:
-            self._ratios.append((batch.d2h_end_ms - batch.dispatch_ms) / batch.predicted_ms)
+            self._ratios.append(batch.phases.total_ms / batch.predicted_ms)
+
+    def save(self) -> Callable[[], None] | None:
+        self.write()
+        return None
 
     def write(self) -> None:
         """Write one point of each scalar."""
         now = time.perf_counter()
-        outcomes, self._outcomes = self._outcomes, []
+        results, self._results = self._results, []
         ratios, self._ratios = self._ratios, []
         guard = self.engine.guard
-        new = min(guard.decisions - self._decisions, len(guard.decision_us))
-        decisions = list(guard.decision_us)[len(guard.decision_us) - new :] if new else []
+        decisions = guard.decisions_since(self._decisions)
         self._decisions = guard.decisions
-        values = summarise(table_of(outcomes), (now - self._since) * 1e3, decisions)
-        if not outcomes:  # a rate over nothing is not a good rate
-            for tag in (
-                *metric.VIOLATION,
-                metric.VIOLATION_ALL,
-                metric.DROP_RATE,
-                metric.FAIRNESS_MODELS,
-            ):
+        values = summarise(result_table(results), (now - self._since) * 1e3, decisions)
+        if not results:  # a rate over nothing is not a good rate
+            for tag in (*metric.VIOLATION, metric.VIOLATION_ALL, metric.DROP_RATE, metric.FAIRNESS_MODELS):
                 values.pop(tag)
         self._since = now
         values[metric.QUEUED] = self.engine.queued
@@ -99,7 +100,7 @@ class Telemetry(Observer):
         values[metric.FALLBACKS] = guard.fallbacks
         if ratios:
             values[metric.PREDICTION_RATIO] = float(np.median(ratios))
-        values |= {GPU.format(gauge=name): value for name, value in self.engine.executor.gauges().items()}
+        values |= {GPU.format(gauge=name): value for name, value in self.engine.gauges().items()}
         self._step += 1
         try:
             for tag, value in values.items():
@@ -107,9 +108,9 @@ class Telemetry(Observer):
                     self._writer.add_scalar(tag, value, self._step)
             self._writer.flush()
         except Exception as error:  # the writer hands on whatever its thread met, a full disk above all
-            self._once.failure(error)
+            self.failed(error)
         else:
-            self._once.success()
+            self.succeeded()
 
     def close(self) -> None:
         """Write the last point and close the file."""
@@ -117,4 +118,4 @@ class Telemetry(Observer):
         try:
             self._writer.close()
         except Exception as error:
-            self._once.failure(error)
+            self.failed(error)

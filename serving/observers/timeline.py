@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import Path
 
 from envs.drawing.trace_events import BatchRow, RequestRow, write_trace
-from serving.engine.request import BatchRecord, Observer, Outcome
-from serving.observers.logs import OnceLog
+from serving.engine.request import BatchRecord, RequestResult
+from serving.observers.output import Output
 
 log = logging.getLogger(__name__)
 
@@ -19,40 +20,31 @@ KEEP = 200_000  # of requests and of batches, the latest: some 100 MB of JSON
 LATEST = 2_000  # of each, what a crash leaves behind: some 2 MB, which take 0.15 s to write while others are served
 
 
-class Tracer(Observer):
-    """Observes an engine for ``envs.drawing.trace_events``.
+class TimelineWriter(Output):
+    """Observes an engine for `envs.drawing.trace_events`.
 
     Args:
         path: file to write.
     """
 
     def __init__(self, path: Path | str) -> None:
+        super().__init__(f"the timeline {path}")
         self.path = Path(path)
         self._requests: deque[RequestRow] = deque(maxlen=KEEP)
         self._batches: deque[BatchRow] = deque(maxlen=KEEP)
         self._changed = self._closed = False
-        self._lock = threading.Lock()
-        self._once = OnceLog(f"the timeline {self.path}")
+        self._lock = threading.RLock()
 
-    def request_ended(self, outcome: Outcome) -> None:
-        """Keep it."""
+    def request_ended(self, result: RequestResult) -> None:
         self._changed = True
-        o = outcome
-        self._requests.append(
-            RequestRow(
-                o.id, o.model, o.priority, o.outcome, o.arrival_ms, o.start_ms, o.finish_ms, o.deadline_ms, o.batch_id
-            )
-        )
+        self._requests.append(RequestRow(*(getattr(result, name) for name in RequestRow._fields)))
 
     def batch_ended(self, batch: BatchRecord) -> None:
-        """Keep it."""
-        b = batch
-        self._batches.append(
-            BatchRow(
-                b.batch_id, b.stream, b.priority, b.model, b.batch_size, b.dispatch_ms, b.h2d_start_ms, b.h2d_end_ms,
-                b.exec_start_ms, b.exec_end_ms, b.d2h_end_ms, b.predicted_ms, b.error,
-            )
-        )  # fmt: skip
+        self._batches.append(BatchRow(*(getattr(batch, name) for name in BatchRow._fields)))
+
+    def save(self) -> Callable[[], None] | None:
+        latest = self.latest()
+        return None if latest is None else functools.partial(self.write, *latest)
 
     def latest(self) -> tuple[list[RequestRow], list[BatchRow]] | None:
         """What `write` should write now; None if nothing happened since the last call. Call on the engine's loop."""
@@ -63,23 +55,21 @@ class Tracer(Observer):
         return list(requests)[::-1], list(batches)[::-1]
 
     def write(self, requests: Collection[RequestRow], batches: Collection[BatchRow]) -> None:
-        """Write the file, whole or not at all; a full disk is logged, no more. Blocks; may be called on any thread."""
+        """Write the file, whole or not at all, unless it is closed. Blocks; may be called on any thread."""
         with self._lock:
-            if not self._closed:
-                self._write(requests, batches)
-
-    def _write(self, requests: Collection[RequestRow], batches: Collection[BatchRow]) -> None:
-        try:
-            write_trace(self.path, requests, batches)
-        except OSError as error:
-            self._once.failure(error)
-        else:
-            self._once.success()
+            if self._closed:
+                return
+            try:
+                write_trace(self.path, requests, batches)
+            except OSError as error:
+                self.failed(error)
+            else:
+                self.succeeded()
 
     def close(self) -> None:
         """Write all that is kept; what another thread writes afterwards is not."""
         with self._lock:
+            self.write(self._requests, self._batches)
             self._closed = True
-            self._write(self._requests, self._batches)
-        if not self._once.failed:
+        if not self._failed:
             log.info("timeline of %d requests is in %s", len(self._requests), self.path)

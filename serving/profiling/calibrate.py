@@ -1,4 +1,4 @@
-"""Fits a shipped profile to the machine at hand in seconds: solo latencies are measured, interference is taken over.
+"""Fits a shipped profile to this machine in seconds: solo latencies are measured, interference is taken from the profile.
 
 The latencies of the loaded models at every batch size are what a schedule depends on most, and take seconds to measure;
 slowdowns side by side take minutes (serving.profiler), and the online predictor learns those from the first requests.
@@ -16,7 +16,8 @@ import pandas as pd
 
 from envs.profiles.profile import Profile
 from envs.profiles.refit import on_machine
-from serving.executors.base import BatchResult, Executor
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
 from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements
@@ -53,11 +54,13 @@ def measure_solo(
     return runs
 
 
-def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int]) -> MachineInfo:
-    """The description of this machine with these models."""
+def machine_of(
+    executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int], command: str | None = None
+) -> MachineInfo:
+    """The description of this machine with these models; `command` is that of the process if it is not given."""
     return MachineInfo(
         created=date.today().isoformat(),
-        command=shlex.join(["python", *sys.argv]),
+        command=command or shlex.join(["python", *sys.argv]),
         device=executor.device,
         streams=executor.streams,
         batch_sizes=tuple(sizes),
@@ -67,10 +70,9 @@ def machine_of(executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[
 
 def solo_rows(runs: Sequence[SoloRun]) -> pd.DataFrame:
     """Solo runs as rows of a measurement campaign: each is a run of its own, on the clock of the first."""
-    start = min((run.result.dispatch_ms for run in runs), default=0.0)
+    start = min((run.result.phases.dispatch_ms for run in runs), default=0.0)
     rows = [
-        (i, "solo", i, run.result.stream, 1, run.model, run.batch_size)
-        + tuple(getattr(run.result, phase) - start for phase in PHASES)
+        (i, "solo", i, run.result.stream, 1, run.model, run.batch_size) + run.result.phases.since(start)
         for i, run in enumerate(runs)
     ]
     return pd.DataFrame(rows, columns=["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES])
@@ -82,7 +84,9 @@ def calibrated(base: Profile, machine: MachineInfo, runs: Sequence[SoloRun]) -> 
     Interference of pairs is kept for models that the base knows by name; others interfere by their demands alone.
 
     Args:
-        base: a shipped profile. machine: models and batch sizes, in order. runs: of every model at every size.
+        base: a shipped profile.
+        machine: models and batch sizes, in order.
+        runs: of every model at every size.
     """
     profile = on_machine(base, Measurements(machine, solo_rows(runs)))
     return replace(profile, name="auto")

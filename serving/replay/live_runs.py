@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 
 from agents.learned.names import SERVED, resolve
-from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile
-from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Observer
-from serving.executors.base import Executor, make_executor
+from serving.executors.executor import Executor
+from serving.executors.factory import make_executor
 from serving.models.load import load_model, spec_of
+from serving.observers.output import saving
 from serving.observers.report import result_of
-from serving.profiling.calibrate import SHIPPED, SoloRun, calibrated, machine_of, measure_solo
-from serving.replay.replay import make_inputs, measure_capacity, replay
+from serving.observers.tensorboard import TensorBoardWriter
+from serving.profiling.calibrate import SHIPPED, SoloRun, machine_of
+from serving.profiling.device_models import DeviceModels
+from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
 from traces.machine import MachineInfo, ModelInfo
 from traces.workload import Workload
 
@@ -31,13 +33,15 @@ class Machine:
     """A device with models loaded, and what was measured of it.
 
     Attributes:
-        executor: with the models loaded. profile: as fitted to this machine. inputs: pool of inputs by model.
+        executor: with the models loaded.
+        profile: as fitted to this machine.
+        inputs: pool of inputs by model.
         solo: the runs of each model alone that it was fitted to.
     """
 
     executor: Executor
     profile: Profile
-    inputs: dict[str, list[np.ndarray]]
+    inputs: Inputs
     solo: list[SoloRun] = field(default_factory=list)
 
     @property
@@ -60,7 +64,7 @@ def open_machine(
     Args:
         models: built-in names, or NAME=SOURCE.
         streams: batches in flight.
-        device: see ``serving.executors.base.make_executor``.
+        device: see `serving.executors.factory.make_executor`.
         base: profile to fit to this machine; None: the one that ships.
         seed: of inputs.
 
@@ -71,49 +75,24 @@ def open_machine(
     executor = make_executor(device, streams)
     try:
         base = base if base is not None else Profile.load(SHIPPED)
+        on_device = DeviceModels(executor, base, base.batch_sizes)
         for model in served:
-            executor.load(model)
-        runs = measure_solo(executor, [model.name for model in served], base.batch_sizes)
-        described = [ModelInfo(**model.describe()) for model in served]
-        profile = calibrated(base, machine_of(executor, described, base.batch_sizes), runs)
-        return Machine(executor, profile, make_inputs(executor, seed), runs)
+            on_device.load(model)
+        profile = on_device.measure([model.name for model in served])
+        return Machine(executor, profile, make_inputs(executor, seed), on_device.solo)
     except BaseException:
         executor.close()
         raise
 
 
 def capacity_rps(machine: Machine, duration_s: float = 5.0, seed: int = 0) -> float:
-    """Requests per second that this machine completes when its queues are never empty: the median of three runs.
+    """The live capacity of a machine: the median of three runs.
 
-    A shared machine may be slow for some seconds, and every load is told as a share of this.
+    A shared machine may be slow for some seconds, and every load is a share of this.
     """
     executor, profile, inputs = machine.executor, machine.profile, machine.inputs
-    runs = [asyncio.run(capacity_of(executor, profile, inputs, duration_s / 2, seed=seed + i)) for i in range(3)]
+    runs = [asyncio.run(live_capacity(executor, profile, inputs, duration_s / 2, seed=seed + i)) for i in range(3)]
     return float(np.median(runs))
-
-
-async def capacity_of(
-    executor: Executor,
-    profile: Profile,
-    inputs: dict[str, list[np.ndarray]],
-    duration_s: float,
-    share: np.ndarray | None = None,
-    seed: int = 0,
-    config: EngineConfig | None = None,
-    drain_s: float = 10.0,
-) -> float:
-    """The same on an engine of its own, so that the one that is judged starts without having learned.
-
-    Args:
-        executor: with the profile's models loaded. profile: of them. inputs: pool of inputs by model.
-        duration_s, share, seed: see ``serving.replay.replay.measure_capacity``.
-        config: of the engine. drain_s: longest time that it is given to finish what is inside.
-    """
-    engine = Engine(executor, profile, make_policy("fifo"), config)
-    await engine.start()
-    capacity = await measure_capacity(engine, inputs, duration_s, share, seed)
-    await engine.stop(drain_s)
-    return capacity
 
 
 def run_live(
@@ -127,37 +106,28 @@ def run_live(
     """Serve a workload live under one policy, on an engine that starts without having learned.
 
     Args:
-        machine: to run on. policy: a name that ``agents.learned.names.resolve`` knows. workload: what is offered, in real time.
-        logdir: folder for TensorBoard. observers: told of each end. facts: put in front of the result.
+        machine: to run on.
+        policy: a name that `agents.learned.names.resolve` knows.
+        workload: what is offered, in real time.
+        logdir: folder for TensorBoard.
+        observers: see each end.
+        facts: put in front of the result.
 
     Returns:
-        The record of ``serving.observers.report.result_of``, and one row a request.
+        The record of `serving.observers.report.result_of`, and one row per request.
     """
 
     async def serve() -> tuple[dict[str, Any], pd.DataFrame]:
-        chosen, tell = resolve(policy, profile=SERVED)
-        engine = Engine(machine.executor, machine.profile, chosen, EngineConfig(), tell)
-        await engine.start(warm_executor=False)  # ``open_machine`` did
-        engine.observers.extend(observers)
-        telemetry = None
-        if logdir is not None:
-            from serving.observers.tensorboard import Telemetry
-
-            telemetry = Telemetry(logdir, engine, {"policy": policy, "workload": workload.name})
-            engine.observers.append(telemetry)
-            ticking = asyncio.ensure_future(_every(2.0, telemetry.write))
-        table = await replay(engine, workload, machine.inputs)
-        await engine.stop()
-        if telemetry is not None:
-            ticking.cancel()
-            telemetry.close()
-        told = {"policy": policy, "fallbacks": engine.guard.fallbacks, "batches": engine.batches}
-        return result_of(table, (facts or {}) | told, engine.guard.decision_us), table
+        chosen, adjust_tables = resolve(policy, profile=SERVED)
+        engine = Engine(machine.executor, machine.profile, chosen, adjust_tables=adjust_tables)
+        settings: dict[str, object] = {"policy": policy, "workload": workload.name}
+        outputs = [] if logdir is None else [TensorBoardWriter(logdir, engine, settings)]
+        await engine.start(warm_executor=False)  # `open_machine` did
+        engine.observers += [*observers, *outputs]
+        async with saving(outputs, every_s=2.0):
+            table = await replay(engine, workload, machine.inputs)
+            await engine.stop()
+        facts_of_run = {"policy": policy, "fallbacks": engine.guard.fallbacks, "batches": engine.batches}
+        return result_of(table, (facts or {}) | facts_of_run, engine.guard.decision_us), table
 
     return asyncio.run(serve())
-
-
-async def _every(seconds: float, what: Any) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        what()

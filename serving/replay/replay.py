@@ -8,32 +8,42 @@ import time
 import numpy as np
 import pandas as pd
 
+from agents.policies.registry import make_policy
+from envs.profiles.profile import Profile
+from envs.scheduling.state import LOW
+from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
-from serving.engine.request import Outcome, table_of
-from serving.executors.base import Executor
+from serving.engine.request import Request, result_table
+from serving.executors.executor import Executor
 from traces.workload import Workload
 
-POOL = 16  # different inputs a model
+POOL = 16  # different inputs per model
+Inputs = dict[str, list[np.ndarray]]
 
 
-def make_inputs(executor: Executor, seed: int = 0) -> dict[str, list[np.ndarray]]:
+def make_inputs(executor: Executor, seed: int = 0) -> Inputs:
     """A small pool of example inputs for each loaded model."""
     rng = np.random.default_rng(seed)
     return {name: [model.example(rng) for _ in range(POOL)] for name, model in executor.models.items()}
 
 
-async def replay(engine: Engine, workload: Workload, inputs: dict[str, list[np.ndarray]]) -> pd.DataFrame:
+async def replay(
+    engine: Engine, workload: Workload, inputs: Inputs, offered: list[Request] | None = None
+) -> pd.DataFrame:
     """Offer every request of the workload at its time and wait until all have ended.
 
     Args:
-        engine: started. workload: its models must be served. inputs: pool of inputs by model.
+        engine: started.
+        workload: its models must be served.
+        inputs: pool of inputs by model.
+        offered: the requests are appended to it, so that they are known if this is cancelled.
 
     Returns:
-        One row a request, in the columns that ``agents.evaluation.summary.summarise`` reads; times on the clock of the
+        One row per request, in the columns that `agents.evaluation.summary.summarise` reads; times on the clock of the
         workload.
     """
     start_ms = engine.now_ms()
-    requests = []
+    requests = [] if offered is None else offered
     for i in range(len(workload.arrival_ms)):
         due = start_ms + float(workload.arrival_ms[i])
         ahead_s = (due - engine.now_ms()) / 1e3
@@ -46,46 +56,48 @@ async def replay(engine: Engine, workload: Workload, inputs: dict[str, list[np.n
         )
         if i % 64 == 0:
             await asyncio.sleep(0)
-    outcomes: list[Outcome] = [await request.future for request in requests]
-    return table_of(outcomes, start_ms)
+    return result_table([await request.future for request in requests], start_ms)
 
 
-async def measure_capacity(
-    engine: Engine,
-    inputs: dict[str, list[np.ndarray]],
-    duration_s: float = 5.0,
+async def live_capacity(
+    executor: Executor,
+    profile: Profile,
+    inputs: Inputs,
+    duration_s: float,
     share: np.ndarray | None = None,
     seed: int = 0,
+    config: EngineConfig | None = None,
 ) -> float:
-    """Requests per second that the live executor completes when its queues are never empty.
+    """Requests per second that an executor completes when its queues are never empty.
+
+    It is measured on an engine of its own, so that one which is compared starts without having learned, and under a
+    work-conserving policy that batches.
 
     Args:
-        engine: started, under a work-conserving policy that batches (fifo).
+        executor: with the profile's models loaded.
+        profile: of them.
         inputs: pool of inputs by model.
         duration_s: time to measure for, after a fifth of it to fill up.
         share: (M,) share of each model; None: equal.
         seed: of the mix.
+        config: of the engine.
     """
+    engine = Engine(executor, profile, make_policy("fifo"), config)
+    await engine.start()
     rng = np.random.default_rng(seed)
     names = list(engine.models)
-    done = 0
-    counting = False
-
-    async def client() -> None:
-        nonlocal done
-        while time.perf_counter() < end:
-            name = names[int(rng.choice(len(names), p=share))]
-            outcome = await engine.submit(name, 1, 1e9, inputs[name][int(rng.integers(POOL))])
-            if counting and outcome.answered:
-                done += 1
-
     now = time.perf_counter()
     begin, end = now + 0.2 * duration_s, now + 1.2 * duration_s
+    completed = 0
+
+    async def client() -> None:
+        nonlocal completed
+        while time.perf_counter() < end:
+            name = names[int(rng.choice(len(names), p=share))]
+            result = await engine.submit(name, LOW, 1e9, inputs[name][int(rng.integers(POOL))])
+            completed += result.answered and begin <= time.perf_counter() < end
+
     # Enough clients that every model's queue can fill its largest batch.
-    clients = [asyncio.create_task(client()) for _ in range(len(names) * engine.profile.batch_sizes[-1])]
-    await asyncio.sleep(begin - time.perf_counter())
-    counting = True
-    await asyncio.sleep(max(end - time.perf_counter(), 0.0))
-    counting = False
-    await asyncio.gather(*clients)
-    return done / duration_s
+    await asyncio.gather(*(client() for _ in range(len(names) * profile.batch_sizes[-1])))
+    await engine.stop()
+    return completed / duration_s

@@ -63,7 +63,8 @@ def lay_out(
     """The workload to offer.
 
     Args:
-        source: from ``read_source``. profile: of the served models.
+        source: from ``read_source``.
+        profile: of the served models.
         rate_rps: rate to stretch the arrivals to; None keeps their own.
         duration_s: length; a recording that is shorter is offered whole.
         config: how models, priorities and deadlines are laid over bare arrivals.

@@ -133,8 +133,8 @@ def test_refit_explains_the_log_better_than_the_shipped_interference(recorded: P
 
     def error(profile: Profile) -> float:
         work = segments.dt_ms * np.exp(-log_slowdown(segments, profile.count, profile.pair))
-        total = np.bincount(segments.batch, work, len(segments.mb))
-        return float(np.abs(np.log(total / profile.solo_ms.ravel()[segments.mb])).mean())
+        total = np.bincount(segments.batch, work, len(segments.variant))
+        return float(np.abs(np.log(total / profile.solo_ms.ravel()[segments.variant])).mean())
 
     refitted = profile_of(log)
     assert error(refitted) < 0.8 * error(shipped)

@@ -9,7 +9,7 @@ from benchmarks.high_alone import HighAloneBenchmark, high_only, measure
 from traces.workload import Workload
 
 
-def test_only_low_priority_is_taken_away() -> None:
+def test_only_low_priority_is_removed() -> None:
     n = np.arange(6)
     whole = Workload(10.0 * n, n % 3, n % 2, 50.0 + n, ("a", "b", "c"))
     left = high_only(whole)

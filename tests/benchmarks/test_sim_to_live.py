@@ -17,18 +17,19 @@ from agents.evaluation import metric
 from agents.evaluation.rollout import request_table, run
 from agents.policies.registry import make_policy
 from benchmarks import sim_to_live
-from benchmarks.live import __main__ as live
+from benchmarks.live import headline as live
 from benchmarks.live import simulated as live_simulated
 from benchmarks.live.report import write_report
-from benchmarks.live.runs import LiveRun, Offered, check_policies, in_turns, make_cells, run_all
-from benchmarks.live.simulated import at_common_speed, simulate, violation_rates
-from benchmarks.sim_to_live import SimToLiveConfig, compare, describe, verdict
+from benchmarks.live.runs import LiveRun, LiveSettings, Offered, in_slots, make_cells, run_all
+from benchmarks.live.simulated import drift_corrected, simulate, violation_rates
+from benchmarks.sim_to_live import SimToLiveBenchmark, compare, describe, verdict
 from envs.profiles.delays import crowds
 from envs.profiles.profile import Profile, synthetic_profile
 from envs.profiles.refit import KNOT_MS, with_measured_slowdown
 from envs.simulation.simulator import Simulator
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from serving.observers.overhead import OverheadMeter, measure_overhead
 from serving.replay.live_runs import Machine
 from serving.replay.replay import make_inputs
@@ -92,7 +93,7 @@ def test_each_core_runs_at_its_own_speed() -> None:
     assert took[1] - took[0] == pytest.approx(2.0 * profile.solo_ms[0, 0], rel=0.01)
 
 
-def test_crowds_tell_own_core_from_another() -> None:
+def test_crowds_distinguish_the_own_core_from_others() -> None:
     stream, start, end = np.array([[0, 0.0, 10.0], [1, 1.0, 9.0], [2, 2.0, 8.0], [3, 12.0, 13.0]]).T
     assert crowds(stream, start, end, 2).tolist() == [[0, 0], [0, 0], [2, 2], [0, 0]]
     start[1], end[1] = 3.0, 7.0  # begins and ends while core 0 has two
@@ -113,7 +114,7 @@ def test_late_timers_delay_deferrals() -> None:
     assert [table["queue_ms"][0] for table in tables] == [5.0, 7.5]
 
 
-def test_profile_without_the_new_fields_loads(tmp_path: Path) -> None:
+def test_a_profile_without_delays_can_be_loaded(tmp_path: Path) -> None:
     crowded = ((0.1, 0.2), (0.3, 0.4))
     profile = replace(synthetic_profile(2), completion_ms=1.0, timer_ms=0.5, shared_core_wait_ms=crowded)
     path = tmp_path / "p.json"
@@ -140,11 +141,12 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def runs(machine: Machine) -> list[LiveRun]:
-    cells = make_cells(machine.profile, ["poisson"], [0.5, 0.9], 2, 200.0, 0.5)
+    settings = LiveSettings(loads=[0.5, 0.9], repetitions=2, duration=0.5)
+    cells = make_cells(machine.profile, ["poisson"], 200.0, settings)
     return list(run_all(machine, ("fifo", "strait"), cells))
 
 
-def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
+def test_policies_alternate_on_the_same_requests(runs: list[LiveRun]) -> None:
     order = [(one.offered.repetition, one.offered.load, one.policy) for one in runs]
     assert order[:4] == [(0, 0.5, "fifo"), (0, 0.5, "strait"), (0, 0.9, "strait"), (0, 0.9, "fifo")]
     assert runs[0].offered is runs[1].offered and len(runs) == 8
@@ -153,13 +155,14 @@ def test_policies_take_turns_on_the_same_requests(runs: list[LiveRun]) -> None:
     assert all(len(one.table) == len(one.offered.workload) for one in runs)
 
 
-def test_turns_are_the_whole_run_in_pieces() -> None:
-    cell = make_cells(synthetic_profile(2), ["poisson"], [0.5], 1, 200.0, 0.5)[0]
-    turns = [one.workload for one in in_turns([cell], 0.2)]
-    assert [int(turn.arrival_ms[-1] // 200) for turn in turns] == [0, 0, 0]
-    joined = np.concatenate([turn.arrival_ms + 200.0 * i for i, turn in enumerate(turns)])
+def test_slots_joined_are_the_whole_run() -> None:
+    settings = LiveSettings(loads=[0.5], repetitions=1, duration=0.5)
+    cell = make_cells(synthetic_profile(2), ["poisson"], 200.0, settings)[0]
+    slots = [one.workload for one in in_slots([cell], 0.2)]
+    assert [int(slot.arrival_ms[-1] // 200) for slot in slots] == [0, 0, 0]
+    joined = np.concatenate([slot.arrival_ms + 200.0 * i for i, slot in enumerate(slots)])
     np.testing.assert_allclose(joined, cell.workload.arrival_ms)
-    assert len(in_turns([cell], 60.0)) == 1
+    assert len(in_slots([cell], 60.0)) == 1
 
 
 def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[LiveRun]) -> None:
@@ -176,20 +179,20 @@ def test_overheads_are_measured_from_a_live_run(machine: Machine, runs: list[Liv
     assert 0.0 < overhead.host_share <= 1.0
     overhead.log.validate()
     assert len(overhead.log.batches) == sum(one.result["batches"] for one in runs)
-    told = overhead.with_delays(machine.profile)
-    assert told.dispatch_ms == pytest.approx(delays.decision_ms + delays.handover_ms[0])
-    np.testing.assert_array_equal(told.solo_ms, machine.profile.solo_ms)
-    # Toy models run faster than the profile says: the noise of the log tells.
-    assert overhead.noise(told).truth(2).solo.mean() != machine.profile.solo_ms.mean()
+    delayed = overhead.with_delays(machine.profile)
+    assert delayed.dispatch_ms == pytest.approx(delays.decision_ms + delays.handover_ms[0])
+    np.testing.assert_array_equal(delayed.solo_ms, machine.profile.solo_ms)
+    # Toy models run faster than the profile says, which the noise of the log corrects.
+    assert overhead.noise(delayed).truth(2).solo.mean() != machine.profile.solo_ms.mean()
 
 
-def test_a_meter_that_saw_nothing_says_nothing(machine: Machine) -> None:
+def test_a_meter_without_batches_changes_no_profile(machine: Machine) -> None:
     overhead = measure_overhead([OverheadMeter()], machine.info)
     assert overhead.delays.decision_ms == 0.0 and len(overhead.log.batches) == 0
     assert overhead.noise(machine.profile) is machine.profile
 
 
-def test_tables_are_described_alike() -> None:
+def test_violations_and_busy_streams_are_pooled_over_tables() -> None:
     table = pd.DataFrame(
         {
             "arrival_ms": [0.0, 0.0, 0.0, 5.0],
@@ -208,7 +211,7 @@ def test_tables_are_described_alike() -> None:
     assert got["batch_sizes"] == [0.5, 0.5, 0.0]
 
 
-def test_late_offers_count_as_waiting(machine: Machine, runs: list[LiveRun]) -> None:
+def test_a_late_offer_adds_to_latency(machine: Machine, runs: list[LiveRun]) -> None:
     offered = runs[0].offered
     quiet = replace(machine.profile, residual=np.zeros(2))
     plain = simulate(quiet, quiet, "fifo", offered, 2, 1)[0]
@@ -217,13 +220,13 @@ def test_late_offers_count_as_waiting(machine: Machine, runs: list[LiveRun]) -> 
     np.testing.assert_allclose(late["arrival_ms"], plain["arrival_ms"])
 
 
-def test_runs_that_say_nothing_of_the_speed_stay_as_they_were(machine: Machine, runs: list[LiveRun]) -> None:
-    rates = at_common_speed(runs, machine.profile, machine.info, 2, 1)
+def test_runs_too_short_to_show_drift_are_not_corrected(machine: Machine, runs: list[LiveRun]) -> None:
+    rates = drift_corrected(runs, machine.profile, machine.info, 2, 1)
     measured = [[100 * one.result[tag] for tag in metric.VIOLATION] for one in runs]
     np.testing.assert_allclose(rates, measured, atol=1e-9)
 
 
-def test_a_slow_machine_is_not_held_against_a_policy(
+def test_correction_removes_the_effect_of_a_slow_machine(
     machine: Machine, runs: list[LiveRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same policy twice, by chance the second time on a machine of a third of the speed."""
@@ -238,12 +241,12 @@ def test_a_slow_machine_is_not_held_against_a_policy(
     nothing = SimpleNamespace(put_into=lambda profile: profile, late_ms=np.zeros(1))
     monkeypatch.setattr(live_simulated, "measure_overhead", lambda meters, info: nothing)
     monkeypatch.setattr(live_simulated, "log_slowdown_of", lambda one, truth, info: speeds[one is both[1]])
-    rates = at_common_speed(both, profile, machine.info, 2, 4)
+    rates = drift_corrected(both, profile, machine.info, 2, 4)
     assert raw[1].sum() > raw[0].sum() + 20.0
     assert np.abs(rates[1] - rates[0]).sum() < 0.3 * (raw[1] - raw[0]).sum()
 
 
-def test_verdict_names_policies_that_swap() -> None:
+def test_verdict_names_policies_in_another_order() -> None:
     cell = {"load": 1.0, "live_low": 1.0, "sim_low": 1.0, "live_p99_ms": 100.0, "sim_p99_ms": 90.0}
     rows = [
         cell | {"policy": "a", "live_high": 5.0, "sim_high": 4.0, "live_weighted": 5.0, "sim_weighted": 4.0},
@@ -257,7 +260,7 @@ def test_verdict_names_policies_that_swap() -> None:
 
 
 def test_report_has_all_cells_and_causes(machine: Machine, runs: list[LiveRun], tmp_path: Path) -> None:
-    config = SimToLiveConfig(loads=[0.5, 0.9], repetitions=2, worlds=2, streams=2)
+    config = SimToLiveBenchmark(loads=[0.5, 0.9], repetitions=2, worlds=2, streams=2)
     overhead = measure_overhead([one.meter for one in runs], machine.info)
     frame, slower = compare(runs, machine.profile, overhead, machine.info, config)
     assert len(frame) == 2 * 2 * len(sim_to_live.TRUTHS)
@@ -290,23 +293,23 @@ def made_up_run(policy: str, repetition: int, high: float) -> LiveRun:
     return LiveRun(policy, offered, result, pd.DataFrame({"priority": [0, 1]}), OverheadMeter())
 
 
-def test_headline_is_paired_and_says_what_is_clear() -> None:
+def test_headline_pairs_policies_and_marks_clear_differences() -> None:
     runs = [made_up_run(p, r, h + 0.05 * r) for r in range(3) for p, h in (("strait", 0.1), ("fifo", 0.4))]
     frame = live.frame_of(runs)
     rows = live.table_of(frame, ["strait"])
     assert rows[1]["minus_strait"]["high"] == [30.0, 30.0, 30.0]
-    common = live.frame_of(runs, np.array([[10.0, 5.0] if one.policy == "strait" else [9.0, 5.0] for one in runs]))
-    assert live.claims(frame, common) == {
-        "strait below fifo in high": {
+    steady = live.frame_of(runs, np.array([[10.0, 5.0] if one.policy == "strait" else [9.0, 5.0] for one in runs]))
+    assert live.claims(frame, steady) == {
+        "strait - fifo, high": {
             "points": [-30.0, -30.0, -30.0],
             "clear": True,
-            "at_common_speed": {"points": [1.0, 1.0, 1.0], "clear": False},
+            "corrected_for_drift": {"points": [1.0, 1.0, 1.0], "clear": False},
         }
     }
     json.dumps(rows, allow_nan=False)
 
 
-def test_a_run_in_turns_is_judged_by_all_its_requests() -> None:
+def test_rates_of_a_run_count_the_requests_of_all_its_slots() -> None:
     busy, calm = made_up_run("strait", 0, 0.5), made_up_run("strait", 0, 0.0)
     busy.table = pd.DataFrame({"priority": [0, 0, 0, 1]})
     frame = live.frame_of([busy, calm])
@@ -314,9 +317,9 @@ def test_a_run_in_turns_is_judged_by_all_its_requests() -> None:
     assert frame["n_high"].item() == 4 and frame["goodput"].item() == 1.0
 
 
-def test_unknown_policy_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_policy_is_reported_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError):
-        check_policies(["nobody"])
+        LiveSettings(policies=["nobody"])
     assert live.main(["--policies", "[nobody]"]) == 2 and sim_to_live.main(["--policies", "[nobody]"]) == 2
     assert live.main(["--repetitions", "0"]) == 2
     assert "nobody" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -22,23 +24,27 @@ import numpy as np
 import pytest
 import yaml
 
-import serve
 from agents.evaluation.rollout import request_table, run
 from agents.policies.registry import kinds, make_policy
 from agents.training.cli import settings
-from benchmarks.interference.coruns import errors, finish, folds, from_measurements
+from benchmarks.interference.baselines import Solo
+from benchmarks.interference.coruns import errors, finish, folds
 from benchmarks.interference.cross_validation import cross_validate
-from benchmarks.interference.solo import Solo
-from envs.profiles.fit import demands, solo_arrays
+from benchmarks.interference.loaders import campaign
 from envs.profiles.profile import synthetic_profile
 from envs.simulation.simulator import Simulator
+from serving.config import ServeConfig
 from traces import formats
+from traces.command import parse_settings
 from traces.errors import InputError
 from traces.measurements import Measurements
 from traces.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Tables are written by benchmarks.figures.
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent != ROOT / "docs" / "tables")
+DOCUMENTS = [ROOT / "README.md", *PAGES]
+COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 EXAMPLES = ROOT / "docs" / "examples"
 # Flags that make a command of the tutorial take moments.
 SMALLER = {
@@ -82,12 +88,47 @@ def all_commands() -> list[list[str]]:
     return list({shlex.join(words): words for words in found}.values())
 
 
+def main_module(name: str) -> str:
+    """The module that ``python -m NAME`` runs."""
+    return f"{name}.__main__" if (ROOT / name.replace(".", "/") / "__main__.py").is_file() else name
+
+
+def runnable() -> set[str]:
+    """Every script and module of the project that runs as a command, as a user types it."""
+    found = set()
+    for folder in ("", "traces", "envs", "agents", "serving", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py"):
+            if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.MULTILINE):
+                name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+                found.add(f"python -m {name}" if folder else f"python {path.name}")
+    return found
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    rows = re.findall(r"^\| (.*?) ?\| `(.+?)` \| (.+) \| (.+) \|$", COMMANDS.read_text(), re.MULTILINE)
+    listed = {" ".join(shlex.split(command)[: 2 + command.startswith("python -m")]) for _, command, _, _ in rows}
+    assert listed == runnable() and len(listed) == len(rows)
+    named = {name.strip("`"): command for name, command, _, _ in rows if name}
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    targets = {name: target.removesuffix(":main") for name, target in scripts.items()}
+    modules = {
+        name: command.split()[-1 if ".py" in command else 2].removesuffix(".py") for name, command in named.items()
+    }
+    assert modules == targets
+    for module in targets.values():
+        assert callable(importlib.import_module(module).main)
+
+
 class Parsed(BaseException):
     """The command line was accepted."""
 
 
 def parsed_by(module: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the main function of a module parse a command line, and stop it there."""
+    main = importlib.import_module(main_module(module)).main
+    if not inspect.signature(main).parameters:
+        assert not argv, f"{module} takes no flags"
+        return
     for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
         real = kind.parse_args
 
@@ -98,7 +139,7 @@ def parsed_by(module: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(kind, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", [module, *argv])
     with pytest.raises(Parsed):
-        importlib.import_module(module).main()
+        main()
 
 
 @pytest.mark.parametrize("words", all_commands(), ids=lambda words: " ".join(words)[:70])
@@ -117,7 +158,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
         if "-i" not in rest:
             settings(rest[1:])
     elif program == "python" and rest[0] == "serve.py":
-        serve.parse(rest[1:])
+        parse_settings(ServeConfig, rest[1:])
     elif program == "python":
         assert (ROOT / rest[0]).is_file()
     else:  # run with the section that it belongs to
@@ -125,7 +166,7 @@ def test_each_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_and_snippets_lead_somewhere(path: Path) -> None:
+def test_links_and_snippets_exist(path: Path) -> None:
     text = re.sub(r"^```bash\n.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http://", "https://")):
@@ -136,8 +177,21 @@ def test_links_and_snippets_lead_somewhere(path: Path) -> None:
         assert importlib.util.find_spec(module) is not None, module
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_modules_and_files_named_in_the_text_exist(path: Path) -> None:
+    packages = "traces|envs|agents|serving|benchmarks"
+    for name in re.findall(rf"`((?:{packages})[./][\w./-]+)`", path.read_text()):
+        if "/" in name:
+            assert (ROOT / name).exists(), name
+        else:
+            parts = name.split(".")
+            known = [ROOT.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+            found = [at for at in known if at.is_dir() or at.with_suffix(".py").is_file()]
+            assert len(found) >= len(parts) - 1, name
+
+
 def test_every_page_is_in_the_navigation() -> None:
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in DOCUMENTS[1:]}
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES}
     shown = set(re.findall(r"[\w/-]+\.md", json.dumps(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
     assert shown == pages
 
@@ -220,7 +274,7 @@ def shell(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_own_model_of_the_readme_is_served(shell: Shell) -> None:
+def test_the_model_of_the_readme_is_served(shell: Shell) -> None:
     text = section(ROOT / "README.md", "Serve your own model")
     block = re.search(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert block is not None and len(block[1].splitlines()) <= 10
@@ -282,9 +336,7 @@ def test_the_example_trace_format_is_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_example_interference_model_beats_none() -> None:
-    measurements = Measurements.load(ROOT / "traces" / "data" / "cpu2")
-    _, solo, _ = solo_arrays(measurements)
-    data = from_measurements(measurements, solo, demands(measurements, solo))
+    data = campaign.load(Measurements.load(ROOT / "traces" / "data" / "cpu2"))
     fold = folds(data.group, 2)
     crowded = ~data.alone & (data.n_corunners > 0)
     mape = [

@@ -20,7 +20,7 @@ def truth() -> Profile:
 
 def test_pieces_add_up_to_execution_times(truth: Profile) -> None:
     segments = cut(made_up_campaign(truth, 30))
-    total = np.bincount(segments.batch, segments.dt_ms, len(segments.mb))
+    total = np.bincount(segments.batch, segments.dt_ms, len(segments.variant))
     np.testing.assert_allclose(total, segments.exec_ms, rtol=1e-9)
     assert segments.n.min() == 1 and segments.n.max() == 2 and segments.n_other.max() == 1
 
@@ -30,15 +30,12 @@ def test_fit_explains_unseen_sets(truth: Profile) -> None:
     profile = fit_module.fit(seen, "made-up")
     np.testing.assert_allclose(profile.solo_ms, truth.solo_ms, rtol=0.1)
     segments = cut(unseen)
-    log_slow = np.zeros(len(segments.dt_ms))
-    for slot in range(segments.others.shape[1]):
-        at = segments.others[:, slot] >= 0
-        mine, them = segments.mb[segments.batch[at]], segments.mb[segments.others[at, slot]]
-        log_slow[at] += profile.pair[mine, them] * segments.share[at, slot]
+    mine, them = segments.variants()
+    log_slow = (profile.pair[mine[:, None], them] * segments.share).sum(axis=1)
     slow = profile.count[segments.n] * np.exp(log_slow)
-    work = np.bincount(segments.batch, segments.dt_ms / slow, len(segments.mb))
-    error = np.abs(work / truth.solo_ms.ravel()[segments.mb] - 1.0)
-    naive = np.abs(segments.exec_ms / truth.solo_ms.ravel()[segments.mb] - 1.0)
+    work = np.bincount(segments.batch, segments.dt_ms / slow, len(segments.variant))
+    error = np.abs(work / truth.solo_ms.ravel()[segments.variant] - 1.0)
+    naive = np.abs(segments.exec_ms / truth.solo_ms.ravel()[segments.variant] - 1.0)
     assert error.mean() < 0.05 < naive.mean()
 
 

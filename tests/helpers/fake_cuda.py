@@ -76,7 +76,7 @@ class FakeEvent:
 
 
 class FakePool:
-    bytes = 0
+    """Memory that graphs share."""
 
 
 class FakeCuda:
@@ -166,7 +166,6 @@ class FakeCuda:
         finally:
             _here.capturing = False
         self.captures.append((stream.priority, len(output)))
-        pool.bytes += output.nbytes
 
         def replay() -> None:
             assert self._current() is stream, "kernels have the priority of the stream that they were recorded on"
@@ -177,9 +176,6 @@ class FakeCuda:
                 _here.replaying = False
 
         return CudaGraph(replay, output)
-
-    def pool_bytes(self, pool: FakePool) -> int:
-        return pool.bytes
 
     def empty_cache(self) -> None:
         self.emptied += 1

@@ -64,7 +64,7 @@ class Served:
             self.items[status] += len(firsts)
             self._in_parts += len(firsts) if status != 200 and len(firsts) > 1 else 0
         if status == 200:
-            assert answer["id"] == id_, "it is the answer to another request"
+            assert answer["id"] == id_, "this is the answer to another request"
             if model != "nan":
                 assert answer["outputs"][0]["data"][::4] == [2 * first for first in firsts]
         return status, answer
@@ -94,13 +94,13 @@ class Served:
         answered = items[200] + items[500] + items[503] + items[504]
         assert answered <= ended <= answered + self.left, "each that was answered was offered, and once"
         loose = self.left + self._in_parts
-        for found, told in (
+        for found, answered_so in (
             (seen["ended_met"] + seen["ended_late"], items[200]),
             (seen["ended_dropped"], items[503] + items[504]),
             (seen["ended_failed"], items[500] - self._in_parts),
             (seen["ended_cancelled"], 0),
         ):
-            assert told <= found <= told + loose, (dict(items), self.left, self._in_parts, seen)
+            assert answered_so <= found <= answered_so + loose, (dict(items), self.left, self._in_parts, seen)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that takes a moment."""

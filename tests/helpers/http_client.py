@@ -1,4 +1,4 @@
-"""A raw HTTP client of the front, for tests of the door."""
+"""A raw HTTP client of the server."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from front_server import X, serving_plane
+from api_server import X, serving_plane
 
-from serving.api.config import ApiLimits
 from serving.api.dataplane import DataPlane
 from serving.api.http import start_http
 from serving.executors.cpu import CpuExecutor
@@ -35,14 +34,12 @@ class Client:
 
 
 @asynccontextmanager
-async def opened(
-    executor: CpuExecutor, limits: ApiLimits | None = None, token: str | None = None, **more: Any
-) -> AsyncIterator[Client]:
-    async with serving_plane(executor, limits, **more) as plane:
-        front = await start_http(plane, port=0, token=token)
+async def opened(executor: CpuExecutor, **settings: Any) -> AsyncIterator[Client]:
+    async with serving_plane(executor, **settings) as plane:
+        listener = await start_http(plane)
         async with aiohttp.ClientSession() as session:
-            yield Client(plane, front.port, session)
-        await front.close()
+            yield Client(plane, listener.port, session)
+        await listener.close()
 
 
 def body(values: np.ndarray = X, **parameters: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_times_are_sorted_within_the_duration_and_seeded(name: str, rate: float,
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_mean_rate_is_the_one_asked_for(name: str) -> None:
+def test_the_mean_rate_is_the_given_one(name: str) -> None:
     rng = np.random.default_rng(3)
     counts = [len(PROCESSES[name](50.0, 4000.0, rng)) for _ in range(300)]
     error = np.std(counts) / np.sqrt(len(counts))
@@ -47,7 +47,7 @@ def test_a_short_renewal_run_has_no_bias_from_its_start() -> None:
 
 
 @pytest.mark.parametrize("cv", [0.3, 1.0, 2.0])
-def test_gamma_gaps_have_the_coefficient_of_variation_asked_for(cv: float) -> None:
+def test_gamma_gaps_have_the_given_coefficient_of_variation(cv: float) -> None:
     gaps = np.diff(arrivals.gamma_renewal(1000.0, 200_000.0, cv, np.random.default_rng(5)))
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03)
 
@@ -92,7 +92,6 @@ def test_counts_and_autocorrelation_by_hand() -> None:
     assert arrivals.autocorrelation(alternating, 10.0, [0, 1, 2, 500], 1000.0)[:3] == pytest.approx([1, -1, 1])
     assert np.isnan(arrivals.autocorrelation(alternating, 10.0, [500], 1000.0)[0])
     assert np.isnan(arrivals.dispersion(times, [50.0], 44.0)[0])
-    assert arrivals.rate_rps(times, 60.0) == pytest.approx(100.0)
 
 
 @given(times=st.lists(st.floats(0, 999.9), max_size=50), windows=st.integers(1, 20))
@@ -115,5 +114,5 @@ def test_whole_windows_count_every_arrival(times: list[float], windows: int) -> 
     ],
 )
 def test_impossible_parameters_are_refused(call: Callable[[np.random.Generator], np.ndarray]) -> None:
-    with pytest.raises(InputError, match="wanted"):
+    with pytest.raises(InputError, match="must be|expected"):
         call(np.random.default_rng(0))

@@ -46,7 +46,15 @@ def test_flags_may_be_typed_in_many_ways(words: list[str]) -> None:
     assert (got.out, got.full, tuple(got.loads), got.names, got.sizes) == ("x", True, (0.5, 2.0), ["a", "b"], [1, 2])
 
 
-def test_a_file_of_settings_gives_way_to_flags(tmp_path: Path) -> None:
+def test_words_in_front_of_the_flags_fill_the_leading_list() -> None:
+    got = parse_settings(Settings, ["a=x.json", "b", "--out", "x"], leading="names")
+    assert got.names == ["a=x.json", "b"] and got.out == "x"
+    assert parse_settings(Settings, ["--out", "x"], leading="names").names is None
+    with pytest.raises(InputError):
+        parse_settings(Settings, ["a", "--out", "x"])
+
+
+def test_flags_win_over_a_file_of_settings(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("out: from file\nfull: true\n")
     got = parse_settings(Settings, ["--config", str(path), "--out", "from flag"])
@@ -68,7 +76,7 @@ def test_bad_input_is_one_line_and_status_2(words: list[str], says: str, capsys:
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
 
 
-def test_how_the_work_ends_is_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_status_says_how_the_work_ended(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_: Settings) -> None:
         raise KeyboardInterrupt
 

@@ -75,7 +75,7 @@ def test_deadlines_follow_solo_latency_priority_and_minimum() -> None:
     assert set(workload.deadline_ms) == {5.0, 7.0, 30.0, 70.0}
 
 
-def test_shares_of_models_and_priorities_are_as_asked() -> None:
+def test_shares_of_models_and_priorities_are_as_configured() -> None:
     config = WorkloadConfig(model_share={"c": 3, "a": 1}, high_fraction=0.2)
     workload = make_workload(np.arange(40_000.0), ["a", "b", "c"], np.ones(3), config, np.random.default_rng(1))
     share = np.bincount(workload.model, minlength=3) / len(workload)
@@ -114,9 +114,9 @@ def test_a_wrong_setting_is_named(config: WorkloadConfig, named: str) -> None:
         ("x,alpha,high,3", ":4: arrival_ms is 'x'"),
         ("nan,alpha,high,3", ":4: arrival_ms is 'nan'"),
         ("-1,alpha,high,3", ":4: arrival_ms is '-1'"),
-        ("1,alpha,urgent,3", ":4: priority is 'urgent'; 'high' or 'low'"),
+        ("1,alpha,urgent,3", ":4: priority is 'urgent'; expected 'high' or 'low'"),
         ("1,alpha,high,0", ":4: deadline_ms is '0'"),
-        ("1,delta,high,3", ":4: model is 'delta'; one of alpha, beta"),
+        ("1,delta,high,3", ":4: model is 'delta'; expected one of alpha, beta"),
         ("1,,high,3", ":4: model is ''"),
         ("1,alpha,high", ":4: a last field is missing"),
         ("1,alpha,high,3,9", ":4: more fields"),
@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         Workload.load(tmp_path / name)
 
 
-def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.parquet").write_text("no")
     (tmp_path / "w.csv.gz").write_bytes(b"\x00\xff no")
     (tmp_path / "w.csv").write_bytes(b"\x93\xff\xfe\n1")
@@ -164,14 +164,14 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
     [
         ({"arrival_ms": np.array([2.0, 1.0])}, "request 1: arrival_ms is 1"),
         ({"arrival_ms": np.array([-1.0, 1.0])}, "request 0: arrival_ms"),
-        ({"model": np.array([0, 3])}, "request 1: model is 3; from 0 to 2"),
+        ({"model": np.array([0, 3])}, "request 1: model is 3; expected from 0 to 2"),
         ({"priority": np.array([0, 2])}, "request 1: priority is 2"),
         ({"deadline_ms": np.array([np.inf, 1])}, "request 0: deadline_ms is inf"),
         ({"deadline_ms": np.ones(3)}, "deadline_ms has shape"),
         ({"models": ("a", "a", "b")}, "repeat"),
     ],
 )
-def test_arrays_that_break_the_rules_are_refused(change: dict, message: str) -> None:
+def test_invalid_arrays_are_refused(change: dict, message: str) -> None:
     good = Workload(np.array([0.0, 1.0]), np.array([0, 2]), np.array([0, 1]), np.ones(2), MODELS)
     with pytest.raises(InputError, match=message):
         dataclasses.replace(good, **change)
@@ -187,7 +187,7 @@ def test_impossible_windows_and_rates_are_refused() -> None:
         workload.window(0, 0.5).rescaled(10)
 
 
-def test_describe_tells_size_rate_and_shares() -> None:
+def test_description_has_size_rate_and_shares() -> None:
     text = make_workload(
         np.linspace(0, 1000, 11), ["m1", "m2"], np.ones(2), WorkloadConfig(high_fraction=1), np.random.default_rng(0)
     ).describe()

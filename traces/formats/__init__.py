@@ -10,45 +10,31 @@ from traces.formats.base import TraceFormat, assemble
 from traces.recorded import Arrivals
 from traces.tables import first_line
 
-FORMATS: dict[str, TraceFormat] = {
-    trace.name: trace
-    for trace in (
-        azure_llm.FORMAT,
-        azure_functions_2019.FORMAT,
-        azure_functions_2021.FORMAT,
-        burstgpt.FORMAT,
-        mooncake.FORMAT,
-        own.FORMAT,
-    )
-}
+MODULES = (azure_llm, azure_functions_2019, azure_functions_2021, burstgpt, mooncake, own)
+FORMATS: dict[str, TraceFormat] = {module.FORMAT.name: module.FORMAT for module in MODULES}
 
 
-def load_arrivals(
-    path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0, keep: float = 1.0
-) -> Arrivals:
-    """Reads the arrivals of a trace file, plain or gzip (.gz).
+def load_arrivals(path: Path | str, format: str = "auto", name: str | None = None, seed: int = 0) -> Arrivals:
+    """Read the arrivals of a trace file, plain or gzip (.gz).
 
     Args:
         path: the file.
-        format: a name of `FORMATS`, or "auto" to tell it from the first line.
+        format: a name of `FORMATS`, or "auto" to recognise it by the first line.
         name: name of the result; None takes the file's.
-        seed: seeds whatever the file leaves open: where in its minute or step an arrival falls, and what `keep` keeps.
-        keep: share of the arrivals to keep, each independently, in (0, 1]; for traces too large for memory.
+        seed: seeds whatever the file leaves open: where in its minute or step an arrival falls.
 
     Raises:
-        InputError: a missing file, an unknown format, or a malformed line (`file:line: what, and what is wanted`).
+        InputError: a missing file, an unknown format, or a malformed line (`file:line: what, and what was expected`).
     """
     path = Path(path)
-    if not 0 < keep <= 1:
-        raise InputError(f"keep: {keep}; above 0 and at most 1 is wanted")
     if format != "auto" and format not in FORMATS:
-        raise InputError(f"format: {format!r}; auto or one of {', '.join(FORMATS)} is wanted")
+        raise InputError(f"format: {format!r}; expected auto or one of {', '.join(FORMATS)}")
     trace = detect(path) if format == "auto" else FORMATS[format]
-    return assemble(trace, path, name or path.name.split(".")[0], seed, keep)
+    return assemble(trace, path, name or path.name.split(".")[0], seed)
 
 
 def detect(path: Path) -> TraceFormat:
-    """The format of a file, told from its name and first line; InputError when none matches."""
+    """The format of a file, recognised by its name and first line; InputError when none matches."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     line = "" if path.suffix == ".parquet" else first_line(path)
@@ -56,6 +42,3 @@ def detect(path: Path) -> TraceFormat:
         if trace.matches(path, line):
             return trace
     raise InputError(f"{path}:1: {line[:80]!r} is the header of no known format; known are {', '.join(FORMATS)}")
-
-
-__all__ = ["FORMATS", "Arrivals", "TraceFormat", "detect", "load_arrivals"]

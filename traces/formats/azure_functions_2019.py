@@ -21,22 +21,16 @@ CHUNK_ROWS = 2_000
 
 
 def read(path: Path) -> Iterator[Rows]:
-    """Counts per minute (spread uniformly over the minute later), minute 1 from time 0; sources are HashFunction."""
-    for chunk in read_csv(path, _columns, CHUNK_ROWS):
-        minutes = [name for name in chunk.rows.columns if name.isdigit()]
+    """Counts per minute of all functions (spread uniformly over the minute later), minute 1 from time 0."""
+    for chunk in read_csv(path, lambda header: [KEYS[2], *filter(str.isdigit, header)], CHUNK_ROWS):
+        minutes = list(chunk.rows.columns[1:])
         if not minutes:
-            raise InputError(f"{path}:1: no column of a minute; columns named 1 to 1440 are wanted")
+            raise InputError(f"{path}:1: no column of a minute; expected columns named 1 to 1440")
         counts = np.stack([chunk.floats(minute, 0.0) for minute in minutes], axis=1)
         for number, minute in enumerate(minutes):
-            chunk.fail(counts[:, number] % 1 != 0, minute, "a whole number of invocations is wanted")
-        row, column = np.nonzero(counts)
-        starts = (np.array([int(minute) for minute in minutes], dtype=np.float64) - 1.0) * MINUTE_MS
-        names = chunk.texts("HashFunction")
-        yield Rows(starts[column], source=names[row], count=counts[row, column].astype(np.int64), step_ms=MINUTE_MS)
-
-
-def _columns(header: list[str]) -> list[str]:
-    return ["HashFunction", *(name for name in header if name.isdigit())]
+            chunk.fail(counts[:, number] % 1 != 0, minute, "expected a whole number of invocations")
+        starts = (np.array(minutes, dtype=np.float64) - 1.0) * MINUTE_MS
+        yield Rows(starts, counts.sum(axis=0).astype(np.int64), MINUTE_MS)
 
 
 FORMAT = TraceFormat("azure_functions_2019", lambda path, line: {*KEYS, "1"} <= columns_of(line), read, from_start=True)

@@ -1,4 +1,4 @@
-"""Azure Functions 2021: one line an invocation, with its end and its duration in seconds.
+"""Azure Functions 2021: one line per invocation, with its end and its duration in seconds.
 
 Source: github.com/Azure/AzurePublicDataset, AzureFunctionsInvocationTrace2021.md.
 """
@@ -15,12 +15,9 @@ COLUMNS = ("app", "func", "end_timestamp", "duration")
 
 
 def read(path: Path) -> Iterator[Rows]:
-    """An invocation arrives at its end less its duration; sources are app/func, sizes the duration in ms."""
+    """An invocation arrives at its end less its duration."""
     for chunk in read_csv(path, COLUMNS):
-        duration_ms = chunk.floats("duration", 0.0) * 1e3
-        # A function's name is unique only within its application.
-        label = chunk.texts("app") + "/" + chunk.texts("func")
-        yield Rows(chunk.floats("end_timestamp") * 1e3 - duration_ms, source=label, size=duration_ms)
+        yield Rows((chunk.floats("end_timestamp") - chunk.floats("duration", 0.0)) * 1e3)
 
 
 FORMAT = TraceFormat("azure_functions_2021", lambda path, line: set(COLUMNS) <= columns_of(line), read)

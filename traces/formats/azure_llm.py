@@ -1,4 +1,4 @@
-"""Azure LLM inference traces 2023 and 2024: one line a request, with a date and token counts.
+"""Azure LLM inference traces 2023 and 2024: one line per request, with a date and token counts.
 
 Source: github.com/Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and AzureLLMInferenceDataset2024.md.
 """
@@ -15,10 +15,9 @@ COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 def read(path: Path) -> Iterator[Rows]:
-    """Times from TIMESTAMP; sizes are tokens in plus tokens out."""
+    """Times from TIMESTAMP."""
     for chunk in read_csv(path, COLUMNS):
-        tokens = chunk.floats("ContextTokens", 0.0) + chunk.floats("GeneratedTokens", 0.0)
-        yield Rows(chunk.times_ms("TIMESTAMP"), size=tokens)
+        yield Rows(chunk.times_ms("TIMESTAMP"))
 
 
 FORMAT = TraceFormat("azure_llm", lambda path, line: set(COLUMNS) <= columns_of(line), read)

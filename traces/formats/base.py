@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from traces.errors import InputError
 from traces.recorded import Arrivals
@@ -19,11 +18,15 @@ STEPPED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a trace. `count` and `step_ms` are for formats that record counts per step, not single arrivals."""
+    """Some rows of a trace, in any order.
+
+    Attributes:
+        time_ms: (n,) time of each arrival, or start of each step.
+        count: (n,) arrivals in each step, where a format records counts; None: each row is one arrival.
+        step_ms: length of a step.
+    """
 
     time_ms: np.ndarray
-    source: np.ndarray | None = None
-    size: np.ndarray | None = None
     count: np.ndarray | None = None
     step_ms: float = 0.0
 
@@ -52,33 +55,28 @@ def columns_of(line: str) -> set[str]:
     return {name.strip() for name in line.split(",")}
 
 
-def assemble(trace: TraceFormat, path: Path, name: str, seed: int, keep: float) -> Arrivals:
-    """Reads a file and makes sorted `Arrivals` of it; see `load_arrivals` for `seed` and `keep`."""
+def assemble(trace: TraceFormat, path: Path, name: str, seed: int) -> Arrivals:
+    """Read a file and make sorted `Arrivals` of it; see `load_arrivals`."""
     rng = np.random.default_rng(seed)
-    parts = [_expanded(rows, rng, keep) for rows in _bounded(trace.read(path), path, keep)]
-    parts = [part for part in parts if len(part.time_ms)]
-    if not parts:
-        raise InputError(f"{path}: holds no arrival" + (" after thinning" if keep < 1 else ""))
-    times = np.concatenate([part.time_ms for part in parts])
-    resolution_ms = max(part.step_ms for part in parts)
-    order = np.argsort(times, kind="stable")
-    times = times[order]
+    parts, total, resolution_ms = [], 0.0, 0.0
+    for rows in trace.read(path):
+        total += float(len(rows.time_ms) if rows.count is None else rows.count.sum())
+        if total > MAX_ARRIVALS:
+            raise InputError(f"{path}: more than {MAX_ARRIVALS} arrivals; keep fewer rows of the file")
+        times = rows.time_ms if rows.count is None else np.repeat(rows.time_ms, rows.count)
+        # Nothing is drawn where there is nothing to spread: the seed then means the same for every format.
+        parts.append(times + rng.random(len(times)) * rows.step_ms if rows.step_ms else times)
+        resolution_ms = max(resolution_ms, rows.step_ms)
+    times = np.sort(np.concatenate(parts)) if parts else np.empty(0)
+    if not len(times):
+        raise InputError(f"{path}: holds no arrival")
     if trace.stepped:
         times, resolution_ms = spread_steps(times, rng)
-    codes, names = _sources(parts)
-    sizes = [part.size for part in parts if part.size is not None]
-    return Arrivals(
-        arrival_ms=times if trace.from_start else times - times[0],
-        name=name,
-        source=None if codes is None else codes[order],
-        source_names=names,
-        size=np.concatenate(sizes)[order] if sizes else None,
-        resolution_ms=resolution_ms,
-    )
+    return Arrivals(times if trace.from_start else times - times[0], name, resolution_ms)
 
 
 def spread_steps(times_ms: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Spreads arrivals that were stamped with the start of a step uniformly over that step.
+    """Spread arrivals that were stamped with the start of a step uniformly over that step.
 
     The step is taken from the stamps themselves (the 10th percentile of the gaps between different ones, since jitter
     makes some gaps a little longer and idle times make some much longer); no arrival passes the next stamp.
@@ -97,37 +95,3 @@ def spread_steps(times_ms: np.ndarray, rng: np.random.Generator) -> tuple[np.nda
     step_ms = float(np.quantile(gaps, 0.1, method="lower"))
     room = np.minimum(np.append(gaps, step_ms), step_ms * 1.05)
     return np.sort(times_ms + rng.random(len(times_ms)) * room[place]), step_ms
-
-
-def _bounded(rows: Iterable[Rows], path: Path, keep: float) -> Iterator[Rows]:
-    total = 0.0
-    for part in rows:
-        total += keep * float(part.count.sum() if part.count is not None else len(part.time_ms))
-        if total > MAX_ARRIVALS:
-            raise InputError(f"{path}: over {MAX_ARRIVALS} arrivals; keep a share of them (keep={keep / 100:g})")
-        yield part
-
-
-def _expanded(rows: Rows, rng: np.random.Generator, keep: float) -> Rows:
-    """Thins the rows to the share `keep`, and turns counts into single arrivals spread over their step."""
-    if rows.count is not None:
-        count = rows.count if keep >= 1 else rng.binomial(rows.count, keep)
-        index = np.repeat(np.arange(len(rows.time_ms)), count)
-    elif keep < 1:
-        index = np.flatnonzero(rng.random(len(rows.time_ms)) < keep)
-    else:
-        return rows
-    times = rows.time_ms[index]
-    if rows.step_ms:
-        times = times + rng.random(len(times)) * rows.step_ms
-    source = None if rows.source is None else rows.source[index]
-    size = None if rows.size is None else rows.size[index]
-    return Rows(times, source, size, step_ms=rows.step_ms)
-
-
-def _sources(parts: list[Rows]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    labels = [part.source for part in parts if part.source is not None]
-    if not labels:
-        return None, ()
-    codes, names = pd.factorize(np.concatenate(labels))
-    return codes.astype(np.int32), tuple(map(str, names))

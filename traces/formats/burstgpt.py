@@ -1,4 +1,4 @@
-"""BurstGPT: one line a request to a language model, with a time in seconds from the start of the recording.
+"""BurstGPT: one line per request to a language model, with a time in seconds from the start of the recording.
 
 Source: github.com/HPMLL/BurstGPT.
 """
@@ -15,10 +15,9 @@ COLUMNS = ("Timestamp", "Model", "Total tokens")
 
 
 def read(path: Path) -> Iterator[Rows]:
-    """Times from Timestamp, sources are Model, sizes Total tokens."""
+    """Times from Timestamp."""
     for chunk in read_csv(path, COLUMNS):
-        times_ms = chunk.floats("Timestamp", 0.0) * 1e3
-        yield Rows(times_ms, source=chunk.texts("Model"), size=chunk.floats("Total tokens", 0.0))
+        yield Rows(chunk.floats("Timestamp", 0.0) * 1e3)
 
 
 FORMAT = TraceFormat(

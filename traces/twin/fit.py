@@ -1,4 +1,4 @@
-"""Fits the built-in arrival generator to the statistics of real traces.
+"""Fit the built-in arrival generator to the statistics of real traces.
 
     python -m traces.twin.fit azure_llm_2023 mooncake                  # known traces, from ../shared/data
     python -m traces.twin.fit mine=path/to/trace.csv --out fitted.json # any trace in a known format
@@ -8,17 +8,18 @@ What is written are parameters and statistics of each trace, with its source; no
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from traces.arrivals import autocorrelation, dispersion
+from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, rounded
 from traces.formats import load_arrivals
 from traces.recorded import Arrivals
 from traces.twin.generator import FITTED, SCHEMA, TwinParameters, generate
@@ -32,6 +33,7 @@ TAUS_MS = (300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6)
 MIN_WINDOWS = 8
 MIN_ARRIVALS = 500
 MAX_RISE = 0.02
+DIGITS = 6  # of what is written, to keep the file short and the same on every machine
 
 
 def statistics(arrival_ms: np.ndarray, duration_ms: float, resolution_ms: float = 0.0) -> dict:
@@ -130,40 +132,50 @@ def fit_trace(trace: Arrivals, source: str, runs: int) -> dict:
     """Entry of fitted.json for one trace: source, target statistics, parameters, and the generated statistics."""
     target = statistics(trace.arrival_ms, trace.duration_ms, trace.resolution_ms)
     found = fit(target)
-    values = {
-        "rate_rps": found.rate_rps,
-        "cv": found.cv,
-        "tau_ms": list(found.tau_ms),
-        "variance": list(found.variance),
-    }
-    entry = {"source": source, "target": target, "parameters": values}
-    return {**entry, "generated": generated_means(found, target, runs)}
+    generated = generated_means(found, target, runs)
+    return {"source": source, "target": target, "parameters": asdict(found), "generated": generated}
+
+
+@dataclass
+class TwinFitConfig:
+    """What to fit.
+
+    Attributes:
+        traces: known traces by name, or trace files as PATH or NAME=PATH; also the words in front of the first flag.
+        out: file to write; by default the one that ships.
+        runs: generated records for the comparison of the fit with the trace.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    traces: list[str]
+    out: str = str(FITTED)
+    runs: int = 30
+
+    def __post_init__(self) -> None:
+        if not self.traces:
+            raise InputError("--traces: expected at least one trace")
+        if self.runs < 1:
+            raise InputError(f"--runs: {self.runs}; must be at least 1")
+
+
+def fit_all(config: TwinFitConfig) -> None:
+    """Fit every trace and write the parameters; what was found is printed."""
+    entries = {}
+    for text in config.traces:
+        name, path, source = _resolve(text)
+        trace = load_arrivals(path, name=name)
+        print(trace.describe(), file=sys.stderr)
+        entries[name] = fit_trace(trace, source, config.runs)
+        _report(entries[name])
+    atomic_write_text(config.out, json.dumps({"schema": SCHEMA, "traces": rounded(entries, DIGITS)}, indent=1) + "\n")
+    print(json.dumps({"out": config.out, "traces": list(entries)}))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m traces.twin.fit", description="Fit the arrival generator to traces."
-    )
-    parser.add_argument("traces", nargs="+", metavar="NAME|[NAME=]PATH", help="a known trace or a trace file")
-    parser.add_argument("--out", type=Path, default=FITTED, help="file to write (default: the one that ships)")
-    parser.add_argument("--runs", type=int, default=30, help="generated records for the comparison (default: 30)")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.runs < 1:
-            raise InputError(f"--runs: {arguments.runs}; at least 1 is wanted")
-        entries = {}
-        for text in arguments.traces:
-            name, path, source = _resolve(text)
-            trace = load_arrivals(path, name=name)
-            print(trace.describe(), file=sys.stderr)
-            entries[name] = fit_trace(trace, source, arguments.runs)
-            _report(entries[name])
-        atomic_write_text(arguments.out, json.dumps({"schema": SCHEMA, "traces": _rounded(entries)}, indent=1) + "\n")
-    except InputError as error:
-        print(f"traces.twin.fit: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Command line. Returns the exit status."""
+    return run_command(fit_all, TwinFitConfig, argv, "python -m traces.twin.fit", __doc__, leading="traces")
 
 
 def _resolve(text: str) -> tuple[str, Path, str]:
@@ -180,28 +192,13 @@ def _resolve(text: str) -> tuple[str, Path, str]:
 
 def _report(entry: dict) -> None:
     target, generated = entry["target"], entry["generated"]
-    print(f"  parameters {json.dumps(_rounded(entry['parameters']))}", file=sys.stderr)
+    print(f"  parameters {json.dumps(rounded(entry['parameters'], DIGITS))}", file=sys.stderr)
     print(f"  {'':18}{'trace':>10}{'twin':>10}", file=sys.stderr)
-    labels = [f"dispersion {w / 1e3:g} s" for w in target["windows_ms"]]
+    labels = ["rate /s", *(f"dispersion {w / 1e3:g} s" for w in target["windows_ms"])]
     labels += [f"correlation {lag * target['lag_window_ms'] / 1e3:g} s" for lag in target["lags"]]
-    pairs = zip(
-        ["rate /s", *labels],
-        [target["rate_rps"], *target["dispersion"], *target["autocorrelation"]],
-        [generated["rate_rps"], *generated["dispersion"], *generated["autocorrelation"]],
-    )
-    for label, real, made in pairs:
-        print(f"  {label:18}{real:10.3f}{made:10.3f}", file=sys.stderr)
-
-
-def _rounded(value: object) -> object:
-    """Floats to six significant digits, to keep the file short and the same on every machine."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return value
+    real, made = ([of["rate_rps"], *of["dispersion"], *of["autocorrelation"]] for of in (target, generated))
+    for row in zip(labels, real, made):
+        print("  {:18}{:10.3f}{:10.3f}".format(*row), file=sys.stderr)
 
 
 if __name__ == "__main__":

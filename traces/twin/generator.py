@@ -5,7 +5,7 @@ Model: a renewal process run in operational time, with the rate
 where the X_k are independent stationary Ornstein-Uhlenbeck processes of unit variance with time constants tau_k, and
 the gaps in operational time are Gamma with coefficient of variation `cv`. It is a log-Gaussian Cox process (Moller,
 Syversveen and Waagepetersen, Scandinavian Journal of Statistics 25, 1998) with several time scales, generalised by the
-Gamma gaps. Its index of dispersion and autocorrelation are integrals (traces/theory.py), which traces/fit.py inverts.
+Gamma gaps. Its index of dispersion and autocorrelation are integrals (traces.twin.theory), which traces.twin.fit inverts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def generate(parameters: TwinParameters, duration_ms: float, rng: np.random.Gene
     The rate is a step function, each step a tenth of the shortest time constant (and of the duration at most).
     """
     if not (np.isfinite(duration_ms) and duration_ms > 0):
-        raise InputError(f"duration_ms: {duration_ms}; a number above 0 is wanted")
+        raise InputError(f"duration_ms: {duration_ms}; must be above 0")
     # Imported here: it takes longer than all else that an environment without a twin needs.
     from scipy.signal import lfilter
 
@@ -88,12 +88,6 @@ def parameters(name: str, path: Path = FITTED) -> TwinParameters:
         raise InputError(f"twin: {name!r} was not fitted; fitted are {', '.join(traces)}")
     found = traces[name]["parameters"]
     return TwinParameters(found["rate_rps"], found["cv"], tuple(found["tau_ms"]), tuple(found["variance"]))
-
-
-def targets(name: str, path: Path = FITTED) -> dict:
-    """Statistics of the real trace that the twin was fitted to, as fitted.json has them."""
-    parameters(name, path)
-    return _fitted(path)["traces"][name]["target"]
 
 
 @cache

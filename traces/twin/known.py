@@ -1,4 +1,4 @@
-"""The real traces that the project knows by name: where they lie beside it, and whom to cite."""
+"""The real traces that the project knows by name: their files beside it, and their sources."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def real_or_twin(
 
     Args:
         name: a known trace ("azure_llm_2023", "mooncake"), or the path of a trace file in any known format.
-        duration_ms: length wanted; a real trace that is shorter is returned whole.
+        duration_ms: length; a real trace that is shorter is returned whole.
         rng: source of randomness.
         shared: folder of the real traces, or one trace file to use for `name`; None is ../shared/data.
         rate_rps: rate that the whole trace is rescaled to; None keeps its own.
@@ -74,7 +74,7 @@ def real_or_twin(
         InputError: an unknown name, a duration that is not positive, or a file that is given and cannot be read.
     """
     if not (np.isfinite(duration_ms) and duration_ms > 0):
-        raise InputError(f"duration_ms: {duration_ms}; a number above 0 is wanted")
+        raise InputError(f"duration_ms: {duration_ms}; must be above 0")
     path = _find(name, shared)
     if path is None:
         stretch = 1.0 if rate_rps is None else rate_rps / parameters(name).rate_rps
@@ -85,16 +85,14 @@ def real_or_twin(
     whole = load_arrivals(path, name=title, seed=int(rng.integers(2**32)))
     if rate_rps is not None:
         whole = whole.rescaled(rate_rps)
-    slack_ms = whole.duration_ms - duration_ms
-    if slack_ms <= 0 and repeat:
+    if repeat and whole.duration_ms <= duration_ms:
         copies = int(np.ceil(duration_ms / whole.duration_ms)) + 1
         times = np.concatenate([whole.arrival_ms + n * whole.duration_ms for n in range(copies)])
-        whole = Arrivals(times, title, resolution_ms=whole.resolution_ms)
-        slack_ms = whole.duration_ms - duration_ms
-    elif slack_ms <= 0:
+        whole = replace(whole, arrival_ms=times)
+    if whole.duration_ms <= duration_ms:
         return whole
-    start_ms = float(rng.random() * slack_ms)
-    return replace(whole.window(start_ms, start_ms + duration_ms), name=title)
+    start_ms = float(rng.random() * (whole.duration_ms - duration_ms))
+    return whole.window(start_ms, start_ms + duration_ms)
 
 
 def _find(name: str, shared: Path | str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""Expected count statistics of the twin's model (traces/twin.py), which the fit inverts."""
+"""Expected count statistics of the twin's model (traces.twin.generator), which the fit inverts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gRPC door, driven by tritonclient and by messages made by hand."""
+"""gRPC, driven by tritonclient and by messages made by hand."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from front_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
+from api_server import BLOCKS, NAMES, FakeRepository, X, serving_plane, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from serving.api.config import ApiLimits
+from envs.scheduling.state import CANCELLED, LOW
 from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
 from serving.api.protocol import inference_pb2 as pb
-from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
-from traces.errors import InputError
 
 
 class Client(triton_aio.InferenceServerClient):
@@ -43,16 +41,14 @@ class Client(triton_aio.InferenceServerClient):
 
 
 @asynccontextmanager
-async def opened(
-    executor: CpuExecutor, limits: ApiLimits | None = None, token: str | None = None, **more: Any
-) -> AsyncIterator[Client]:
-    async with serving_plane(executor, limits, **more) as plane:
-        front = await start_grpc(plane, port=0, token=token)
-        client = Client(f"127.0.0.1:{front.port}")
-        client.plane, client.address = plane, f"127.0.0.1:{front.port}"
+async def opened(executor: CpuExecutor, **settings: Any) -> AsyncIterator[Client]:
+    async with serving_plane(executor, **settings) as plane:
+        listener = await start_grpc(plane)
+        client = Client(f"127.0.0.1:{listener.port}")
+        client.plane, client.address = plane, f"127.0.0.1:{listener.port}"
         yield client
         await client.close()
-        await front.close()
+        await listener.close()
 
 
 @pytest.fixture
@@ -110,8 +106,8 @@ async def test_tritonclient_sees_health_metadata_and_config(client: Client) -> N
 async def test_the_sync_client_infers(client: Client) -> None:
     def use() -> None:
         with triton.InferenceServerClient(client.address) as c:
-            wanted = [triton.InferRequestedOutput("output")]
-            result = c.infer("double", [tensor()], outputs=wanted, request_id="r1", priority=1, timeout=4_000_000)
+            requested = [triton.InferRequestedOutput("output")]
+            result = c.infer("double", [tensor()], outputs=requested, request_id="r1", priority=1, timeout=4_000_000)
             np.testing.assert_array_equal(result.as_numpy("output"), 2 * X)
             answer = result.get_response()
             assert (answer.id, answer.model_name, answer.model_version) == ("r1", "double", "1")
@@ -124,7 +120,7 @@ async def test_the_sync_client_infers(client: Client) -> None:
     assert client.plane.engine.offered.tolist() == [2, 0], "priority 1 is high"
 
 
-async def test_many_calls_at_once_and_their_statistics(client: Client) -> None:
+async def test_many_calls_at_once_are_answered_and_counted(client: Client) -> None:
     inputs = [X + i for i in range(40)]
     for x, result in zip(inputs, await asyncio.gather(*(client.infer("double", [tensor(x)]) for x in inputs))):
         np.testing.assert_array_equal(result.as_numpy("output"), 2 * x)
@@ -152,11 +148,11 @@ async def test_typed_contents_are_as_good_as_raw_ones(client: Client) -> None:
 
 
 async def test_each_end_has_its_status(executor: CpuExecutor, gate: threading.Event) -> None:
-    async with opened(executor, config=EngineConfig(queue_places=4)) as client:
+    async with opened(executor, queue_places=4) as client:
         engine = client.plane.engine
         assert (await refused(client.infer("nowhere", [tensor()])))[0] == "NOT_FOUND"
         for bad, words in (
-            (client.infer("double", [tensor(X[:, :3].copy())]), "['n', 4] is wanted"),
+            (client.infer("double", [tensor(X[:, :3].copy())]), "expected ['n', 4]"),
             (client.infer("double", [tensor()], priority=3), "priority"),
             (client.infer("double", [tensor()], timeout=-5), "timeout"),
             (client.infer("double", [tensor(), tensor()]), "exactly one"),
@@ -195,7 +191,7 @@ async def test_a_cancelled_call_takes_its_requests_with_it(executor: CpuExecutor
         await until(lambda: engine.queued == 2)
         assert (await refused(impatient))[0] == "DEADLINE_EXCEEDED"
         await until(lambda: engine.queued == 0)
-        assert engine.ended[1, 5] == 5, "they ended as cancelled"
+        assert engine.ended[LOW, CANCELLED] == 5, "they ended as cancelled"
         gate.set()
         await asyncio.gather(*blockers)
 
@@ -235,7 +231,7 @@ async def test_a_stream_that_is_left_takes_its_requests_with_it(executor: CpuExe
         await until(lambda: engine.queued == 0)
         gate.set()
         await until(lambda: engine.in_flight == 0)
-        assert engine.ended[1, 5] == engine.ended.sum() == engine.offered.sum() > 0
+        assert engine.ended[LOW, CANCELLED] == engine.ended.sum() == engine.offered.sum() > 0
 
 
 async def test_the_repository_is_asked(executor: CpuExecutor) -> None:
@@ -249,25 +245,8 @@ async def test_the_repository_is_asked(executor: CpuExecutor) -> None:
             assert (await refused(client.load_model(name)))[0] == status
 
 
-async def test_a_token_is_wanted_everywhere_but_at_the_probes(executor: CpuExecutor) -> None:
-    async with opened(executor, token="s3cret") as client:
-        right, wrong = ({"authorization": f"Bearer {word}"} for word in ("s3cret", "wrong"))
-        assert await client.is_server_ready()
-        assert (await refused(client.infer("double", [tensor()])))[0] == "UNAUTHENTICATED"
-        assert (await refused(client.get_server_metadata(headers=wrong)))[0] == "UNAUTHENTICATED"
-        result = await client.infer("double", [tensor()], headers=right)
-        np.testing.assert_array_equal(result.as_numpy("output"), 2 * X)
-
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": "double", "inputs": [tensor()]}
-
-        with pytest.raises((InferenceServerException, grpc.aio.AioRpcError), match="bearer token"):
-            async for _ in client.stream_infer(requests()):
-                pass
-
-
-async def test_limits(executor: CpuExecutor, gate: threading.Event) -> None:
-    async with opened(executor, ApiLimits(max_per_client=3, max_body_bytes=10_000)) as client:
+async def test_requests_in_flight_and_message_size_are_limited(executor: CpuExecutor, gate: threading.Event) -> None:
+    async with opened(executor, max_per_client=3, max_body_bytes=10_000) as client:
         first = asyncio.ensure_future(client.infer("slow", [tensor(np.repeat(BLOCKS, 2, axis=0))]))
         await until(lambda: client.plane.engine.in_flight > 0)
         status, message = await refused(client.infer("double", [tensor()]))
@@ -278,7 +257,7 @@ async def test_limits(executor: CpuExecutor, gate: threading.Event) -> None:
         assert (await refused(client.infer("double", [tensor(large)])))[0] == "RESOURCE_EXHAUSTED"
 
 
-async def test_messages_that_are_not_protobuf_harm_nobody(client: Client) -> None:
+async def test_messages_that_are_not_protobuf_do_no_harm(client: Client) -> None:
     rng = np.random.default_rng(0)
     async with grpc.aio.insecure_channel(client.address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")  # bytes in, bytes out
@@ -303,8 +282,3 @@ async def test_messages_that_are_not_protobuf_harm_nobody(client: Client) -> Non
             <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED"}
         )
         assert await call(good)
-
-
-async def test_a_port_that_is_taken_is_a_plain_error(client: Client) -> None:
-    with pytest.raises(InputError, match="cannot listen on"):
-        await start_grpc(client.plane, port=int(client.address.split(":")[1]))

@@ -1,4 +1,4 @@
-"""The HTTP door, driven by tritonclient and by raw requests; bad ones and its limits are in test_front_http_limits.py."""
+"""HTTP, driven by tritonclient and by raw requests; bad ones and the limits are in test_http_limits.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from front_server import BLOCKS, NAMES, FakeRepository, X, until
+from api_server import BLOCKS, NAMES, FakeRepository, X, until
 from http_client import Client, body, opened
 from tritonclient.utils import InferenceServerException
 
-from serving.engine.config import EngineConfig
 from serving.executors.cpu import CpuExecutor
 
 
@@ -51,9 +50,9 @@ async def test_tritonclient_sees_health_metadata_and_config(client: Client) -> N
 async def test_tritonclient_infers(client: Client, binary_in: bool, binary_out: bool | None) -> None:
     def use() -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as c:
-            wanted = None if binary_out is None else [triton.InferRequestedOutput("output", binary_data=binary_out)]
+            requested = None if binary_out is None else [triton.InferRequestedOutput("output", binary_data=binary_out)]
             result = c.infer(
-                "double", [tensor(binary=binary_in)], outputs=wanted, request_id="r1", priority=1, timeout=4_000_000
+                "double", [tensor(binary=binary_in)], outputs=requested, request_id="r1", priority=1, timeout=4_000_000
             )
             np.testing.assert_array_equal(result.as_numpy("output"), 2 * X)
             answer = result.get_response()
@@ -81,7 +80,7 @@ async def test_tritonclient_sees_errors(client: Client) -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{client.port}") as c:
             for model, sent, status, message in (
                 ("nowhere", tensor(), "404", "model 'nowhere' is not served"),
-                ("double", tensor(X[:, :3].copy()), "400", r"shape is \[2, 3\]; \['n', 4\] is wanted"),
+                ("double", tensor(X[:, :3].copy()), "400", r"shape is \[2, 3\]; expected \['n', 4\]"),
                 ("faulty", tensor(X + 666), "500", "this input is cursed"),
             ):
                 with pytest.raises(InferenceServerException, match=message) as caught:
@@ -150,7 +149,7 @@ async def test_json_answers_are_flat_lists_and_the_id_is_echoed(client: Client) 
     assert status == 200 and again["outputs"] == answer["outputs"] and "id" not in again
 
 
-async def test_what_json_lacks_becomes_null(client: Client) -> None:
+async def test_nan_and_infinities_become_null_in_json(client: Client) -> None:
     values = np.array([[np.nan, np.inf, 1.5, -np.inf]], np.float32)
     head = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}]}
     text = json.dumps(head).encode()
@@ -201,7 +200,7 @@ async def test_a_late_answer_says_so(executor: CpuExecutor) -> None:
 async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(
     executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with opened(executor, config=EngineConfig(queue_places=4)) as client:
+    async with opened(executor, queue_places=4) as client:
         engine = client.plane.engine
         blockers = [asyncio.ensure_future(client.infer("slow", BLOCKS)) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
@@ -214,7 +213,7 @@ async def test_a_full_queue_is_503_and_nothing_of_the_call_is_left(
         assert (await waiting)[0] == 200
         assert {(await b)[0] for b in blockers} == {200}
         status, answer, _ = await client.infer("double", np.ones((5, 4), np.float32))
-        assert status == 400 and "1 to 4" in answer["error"], "a call that can never fit is not told to come again"
+        assert status == 400 and "1 to 4" in answer["error"], "a call that can never fit is not to be retried"
 
 
 async def test_stopping_is_503(client: Client) -> None:

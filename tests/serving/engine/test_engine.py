@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from front_server import BLOCKS, until
+from api_server import BLOCKS, until
 
 from agents.policies.base import Policy
 from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
+from envs.scheduling.state import CANCELLED, DROPPED, HIGH, LOW, n_actions
 from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, Outcome
+from serving.engine.request import BatchRecord, Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 
 NAMES = ("double", "slow", "faulty", "wide")
 X = np.arange(4, dtype=np.float32)
@@ -68,14 +71,14 @@ async def blocked(executor: CpuExecutor, config: EngineConfig | None = None) -> 
 
 @dataclass
 class Log(Observer):
-    """Keeps all that it is told."""
+    """Keeps all that it observes."""
 
     def __post_init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.results: list[RequestResult] = []
         self.batches: list[BatchRecord] = []
 
-    def request_ended(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
+    def request_ended(self, result: RequestResult) -> None:
+        self.results.append(result)
 
     def batch_ended(self, batch: BatchRecord) -> None:
         self.batches.append(batch)
@@ -102,17 +105,19 @@ async def test_each_request_gets_its_own_output_under_every_policy(executor: Cpu
         for x, outcome in zip(inputs, await asyncio.gather(*jobs)):
             assert outcome.outcome == "met", outcome
             np.testing.assert_array_equal(outcome.output, 2 * x)
-    assert sorted(o.id for o in log.outcomes) == list(range(120))
+    assert sorted(o.id for o in log.results) == list(range(120))
     assert sum(b.batch_size for b in log.batches) == 120
     assert any(b.batch_size > 1 for b in log.batches), "requests that wait together are batched"
 
 
-async def test_what_comes_in_one_turn_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
+async def test_what_arrives_in_one_tick_of_the_loop_shares_batches(executor: CpuExecutor) -> None:
     async with running(executor, make_policy("edf")) as engine:
         log = Log()
         engine.observers.append(log)
         requests = [engine.offer("double", 0, 1e5, [X])[0] for _ in range(6)]
-        assert engine.in_flight == 1 and engine.queued == 5, "the first does not wait; the others for the turn's end"
+        assert engine.in_flight == 1 and engine.queued == 5, (
+            "the first does not wait; the others wait for the end of the tick"
+        )
         await asyncio.gather(*(request.future for request in requests))
         assert sorted(b.batch_size for b in log.batches) == [1, 1, 4], log.batches
         # A trace's arrivals are decided on one by one, as in the simulator.
@@ -170,8 +175,8 @@ async def test_cancelling_leaves_the_queue_and_discards_what_is_in_flight(
         gate.set()
         assert (await jobs[1]).outcome == "met"
         await engine.stop(5.0)
-        assert sorted(o.outcome for o in log.outcomes) == ["cancelled", "cancelled", "met"]
-        assert engine.ended[0, 5] == 2
+        assert sorted(o.outcome for o in log.results) == ["cancelled", "cancelled", "met"]
+        assert engine.ended[HIGH, CANCELLED] == 2
 
 
 async def test_a_model_that_raises_fails_its_batch_and_nothing_else(executor: CpuExecutor) -> None:
@@ -240,8 +245,6 @@ async def test_a_policy_that_fails_is_replaced_by_strait(executor: CpuExecutor, 
 async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecutor) -> None:
     class Sluggish(Policy):
         def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
-            import time
-
             time.sleep(0.004)
             return super().decide(st, tb, e)
 
@@ -252,10 +255,13 @@ async def test_a_policy_that_overruns_its_budget_is_replaced(executor: CpuExecut
         assert engine.guard.replaced is not None and "2 ms" in engine.guard.replaced
 
 
-async def test_a_policy_that_never_dispatches_cannot_hold_a_request_for_ever(executor: CpuExecutor) -> None:
-    policy = make_policy("edf", drop=0.0)
+async def test_a_policy_that_never_dispatches_cannot_hold_a_request_forever(executor: CpuExecutor) -> None:
+    class Idle(Policy):
+        def decide(self, st: Any, tb: Any, e: int = 0) -> tuple[int, float]:
+            return n_actions(st, tb) - 1, math.inf
+
+    policy = Idle(make_policy("edf").kind, drop=0.0)
     engine = Engine(executor, toy_profile(), policy, EngineConfig(grace_ms=20.0))
-    policy.decide = lambda st, tb, e=0: (engine._defer, math.inf)  # type: ignore[method-assign]
     await engine.start()
     outcome = await asyncio.wait_for(engine.submit("double", 0, 30.0, X), 5.0)
     assert outcome.outcome == "dropped" and outcome.latency_ms > 50.0 - 1e-6
@@ -294,7 +300,38 @@ async def test_stopping_ends_what_does_not_finish_in_time(executor: CpuExecutor,
 
 async def test_the_predictor_learns_from_live_batches(executor: CpuExecutor) -> None:
     async with running(executor) as engine:
-        before = engine.state.weight.copy(), engine.state.bias.copy(), engine.state.scale.copy()
+        before = (
+            engine.scheduler.state.weight.copy(),
+            engine.scheduler.state.bias.copy(),
+            engine.scheduler.state.scale.copy(),
+        )
         await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(40)))
-        after = engine.state.weight, engine.state.bias, engine.state.scale
+        after = engine.scheduler.state.weight, engine.scheduler.state.bias, engine.scheduler.state.scale
         assert any(not np.array_equal(a, b) for a, b in zip(before, after))
+
+
+async def test_a_refused_request_is_counted_and_observed_once_and_never_queued(executor: CpuExecutor) -> None:
+    async with running(executor) as engine:
+        log = Log()
+        engine.observers.append(log)
+        engine.refuse("double", LOW, 50.0, 3, "too late")
+        assert [(r.outcome, r.reason, r.message, r.batch_id) for r in log.results] == 3 * [
+            ("dropped", "deadline out of reach", "too late", -1)
+        ]
+        assert engine.offered.tolist() == [0, 3] and engine.ended[LOW, DROPPED] == 3
+        assert engine.queued == 0 and not engine.ledger.inside
+        with pytest.raises(KeyError):
+            engine.refuse("nowhere", LOW, 50.0, 1, "too late")
+        assert (await engine.submit("double", LOW, 1e5, X)).id == 3, "numbers go on"
+
+
+async def test_each_decision_of_the_policy_is_shown_before_its_effect(executor: CpuExecutor) -> None:
+    queued: list[int] = []
+    async with running(executor, make_policy("edf", max_batch=1)) as engine:
+        engine.guard.on_decision = lambda policy, state, tables: queued.append(int(state.queue["length"].sum()))
+        engine.offer("double", LOW, 1e5, [X] * 2)
+        await until(lambda: engine.queued == 0)
+        assert queued[:2] == [2, 1] and len(queued) == engine.guard.decisions
+        engine.guard.policy = Broken(RuntimeError("bug"))
+        await engine.submit("double", LOW, 1e5, X)
+        assert len(queued) < engine.guard.decisions, "those of the fallback are not"

@@ -9,7 +9,7 @@ import numpy as np
 from envs.profiles.profile import synthetic_profile
 from envs.scheduling.operations import clear
 from envs.scheduling.state import SchedState, make_state
-from serving.engine.model_set import join_profiles, model_axes, move_state
+from serving.engine.model_set import MODEL_AXES, join_profiles, move_state
 
 # Of the scheduler or of a stream.
 SCALARS = {"scheduler", "count", "weight", "cov", "feature_sum", "scale", "n_calibrated", "member", "stream"}
@@ -33,15 +33,22 @@ def filled(n_models: int) -> SchedState:
     return state
 
 
-def test_every_array_of_the_state_is_known_here() -> None:
-    assert set(SchedState._fields) == SCALARS | SCRATCH | set(model_axes()), "is a new array by model, or not?"
-    assert model_axes() == {"queue": 2, "entry": 2, "bias": 1, "n_learned": 1}
+def test_the_axes_of_the_models_are_those_that_grow_with_their_number() -> None:
+    assert set(SchedState._fields) == SCALARS | SCRATCH | set(MODEL_AXES), "is a new array by model, or not?"
+    sizes = np.ones(1, np.int32)
+    one, two = make_state(1, 1, sizes, 1, 1), make_state(1, 2, sizes, 1, 1)
+    grown = {
+        field: next(axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis])
+        for field, a, b in zip(SchedState._fields, one, two)
+        if a.shape != b.shape and field not in SCRATCH
+    }
+    assert grown == MODEL_AXES
 
 
 def test_all_that_is_known_of_a_model_moves_with_it() -> None:
     old, came_from = filled(3), [2, -1, 0]
     new = move_state(old, synthetic_profile(3).tables(), came_from)
-    for field, axis in model_axes().items():
+    for field, axis in MODEL_AXES.items():
         before, after = getattr(old, field), getattr(new, field)
         for m, source in enumerate(came_from):
             if source >= 0:

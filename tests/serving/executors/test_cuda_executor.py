@@ -18,11 +18,11 @@ from cuda_behaviours import GIVEN, Behaviours, Make, run, toy
 from fake_cuda import FakeCuda
 from torch import Tensor, nn
 
-from serving.executors.base import Batch
+from serving.executors.base import Batch, now_ms
 from serving.executors.cuda import CudaExecutor, DeviceClock
 from serving.executors.cuda_api import TorchCuda, plain_error
-from serving.executors.threaded import now_ms
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def test_without_graphs_nothing_is_recorded(make: Make, cuda: FakeCuda) -> None:
     assert not cuda.captures and not any(replayed for *_, replayed in cuda.ran)
 
 
-def test_a_graph_that_answers_otherwise_is_not_used(
+def test_a_graph_that_answers_differently_is_not_used(
     make: Make, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor = make(1)
     executor.load(load_model(ModelSpec("baked", "toy_models:Baked", (4,), "float32", compiled=False)))
     executor.warm_up("baked", [1])
     np.testing.assert_array_equal(run(executor, "baked", [GIVEN]).outputs, [2 * GIVEN])
-    assert "model 'baked' runs without CUDA graphs: the recorded graph answers otherwise" in caplog.text
+    assert "model 'baked' runs without CUDA graphs: the recorded graph answers differently" in caplog.text
     assert not cuda.ran[-1][2]
 
 
@@ -135,7 +135,7 @@ def test_memory_that_torch_keeps_is_given_back_when_it_runs_out(make: Make, cuda
     assert cuda.emptied == 1
 
 
-def test_a_model_that_fails_in_warm_up_is_told(make: Make) -> None:
+def test_a_model_that_fails_in_warm_up_is_reported(make: Make) -> None:
     executor = make(1)
     executor.load(toy("faulty"))
     executor.models["faulty"].module.forward = None  # type: ignore[assignment]
@@ -171,7 +171,7 @@ class Mark:
 
 
 class ScriptedCuda(FakeCuda):
-    """Its anchor tells the times of marks."""
+    """Its anchor knows the times of marks."""
 
     def make_event(self, blocking: bool) -> fake_cuda.FakeEvent:
         event = super().make_event(blocking)
@@ -185,11 +185,11 @@ def test_times_of_the_device_are_put_on_the_hosts_clock_and_kept_in_order() -> N
     clock.keep()
     now = now_ms()
     at = now - fake_cuda.EPOCH_MS  # the device's clock
-    told = clock.times([Mark(at + 1), Mark(at + 2), Mark(at + 4)], now, now + 10)  # type: ignore[list-item]
-    np.testing.assert_allclose(np.array(told) - now, [1, 2, 4], atol=0.5)
-    told = clock.times([Mark(at - 9), Mark(at + 3), Mark(at + 2), Mark(at + 99)], now, now + 10)  # type: ignore[list-item]
-    np.testing.assert_allclose(np.array(told) - now, [0, 3, 3, 10], atol=0.5)
-    assert told == sorted(told) and told[0] == now and told[-1] == now + 10
+    times = clock.times([Mark(at + 1), Mark(at + 2), Mark(at + 4)], now, now + 10)  # type: ignore[list-item]
+    np.testing.assert_allclose(np.array(times) - now, [1, 2, 4], atol=0.5)
+    times = clock.times([Mark(at - 9), Mark(at + 3), Mark(at + 2), Mark(at + 99)], now, now + 10)  # type: ignore[list-item]
+    np.testing.assert_allclose(np.array(times) - now, [0, 3, 3, 10], atol=0.5)
+    assert times == sorted(times) and times[0] == now and times[-1] == now + 10
 
 
 class Graph:
@@ -212,7 +212,7 @@ class Graph:
         Graph.calls.append("replay")
 
 
-def test_torchs_captures_are_ended_whatever_happens_and_tell_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_captures_are_ended_whatever_happens_and_report_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     stream: Any = SimpleNamespace(synchronize=lambda: None)
@@ -248,16 +248,6 @@ def test_torchs_streams_are_at_the_ends_of_the_range(monkeypatch: pytest.MonkeyP
     assert [api.make_stream(priority).priority for priority in (0, 1)] == [-5, 0]
 
 
-def test_a_pools_bytes_are_those_of_its_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    segments = [
-        {"total_size": 5, "segment_pool_id": (0, 1)},
-        {"total_size": 7, "segment_pool_id": (0, 2)},
-        {"total_size": 9},
-    ]
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [*segments, segments[0]])
-    assert TorchCuda("cuda:0").pool_bytes((0, 1)) == 10
-
-
 def test_an_exported_program_is_moved_with_the_tensors_that_it_makes(tmp_path: Path) -> None:
     class Counted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -282,6 +272,6 @@ def test_an_exported_program_is_moved_with_the_tensors_that_it_makes(tmp_path: P
         (ValueError("not of CUDA\nat all"), ValueError, "not of CUDA\nat all"),
     ],
 )
-def test_errors_are_told_in_the_line_that_matters(error: Exception, kind: type[Exception], text: str) -> None:
+def test_errors_are_reported_by_the_line_that_matters(error: Exception, kind: type[Exception], text: str) -> None:
     plain = plain_error(error)
     assert type(plain) is kind and text in str(plain)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_server import make_executor, serving_plane
+from api_server import make_executor, serving_plane
 
 from serving.executors.cpu import CpuExecutor
 from serving.executors.device import gpu_state
@@ -87,7 +87,7 @@ def test_the_gauges_are_those_of_cudas_gpu_in_our_units(nvml: FakeNvml) -> None:
 
 
 @pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetClockInfo"])
-def test_what_cannot_be_read_is_no_gauge_and_no_error(nvml: FakeNvml, broken: str) -> None:
+def test_a_gauge_that_cannot_be_read_is_left_out(nvml: FakeNvml, broken: str) -> None:
     nvml.broken = broken
     assert gpu_state("cuda:0") == {} and nvml.open == 0
 
@@ -102,7 +102,7 @@ def test_without_the_library_there_are_no_gauges(monkeypatch: pytest.MonkeyPatch
     assert gpu_state("cuda:0") == {}
 
 
-async def test_metrics_have_them(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_include_the_gauges(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     executor: CpuExecutor = make_executor()
     monkeypatch.setattr(executor, "gauges", lambda: gpu_state("cuda:0"))
     try:

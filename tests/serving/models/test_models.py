@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from serving.models import BUILTIN, DEFAULT_MODELS, ModelSpec, ServedModel, builtin_spec, load_model
+from serving.models.builtin.registry import BUILTIN, DEFAULT_MODELS
 from serving.models.compile import compile_forward
 from serving.models.cost import count_costs
+from serving.models.load import builtin_spec, load_model
+from serving.models.served import ModelSpec, ServedModel
 from traces.errors import InputError
 
 
@@ -232,7 +234,7 @@ def test_users_own_model_from_file_or_factory(form: str, tmp_path) -> None:
         (ModelSpec("m", f"{__name__}:Doubled", (6,), "bfloat17"), "input_dtype 'bfloat17' is not one of float32"),
         (ModelSpec("m", f"{__name__}:Doubled", (7,)), r"fails on an input of shape \(1, 7\)"),
         (ModelSpec("m", f"{__name__}:OnlyOne", (6,)), r"fails on an input of shape \(3, 6\)"),
-        (ModelSpec("m", f"{__name__}:Pair", (6,)), "returns tuple; one tensor"),
+        (ModelSpec("m", f"{__name__}:Pair", (6,)), "returns tuple; it must return one tensor"),
         (ModelSpec("m", f"{__name__}:not_a_module", (6,)), "returned int; it must return a torch.nn.Module"),
         (ModelSpec("m", f"{__name__}:Nothing", (6,)), "cannot import"),
         (ModelSpec("m", "no_such_package_here:make", (6,)), "cannot import"),

@@ -39,7 +39,7 @@ def server(running: Served) -> Iterator[Served]:
     running.is_well()
 
 
-def test_a_model_that_raises_answers_500_and_the_next_request_is_well(server: Served) -> None:
+def test_a_model_that_raises_answers_500_and_the_next_request_is_served(server: Served) -> None:
     status, answer = server.infer("faulty", 666.0)
     assert status == 500 and "cursed" in answer["error"]
 
@@ -84,7 +84,7 @@ def test_clients_that_leave_are_cancelled_in_the_queue_and_in_flight(server: Ser
     server.until(lambda: server.metrics()["ended_cancelled"] - before["ended_cancelled"] == 5)
 
 
-def test_slow_and_half_open_clients_hold_nobody_up(server: Served) -> None:
+def test_slow_and_half_open_clients_do_not_delay_others(server: Served) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
     slow = [_send(server, "double", 1.0, part=0.6) for _ in range(20)]
     half = _send(server, "double", 1.0)
@@ -178,7 +178,7 @@ def test_a_corrupt_checkpoint_is_not_loaded_and_the_old_one_stays(tmp_path: Path
 
 
 def test_a_full_disk_costs_what_is_written_and_nothing_else(tmp_path: Path) -> None:
-    flags = (f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}", f"--trace={tmp_path / 'timeline.json'}")
+    flags = (f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}", f"--timeline={tmp_path / 'timeline.json'}")
     with served(tmp_path, {"double": "toy_models"}, *flags, "--log_level=debug") as server:
         assert server.infer("double", 1.0)[0] == 200
         # No file may grow from here on, the log neither.
@@ -216,7 +216,7 @@ def test_sigterm_under_load_drains_and_answers_the_rest_with_503(tmp_path: Path)
         for thread in (*threads, *late):
             thread.join(30)
         assert server.process.wait(30) == 0
-    assert len(statuses) == 70, "each has one answer, or was told that nobody listens any more"
+    assert len(statuses) == 70, "each has one answer, or was refused when the server had stopped listening"
     assert set(statuses) <= {200, 503, "refused"} and {200, 503} <= set(statuses)
     ended = re.findall(r"request (\d+) of slow (\w+) after", server.log.read_text())
     assert len({number for number, _ in ended}) == len(ended) == len(statuses) - statuses.count("refused")

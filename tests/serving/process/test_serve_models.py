@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from front_server import BLOCKS, until
+from api_server import BLOCKS, until
 
 from agents.policies.registry import make_policy
 from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
-from serving.models import ModelSpec, load_model
-from serving.server import Server
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
+from serving.server import RunningServer, Server
 from traces.errors import InputError
 
 X = np.arange(4, dtype=np.float32)
@@ -33,22 +34,17 @@ def write_models(path: Path, *names: str) -> Path:
 
 
 @asynccontextmanager
-async def serving(models: Path, **settings: Any) -> AsyncIterator[Server]:
-    server = Server(ServeConfig(models=[str(models)], streams=2, policy="edf", **settings))
-    profile = await asyncio.get_running_loop().run_in_executor(None, server.open)
-    server.source = "poisson"  # no doors
-    await server.start(profile)
+async def serving(models: Path, **settings: Any) -> AsyncIterator[RunningServer]:
+    config = ServeConfig(models=[str(models)], streams=2, policy="edf", port=0, **settings)
+    opened = await asyncio.get_running_loop().run_in_executor(None, Server(config).open)
+    running = await opened.start()
     try:
-        yield server
+        yield running
     finally:
-        await server.close()
-        engine = engine_of(server)
-        assert engine.offered.sum() == engine.ended.sum()
-
-
-def engine_of(server: Server) -> Engine:
-    assert server.engine is not None and server.repository is not None
-    return server.engine
+        await running.drain()
+        await running.close()
+        await opened.close()
+        assert running.engine.offered.sum() == running.engine.ended.sum()
 
 
 async def traffic(engine: Engine, stop: asyncio.Event, counts: Counter[str]) -> None:
@@ -62,8 +58,7 @@ async def traffic(engine: Engine, stop: asyncio.Event, counts: Counter[str]) -> 
 async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
     listing = write_models(tmp_path / "models.yaml", "double", "slow")
     async with serving(listing) as server:
-        engine, repository = engine_of(server), server.repository
-        assert repository is not None
+        engine, repository = server.engine, server.repository
         stop, counts = asyncio.Event(), Counter[str]()
         clients = [asyncio.ensure_future(traffic(engine, stop, counts)) for _ in range(3)]
         write_models(listing, "double", "slow", "faulty")
@@ -88,12 +83,13 @@ async def test_a_model_comes_and_goes_under_traffic(tmp_path: Path) -> None:
         assert rows == {"double": "READY", "slow": "READY", "faulty": "READY"}
 
 
-async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path: Path, gate: threading.Event) -> None:
+async def test_a_model_is_loaded_again_under_traffic_and_no_request_fails(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     listing = write_models(tmp_path / "models.yaml", "double")
     async with serving(listing) as server:
-        engine, repository = engine_of(server), server.repository
-        assert repository is not None
-        plane = DataPlane(engine, repository, defaults=repository.defaults)
+        engine, repository = server.engine, server.repository
+        plane = DataPlane(engine, server.config, repository)
         stop, seen = asyncio.Event(), [[0.0], [0.0], [0.0]]
 
         async def client(answers: list[float]) -> None:
@@ -115,7 +111,7 @@ async def test_a_model_is_loaded_again_under_traffic_and_nobody_notices(tmp_path
         await asyncio.gather(*clients)
         for answers in seen:
             assert set(answers) == {0.0, 2.0, 3.0} and answers == sorted(answers)
-        assert list(server.executor.models) == ["double"]  # type: ignore[union-attr]
+        assert list(engine.executor.models) == ["double"]
 
         listing.write_text(listing.read_text().replace("triple_behind_gate", "unbuilt"))
         with pytest.raises(Exception, match="cannot be built"):
@@ -129,8 +125,7 @@ async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
     tmp_path: Path, gate: threading.Event, takes: int, dtype: str
 ) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
-        engine, executor = engine_of(server), server.executor
-        assert executor is not None
+        engine, executor = server.engine, server.engine.executor
         slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
         queued = asyncio.ensure_future(engine.submit("double", 0, 1e5, X))
@@ -152,8 +147,7 @@ async def test_what_is_queued_goes_to_the_new_model_if_that_takes_its_input(
 async def test_without_room_for_both_the_old_model_ends_before_it_is_loaded_again(tmp_path: Path) -> None:
     listing = write_models(tmp_path / "models.yaml", "double", "wide")
     async with serving(listing, memory_limit="20M") as server:
-        engine, repository = engine_of(server), server.repository
-        assert repository is not None
+        engine, repository = server.engine, server.repository
         loading = asyncio.ensure_future(repository.load("wide"))
         while "wide" in engine.models:
             await asyncio.sleep(0.001)
@@ -166,12 +160,11 @@ async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(
     tmp_path: Path, gate: threading.Event
 ) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "slow")) as server:
-        engine = engine_of(server)
+        engine = server.engine
         await engine.reload_policy(make_policy("edf", max_batch=1))
         slow = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(5)]
         other = asyncio.ensure_future(engine.submit("double", 1, 1e5, X))
         await until(lambda: engine.in_flight == 2 and engine.queued == 4)
-        assert server.repository is not None
         unloading = asyncio.ensure_future(server.repository.unload("slow"))
         await until(lambda: engine.queued == 1)
         gate.set()
@@ -185,19 +178,18 @@ async def test_unloading_drops_what_is_queued_and_lets_end_what_is_in_flight(
 
 async def test_the_predictor_keeps_what_it_learned(tmp_path: Path) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double", "wide", "slow")) as server:
-        engine = engine_of(server)
+        engine = server.engine
         await asyncio.gather(*(engine.submit("wide", 0, 1e5, X) for _ in range(30)))
-        weight, bias = engine.state.weight.copy(), engine.state.bias[0, 1].copy()
+        weight, bias = engine.scheduler.state.weight.copy(), engine.scheduler.state.bias[0, 1].copy()
         await engine.remove_model("double")
-        np.testing.assert_array_equal(engine.state.weight, weight)
-        np.testing.assert_array_equal(engine.state.bias[0, 0], bias)
+        np.testing.assert_array_equal(engine.scheduler.state.weight, weight)
+        np.testing.assert_array_equal(engine.scheduler.state.bias[0, 0], bias)
 
 
 async def test_a_model_that_cannot_be_loaded_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     listing = write_models(tmp_path / "models.yaml", "double")
     async with serving(listing, memory_limit="1M") as server:
-        engine, repository = engine_of(server), server.repository
-        assert repository is not None
+        engine, repository = server.engine, server.repository
         with pytest.raises(KeyError):
             await repository.load("nobody")
         write_models(listing, "double", "wide", "nothing")
@@ -217,19 +209,19 @@ async def test_a_corrupt_checkpoint_is_refused_and_the_old_policy_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(write_models(tmp_path / "models.yaml", "double")) as server:
-        engine = engine_of(server)
+        engine = server.engine
         checkpoint = tmp_path / "policy.safetensors"
         checkpoint.write_bytes(b"\x08\0\0\0\0\0\0\0 garbage")
         before = engine.guard.policy
         monkeypatch.setattr(server.config, "policy", str(checkpoint))
-        assert not await server.reload_policy()
+        assert not await server.reloader.reload_policy()
         assert engine.guard.policy is before and engine.guard.replaced is None
         assert "edf stays in force" in caplog.text and "not a safetensors file" in caplog.text
         monkeypatch.setattr(server.config, "policy", "strait:no-transfer")
         jobs = [asyncio.ensure_future(engine.submit("double", 0, 1e5, X)) for _ in range(20)]
-        assert await server.reload_policy()
+        assert await server.reloader.reload_policy()
         assert engine.guard.name == "strait:no-transfer"
-        assert not engine.tables.h2d.any(), "what the scheduler is told changes with the policy"
+        assert not engine.scheduler.tables.h2d.any(), "what the scheduler knows changes with the policy"
         assert {(await job).outcome for job in jobs} == {"met"}
 
 
@@ -237,8 +229,7 @@ async def test_priority_and_timeout_of_a_model_are_its_requests_defaults(tmp_pat
     listing = write_models(tmp_path / "models.yaml", "double", "slow")
     async with serving(listing) as server:
         repository = server.repository
-        assert repository is not None
-        plane = DataPlane(engine_of(server), repository, defaults=repository.defaults)
+        plane = DataPlane(server.engine, server.config, repository)
         assert plane.schedule(plane.model("double"), {}, 1)[0] == LOW
         listing.write_text(listing.read_text().replace("false}", "false, priority: high, timeout_ms: 70}"))
         repository.index()  # reads the listing again
@@ -255,7 +246,6 @@ async def test_a_model_whose_own_code_fails_while_it_is_loaded_is_unavailable_an
     listing = write_models(tmp_path / "models.yaml", "double")
     async with serving(listing) as server:
         repository = server.repository
-        assert repository is not None
         listing.write_text(listing.read_text() + ENTRY.format("unbuilt"))
         with pytest.raises(Exception, match="cannot be built"):
             await repository.load("unbuilt")

@@ -23,21 +23,22 @@ from envs.profiles.delays import measured_delays
 from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Outcome, table_of
+from serving.engine.request import BatchRecord, RequestResult, result_table
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
-from serving.observers import recorder as record
-from serving.observers import timeline as tracing
-from serving.observers.explain import describe
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
+from serving.observers import recorder as recording
+from serving.observers import timeline
+from serving.observers.explain import describe_candidates
 from serving.observers.logs import JsonFormatter, RequestLog
 from serving.observers.prometheus import Metrics
 from serving.observers.recorder import Recorder
-from serving.observers.report import Collector, result_of
-from serving.observers.tensorboard import LAYOUT, Telemetry
-from serving.observers.timeline import Tracer
+from serving.observers.report import result_of
+from serving.observers.tensorboard import LAYOUT, TensorBoardWriter
+from serving.observers.timeline import TimelineWriter
 from serving.profiling.calibrate import calibrated, machine_of, measure_solo
 from traces.machine import ModelInfo
-from traces.measurements import Measurements
+from traces.measurements import Measurements, Phases
 from traces.workload import Workload
 
 NAMES = ("wide", "double")
@@ -59,16 +60,28 @@ def measured() -> Any:
     executor.close()
 
 
-def outcome(number: int = 0, **changes: Any) -> Outcome:
+def ended(number: int = 0, **changes: Any) -> RequestResult:
     t = float(number)
-    values = Outcome(number, "wide", 0, "met", None, "", "", t + 1, t + 51, t + 1, t + 2, t + 9, number, 1, 6.0)
-    return replace(values, **changes)
+    times = {"arrival_ms": t + 1, "deadline_ms": t + 51, "offered_ms": t + 1, "start_ms": t + 2, "finish_ms": t + 9}
+    batch = {"batch_id": number, "batch_size": 1, "predicted_ms": 6.0}
+    return RequestResult(**{"id": number, "model": "wide", "priority": 0, "outcome": "met"} | times | batch | changes)
 
 
-def batch(number: int = 0, **changes: Any) -> BatchRecord:
+def batch(number: int = 0, stream: int = 0) -> BatchRecord:
     t = 10.0 * number
-    values = BatchRecord(number, 0, 0, "wide", 1, None, t, t, t + 1, t + 2, t + 2, t + 7, t + 8, t + 8, 6.0, 0)
-    return replace(values, **changes)
+    return BatchRecord(
+        batch_id=number,
+        stream=stream,
+        model="wide",
+        priority=0,
+        batch_size=1,
+        error=None,
+        phases=Phases(t, t + 1, t + 2, t + 2, t + 7, t + 8),
+        decided_ms=t,
+        seen_ms=t + 8,
+        predicted_ms=6.0,
+        co_runners=0,
+    )
 
 
 def test_calibration_measures_what_the_shipped_profile_does_not_know(measured: Any) -> None:
@@ -124,7 +137,7 @@ async def test_a_recording_is_read_by_the_rest_of_the_project(measured: Any, tmp
     assert workload.deadline_ms == pytest.approx(1e5)
     recorder.close()
     later = Recorder(tmp_path / "run", lambda: measured.machine, lambda: measured.runs)
-    later.request_ended(outcome())
+    later.request_ended(ended())
     later.close()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["0000", "0001"], "earlier parts are kept"
 
@@ -133,7 +146,7 @@ def test_a_recording_has_requests_as_the_engine_saw_them(measured: Any, tmp_path
     """A replay's timer rang late, for one request after its deadline; deadlines stay where they are."""
     recorder = Recorder(tmp_path, lambda: measured.machine, lambda: measured.runs)
     for number, offered_ms in enumerate((1.0, 3.5, 60.0)):
-        recorder.request_ended(outcome(number, arrival_ms=1.0, deadline_ms=51.0, offered_ms=offered_ms))
+        recorder.request_ended(ended(number, arrival_ms=1.0, deadline_ms=51.0, offered_ms=offered_ms))
     recorder.close()
     workload = Workload.load(tmp_path / "0000" / "arrivals.parquet", NAMES)
     assert workload.arrival_ms.tolist() == [1.0, 3.5, 60.0]
@@ -141,10 +154,10 @@ def test_a_recording_has_requests_as_the_engine_saw_them(measured: Any, tmp_path
 
 
 def test_a_recording_is_rotated(measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "PART_ROWS", 10)
+    monkeypatch.setattr(recording, "PART_ROWS", 10)
     recorder = Recorder(tmp_path, lambda: measured.machine, lambda: measured.runs)
     for i in range(25):
-        recorder.request_ended(outcome(i))
+        recorder.request_ended(ended(i))
         recorder.batch_ended(batch(i))
         if i % 5 == 4:
             recorder.flush()
@@ -165,10 +178,10 @@ def test_a_full_disk_is_logged_once_and_recording_goes_on_later(
     with monkeypatch.context() as patch:
         patch.setattr(Workload, "save", full)
         for i in range(3):
-            recorder.request_ended(outcome(i))
+            recorder.request_ended(ended(i))
             recorder.flush()
     assert caplog.text.count("No space left on device") == 1
-    recorder.request_ended(outcome(3))
+    recorder.request_ended(ended(3))
     recorder.flush()
     assert len(Workload.load(tmp_path / "0000" / "arrivals.parquet", NAMES)) == 4, "nothing was lost"
 
@@ -179,7 +192,7 @@ def test_a_timeline_shows_queues_copies_executions_and_deadlines() -> None:
         RequestRow(2, "a", 1, "dropped", 1.0, math.nan, 4.0, 4.5),
         RequestRow(3, "b", 1, "cancelled", 1.0, math.nan, 3.0, 4.5),
     ]
-    batches = [BatchRow(7, 1, 0, "a", 1, 2.0, 2.5, 3.0, 3.0, 8.0, 9.0, 6.0)]
+    batches = [BatchRow(7, 1, 0, "a", 1, Phases(2.0, 2.5, 3.0, 3.0, 8.0, 9.0), 6.0)]
     events = trace_events(requests, batches)
     json.dumps(events, allow_nan=False)
     times = [event["ts"] for event in events]
@@ -198,9 +211,9 @@ def test_a_timeline_shows_queues_copies_executions_and_deadlines() -> None:
 
 
 async def test_a_live_timeline_holds_every_request_and_batch(measured: Any, tmp_path: Path) -> None:
-    tracer = Tracer(tmp_path / "timeline.json")
-    engine = await served(measured, tracer)
-    tracer.close()
+    writer = TimelineWriter(tmp_path / "timeline.json")
+    engine = await served(measured, writer)
+    writer.close()
     events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
     assert sum(e["ph"] == "i" for e in events) == 40
     assert sum(e["ph"] == "X" for e in events) == 3 * engine.batches
@@ -209,30 +222,31 @@ async def test_a_live_timeline_holds_every_request_and_batch(measured: Any, tmp_
 async def test_the_latest_of_a_timeline_is_written_while_serving(
     measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "LATEST", 15)
-    tracer = Tracer(tmp_path / "timeline.json")
-    assert tracer.latest() is None
-    engine = await served(measured, tracer)
-    latest = tracer.latest()
-    assert latest is not None and tracer.latest() is None, "written once"
-    tracer.write(*latest)
+    monkeypatch.setattr(timeline, "LATEST", 15)
+    writer = TimelineWriter(tmp_path / "timeline.json")
+    assert writer.latest() is None
+    engine = await served(measured, writer)
+    latest = writer.latest()
+    assert latest is not None and writer.latest() is None, "written once"
+    writer.write(*latest)
     requests, batches = latest
-    events = json.loads(tracer.path.read_text())["traceEvents"]
+    events = json.loads(writer.path.read_text())["traceEvents"]
     assert [e["ph"] for e in events].count("i") == len(requests) == 15
     assert requests[-1].finish_ms == max(row.finish_ms for row in requests) and len(batches) <= engine.batches
-    tracer.close()
-    assert sum(e["ph"] == "i" for e in json.loads(tracer.path.read_text())["traceEvents"]) == 40
+    writer.close()
+    assert sum(e["ph"] == "i" for e in json.loads(writer.path.read_text())["traceEvents"]) == 40
 
 
 def test_a_timeline_that_cannot_be_written_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    Tracer(tmp_path / "file" / "timeline.json").close()
+    TimelineWriter(tmp_path / "file" / "timeline.json").close()
     assert "cannot be written" in caplog.text
 
 
 async def test_metrics_count_what_ended(measured: Any) -> None:
     engine = Engine(measured.executor, measured.profile, make_policy("edf"))
     metrics = Metrics(engine)
+    engine.observers.append(metrics)
     await engine.start()
     await engine.submit_all("wide", 0, 1e5, [X] * 5)
     await engine.submit("double", 1, 1e-6, X)
@@ -252,14 +266,14 @@ async def test_tensorboard_has_the_shared_tags_and_a_layout(measured: Any, tmp_p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     engine = Engine(measured.executor, measured.profile, make_policy("edf"))
-    telemetry = Telemetry(tmp_path, engine, {"policy": "edf"})
-    engine.observers.append(telemetry)
+    writer = TensorBoardWriter(tmp_path, engine, {"policy": "edf"})
+    engine.observers.append(writer)
     await engine.start()
     await engine.submit_all("wide", 0, 1e5, [X] * 5)
-    telemetry.write()
-    telemetry.write()
+    writer.write()
+    writer.write()
     await engine.stop()
-    telemetry.close()
+    writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert [event.value for event in events.Scalars(metric.VIOLATION_HIGH)] == [0.0], (
@@ -272,11 +286,9 @@ async def test_tensorboard_has_the_shared_tags_and_a_layout(measured: Any, tmp_p
 
 
 def test_results_add_up() -> None:
-    collector = Collector()
     ends = ["met", "met", "late", "dropped", "failed", "cancelled"]
-    for i, name in enumerate(ends):
-        collector.request_ended(outcome(i, outcome=name, priority=i % 2))
-    result = result_of(table_of(collector.outcomes), {"policy": "edf"}, [10.0])
+    results = [ended(i, outcome=name, priority=i % 2) for i, name in enumerate(ends)]
+    result = result_of(result_table(results), {"policy": "edf"}, [10.0])
     assert result["offered"] == sum(result["outcomes"].values()) == 6
     assert result["outcomes"]["met"] == 2
     json.dumps(result, allow_nan=False)
@@ -284,8 +296,8 @@ def test_results_add_up() -> None:
 
 def test_logs_are_json_with_request_ids(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "serving.requests"):
-        RequestLog().request_ended(outcome(7))
-        RequestLog().request_ended(outcome(8, outcome="failed", reason="fault", message="it\nbroke"))
+        RequestLog().request_ended(ended(7))
+        RequestLog().request_ended(ended(8, outcome="failed", reason="fault", message="it\nbroke"))
     lines = [json.loads(JsonFormatter().format(entry)) for entry in caplog.records]
     assert [line["request_id"] for line in lines] == [7, 8]
     assert [line["level"] for line in lines] == ["debug", "warning"]
@@ -295,7 +307,7 @@ def test_logs_are_json_with_request_ids(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_decision_is_explained_in_one_line(measured: Any) -> None:
     logits = np.full(2 * 2 * 3 + 1, -np.inf)
     logits[[1, 7, 12]] = [2.0, 1.0, 0.0]
-    line = describe(logits, measured.profile.tables(), NAMES)
+    line = describe_candidates(logits, measured.profile.tables(), NAMES)
     assert line == "high wide x2 66.5 %, low wide x2 24.5 %, defer 9.0 %"
 
 

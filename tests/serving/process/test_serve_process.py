@@ -68,7 +68,7 @@ def test_a_replay_prints_a_table_and_a_json_line_and_writes_what_was_asked(
 ) -> None:
     ended = serve(
         f"--models={models}", f"--replay={workload}", f"--record={tmp_path / 'run'}", f"--logdir={tmp_path / 'tb'}",
-        f"--trace={tmp_path / 'timeline.json'}", "--log-json",
+        f"--timeline={tmp_path / 'timeline.json'}", "--log-json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     result = result_of(ended.stdout)
@@ -102,7 +102,7 @@ def replaying(models: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command(
             f"--models={models}", f"--replay={path}", "--duration=120", f"--record={tmp_path / 'run'}",
-            f"--trace={tmp_path / 'timeline.json'}",
+            f"--timeline={tmp_path / 'timeline.json'}",
         ),
         env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -167,22 +167,30 @@ def test_bad_input_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(main_module, "set_up_logging", lambda *_: None)  # pytest's own handlers stay
     (tmp_path / "bad.csv").write_text("arrival_ms,model,priority,deadline_ms\n0,bert,high,5\nx,bert,high,5\n")
-    assert main_module.main([*flags, "--record", "run", "--trace", "timeline.json", "--logdir", "tb"]) == 2
+    assert main_module.main([*flags, "--record", "run", "--timeline", "timeline.json", "--logdir", "tb"]) == 2
     out, err = capsys.readouterr()
     assert message in err and len(err.strip().splitlines()) == 1
     assert out == ""
     assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"], "nothing is half written"
 
 
-def test_bad_input_of_the_real_process(tmp_path: Path) -> None:
+def test_the_real_process_refuses_bad_input_in_one_line(tmp_path: Path) -> None:
     ended = serve("--policy", "missing.safetensors", "--record", "run", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: missing.safetensors: no such checkpoint")
     assert len(ended.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
-def test_help_teaches() -> None:
+def test_help_shows_flags_signals_and_examples() -> None:
     ended = serve("--help")
     assert ended.returncode == 0
     for word in ("--replay", "--policy", "--drain_timeout", "SIGHUP", "Examples"):
         assert word in ended.stdout
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = "import sys, serve; serve.main(['--help']); print('torch' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip().splitlines()[-1] == "False"

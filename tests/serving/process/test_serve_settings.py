@@ -7,23 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import serve
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
 from serving.models.repository import read_entries
 from serving.replay.workload import lay_out, read_source
+from traces.command import parse_settings
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
+
+
+def parse(words: list[str]) -> ServeConfig:
+    return parse_settings(ServeConfig, words)
 
 
 def test_flags_win_over_the_file_and_dashes_are_underscores(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("policy: edf\nport: 9000\nmodels: [resnet, bert]\n")
-    config = serve.parse([f"--config={file}", "--port", "9001", "--log-json", "--grpc", "--drain-timeout=3"])
+    config = parse([f"--config={file}", "--port", "9001", "--log-json", "--grpc", "--drain-timeout=3"])
     assert (config.policy, config.port, config.model_sources) == ("edf", 9001, ["resnet", "bert"])
     assert config.log_json and config.grpc and config.drain_timeout == 3.0
-    assert not serve.parse(["--grpc", "false"]).grpc
-    assert serve.parse(["--models", "resnet,net=a.pt"]).model_sources == ["resnet", "net=a.pt"]
+    assert not parse(["--grpc", "false"]).grpc
+    assert parse(["--models", "resnet,net=a.pt"]).model_sources == ["resnet", "net=a.pt"]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,9 @@ def test_flags_win_over_the_file_and_dashes_are_underscores(tmp_path: Path) -> N
         ({"tls_cert": "a.pem"}, "give both or neither"),
         ({"log_level": "loud"}, "--log_level: 'loud'"),
         ({"batch_sizes": [2, 1]}, "ascending"),
+        ({"max_per_client": 0}, "--max_per_client: 0; it must be at least 1"),
+        ({"keepalive_s": 0.0}, "--keepalive_s: 0.0; it must be a number above 0"),
+        ({"grace_ms": -1.0}, "--grace_ms: -1.0; it must be at least 0"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings: dict, message: str) -> None:
@@ -48,7 +55,7 @@ def test_memory_limits_have_units() -> None:
     assert ServeConfig(memory_limit="512M").memory_bytes == 2**29
 
 
-def test_a_folder_of_models(tmp_path: Path) -> None:
+def test_a_folder_of_models_is_read(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(b"")
     (tmp_path / "net.yaml").write_text("source: net.pt\ninput_shape: [3, 8]\npriority: high\ntimeout_ms: 20\n")
     (tmp_path / "bert.yaml").write_text("source: builtin:bert\n")
@@ -71,7 +78,7 @@ def test_a_folder_of_models(tmp_path: Path) -> None:
         ("- {name: a, source: 'builtin:bert', timeout_ms: -3}", "timeout_ms is -3"),
         ("- {source: 'builtin:bert'}", r"models\[0\]: field 'name' is None"),
         ("- {name: a\n", ":2: not YAML"),
-        ("hello", "a list of models is wanted"),
+        ("hello", "must hold a list of models"),
     ],
 )
 def test_a_malformed_list_of_models_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -97,7 +104,7 @@ def profile() -> Profile:
 
 
 @pytest.mark.parametrize("name", ["poisson", "bursty", "diurnal", "gamma", "twin:azure_llm_2023", "mooncake"])
-def test_named_workloads_are_laid_out_at_the_wanted_rate(profile: Profile, name: str) -> None:
+def test_named_workloads_are_laid_out_at_the_rate_that_is_asked_for(profile: Profile, name: str) -> None:
     source = read_source(name, profile.models)
     workload = lay_out(source, profile, 200.0, 20.0, WorkloadConfig(), seed=1)
     again = lay_out(source, profile, 200.0, 20.0, WorkloadConfig(), seed=1)
@@ -116,7 +123,7 @@ def test_a_workload_file_keeps_its_models_priorities_and_deadlines(tmp_path: Pat
         np.testing.assert_array_equal(same.priority, made.priority)
         faster = lay_out(source, profile, 2000.0, 60.0, WorkloadConfig(), 0)
         assert faster.rate_rps == pytest.approx(2000.0)
-        with pytest.raises(InputError, match="one of other is wanted"):
+        with pytest.raises(InputError, match="one of other"):
             read_source(str(path), ("other",))
 
 

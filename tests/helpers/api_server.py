@@ -1,4 +1,4 @@
-"""A real server in the test's process: toy models, an engine, a data plane, and the doors on free ports."""
+"""A real server in the test's process: toy models, an engine and a data plane, to be listened for on free ports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from toy_models import HELD
 
 from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
-from serving.api.config import ApiLimits
 from serving.api.dataplane import DataPlane
-from serving.engine.config import EngineConfig
+from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
-from serving.models import ModelSpec, load_model
+from serving.models.load import load_model
+from serving.models.served import ModelSpec
 from traces.errors import InputError
 
 NAMES = ("double", "slow", "faulty")
@@ -34,7 +34,7 @@ def make_executor() -> CpuExecutor:
 
 
 def toy_profile() -> Profile:
-    """Told latencies of about 1 ms: the models are faster, so that requests with a normal deadline are met."""
+    """Latencies of about 1 ms for the scheduler: the models are faster, so that requests with a normal deadline are met."""
     made = synthetic_profile(len(NAMES))
     return replace(made, models=NAMES, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
 
@@ -44,6 +44,9 @@ class FakeRepository:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+
+    def defaults(self, name: str) -> tuple[int | None, float | None]:
+        return None, None
 
     def index(self) -> list[dict[str, str]]:
         return [
@@ -69,11 +72,16 @@ class FakeRepository:
 
 @asynccontextmanager
 async def serving_plane(
-    executor: CpuExecutor, limits: ApiLimits | None = None, config: EngineConfig | None = None, **more: Any
+    executor: CpuExecutor,
+    repository: FakeRepository | None = None,
+    metrics: Callable[[], tuple[bytes, str]] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[DataPlane]:
+    config = ServeConfig(**{"port": 0, "grpc_port": 0, "deadline_floor_ms": 5000.0} | settings)
     engine = Engine(executor, toy_profile(), make_policy("edf", max_batch=4), config)
+    plane = DataPlane(engine, config, repository, metrics)
+    engine.observers += plane.observers
     await engine.start()
-    plane = DataPlane(engine, limits=limits or ApiLimits(), **{"deadline_floor_ms": 5000.0, **more})
     try:
         yield plane
     finally:

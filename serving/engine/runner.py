@@ -1,0 +1,99 @@
+"""Runs dispatched batches on the executor, part by part, and gives the results of its threads back to the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from serving.engine.batch import BatchInFlight
+from serving.executors.base import BatchResult
+from serving.executors.executor import Executor
+
+log = logging.getLogger(__name__)
+
+
+class BatchRunner:
+    """The batches in flight, one per stream at most. All methods and callbacks are called on the engine's loop.
+
+    Args:
+        executor: runs them.
+        on_part: called when a part of a batch ended.
+        on_end: called when a batch ended; its stream is free.
+        on_free: called after `on_end`, except within `launch`, whose caller goes on itself.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        on_part: Callable[[BatchInFlight, BatchResult], None],
+        on_end: Callable[[int, BatchInFlight], None],
+        on_free: Callable[[], None],
+    ) -> None:
+        self._executor = executor
+        self._on_part = on_part
+        self._on_end = on_end
+        self._on_free = on_free
+        self._batches: list[BatchInFlight | None] = [None] * executor.streams
+        self._awaited: dict[str, asyncio.Event] = {}
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take over the executor's results."""
+
+        def from_worker(result: BatchResult) -> None:
+            try:
+                loop.call_soon_threadsafe(self._on_result, result)
+            except RuntimeError:  # the loop is closed: the server stopped without this batch, whose requests have ended
+                log.info("batch %d ended after the server stopped", result.batch_id)
+
+        self._executor.on_result = from_worker
+
+    def launch(self, stream: int, batch: BatchInFlight) -> None:
+        """Run a batch on a free stream; a short one may have ended when this returns."""
+        self._batches[stream] = batch
+        self._run(stream, batch)
+
+    async def until_none_of(self, model: str) -> None:
+        """Wait until no batch of a model is in flight."""
+        if self._has(model):
+            awaited = self._awaited[model] = asyncio.Event()
+            try:
+                await awaited.wait()
+            finally:
+                del self._awaited[model]
+
+    def _has(self, model: str) -> bool:
+        return any(batch is not None and batch.model == model for batch in self._batches)
+
+    def _run(self, stream: int, batch: BatchInFlight) -> bool:
+        """Start the next part of a batch, or end the batch; returns whether it goes on."""
+        while (part := batch.next_part()) is not None:
+            try:
+                # A batch that takes less time than two threads need to hand it over runs right here.
+                result = self._executor.run_here(stream, part)
+                if result is None:
+                    self._executor.submit(stream, part)
+                    return True
+                self._take(batch, result)
+            except ValueError as error:
+                log.error("batch %d of %s was refused: %s", batch.batch_id, batch.model, error)
+                batch.fail(str(error))
+        self._batches[stream] = None
+        self._on_end(stream, batch)
+        awaited = self._awaited.get(batch.model)
+        if awaited is not None and not self._has(batch.model):
+            awaited.set()
+        return False
+
+    def _on_result(self, result: BatchResult) -> None:
+        batch = self._batches[result.stream]
+        assert batch is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
+        self._take(batch, result)
+        if not self._run(result.stream, batch):
+            self._on_free()
+
+    def _take(self, batch: BatchInFlight, result: BatchResult) -> None:
+        self._on_part(batch, result)
+        batch.take(result)
+        if result.error is not None:
+            log.warning("batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)

@@ -1,0 +1,26 @@
+"""The executor of a device, by the device's name."""
+
+from __future__ import annotations
+
+from serving.executors.base import OnResult
+from serving.executors.cpu import CpuExecutor
+from serving.executors.cuda import CudaExecutor
+from serving.executors.device import resolve_device
+from serving.executors.executor import Executor
+
+
+def make_executor(device: str, streams: int, on_result: OnResult = lambda result: None) -> Executor:
+    """Make the executor of a device.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one, else the CPU).
+        streams: how many batches may be in flight.
+        on_result: called once for every submitted batch, on a worker thread; by default results are dropped.
+
+    Raises:
+        InputError: no such device here.
+    """
+    chosen = resolve_device(device)
+    if chosen == "cpu":
+        return CpuExecutor(streams, on_result)
+    return CudaExecutor(streams, on_result, device=chosen)

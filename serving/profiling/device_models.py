@@ -1,0 +1,78 @@
+"""The models on a device: loaded, measured alone, described."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from envs.profiles.profile import Profile
+from serving.executors.executor import Executor
+from serving.models.repository import check_memory
+from serving.models.served import ServedModel
+from serving.profiling.calibrate import SoloRun, calibrated, machine_of, measure_solo
+from traces.machine import MachineInfo, ModelInfo
+
+log = logging.getLogger("serving")
+
+
+class DeviceModels:
+    """Loads models into an executor and measures them.
+
+    A suffix is put behind a model's name in the executor, where another model of its name may be loaded.
+
+    Args:
+        executor: of the device.
+        base: profile whose interference is taken over.
+        batch_sizes: sizes that batches may have.
+        memory_bytes: limit of what all models need; None: there is none.
+
+    Attributes:
+        described: the models that are, or were, loaded, by name.
+        solo: their runs alone.
+    """
+
+    def __init__(
+        self, executor: Executor, base: Profile, batch_sizes: Sequence[int], memory_bytes: int | None = None
+    ) -> None:
+        self.executor = executor
+        self.batch_sizes = tuple(batch_sizes)
+        self._base = base
+        self._memory_bytes = memory_bytes
+        self.described: dict[str, ModelInfo] = {}
+        self.solo: list[SoloRun] = []
+
+    def load(self, model: ServedModel, suffix: str = "") -> None:
+        """Load a model.
+
+        Raises:
+            InputError: it does not fit the memory limit.
+        """
+        self.check_memory(model, suffix)
+        self.executor.load(replace(model, name=model.name + suffix))
+        self.described[model.name] = ModelInfo(**model.describe())
+        log.info("model %s is loaded from %s", model.name, model.source)
+
+    def check_memory(self, model: ServedModel, suffix: str = "") -> None:
+        """Refuse a model that does not fit beside those that are loaded under other names; errors as of `load`."""
+        others = [other for other in self.executor.models.values() if other.name != model.name + suffix]
+        check_memory(others, model, self.batch_sizes[-1], self._memory_bytes)
+
+    def measure(self, names: Sequence[str], suffix: str = "") -> Profile:
+        """Measure loaded models alone, and fit the base profile to that. Takes seconds.
+
+        Raises:
+            InputError: a model fails.
+        """
+        measured = measure_solo(self.executor, [name + suffix for name in names], self.batch_sizes)
+        runs = [replace(run, model=run.model.removesuffix(suffix)) for run in measured]
+        self.solo = [run for run in self.solo if run.model not in names] + runs
+        profile = calibrated(self._base, self.info(names), runs)
+        for name, solo_ms in zip(names, profile.solo_latency_ms):
+            log.info("model %s takes %.2f ms alone", name, solo_ms)
+        return profile
+
+    def info(self, names: Sequence[str] | None = None) -> MachineInfo:
+        """The description of this machine with some of the models; None: with all that are, or were, loaded."""
+        described = [self.described[name] for name in names or self.described]
+        return machine_of(self.executor, described, self.batch_sizes)
