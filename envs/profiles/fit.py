@@ -284,7 +284,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
     segments = cut(measurements)
     count, pair, residual = fit_truth(segments, solo, demand)
     drift = drift_of(segments, residual)
-    weight, cov = fit_weights(segments, solo, demand, drift)
+    weight, cov = predictor_start(*fit_weights(segments, solo, demand, drift))
     frame = measurements.batches
     noise = residual - drift
     return Profile(
@@ -298,7 +298,8 @@ def fit(measurements: Measurements, name: str) -> Profile:
         d2h_ms=d2h,
         demand=demand,
         share=np.ones(solo.shape),
-        **predictor_start(weight, cov),
+        weight=weight,
+        cov=cov,
         count=count,
         pair=pair,
         residual=quantiles(noise - np.median(noise)),

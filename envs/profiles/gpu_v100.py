@@ -140,7 +140,7 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
     own, other, together, spread = pair_rows(pairs, models)
     slow = np.maximum(together / latency.ravel()[own], 1.0)
     pair, residual = fit_pairs(own, other, slow, demand)
-    weight, cov = fit_weights(own, other, slow, demand)
+    weight, cov = predictor_start(*fit_weights(own, other, slow, demand))
     # What the fit leaves is a bias of each pair, known to nobody beforehand; what spreads from run to run comes on top.
     both = np.sqrt(residual**2 + spread**2) * np.sign(residual)
     return Profile(
@@ -153,7 +153,8 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
         d2h_ms=COPY_MS + output_bytes / (GBPS * 1e6),
         demand=demand,
         share=np.ones(latency.shape),
-        **predictor_start(weight, cov),
+        weight=weight,
+        cov=cov,
         count=np.ones(3),
         pair=pair,
         residual=np.sort(both - np.median(both)),

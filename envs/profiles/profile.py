@@ -180,7 +180,6 @@ class Profile:
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
-            log_rate=np.log(np.array(self.batch_sizes) * self.unit_ms / self.solo_ms)[None],
             demand=self.demand[None].copy(),
             share=self.share[None].copy(),
             device=device,
@@ -270,12 +269,12 @@ def counts_to(count: np.ndarray, most: int) -> np.ndarray:
     return out[: most + 1]
 
 
-def predictor_start(device_weight: np.ndarray, device_cov: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights and covariance of the predictor from those of the device path's features; what tells the paths apart is known."""
+def predictor_start(device_weight: np.ndarray, device_cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and covariance of the predictor from those of the device path alone; what tells the paths apart is known."""
     n = len(device_weight)
     weight, cov = np.zeros(N_FEATURES), np.zeros((N_FEATURES, N_FEATURES))
     weight[:n], weight[HOST_SLACK], cov[:n, :n] = device_weight, -1.0, device_cov
-    return {"weight": weight, "cov": cov}
+    return weight, cov
 
 
 def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> Profile:
@@ -299,6 +298,7 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
     count = np.maximum(np.arange(9.0), 1.0)
     weight = np.zeros(N_DEVICE_FEATURES)
     weight[MEMORY_BOTH], weight[CACHE_BOTH] = 0.15, 0.1
+    start, cov = predictor_start(weight, 0.1 * np.eye(N_DEVICE_FEATURES))
     return Profile(
         name=f"synthetic-{seed}",
         models=tuple(f"model{i}" for i in range(n_models)),
@@ -309,7 +309,8 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
         d2h_ms=0.02 + 0.005 * np.ones((n_models, 1)) * n,
         demand=demand,
         share=np.ones(solo.shape),
-        **predictor_start(weight, 0.1 * np.eye(N_DEVICE_FEATURES)),
+        weight=start,
+        cov=cov,
         count=count,
         pair=pair,
         residual=0.05 * r.standard_normal(256),

@@ -151,7 +151,6 @@ class Tables(NamedTuple):
         solo: (G, M, B) execution time alone on the device.
         h2d: (G, M, B) copy to the device.
         d2h: (G, M, B) copy back.
-        log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
         share: (G, M, B) share of the solo execution in which the device itself is the bottleneck: 1 on a CPU, less on a GPU
             where the host that launches kernels is the slower of the two.
@@ -165,7 +164,6 @@ class Tables(NamedTuple):
     solo: np.ndarray
     h2d: np.ndarray
     d2h: np.ndarray
-    log_rate: np.ndarray
     demand: np.ndarray
     share: np.ndarray
     device: np.ndarray
