@@ -1,16 +1,17 @@
 """Strait: dispatch what earns most per ms of the device, at once if that is more than the device earns otherwise.
 
-After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175): the finish of each
-candidate is predicted with the copies before it and the interference of what is in flight, and priority, slack and the harm done
-to others decide. The rule is our own:
+After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175): the finish of
+each candidate is predicted with the copies before it and the interference of what is in flight, and priority, slack and the
+harm done to others decide. The rule is our own:
 
-- A batch *earns* the requests that it is expected to meet, a high-priority one counting ``high_weight``, less what those in flight
-  lose in their chance to be met. It *costs* its predicted duration and the delay of all others in flight, in ms of a stream.
-- Batches are ranked by earnings over costs, discounted by e for every ``patience`` mean solo latencies of slack to spare: what can
-  wait, waits (the apparent tardiness cost rule; Vepsalainen and Morton, Management Science 33, 1987).
-- The best is dispatched if its rank is at least the *price* of room on the device: what a stream has been earning per ms lately, times
-  how full the device is. An idle device has no price: it starts whatever can be in time. Where nothing is worth the price, the time at
-  which the slack of a queue has shrunk enough ends the deferral, if no event does so before.
+- A batch *earns* the requests that it is expected to meet, a high-priority one counting ``high_weight``, less what those in
+  flight lose in their chance to be met. It *costs* its predicted duration and the delay of all others in flight, in ms of a
+  stream.
+- Batches are ranked by earnings over costs, discounted by e for every ``patience`` mean solo latencies of slack to spare: what
+  can wait, waits (the apparent tardiness cost rule; Vepsalainen and Morton, Management Science 33, 1987).
+- The best is dispatched if its rank is at least the *price* of room on the device: what a stream has been earning per ms
+  lately, times how full the device is. An idle device has no price: it starts whatever can be in time. Where nothing is worth
+  the price, the time at which the slack of a queue has shrunk enough ends the deferral, if no event does so before.
 
 How full a device is, is measured in what it can do at once: two batches fill a GPU on which each then takes twice as long, and
 four leave room where overlap is nearly free (``forecast.parallelism``).
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import traces.workload
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
 from envs.scheduling.forecast import in_flight, parallelism, place, predict_finishes, refresh_forecast
@@ -30,11 +32,11 @@ from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, has_room
 from envs.scheduling.predictor import FINISH, STREAM
 from envs.scheduling.state import HIGH, LOW, MET, P50, P90
-import traces.workload
 
 WINDOW = 20.0  # mean solo latencies over which the rate of earning is averaged
 SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
 LEAST = 1e-6  # earnings below this are none
+MOST_DISCOUNT = 5.0  # log of the largest: room that is nearly free is taken even by what could wait for long
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ def _chance(ratio, spread_of):
 
 
 @njit
+def _discount(spare_ms, params, unit_ms):
+    """Log of what slack to spare takes from the worth of a batch."""
+    return min(max(spare_ms, 0.0) / (params[PATIENCE] * unit_ms), MOST_DISCOUNT)
+
+
+@njit
 def _earned_per_ms(state, memory, env, high_weight, window):
     """Value of the requests met per ms of late (exponential average over ``window`` ms)."""
     now = state.scheduler[env].now
@@ -101,7 +109,7 @@ def _next_queue(state, tables, env, visited, params, log_price):
     group = env % tables.solo.shape[0]
     own = state.scheduler[env]
     slowdown = math.exp(own.log_slowdown)
-    patience = params[PATIENCE] * tables.device[group].unit_ms
+    unit_ms = tables.device[group].unit_ms
     n_models = state.queue.shape[2]
     best = -1
     best_rank = -np.inf
@@ -118,11 +126,11 @@ def _next_queue(state, tables, env, visited, params, log_price):
                 if tables.size[size] > queue.length or (size > 0 and took > slack):
                     break
                 worth = log_weight + math.log(tables.size[size] / took)
-                spare = max(slack - took, 0.0)
-                if worth - spare / patience > best_rank:
-                    best_rank = worth - spare / patience
+                rank = worth - _discount(slack - took, params, unit_ms)
+                if rank > best_rank:
+                    best_rank = rank
                     best = priority * n_models + model
-                due = own.now + spare - patience * (worth - log_price)
+                due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
                 if worth > log_price and due > own.now:
                     wake = min(wake, due)
     return (best if best_rank >= log_price else -1), wake
@@ -193,8 +201,8 @@ def _best_size(state, tables, env, priority, model, params, log_price):
         if earned < LEAST:
             continue
         rate = math.log(earned / max(duration + delay_ms, LEAST))
-        spare = max(slack - duration * p90, 0.0)
-        if rate > best_rate and rate - spare / (params[PATIENCE] * tables.device[group].unit_ms) >= log_price:
+        discount = _discount(slack - duration * p90, params, tables.device[group].unit_ms)
+        if rate > best_rate and rate - discount >= log_price:
             best_rate = rate
             best = size
     return best
@@ -214,7 +222,8 @@ def choose(state, tables, memory, env, params):
     log_price = -np.inf
     if busy > 0:
         at_once = parallelism(state, tables, env)
-        log_price = math.log(params[PRICE] * earned_per_ms / at_once + 1e-9) + params[LEVEL] * math.log(busy / at_once)
+        price = params[PRICE] * earned_per_ms / at_once * (busy / at_once) ** params[LEVEL]
+        log_price = math.log(price) if price > 0.0 else -np.inf
     visited = 0
     while True:
         at, wake = _next_queue(state, tables, env, visited, params, log_price)

@@ -154,9 +154,9 @@ def build(data: Path, name: str = "gpu-a100") -> Profile:
         device_slowdown=paths.device_slowdown,
         host_slowdown=paths.host_slowdown,
         dispatch_ms=DISPATCH_MS,
-        source="built by envs.profiles.gpu_a100 from public numbers, not measured by us: abacus_a100 (A100 40 GB, PyTorch fp16, one "
-        "process per model under MPS, no partitions; 64,000 ends of co-runs of two and three models); batch sizes 1 and 2 by rule; "
-        f"copies from sizes at {GBPS} GB/s; dispatch {DISPATCH_MS} ms and copy set-up {COPY_MS} ms assumed",
+        source="built by envs.profiles.gpu_a100 from public numbers, not measured by us: abacus_a100 (A100 40 GB, PyTorch "
+        "fp16, one process per model under MPS, no partitions; 64,000 ends of co-runs of two and three models); batch sizes "
+        f"1 and 2 by rule; copies from sizes at {GBPS} GB/s; dispatch {DISPATCH_MS} ms and copy set-up {COPY_MS} ms assumed",
     )
 
 

@@ -1,10 +1,10 @@
 """A batch is bound by the slower of two paths: the host that launches its kernels, and the device that executes them.
 
 Fitted to co-runs of ranges of layers (envs.profiles.abacus) in two steps. From ranges alone: for each layer a host time and a
-device time that is linear in the batch; the layer takes the p-norm of both, a smooth maximum. From co-runs: how much a co-runner's
-share of the device stretches the device's part, and its presence the host's part; and for each model a factor on its host time,
-for each batch size one on its device time. No term belongs to a pair, so that pairs and triples that were never seen are
-predicted by the same few numbers.
+device time that is linear in the batch; the layer takes the p-norm of both, a smooth maximum. From co-runs: how much a
+co-runner's share of the device stretches the device's part, and its presence the host's part; and for each model a factor on
+its host time, for each batch size one on its device time. No term belongs to a pair, so that pairs and triples that were never
+seen are predicted by the same few numbers.
 """
 
 from __future__ import annotations

@@ -10,8 +10,21 @@ import numpy as np
 
 from envs.scheduling.jit import inlined
 from envs.scheduling.predictor import (
-    BASE, BY_CACHE, BY_COMPUTE, BY_MEMORY, FINISH, HOST, HOST_OTHERS, MAX_SLOWDOWN, OTHERS, SHARE, STREAM, add_candidate,
-    follow, integrate, load_in_flight,
+    BASE,
+    BY_CACHE,
+    BY_COMPUTE,
+    BY_MEMORY,
+    FINISH,
+    HOST,
+    HOST_OTHERS,
+    MAX_SLOWDOWN,
+    OTHERS,
+    SHARE,
+    STREAM,
+    add_candidate,
+    follow,
+    integrate,
+    load_in_flight,
 )  # fmt: skip
 from envs.scheduling.state import CACHE, COMPUTE, HIGH, MEMORY
 

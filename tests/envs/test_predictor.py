@@ -178,7 +178,7 @@ def test_learning_recovers_the_true_weights() -> None:
     state.weight[0] = 0.0
     state.cov[0] = 10.0 * np.eye(N_FEATURES)
     rng = np.random.default_rng(2)
-    true = np.array([0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.15])
+    true = np.array([0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.15, 0.25, 0.3])
     s = state.stream[0, 0]
     for _ in range(3000):
         # The bias of the model would explain a share of the rest: it is held at 0 here.
