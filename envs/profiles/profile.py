@@ -14,8 +14,15 @@ import numpy as np
 from scipy.special import ndtri
 
 from envs.profiles.truth import Truth, truth_device_t
-from envs.scheduling.predictor import CACHE_BOTH, HOST_SLACK, MEMORY_BOTH, N_DEVICE_FEATURES
-from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
+from envs.scheduling.predictor import (
+    CACHE_BOTH,
+    COMPUTE_BOTH,
+    HOST_OTHERS,
+    HOST_SLACK,
+    MEMORY_BOTH,
+    N_DEVICE_FEATURES,
+)  # fmt: skip
+from envs.scheduling.state import COMPUTE, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import HIGH_WEIGHT
@@ -225,16 +232,16 @@ class Profile:
 
     @staticmethod
     def load(path: str | Path) -> Profile:
-        """A profile by name: a JSON file, one that ships with the project, or a made-up one, "synthetic:SEED".
+        """A profile by name: a JSON file, one that ships with the project, or a made-up one, "synthetic:SEED" or "wide:SEED".
 
         Raises:
             InputError: no such file, not JSON, another schema, or a field that is missing or malformed.
         """
         kind, _, seed = str(path).partition(":")
-        if kind == "synthetic":
+        if kind in MADE_UP:
             if seed and not seed.isdigit():
-                raise InputError(f"profile {path!r}: must be 'synthetic:SEED' with a whole number")
-            return synthetic_profile(seed=int(seed or 0))
+                raise InputError(f"profile {path!r}: must be '{kind}:SEED' with a whole number")
+            return MADE_UP[kind](seed=int(seed or 0))
         path = Path(path)
         if not path.is_file() and path.suffix == "" and (DATA / f"{path}.json").is_file():
             path = DATA / f"{path}.json"
@@ -316,3 +323,45 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
         residual=0.05 * r.standard_normal(256),
         source="made up by envs.profiles.profile.synthetic_profile",
     )
+
+
+def wide_profile(seed: int = 0) -> Profile:
+    """A made-up GPU from one where a batch fills the device to one where overlap is free; not a measurement.
+
+    2 to 16 models, from 0.01 ms to 3 s alone: such as no single time scale fits. For tests and domain randomisation.
+    """
+    r = np.random.default_rng(seed)
+    n_models = int(r.integers(2, 17))
+    profile = synthetic_profile(n_models, cores=0.0, seed=seed)
+    fastest, slowest = np.sort(np.exp(r.uniform(np.log(0.01), np.log(3000.0), 2)))
+    base = np.exp(r.uniform(np.log(fastest), np.log(slowest), n_models))
+    solo = profile.solo_ms / profile.solo_ms[:, :1] * base[:, None]
+    # A batch uses more of the device the larger it is; what the host takes meanwhile overlaps for free.
+    share = np.clip(r.uniform(0.1, 1.0, (n_models, 1)) * np.array(profile.batch_sizes) ** r.uniform(0.0, 0.4), 0.05, 1.0)
+    device_slowdown, host_slowdown = r.uniform(0.0, 1.2), r.uniform(0.0, 0.1)
+    demand = np.zeros_like(profile.demand)
+    demand[:, :, COMPUTE] = share
+    weight, cov = predictor_start(np.zeros(N_DEVICE_FEATURES), np.zeros((N_DEVICE_FEATURES, N_DEVICE_FEATURES)))
+    weight[COMPUTE_BOTH], weight[HOST_OTHERS] = device_slowdown, host_slowdown
+    cov[COMPUTE_BOTH, COMPUTE_BOTH], cov[HOST_OTHERS, HOST_OTHERS] = 0.02, 0.001
+    copy_ms = np.minimum(0.02, 0.1 * base)[:, None] * np.ones(len(profile.batch_sizes))
+    return replace(
+        profile,
+        name=f"wide-{seed}",
+        solo_ms=solo,
+        h2d_ms=copy_ms,
+        d2h_ms=copy_ms,
+        demand=demand,
+        share=share,
+        weight=weight,
+        cov=cov,
+        count=np.ones(3),
+        pair=np.zeros_like(profile.pair),
+        device_slowdown=device_slowdown,
+        host_slowdown=host_slowdown,
+        dispatch_ms=min(0.02, 0.1 * float(base.min())),
+        source="made up by envs.profiles.profile.wide_profile",
+    )
+
+
+MADE_UP = {"synthetic": synthetic_profile, "wide": wide_profile}

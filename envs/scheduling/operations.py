@@ -225,10 +225,13 @@ def defer(state, tables, env, wake):
             length = state.queue[env, priority, model].length
             if length < tables.size[0]:
                 continue
-            slack = head_deadline(state, env, priority, model) - own.now
+            deadline = head_deadline(state, env, priority, model)
+            slack = deadline - own.now
             alone_ms = _alone_ms(state, tables, env, model, 0)
-            if slack > caution * alone_ms:
-                own.wake = min(own.wake, own.now + slack - caution * alone_ms)
+            # Compared as it is set: a timer that rings at the time of a deferral must not end in the same one for ever.
+            latest = deadline - caution * alone_ms
+            if latest > own.now:
+                own.wake = min(own.wake, latest)
             elif idle and slack >= alone_ms:
                 size = 0
                 for larger in range(1, tables.size.shape[0]):
