@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 
-import numpy as np
+import pandas as pd
 
 from agents.evaluate import episodes, evaluate, make_groups, make_workloads
 from agents.evaluation import metric
@@ -59,15 +59,14 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
     suite = Suite("high-alone", tuple(c.policies), (c.workload,), tuple(c.loads), c.seeds, c.duration_ms)
     frame = evaluate(suite, c.profile, c.streams, progress=False)
     profile = suite.select(Profile.load(c.profile))
-    alone: dict[float, list[float]] = {load: [] for load in c.loads}
+    rows = []
     for group in make_groups(suite, c.profile, frame.attrs["capacity_rps"], c.streams):
         workloads = [high_only(workload) for workload in make_workloads(group, profile)]
-        violated: dict[float, list[float]] = {load: [] for load in c.loads}
         for (load, _), sim, e in episodes(group, profile, workloads):
-            violated[load].append(100 * summarise(request_table(sim, e), c.duration_ms)[metric.VIOLATION_HIGH])
-        for load, found in violated.items():
-            alone[load].append(float(np.mean(found)))
-    floor = {load: min(means) for load, means in alone.items()}
+            violated = 100 * summarise(request_table(sim, e), c.duration_ms)[metric.VIOLATION_HIGH]
+            rows.append((group.policy, load, violated))
+    means = pd.DataFrame(rows, columns=["policy", "load", "violated"]).groupby(["policy", "load"])["violated"].mean()
+    floor = means.groupby("load").min().to_dict()
     rates = 100 * frame.groupby(["policy", "load"])[metric.VIOLATION_HIGH].mean()
     return {
         "profile": c.profile,

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ FULL_S = 600.0
 START_S = 240.0
 STOP_S = 30.0
 CAPACITY_CLIENTS = 32
-IDLE_S = 30.0  # a connection idle for longer is not used again; ApiConfig.keepalive_s is well above
+CAPACITY_S = 4.0
 MET = b'"outcome":"met"'
 
 
@@ -66,7 +66,6 @@ class OverloadBenchmark:
         low: the same of low priority.
         deadline_ms: of every request.
         seconds: how long to offer.
-        capacity_seconds: how long to measure the capacity.
         full: offer for ten minutes, for the growth of memory.
         seed: of the arrivals.
 
@@ -80,7 +79,6 @@ class OverloadBenchmark:
     low: float = 1.5
     deadline_ms: float = 250.0
     seconds: float = 30.0
-    capacity_seconds: float = 4.0
     full: bool = False
     seed: int = 0
 
@@ -88,8 +86,8 @@ class OverloadBenchmark:
         for name in self.models:
             if name not in BUILTIN:
                 raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
-        if min(self.seconds, self.capacity_seconds, self.deadline_ms) <= 0 or min(self.high, self.low) < 0:
-            raise InputError("--seconds, --capacity_seconds, --deadline_ms, --high, --low: must be positive")
+        if min(self.seconds, self.deadline_ms) <= 0 or min(self.high, self.low) < 0:
+            raise InputError("--seconds, --deadline_ms, --high, --low: must be positive")
         if self.full:
             self.seconds = FULL_S
 
@@ -109,14 +107,12 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._free: list[Connection] = []  # those used last are at the end
+        self._free: deque[Connection] = deque()
 
     async def ask(self, message: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a whole HTTP request."""
-        # The server closes what is idle for long, perhaps just when it is used again.
-        if self._free and self._free[-1].last_used < time.monotonic() - IDLE_S:
-            self.close()
-        connection = self._free.pop() if self._free else await Connection.open(self.port)
+        # The one that was idle longest comes first: under load none is idle until the server closes it.
+        connection = self._free.popleft() if self._free else await Connection.open(self.port)
         answer = await connection.ask(message)
         if not connection.closed:
             self._free.append(connection)
@@ -124,8 +120,8 @@ class Connections:
 
     def close(self) -> None:
         """Close all that are not in use."""
-        while self._free:
-            self._free.pop().close()
+        for connection in self._free:
+            connection.close()
 
 
 def request_bytes(model: str, priority: int, deadline_ms: float) -> bytes:
@@ -178,7 +174,7 @@ async def server_counts(connections: Connections) -> Counter[str]:
     return counts
 
 
-async def http_capacity(connections: Connections, models: list[str], seconds: float) -> float:
+async def http_capacity(connections: Connections, models: list[str]) -> float:
     """Answers per second when there is always something to do."""
     messages = itertools.cycle([request_bytes(model, 1, 60_000.0) for model in models])
 
@@ -188,8 +184,8 @@ async def http_capacity(connections: Connections, models: list[str], seconds: fl
             raise RuntimeError(f"the server answered {status}: {body[:200]!r}")
 
     calls = [call] * CAPACITY_CLIENTS
-    await closed_loops(calls, 0.25 * seconds)  # until the predictor has learned something
-    latencies_ms, spent_s = await closed_loops(calls, seconds)
+    await closed_loops(calls, 0.25 * CAPACITY_S)  # until the predictor has learned something
+    latencies_ms, spent_s = await closed_loops(calls, CAPACITY_S)
     return len(latencies_ms) / spent_s
 
 
@@ -234,14 +230,12 @@ def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
             "violations_at_client": 100.0 * float(late[own].mean()),
             "p99_ms": float(answers["since_due_ms"][own & (answers["status"] == 200)].quantile(0.99)),
         }
-    by_status = {
-        int(status): answers["since_sent_ms"][answers["status"] == status] for status in sorted(set(answers["status"]))
-    }
-    result["status"] = {str(status): len(ms) for status, ms in by_status.items()}
+    by_status = {str(status): ms for status, ms in answers.groupby("status")["since_sent_ms"]}
+    result["status"] = {status: len(ms) for status, ms in by_status.items()}
     result["refusals"] = {
-        str(status): {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}
+        status: {"n": len(ms), "p50_ms": float(ms.median()), "p99_ms": float(ms.quantile(0.99))}
         for status, ms in by_status.items()
-        if status != 200
+        if status != "200"
     }
     return result
 
@@ -252,7 +246,7 @@ async def overload(config: OverloadBenchmark) -> dict[str, Any]:
         connections = Connections(port)
         await wait_until_ready(process, connections)
         memory = psutil.Process(process.pid).memory_info
-        capacity = await http_capacity(connections, config.models, config.capacity_seconds)
+        capacity = await http_capacity(connections, config.models)
         before_mb, before = memory().rss / 1e6, await server_counts(connections)
         answers = await offer(connections, config, capacity)
         after_mb, counted = memory().rss / 1e6, await server_counts(connections) - before

@@ -7,9 +7,8 @@ shifts, and its cost. Public data that is absent is skipped with a message, and 
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ import numpy as np
 
 from benchmarks.common import pictures
 from benchmarks.common.command import as_command
-from benchmarks.common.tables import leaves, pivot_table
+from benchmarks.common.tables import pivot_table
 from benchmarks.interference import forms, models
-from benchmarks.interference.coruns import CoRuns, Errors, errors, finish, folds, start_only
+from benchmarks.interference.coruns import CoRuns, errors, finish, folds, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps, repeats_of
 from benchmarks.interference.loaders import campaign, disb, find, igniter_v100
 from benchmarks.interference.online import Shift, shifts, split, update_cost_us
-from benchmarks.interference.ours import Form, speed_so_far
+from benchmarks.interference.ours import Form
 from envs.profiles import fit
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, log_of
@@ -41,17 +40,13 @@ class PredictorBenchmark:
         measurements: folder of the campaign.
         repeats: folder of a campaign on the same machine that plays each co-location several times, on more streams.
         data: folder of the public sets; by default $STRAIT_DATA or shared/data.
-        full: 5 folds instead of 3, and every shift at 5 times instead of 2.
         figure: PNG to write.
-        logdir: TensorBoard folder to write figures and numbers to.
     """
 
     measurements: str = str(DATA / "cpu2")
     repeats: str = str(DATA / "cpu2-repeats")
     data: str | None = None
-    full: bool = False
     figure: str | None = None
-    logdir: str | None = None
 
 
 def slowdowns(data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, fold: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,10 +54,10 @@ def slowdowns(data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, fold: n
     return {name: cross_validate(data, make, fold) for name, make in models(own_forms, boosting).items()}
 
 
-def judge(title: str, data: CoRuns, result: dict[str, np.ndarray]) -> dict[str, Errors]:
+def judge(title: str, data: CoRuns, result: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Print and return the errors of execution times (N,) by model."""
     found = {name: errors(predicted, data.exec_ms) for name, predicted in result.items()}
-    print(f"\n{title} (errors in %)\n{pivot_table({name: vars(e) for name, e in found.items()})}")
+    print(f"\n{title} (errors in %)\n{pivot_table(found)}")
     return found
 
 
@@ -87,12 +82,12 @@ def measure_public(config: PredictorBenchmark, boosting: bool) -> dict[str, dict
         workloads = judge(title, data, {name: finish(data, s) for name, s in slow.items()})
     names = {"static": "ours", "online": "ours, online", "gpulet": "gpulet-linear", "solo": "solo"}
     return {
-        data_set: {key: found[names[key]].mape if found else None for key in keys}
+        data_set: {key: found[names[key]]["mape"] if found else None for key in keys}
         for data_set, found, keys in (("igniter_v100", pairs, names), ("disb", workloads, ("static", "gpulet")))
     }
 
 
-def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int, Errors]:
+def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int, dict[str, float]]:
     """Errors by number of co-runners (the most at one time)."""
     parts = {n: which & (data.n_corunners == n) for n in range(1, data.others.shape[1] + 1)}
     return {n: errors(predicted[at], data.exec_ms[at]) for n, at in parts.items() if at.sum() >= 10}
@@ -103,32 +98,14 @@ def with_corunners(data: CoRuns) -> np.ndarray:
     return ~data.alone & (data.n_corunners > 0)
 
 
-def print_floor(data: CoRuns) -> None:
-    """Table of the repeatability: the difference of two like batches over root two, in percent."""
-    sets = data.group * (len(data.solo_ms) + 1) + data.variant
-    floors = {}
-    for label, key, which in (
-        ("solo batch", data.variant, data.alone),
-        ("batch and co-runners", sets, with_corunners(data)),
-    ):
-        for seconds in (1, 5, 60):
-            gaps, _ = repeat_gaps(key, np.log(data.exec_ms), which, data.start_ms, seconds * 1e3)
-            if len(gaps) >= 10:
-                figures = {"mean": float(gaps.mean()), "median": float(np.median(gaps)), "pairs": len(gaps)}
-                floors[f"same {label} within {seconds} s"] = figures
-    print(pivot_table(floors))
-
-
 def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tables of the CPU campaign: offline models, then the scheduler's predictor. Returns figures and what is drawn."""
     measurements = Measurements.load(config.measurements)
     streams = measurements.machine.streams
     data = campaign.load(measurements)
     co = with_corunners(data)
-    slow = slowdowns(data, (forms.cores_form,), boosting, folds(data.group, 5 if config.full else 3))
+    slow = slowdowns(data, (forms.cores_form,), boosting, folds(data.group, 3))
     result = {name: finish(data, s) for name, s in slow.items()}
-    residual = np.log(data.exec_ms / result["ours"])
-    result["ours, device speed"] = finish(data, slow["ours"], speed_so_far(data, residual, 15, 3000.0))
     result["ours, set at start"] = start_only(data, slow["ours"])
     train, test, unseen = split(measurements, data.group)
     profile = fit.fit(train, "training runs")
@@ -140,24 +117,23 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
         result[name][log.row] = online.known_ms
     found = {name: errors(predicted[which[name]], data.exec_ms[which[name]]) for name, predicted in result.items()}
     counted = {name: by_count(predicted, data, which[name]) for name, predicted in result.items()}
-    beside = {name: {f"{n} beside": e.mape for n, e in parts.items()} for name, parts in counted.items()}
+    beside = {name: {f"{n} beside": e["mape"] for n, e in parts.items()} for name, parts in counted.items()}
     print(f"\nCPU campaign: {int(co.sum())} batches with co-runners; sets held out, finish times integrated")
-    print_floor(data)
-    print(pivot_table({name: vars(e) | beside[name] for name, e in found.items()}))
+    print(pivot_table({name: e | beside[name] for name, e in found.items()}))
     scored = held_out[log.row]
     at_dispatch = errors(online.predicted_ms[scored], online.total_ms[scored])
     print("at dispatch, when later dispatches are unknown (what deadlines are judged by), the scheduler's error is")
-    print(pivot_table({"scheduler, online": vars(at_dispatch)}))
+    print(pivot_table({"scheduler, online": at_dispatch}))
     test_log = log.take(test[log.row])
     cover = coverage(profile, streams, test_log)
-    tried = shifts(profile, streams, test_log, 5 if config.full else 2)
+    tried = shifts(profile, streams, test_log, 2)
     print(pivot_table({shift.name: shift.figures for shift in tried}))
     figures = {
-        "online": found["scheduler, online"].mape,
-        "static": found["ours"].mape,
-        "gpulet": found["gpulet-linear"].mape,
-        "coarse": found["ours, set at start"].mape,
-        "p90": found["scheduler, online"].p90,
+        "online": found["scheduler, online"]["mape"],
+        "static": found["ours"]["mape"],
+        "gpulet": found["gpulet-linear"]["mape"],
+        "coarse": found["ours, set at start"]["mape"],
+        "p90": found["scheduler, online"]["p90"],
         "floor": repeatability(config, profile),
     }
     recovery = max((shift.recovery for shift in tried), default=None)
@@ -200,7 +176,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
     parts["all"] = gaps, errors(known[co], data.exec_ms[co])
     found = {
         n: {"floor": float(gap.mean()), "floor_p90": float(np.quantile(gap, 0.9)), "pairs": len(gap)}
-        | {"error": e.mape, "error_p90": e.p90, "batches": e.n}
+        | {"error": e["mape"], "error_p90": e["p90"], "batches": e["n"]}
         for n, (gap, e) in parts.items()
         if len(gap)
     }
@@ -223,16 +199,16 @@ def draw(data: CoRuns, co: np.ndarray, result: dict[str, np.ndarray], shifts: li
     figure, [[left, middle, right]] = pictures.panels(1, 3, (12, 3.6))
     rows = np.flatnonzero(co)[:: max(int(co.sum()) // 1500, 1)]
     measured = data.exec_ms[rows]
-    ours = result["ours, device speed"][rows]
+    ours = result["ours"][rows]
     left.scatter(measured, data.batch_solo_ms[rows], s=4, alpha=0.3, label="solo", color="#bbbbbb")
     left.scatter(measured, ours, s=4, alpha=0.4, label="ours", color="#1f77b4")
     ends = [measured.min(), measured.max()]
     left.plot(ends, ends, color="black", lw=0.8)
     left.set(xscale="log", yscale="log", xlabel="measured execution (ms)", ylabel="predicted (ms)", title="unseen sets")
     left.legend(frameon=False, markerscale=3)
-    for i, name in enumerate(("gpulet-linear", "ours, set at start", "ridge", "ours, device speed")):
+    for i, name in enumerate(("gpulet-linear", "ours, set at start", "ridge", "ours")):
         found = by_count(result[name], data, co)
-        middle.bar(np.array(list(found)) + 0.2 * (i - 1.5), [e.mape for e in found.values()], 0.2, label=name)
+        middle.bar(np.array(list(found)) + 0.2 * (i - 1.5), [e["mape"] for e in found.values()], 0.2, label=name)
     middle.set(xlabel="co-runners", ylabel="mean absolute error (%)", title="error by co-runners")
     middle.xaxis.get_major_locator().set_params(integer=True)
     middle.legend(frameon=False, fontsize=8)
@@ -244,34 +220,17 @@ def draw(data: CoRuns, co: np.ndarray, result: dict[str, np.ndarray], shifts: li
     return figure
 
 
-def publish(config: PredictorBenchmark, figures: dict[str, Any], drawn: dict[str, Any]) -> None:
-    """Write the PNG and the TensorBoard run, where asked for."""
-    if config.figure is None and config.logdir is None:
-        return
-    figure = draw(**drawn)
-    if config.figure is not None:
-        pictures.save(figure, config.figure)
-        print(f"figure: {config.figure}")
-    if config.logdir is not None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(config.logdir) as writer:
-            writer.add_figure("predictor/errors", figure)
-            writer.add_text("predictor/config", json.dumps(asdict(config), indent=1))
-            for path, value in leaves(figures):
-                if value is not None:
-                    writer.add_scalar("/".join(("predictor", *path)), value)
-
-
 def measure(config: PredictorBenchmark) -> dict[str, Any]:
-    """Measure, print the tables, and write the picture and the TensorBoard run where asked for."""
+    """Measure, print the tables, and write the picture where asked for."""
     boosting = find_spec("sklearn") is not None
     if not boosting:
         print("skipped boosting: it needs scikit-learn; pip install strait-rl[bench]")
     public = measure_public(config, boosting)
     measured, drawn = measure_campaign(config, boosting)
     figures = public | measured
-    publish(config, figures, drawn)
+    if config.figure is not None:
+        pictures.save(draw(**drawn), config.figure)
+        print(f"figure: {config.figure}")
     return figures
 
 

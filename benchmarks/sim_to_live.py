@@ -3,7 +3,7 @@
 The same requests under the same policies, live on this machine and in the simulator with its profile, and the differences.
 The simulator's truth gets the engine's overheads and the noise of batches beside it, measured in runs that are not compared
 (serving.observers.overhead), and the speed of the machine over each live run, which is an input to both, as the arrivals are.
-The report says what each of these explains and what remains. ``--quick`` takes under a minute, ``--full`` a quarter of an hour.
+The table says what each of these explains and what remains. ``--quick`` takes under a minute.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from agents.evaluation.summary import summarise
 from benchmarks.common.command import as_command
 from benchmarks.common.timing import Progress
 from benchmarks.common.timing import machine as machine_name
-from benchmarks.live.report import sim_to_live_table, write_report
+from benchmarks.live.report import draw, sim_to_live_table
 from benchmarks.live.runs import LiveRun, LiveSettings, make_cells, run_all
 from benchmarks.live.simulated import ON_TIME, as_served, log_slowdown_of, simulate
-from envs.profiles.fit import fit
 from envs.profiles.profile import Profile
+from envs.profiles.refit import with_noise, with_slowdowns
 from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
-from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
@@ -52,9 +52,7 @@ class SimToLiveBenchmark(LiveSettings):
     Attributes:
         trace: arrivals, as for serve.py --replay.
         worlds: simulated runs for each live one, with different noise.
-        profile_first: measure interference on this machine (a minute) rather than take that of the shipped profile.
         quick: one short repetition, under a minute.
-        full: long repetitions, for figures to be quoted.
 
     Raises:
         InputError: a setting is out of range.
@@ -69,22 +67,18 @@ class SimToLiveBenchmark(LiveSettings):
     repetitions: int = 6
     trace: str = "bursty"
     worlds: int = 8
-    profile_first: bool = False
     quick: bool = False
-    full: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_unless_positive("worlds")
         if self.quick:
             self.duration, self.repetitions = 1.0, 1
-        elif self.full:
-            self.duration, self.repetitions = 10.0, 5
 
 
-def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int]) -> dict[str, Any]:
+def describe(tables: Sequence[pd.DataFrame], streams: int) -> dict[str, float]:
     """What is compared of one cell: the same for live and simulated tables of requests, pooled over runs."""
-    pooled, busy_ms, span_ms, base = [], 0.0, 0.0, 0
+    busy_ms, span_ms = 0.0, 0.0
     for table in tables:
         ran = table[table["batch_id"] >= 0]
         start = (ran["arrival_ms"] + ran["queue_ms"]).groupby(ran["batch_id"]).min()
@@ -92,31 +86,24 @@ def describe(tables: Sequence[pd.DataFrame], streams: int, sizes: Sequence[int])
         busy_ms += float((finish - start).sum())
         # To the last batch: requests that no policy dispatches any more end by a timer live, with the episode in simulation.
         span_ms += streams * max(float(finish.max() - table["arrival_ms"].min()), 0.0) if len(ran) else 0.0
-        batch = table["batch_id"].to_numpy()
-        pooled.append(table.assign(batch_id=np.where(batch >= 0, batch + base, -1)))
-        base += int(batch.max(initial=0)) + 1
-    whole = pd.concat(pooled, ignore_index=True)
+    whole = pd.concat(tables, ignore_index=True)
     metrics = summarise(whole)
-    ran_in = whole["batch_id"].to_numpy()
-    count = np.unique(ran_in[ran_in >= 0], return_counts=True)[1]
     rates = 100 * np.array([metrics[tag] for tag in metric.VIOLATION])
-    total = np.array([np.sum(whole["priority"] == priority) for priority in (HIGH, LOW)])
+    total = np.bincount(whole["priority"], minlength=2)
     return {
         "high": rates[HIGH],
         "low": rates[LOW],
         "weighted": float(weighted_rate(rates * total, total)),
         "p50_ms": metrics[metric.LATENCY_P50_MS],
         "p99_ms": metrics[metric.LATENCY_P99_MS],
-        "p99_high_ms": metrics[metric.LATENCY_HIGH_P99_MS],
         "busy": busy_ms / max(span_ms, 1e-9),
-        "batch_sizes": [float(np.mean(count == size)) if len(count) else 0.0 for size in sizes],
     }
 
 
 def calibrate(machine: Machine, config: SimToLiveBenchmark, capacity: float, repetition: int) -> list[OverheadMeter]:
     """Short runs that are not compared, for overheads and slowdowns in each regime: see `CALIBRATE_WITH`."""
     seconds = min(CALIBRATE_S, config.duration)
-    short = replace(config, loads=[0.9], repetitions=1, duration=seconds, quick=False, full=False)
+    short = replace(config, loads=[0.9], repetitions=1, duration=seconds, quick=False)
     seed = config.seed + CALIBRATE_SEED + repetition
     cells = make_cells(machine.profile, [config.trace], capacity, short, seed)
     return [one.meter for one in run_all(machine, CALIBRATE_WITH, cells)]
@@ -127,9 +114,9 @@ def truths(profile: Profile, overhead: Overhead) -> dict[str, Profile]:
 
     The last has the noise that is left when the speed of the cores over each run is given, too.
     """
-    delayed = overhead.with_delays(profile)
-    slowed = overhead.slowdowns(delayed)
-    known = (profile, delayed, slowed, overhead.noise(slowed), overhead.put_into(profile))
+    delayed = overhead.delays.put_into(profile, overhead.timer_ms)
+    slowed = with_slowdowns(delayed, overhead.log)
+    known = (profile, delayed, slowed, with_noise(slowed, overhead.log), overhead.put_into(profile))
     return dict(zip(TRUTHS, known, strict=True))
 
 
@@ -150,7 +137,7 @@ def compare(
     for load in config.loads:
         for policy in policies:
             mine = [one for one in runs if one.policy == policy and one.offered.load == load]
-            live = describe([one.table for one in mine], config.streams, profile.batch_sizes)
+            live = describe([one.table for one in mine], config.streams)
             for name, truth in known.items():
                 tables = []
                 for one in mine:
@@ -158,7 +145,7 @@ def compare(
                     speed = speeds[id(one)] if name == given else None
                     args = (profile, truth, policy, one.offered, config.streams, config.worlds)
                     tables += simulate(*args, late_ms, speed)
-                simulated = describe(tables, config.streams, profile.batch_sizes)
+                simulated = describe(tables, config.streams)
                 rows.append(
                     {"load": load, "policy": policy, "truth": name, "requests": sum(len(one.table) for one in mine)}
                     | {f"live_{key}": value for key, value in live.items()}
@@ -175,13 +162,10 @@ def verdict(frame: pd.DataFrame) -> dict[str, Any]:
     ratio = 100 * np.abs(frame["sim_p99_ms"] / frame["live_p99_ms"] - 1)
     swapped = []
     for load, rows in frame.groupby("load"):
-        live, simulated = rows["live_weighted"].to_numpy(), rows["sim_weighted"].to_numpy()
-        names = rows["policy"].to_numpy()
-        for i in range(len(rows)):
-            for j in range(i):
-                gap = live[i] - live[j]
-                if abs(gap) > TIE_POINTS and gap * (simulated[i] - simulated[j]) <= 0:
-                    swapped.append(f"{names[j]} and {names[i]} at {load:g}")
+        for one, other in combinations(rows.to_dict("records"), 2):
+            live, simulated = (other[f"{side}_weighted"] - one[f"{side}_weighted"] for side in ("live", "sim"))
+            if abs(live) > TIE_POINTS and live * simulated <= 0:
+                swapped.append(f"{one['policy']} and {other['policy']} at {load:g}")
     return {
         "max_violation_difference_points": float(np.nanmax(points)),
         "mean_violation_difference_points": float(np.nanmean(points)),
@@ -192,40 +176,22 @@ def verdict(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def fitted_base(config: SimToLiveBenchmark) -> Profile | None:
-    """The profile of a quick campaign on this machine; None: the one that ships, calibrated."""
-    if not config.profile_first:
-        return None
-    settings = ProfilerConfig(config.out, config.device, config.streams, list(config.models), quick=True)
-    return fit(profile_device(settings, "python -m benchmarks.sim_to_live", sys.stderr.isatty()), "measured")
-
-
-def run_live_part(
-    config: SimToLiveBenchmark, machine: Machine, say: Progress
-) -> tuple[float, list[LiveRun], list[OverheadMeter]]:
-    """Capacity of the machine in requests/s, the runs to compare, and the meters of those that calibrate."""
-    capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
-    say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
-    cells = make_cells(machine.profile, [config.trace], capacity, config)
-    runs: list[LiveRun] = []
-    meters: list[OverheadMeter] = []
-    for repetition in range(config.repetitions):
-        meters += calibrate(machine, config, capacity, repetition)
-        here = [cell for cell in cells if cell.repetition == repetition]
-        runs += run_all(machine, config.policies, here, say)
-    return capacity, runs, meters
-
-
 def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
-    """Measure, and write the report, results.json and the profile of the machine as it serves.
+    """Measure, and write results.json, violations.png and the profile of the machine as it serves.
 
     Raises:
         InputError: an unknown model or trace.
     """
     say = Progress()
-    base = fitted_base(config)
-    with closing(open_machine(config.models, config.streams, config.device, base, config.seed)) as machine:
-        capacity, runs, meters = run_live_part(config, machine, say)
+    runs: list[LiveRun] = []
+    meters: list[OverheadMeter] = []
+    with closing(open_machine(config.models, config.streams, config.device, seed=config.seed)) as machine:
+        capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
+        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+        cells = make_cells(machine.profile, [config.trace], capacity, config)
+        for repetition in range(config.repetitions):
+            meters += calibrate(machine, config, capacity, repetition)
+            runs += run_all(machine, config.policies, [c for c in cells if c.repetition == repetition], say)
         info = machine.info
     overhead = measure_overhead(meters, info)
     say(f"overheads: {overhead.figures}; simulating the same")
@@ -243,9 +209,8 @@ def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
         **verdict(final),
     }
     out = Path(config.out)
-    whole = {"machine": machine_name(), **record}
-    atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
-    say(f"report: {write_report(whole, out)}")
+    atomic_write_text(out / "results.json", json.dumps({"machine": machine_name(), **record}, indent=1) + "\n")
+    draw(record, out / "violations.png")
     as_served(machine.profile, overhead, runs, info).save(out / "profile.json")
     say(f"profile of this machine as it serves, to train on (train.py --config live): {out / 'profile.json'}")
     return record

@@ -23,21 +23,23 @@ from benchmarks.common.timing import alternate, timed
 from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
 
+STEPS = 32  # of a world in a rollout
+AGE_STEPS = 2048  # of a world before any is timed
+
 
 class ReplayVecEnv(SB3VecEnv):
     """Shows what a rollout buffer holds, at no cost: observations, masks, rewards and ends of episodes.
 
     Args:
         env: environment whose spaces to copy.
-        steps: of a world in a rollout.
     """
 
-    def __init__(self, env: SB3VecEnv, steps: int) -> None:
+    def __init__(self, env: SB3VecEnv) -> None:
         super().__init__(env.env)
         n, size = env.num_envs, env.observation_space.shape[0]  # type: ignore[index]
-        self._obs = np.zeros((steps + 1, n, size), np.float32)
-        self._masks = np.ones((steps, *env.masks.shape), bool)
-        self._rewards, self._ended = np.zeros((steps, n), np.float32), np.zeros((steps, n), bool)
+        self._obs = np.zeros((STEPS + 1, n, size), np.float32)
+        self._masks = np.ones((STEPS, *env.masks.shape), bool)
+        self._rewards, self._ended = np.zeros((STEPS, n), np.float32), np.zeros((STEPS, n), bool)
         self._step = 0
 
     def show(self, learner: MaskablePPO) -> None:
@@ -68,10 +70,10 @@ class ReplayVecEnv(SB3VecEnv):
         return self._obs[self._step], self._rewards[self._step - 1], self._ended[self._step - 1], self._empty
 
 
-def learner(env: VecEnv, steps: int, batch_size: int, epochs: int) -> MaskablePPO:
+def learner(env: VecEnv) -> MaskablePPO:
     """A learner that has made its first rollout and update, so that nothing is left to warm up."""
     model = MaskablePPO(
-        CandidatePolicy, env, n_steps=steps, batch_size=batch_size, n_epochs=epochs, seed=0, device="cpu", verbose=0
+        CandidatePolicy, env, n_steps=STEPS, batch_size=2048, n_epochs=4, seed=0, device="cpu", verbose=0
     )
     train(model)
     return model
@@ -84,13 +86,13 @@ def train(model: MaskablePPO) -> float:
     return total / timed(lambda: model.learn(total, reset_num_timesteps=False))
 
 
-def age(model: MaskablePPO, env: SB3VecEnv, steps: int) -> None:
+def age(model: MaskablePPO, env: SB3VecEnv) -> None:
     """Play on with random valid actions until the worlds are spread over their episodes, as in a long training.
 
     They begin together with empty queues, hence few valid candidates, and the learner's work grows with those.
     """
     rng = np.random.default_rng(0)
-    for _ in range(steps):
+    for _ in range(AGE_STEPS):
         env.step_async(np.argmax(rng.random(env.masks.shape) * env.masks, axis=1))
         model._last_obs, _, model._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
 
@@ -102,35 +104,26 @@ class TrainSpeedBenchmark:
     Attributes:
         profile: shipped profile by name, or a JSON file.
         worlds: simulated side by side.
-        steps: of a world in a rollout.
-        batch_size: of an update.
-        epochs: of an update.
         rounds: rollouts of each kind, of which the median counts.
-        age: steps of a world before any is timed.
         threads: of torch and of the worlds.
     """
 
     profile: str = EnvConfig().profile
     worlds: int = 128
-    steps: int = 32
-    batch_size: int = 2048
-    epochs: int = 4
     rounds: int = 60
-    age: int = 2048
     threads: int = 2
 
 
 def measure(config: TrainSpeedBenchmark) -> dict[str, Any]:
     """Measure; see the module for what is returned."""
     torch.set_num_threads(config.threads)
-    settings = (config.steps, config.batch_size, config.epochs)
     env = SB3VecEnv(config.worlds, config=EnvConfig(profile=config.profile), threads=config.threads)
-    ours = learner(env, *settings)
-    age(ours, env, config.age)
+    ours = learner(env)
+    age(ours, env)
     train(ours)
-    replay = ReplayVecEnv(env, config.steps)
+    replay = ReplayVecEnv(env)
     replay.show(ours)
-    zero_cost = learner(replay, *settings)
+    zero_cost = learner(replay)
 
     def train_on_replay() -> float:
         replay.show(ours)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from gymnasium.envs.registration import register, registry
+from gymnasium.envs.registration import register
 
 # What sets each variant apart from the defaults of envs.simulation.config.EnvConfig.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,17 +29,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 VERSIONS: dict[str, dict[str, Any]] = {"v0": {"profile": "synthetic:0"}, "v1": {}}
 
 
-def register_envs() -> None:
-    """Register all variants; a second call changes nothing."""
-    for (version, device), (variant, settings) in product(VERSIONS.items(), VARIANTS.items()):
-        name = f"Strait/DualPriority{variant}-{version}"
-        if name not in registry:
-            register(
-                id=name,
-                entry_point="envs.dual_priority:DualPriorityEnv",
-                vector_entry_point="envs.vector:DualPriorityVectorEnv",
-                kwargs=device | settings,
-            )
-
-
-register_envs()
+for (_version, _device), (_variant, _settings) in product(VERSIONS.items(), VARIANTS.items()):
+    register(
+        id=f"Strait/DualPriority{_variant}-{_version}",
+        entry_point="envs.dual_priority:DualPriorityEnv",
+        vector_entry_point="envs.vector:DualPriorityVectorEnv",
+        kwargs=_device | _settings,
+    )

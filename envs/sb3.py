@@ -18,8 +18,7 @@ class SB3VecEnv(VecEnv):
     Observations and dones alternate between two buffers, so what ``step`` returned is valid until the step after next;
     rewards, ``dt`` and ``masks`` are valid until the next step. ``infos`` is one list of empty dictionaries that is returned
     again and again; a world whose episode ended has, for that step only, "terminal_observation", "episode" {"r", "l", "t"}
-    (return, decisions, ms), "violation_high", "violation_low" (rates; left out where the episode had no such request),
-    "outcomes" (2, 6) and "TimeLimit.truncated" False.
+    (return, decisions, ms), "outcomes" (2, 6) requests by priority and outcome, and "TimeLimit.truncated" False.
 
     Args:
         env: vector environment, or the number of worlds of one to make with ``settings``.
@@ -35,20 +34,11 @@ class SB3VecEnv(VecEnv):
         super().__init__(self.env.num_envs, self.env.single_observation_space, self.env.single_action_space)
         self._empty: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._infos = list(self._empty)
-        self._told: np.ndarray = np.zeros(0, np.int64)
+        self._ended: np.ndarray = np.zeros(0, np.int64)
         self._dones = [np.zeros(self.num_envs, bool) for _ in range(2)]
         self._actions: np.ndarray = np.zeros(self.num_envs, np.int64)
         self.began: Callable[[np.ndarray], None] | None = None
         self.observed: Callable[[], None] | None = None
-
-    @property
-    def render_mode(self) -> str | None:  # type: ignore[override]
-        """Render mode of the environment below."""
-        return self.env.render_mode
-
-    @render_mode.setter
-    def render_mode(self, value: str | None) -> None:
-        self.env.render_mode = value
 
     @property
     def masks(self) -> np.ndarray:
@@ -89,22 +79,11 @@ class SB3VecEnv(VecEnv):
         dones = self._dones[0]
         self._dones.reverse()
         np.copyto(dones, out.done)
-        for i in self._told:
+        for i in self._ended:
             self._infos[i] = self._empty[i]
-        self._told = np.flatnonzero(dones)
-        if len(self._told):
-            self._tell(self._told)
-            if self.began is not None:
-                self.began(dones)
-        if self.observed is not None:
-            self.observed()
-        return worlds.obs, out.reward, dones, self._infos
-
-    def _tell(self, ended: np.ndarray) -> None:
-        out = self.env.worlds.out
-        rates, totals = self.env.worlds.violations(ended)
-        for row, i in enumerate(ended):
-            info: dict[str, Any] = {
+        self._ended = np.flatnonzero(dones)
+        for i in self._ended:
+            self._infos[i] = {
                 "terminal_observation": out.final_obs[i].copy(),
                 "TimeLimit.truncated": False,
                 "episode": {
@@ -114,10 +93,11 @@ class SB3VecEnv(VecEnv):
                 },
                 "outcomes": out.final_count[i].copy(),
             }
-            for p, name in enumerate(("violation_high", "violation_low")):
-                if totals[row, p]:
-                    info[name] = float(rates[row, p])
-            self._infos[i] = info
+        if self.began is not None and len(self._ended):
+            self.began(dones)
+        if self.observed is not None:
+            self.observed()
+        return worlds.obs, out.reward, dones, self._infos
 
     def close(self) -> None:
         """Close the environment below."""

@@ -1,8 +1,8 @@
 """The whole idea in ten minutes: fit, learn, serve, compare, on real models (``make demo``).
 
-Fits the interference predictor to the shipped measurements (or measures this machine first, with --profile_first=true),
-measures the models' latencies and this machine's capacity, trains PPO for two minutes in simulation, then replays one
-minute of arrivals against the real models under each policy, and prints one table.
+Fits the interference predictor to the shipped measurements, measures the models' latencies and this machine's capacity, trains
+PPO for two minutes in simulation, then replays one minute of arrivals against the real models under each policy, and prints
+one table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,6 @@ from envs.profiles.profile import Profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.observers.recorder import Recorder
 from serving.observers.timeline import TimelineWriter
-from serving.profiler import ProfilerConfig, profile_device
 from serving.replay.live_runs import Machine, capacity_rps, open_machine, run_live
 from serving.replay.workload import lay_out, read_source
 from traces.command import run_command
@@ -44,7 +42,7 @@ class DemoConfig:
     """What the demo runs.
 
     Attributes:
-        out: folder to write: profile, policy, TensorBoard, timelines, table, picture.
+        out: folder to write: profile, policy, TensorBoard, timelines, results.
         policies: policies to compare; "ppo" is the one that the demo trains.
         models: built-in names, or NAME=SOURCE.
         trace: arrivals: azure_llm_2023 (the real trace where it lies beside the project, else its fitted twin), or what
@@ -55,7 +53,6 @@ class DemoConfig:
         high_fraction: share of high-priority requests.
         streams: batches in flight.
         device: auto, cpu, cuda or cuda:N.
-        profile_first: measure interference on this machine (a minute) rather than take the shipped measurements.
         seed: of training and workload.
     """
 
@@ -69,21 +66,7 @@ class DemoConfig:
     high_fraction: float = WorkloadConfig.high_fraction
     streams: int = 4
     device: str = "auto"
-    profile_first: bool = False
     seed: int = 0
-
-
-def base_profile(config: DemoConfig, say: Any) -> Profile:
-    """The predictor and the device model, fitted to measurements."""
-    if config.profile_first:
-        say("measuring solo and side-by-side latencies on this machine")
-        settings = ProfilerConfig(config.out, config.device, config.streams, list(config.models), quick=True)
-        measurements = profile_device(settings, "python -m serving.demo", sys.stderr.isatty())
-    else:
-        measurements = Measurements.load(CAMPAIGN)
-    profile = fit(measurements, "demo")
-    say(f"predictor fitted to {len(measurements.batches)} measured batches of {measurements.machine.device.name}")
-    return profile
 
 
 def train_policy(config: DemoConfig, profile: Profile, out: Path, say: Any) -> str:
@@ -115,22 +98,21 @@ def train_policy(config: DemoConfig, profile: Profile, out: Path, say: Any) -> s
 
 def serve_all(
     config: DemoConfig, machine: Machine, workload: Workload, learned: str, out: Path, say: Any
-) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+) -> list[dict[str, Any]]:
     """Serve the workload under each policy in turn."""
-    results, tables = [], {}
+    results = []
     for policy in config.policies:
         say(f"serving {len(workload)} requests in {config.duration:g} s under {policy}")
         watching: list[TimelineWriter | Recorder] = [TimelineWriter(out / f"timeline-{policy}.json")]
         if policy == LEARNED:
             watching.append(Recorder(out / "log", lambda: machine.info, lambda: machine.solo))
-        result, table = run_live(
+        result, _ = run_live(
             machine, learned if policy == LEARNED else policy, workload, out / f"serve-{policy}", watching
         )
         for observer in watching:
             observer.close()
         results.append(result | {"policy": policy})
-        tables[policy] = table
-    return results, tables
+    return results
 
 
 def print_results(results: list[dict[str, Any]], console: Console) -> None:
@@ -147,38 +129,6 @@ def print_results(results: list[dict[str, Any]], console: Console) -> None:
         in_time = f"{r[metric.GOODPUT_RPS]:.1f}/s"
         table.add_row(r["policy"], *violations, *latencies, in_time, *decisions, str(r["offered"]), ended)
     console.print(table)
-
-
-def draw(results: list[dict[str, Any]], tables: dict[str, pd.DataFrame], path: Path) -> None:
-    """One picture: violations by policy and priority, and how long high-priority requests took."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
-    names = [r["policy"] for r in results]
-    places = range(len(names))
-    for offset, tag, label, colour in (
-        (-0.2, metric.VIOLATION_HIGH, "high priority", "#d6603a"),
-        (0.2, metric.VIOLATION_LOW, "low priority", "#467ab2"),
-    ):
-        left.bar([p + offset for p in places], [100 * r[tag] for r in results], 0.38, label=label, color=colour)
-    left.set_xticks(list(places), names)
-    left.set_ylabel("deadline violations (%)")
-    left.legend(frameon=False)
-    for name, table in tables.items():
-        high = table[(table["priority"] == 0) & table["outcome"].isin(("met", "late"))]["latency_ms"].sort_values()
-        if len(high):
-            right.plot(high, [(i + 1) / len(high) for i in range(len(high))], label=name, linewidth=1.5)
-    right.set_xscale("log")
-    right.set_xlabel("latency of high-priority requests that were answered (ms)")
-    right.set_ylabel("share")
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def run_demo(config: DemoConfig) -> None:
@@ -199,7 +149,9 @@ def run_demo(config: DemoConfig) -> None:
             resolve(policy)  # an unknown name is refused before anything runs
     source = read_source(config.trace, config.models, config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    base = base_profile(config, say)
+    measurements = Measurements.load(CAMPAIGN)
+    base = fit(measurements, "demo")
+    say(f"predictor fitted to {len(measurements.batches)} measured batches of {measurements.machine.device.name}")
     say("loading models and measuring their latencies on this machine")
     machine = open_machine(config.models, config.streams, config.device, base, config.seed)
     try:
@@ -211,7 +163,7 @@ def run_demo(config: DemoConfig) -> None:
         mix = WorkloadConfig(high_fraction=config.high_fraction)
         workload = lay_out(source, machine.profile, config.load * capacity, config.duration, mix, config.seed)
         say(f"offering {workload.describe().splitlines()[0]}, {config.load:g} of the capacity")
-        results, tables = serve_all(config, machine, workload, learned, out, say)
+        results = serve_all(config, machine, workload, learned, out, say)
     finally:
         machine.close()
     print_results(results, console)
@@ -230,8 +182,7 @@ def run_demo(config: DemoConfig) -> None:
         "results": results,
     }
     atomic_write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
-    draw(results, tables, out / "demo.png")
-    console.print(f"picture: {out / 'demo.png'}; timelines (open in ui.perfetto.dev): {out / 'timeline-*.json'}")
+    console.print(f"timelines (open in ui.perfetto.dev): {out / 'timeline-*.json'}")
     console.print(f"curves: {Path(sys.executable).parent / 'tensorboard'} --logdir {out}", soft_wrap=True)
 
 

@@ -28,8 +28,7 @@ from envs.simulation.simulator import Simulator
 from traces.workload import Workload, WorkloadConfig, make_workload
 
 NAME = "clairvoyant"
-HORIZON_MS = 500.0
-CHUNK = 50  # decisions between two updates of the progress bar
+HORIZON_MS = 500.0  # how far ahead the search judges a decision
 NODE_LIMIT = 3_000_000
 
 
@@ -48,13 +47,11 @@ def copy_world(rows, source, target_rows, target):
 
 
 @njit
-def _search(choose, memory, params, sim, rows, horizon, decisions):
-    """Take up to ``decisions`` decisions in world 0, trying them out in world 1. Returns whether the episode is done."""
+def _search(choose, memory, params, sim, rows, horizon):
+    """Take all decisions of the episode in world 0, trying them out in world 1."""
     state, tables, world = sim.state, sim.tables, sim.world
     defer = 2 * state.queue.shape[2] * tables.size.shape[0]
-    for _ in range(decisions):
-        if world.episode[0].done == 1:
-            return True
+    while world.episode[0].done == 0:
         base, base_wake = choose(state, tables, memory, 0, params)
         until = state.scheduler[0].now + horizon
         best = base
@@ -73,25 +70,15 @@ def _search(choose, memory, params, sim, rows, horizon, decisions):
                 best_return = world.episode[1].ret
                 best = action
         step(sim, 0, best, base_wake if best == base else np.inf)
-    return world.episode[0].done == 1
 
 
-def search(
-    sim: Simulator,
-    base: Policy,
-    workload: Workload,
-    seed: int,
-    horizon_ms: float = HORIZON_MS,
-    progress: bool = False,
-) -> float:
+def search(sim: Simulator, base: Policy, workload: Workload, seed: int) -> float:
     """Run one episode of world 0 with perfect information; results stay in ``sim``, which needs two worlds.
 
     Args:
         sim: simulator of two worlds; the second is scratch.
         base: policy to improve on, ready for two schedulers.
         workload: arrivals. seed: of the noise.
-        horizon_ms: how far ahead a decision is judged.
-        progress: whether to show a progress bar.
 
     Returns:
         Weighted violations: no more than the base policy's, whose own run is the answer where the search does no better.
@@ -103,13 +90,7 @@ def search(
     base.reset(2)
     rows = (*world_rows(sim), base.memory.view(np.uint8))
     sim.begin([seed, seed])
-    with tqdm(total=len(workload), unit="request", desc=f"{NAME} seed {seed}", disable=not progress) as bar:
-        done = False
-        while not done:
-            done = call_compiled(
-                _search, base.kind.choose, base.memory, base.vector, sim.arrays, rows, horizon_ms, CHUNK
-            )
-            bar.update(int(sim.world.episode[0].next) - bar.n)
+    call_compiled(_search, base.kind.choose, base.memory, base.vector, sim.arrays, rows, HORIZON_MS)
     cost = 0.0 - float(sim.world.episode[0].ret)
     if cost > base_cost:
         run(sim, base, [workload], [seed, seed])
@@ -121,7 +102,7 @@ def _solve(sim, rows, upcoming, bound, limit):
     """Least weighted violations from the state of world 0, found below ``bound``; world d is the state after d decisions.
 
     Args:
-        st: state. w: worlds. tb: tables. tr: truth. rows: see ``world_rows``.
+        sim: the worlds' arrays. rows: see ``world_rows``.
         upcoming: (n worlds,) scratch, next action to try at each depth.
         bound: violations known to be possible. limit: largest number of decisions to try.
 

@@ -32,10 +32,11 @@ PREDICTION_RATIO = "prediction/actual_over_predicted"  # of batch latency, media
 EPISODE_RETURN = "episode/return"  # undiscounted sum of rewards
 EPISODE_LENGTH = "episode/length"  # decisions
 
-VIOLATION = (VIOLATION_HIGH, VIOLATION_LOW)  # by priority
-OUTCOME = "outcome/{priority}/{outcome}"  # counts
+# By priority:
+VIOLATION = (VIOLATION_HIGH, VIOLATION_LOW)
+LATENCY_MS = ((LATENCY_HIGH_P50_MS, LATENCY_HIGH_P99_MS), (LATENCY_LOW_P50_MS, LATENCY_LOW_P99_MS))
 
 
 def outcome_tag(priority: str, outcome: str) -> str:
     """Name of the count of requests of a priority ("high", "low") that ended in an outcome ("met", "late", ...)."""
-    return OUTCOME.format(priority=priority, outcome=outcome)
+    return f"outcome/{priority}/{outcome}"

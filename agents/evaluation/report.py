@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from agents.evaluation import metric
 from agents.evaluation.statistics import ablations, digest
@@ -153,13 +154,20 @@ def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
 
 
+def _over_loads(axis: Axes, frame: pd.DataFrame, names: list[str], column: str, title: str) -> None:
+    """One curve for each policy: the mean of a column by load."""
+    for policy in names:
+        by_load = frame[frame["policy"] == policy].groupby("load")[column].mean()
+        axis.plot(by_load.index, by_load.to_numpy(), **_style(names, policy))
+    axis.set(title=title, xlabel="offered load / capacity")
+
+
 def _violations(frame: pd.DataFrame, names: list[str]) -> Figure:
     figure, axes = _figure(2)
     for axis, tag, title in zip(axes, metric.VIOLATION, PRIORITY_TITLES, strict=True):
-        for policy in names:
-            by_load = 100 * frame[frame["policy"] == policy].groupby("load")[tag].mean()
-            axis.plot(by_load.index, by_load.to_numpy(), **_style(names, policy))
-        axis.set(title=title, xlabel="offered load / capacity", ylabel="violations (%)", ylim=(0, None))
+        _over_loads(axis, frame, names, tag, title)
+        axis.set(ylabel="violations", ylim=(0, None))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     _legend(figure, axes[0])
     return figure
 
@@ -173,11 +181,7 @@ def _latency(frame: pd.DataFrame, names: list[str]) -> Figure:
     """Median to 99th percentile of answered requests near capacity, over workloads and seeds."""
     load = _near_capacity(frame)
     figure, axes = _figure(2, height=1.2 + 0.25 * len(names))
-    quantiles = (
-        (metric.LATENCY_HIGH_P50_MS, metric.LATENCY_HIGH_P99_MS),
-        (metric.LATENCY_LOW_P50_MS, metric.LATENCY_LOW_P99_MS),
-    )
-    for axis, (p50, p99), title in zip(axes, quantiles, PRIORITY_TITLES, strict=True):
+    for axis, (p50, p99), title in zip(axes, metric.LATENCY_MS, PRIORITY_TITLES, strict=True):
         for y, policy in enumerate(reversed(names)):
             rows = frame[(frame["policy"] == policy) & (frame["load"] == load)]
             color = _style(names, policy)["color"]
@@ -191,10 +195,8 @@ def _latency(frame: pd.DataFrame, names: list[str]) -> Figure:
 
 def _fairness(frame: pd.DataFrame, names: list[str]) -> Figure:
     figure, axes = _figure(1, 6.0)
-    for policy in names:
-        by_load = frame[frame["policy"] == policy].groupby("load")[metric.FAIRNESS_MODELS].mean()
-        axes[0].plot(by_load.index, by_load.to_numpy(), **_style(names, policy))
-    axes[0].set(title="fairness over models", xlabel="offered load / capacity", ylabel="Jain's index of shares met")
+    _over_loads(axes[0], frame, names, metric.FAIRNESS_MODELS, "fairness over models")
+    axes[0].set(ylabel="Jain's index of shares met")
     _legend(figure, axes[0])
     return figure
 

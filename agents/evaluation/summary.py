@@ -56,16 +56,11 @@ def summarise(
         metric.BATCH_SIZE_MEAN: float(sizes.mean()) if len(sizes) else float("nan"),
         metric.FAIRNESS_MODELS: _jain(table["model"].to_numpy().astype(str), met, kept),
     }
-    latency_tags = (
-        (metric.LATENCY_HIGH_P50_MS, metric.LATENCY_HIGH_P99_MS),
-        (metric.LATENCY_LOW_P50_MS, metric.LATENCY_LOW_P99_MS),
-    )
     for number, name in enumerate(PRIORITIES):
         mine = priority == number
         result[metric.VIOLATION[number]] = _share(violated & mine, kept & mine)
-        p50, p99 = latency_tags[number]
-        result[p50] = _quantile(latency[answered & mine], 0.5)
-        result[p99] = _quantile(latency[answered & mine], 0.99)
+        for tag, level in zip(metric.LATENCY_MS[number], (0.5, 0.99)):
+            result[tag] = _quantile(latency[answered & mine], level)
         for ended in ENDED:
             result[metric.outcome_tag(name, ended)] = float(np.sum((outcome == ended) & mine))
     if decision_us is not None and len(decision_us):

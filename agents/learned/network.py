@@ -34,9 +34,9 @@ class CandidateNet(nn.Module):
 
     Args:
         hidden: width of every layer.
-        prior: what the logit of the action that is marked in the observation begins with (agents.training.strait_bonus); 0:
-            nothing is marked.
-        reference: values of Strait's parameters, whose choice is marked.
+        strait_bonus: what the logit of the action that is marked in the observation begins with
+            (agents.training.strait_bonus).
+        strait: values of Strait's parameters, whose choice is marked.
     """
 
     strait_bonus: Tensor

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.learned.forward import choose, logits_of, memory_size, pack
-from agents.learned.policy_file import CHECKPOINT, PolicyFile, read_policy
+from agents.learned.policy_file import read_policy
 from agents.policies.base import Policy, PolicyKind
 from envs.scheduling.state import SchedState, Tables
 from traces.errors import InputError
@@ -43,9 +43,8 @@ class LearnedPolicy(Policy):
         weights: arrays by name, as in the network's state dict.
         n: number of schedulers.
         drop: scale of solo latency at which a queued request is dropped as out of reach; None: 1.
-        defer_ms: a deferral ends after so long, if no event ends it before.
-        max_batches_per_core: batches that may share a core where it decides; 0: no limit.
         metadata: of the file that the weights came from.
+        params: fields of ``LearnedParams``.
     """
 
     def __init__(
@@ -53,38 +52,26 @@ class LearnedPolicy(Policy):
         weights: Mapping[str, np.ndarray],
         n: int = 1,
         drop: float | None = None,
-        defer_ms: float = 2.0,
-        max_batches_per_core: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        **params: float,
     ) -> None:
-        super().__init__(KIND, n, drop, defer_ms=defer_ms, max_batches_per_core=max_batches_per_core)
+        super().__init__(KIND, n, drop, **params)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, defer_ms, max_batches_per_core)
+        self.vector = pack(weights, self.params.defer_ms, self.params.max_batches_per_core)
         self.reset(n)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES)))
 
-    def _check(self, state: SchedState, tables: Tables) -> None:
+    def check(self, state: SchedState, tables: Tables) -> None:
+        """Raise InputError for more candidates than its memory has room for."""
         n = 2 * state.queue.shape[2] * len(tables.size)
         if n > MAX_CANDIDATES:
             raise InputError(
                 f"policy 'ppo' decides among at most {MAX_CANDIDATES} candidates, not {n}; serve fewer models"
             )
-
-    def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
-        """Action and wake time (absolute ms, inf for none) for scheduler e."""
-        self._check(state, tables)
-        return super().decide(state, tables, env)
-
-    def decide_all(
-        self, state: SchedState, tables: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray
-    ) -> None:
-        """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        self._check(state, tables)
-        super().decide_all(state, tables, skip, actions, wakes)
 
     def logits(self, state: SchedState, tables: Tables, env: int = 0) -> np.ndarray:
         """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
@@ -92,17 +79,16 @@ class LearnedPolicy(Policy):
         return logits_of(self.memory[env], self.hidden, 2 * state.queue.shape[2] * len(tables.size)).copy()
 
 
-def load_policy(path: str | Path = CHECKPOINT, n: int = 1, drop: float | None = None) -> LearnedPolicy:
+def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:
     """A trained policy from a file that ``train.py`` wrote.
 
     Args:
-        path: safetensors file, or "default" for the one that ships with the project.
+        path: safetensors file.
         n: number of schedulers.
-        drop: overrides the drop scale that it was trained with.
 
     Raises:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
-    file: PolicyFile = read_policy(CHECKPOINT if str(path) == "default" else Path(path))
-    scale = file.drop if drop is None else drop
-    return LearnedPolicy(file.weights, n, scale, file.defer_ms, file.max_batches_per_core, file.metadata)
+    file = read_policy(path)
+    rules = {"defer_ms": file.defer_ms, "max_batches_per_core": file.max_batches_per_core}
+    return LearnedPolicy(file.weights, n, file.drop, file.metadata, **rules)

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from agents.policies.strait import StraitParams
 from envs.scheduling.observation import CANDIDATE_FEATURES, N_CANDIDATE, N_SUMMARY, SCHEMA, SUMMARY_FEATURES
+from envs.simulation.config import EnvConfig
 from traces.errors import InputError
 from traces.files import atomic_path
 
@@ -81,21 +82,13 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_policy(
-    path: str | Path,
-    weights: Mapping[str, np.ndarray],
-    drop: float,
-    defer_ms: float,
-    notes: Mapping[str, str],
-    max_batches_per_core: int = 0,
-) -> None:
+def write_policy(path: str | Path, weights: Mapping[str, np.ndarray], env: EnvConfig, notes: Mapping[str, str]) -> None:
     """Write a policy file, atomically.
 
     Args:
         path: where to.
         weights: arrays by name, see ``shapes``.
-        drop: drop scale that it was trained with. defer_ms: deferral timer that it was trained with.
-        max_batches_per_core: batches that may share a core where it decides; 0: no limit.
+        env: settings of the worlds that it was trained in, some of which hold wherever it decides.
         notes: strings about how it was made; "command" and "seed" are expected of training.
     """
     arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()}
@@ -105,9 +98,9 @@ def write_policy(
         "candidate_features": json.dumps(list(CANDIDATE_FEATURES)),
         "summary_features": json.dumps(list(SUMMARY_FEATURES)),
         "hidden": str(arrays["summary.weight"].shape[0]),
-        "drop": repr(float(drop)),
-        "defer_ms": repr(float(defer_ms)),
-        "max_batches_per_core": str(int(max_batches_per_core)),
+        "drop": repr(float(env.drop)),
+        "defer_ms": repr(float(env.defer_ms)),
+        "max_batches_per_core": str(env.max_batches_per_core),
     }
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(arrays, metadata=metadata))

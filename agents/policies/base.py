@@ -53,9 +53,9 @@ def places(params: type) -> range:
 
 
 @njit
-def _choose_range(choose, memory, params, state, tables, lo, hi, skip, actions, wakes):
-    """Ask ``choose`` in each scheduler lo..hi-1 where ``skip`` is False."""
-    for env in range(lo, hi):
+def _choose_all(choose, memory, params, state, tables, skip, actions, wakes):
+    """Ask ``choose`` in each scheduler where ``skip`` is False."""
+    for env in range(actions.shape[0]):
         if not skip[env]:
             actions[env], wakes[env] = choose(state, tables, memory, env, params)
 
@@ -115,28 +115,36 @@ class Policy:
         self.drop = float(own) if drop is None else drop
         self.vector = np.array([float(v) for v in asdict(self.params).values()] or [0.0])
         self.memory = np.zeros((n, MEMORY_SIZE))
-        self._bound: tuple[Any, Any, Callable[..., tuple[int, float]]] = (None, None, kind.choose)
-        self._bound_all: tuple[Any, Any, Callable[..., None]] = (None, None, _choose_range)
+        self._bound: tuple[Any, Any, Callable[..., Any]] = (None, None, kind.choose)
+        self._bound_all: tuple[Any, Any, Callable[..., Any]] = (None, None, _choose_all)
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), MEMORY_SIZE))
 
+    def check(self, state: SchedState, tables: Tables) -> None:
+        """Raise InputError where the policy cannot decide for schedulers of this size; asked before the first decision."""
+
     def decide(self, state: SchedState, tables: Tables, env: int = 0) -> tuple[int, float]:
-        """Action and wake time (absolute ms, inf for none) for scheduler e."""
-        bound_st, bound_tb, choose = self._bound
-        if bound_st is not state or bound_tb is not tables:
+        """Action and wake time (absolute ms, inf for none) for scheduler ``env``."""
+        if self._bound[0] is not state or self._bound[1] is not tables:
+            self.check(state, tables)
             choose = bind(self.kind.choose, state, tables, self.memory, env, self.vector)
             self._bound = (state, tables, choose)
-        return choose(state, tables, self.memory, env, self.vector)
+        return self._bound[2](state, tables, self.memory, env, self.vector)
 
     def decide_all(
         self, state: SchedState, tables: Tables, skip: np.ndarray, actions: np.ndarray, wakes: np.ndarray
     ) -> None:
         """Actions (n,) int64 and wake times (n,) for all schedulers where ``skip`` (n,) is False."""
-        choose, args = self.kind.choose, (state, tables, 0, len(actions), skip, actions, wakes)
-        bound_st, bound_tb, loop = self._bound_all
-        if bound_st is not state or bound_tb is not tables:
-            loop = bind_loop(_choose_range, choose, self.memory, self.vector, *args)
-            self._bound_all = (state, tables, loop)
-        loop(choose, self.memory, self.vector, *args)
+        args = (self.kind.choose, self.memory, self.vector, state, tables, skip, actions, wakes)
+        if self._bound_all[0] is not state or self._bound_all[1] is not tables:
+            self.check(state, tables)
+            self._bound_all = (state, tables, bind_loop(_choose_all, *args))
+        self._bound_all[2](*args)
+
+    def actions(self, state: SchedState, tables: Tables) -> np.ndarray:
+        """Actions (n,) of all schedulers now."""
+        actions = np.zeros(len(self.memory), np.int64)
+        self.decide_all(state, tables, np.zeros(len(actions), bool), actions, np.zeros(len(actions)))
+        return actions

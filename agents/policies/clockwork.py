@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, earliest_deadline_queue
+from agents.policies.common import defer_action, earliest_deadline_queue, largest_in_time
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -34,7 +34,6 @@ MARGIN, IN_FLIGHT, BY_PRIORITY = places(ClockworkParams)
 @njit
 def choose(state, tables, memory, env, params):
     """Queue with the earliest deadline; its largest batch that meets that deadline alone on the device."""
-    group = env % tables.solo.shape[0]
     if state.scheduler[env].n_free == 0 or in_flight(state, env) >= params[IN_FLIGHT]:
         return defer_action(state, tables), np.inf
     high, high_deadline = earliest_deadline_queue(state, env, 0)
@@ -45,18 +44,10 @@ def choose(state, tables, memory, env, params):
         priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
     if model < 0:
         return defer_action(state, tables), np.inf
-    deadline = high_deadline if priority == 0 else low_deadline
-    length = state.queue[env, priority, model].length
-    best = 0
-    for size in range(tables.size.shape[0]):
-        need = params[MARGIN] * (
-            tables.h2d[group, model, size] + tables.solo[group, model, size] + tables.d2h[group, model, size]
-        )
-        if tables.size[size] <= length and state.scheduler[env].now + need <= deadline:
-            best = size
-    if tables.size[best] > length:
+    size = largest_in_time(state, tables, env, priority, model, params[MARGIN])
+    if tables.size[size] > state.queue[env, priority, model].length:
         return defer_action(state, tables), np.inf
-    return action_of(tables, state.queue.shape[2], priority, model, best), np.inf
+    return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
 
 
 KIND = PolicyKind("clockwork", choose, ClockworkParams, "after Gujarati et al., Clockwork, OSDI 2020")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from envs.scheduling.jit import njit
+from envs.scheduling.operations import action_of
 
 
 @njit
@@ -22,6 +23,29 @@ def largest_fit(state, tables, env, params, model, limit):
     best = -1
     for size in range(tables.size.shape[0]):
         if tables.size[size] <= length and tables.size[size] <= limit:
+            best = size
+    return best
+
+
+@njit
+def largest_batch(state, tables, env, priority, model, limit):
+    """Action and wake time of a policy that dispatches the largest batch of ``largest_fit``, or else defers."""
+    size = largest_fit(state, tables, env, priority, model, limit)
+    if size < 0:
+        return defer_action(state, tables), np.inf
+    return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
+
+
+@njit
+def largest_in_time(state, tables, env, priority, model, margin):
+    """Index of the largest batch that queue (p, m) can fill and whose head is in time alone on the device; 0 if none."""
+    group = env % tables.solo.shape[0]
+    q = state.queue[env, priority, model]
+    deadline = state.entry[env, priority, model, q.head].deadline
+    best = 0
+    for size in range(tables.size.shape[0]):
+        finish = state.scheduler[env].now + margin * solo_total(tables, group, model, size)
+        if tables.size[size] <= q.length and finish <= deadline:
             best = size
     return best
 

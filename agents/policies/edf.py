@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, earliest_deadline_queue, largest_fit
+from agents.policies.common import defer_action, earliest_deadline_queue, largest_batch
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ def choose(state, tables, memory, env, params):
     priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
     if model < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    size = largest_fit(state, tables, env, priority, model, params[MAX_BATCH])
-    if size < 0:
-        return defer_action(state, tables), np.inf
-    return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
+    return largest_batch(state, tables, env, priority, model, params[MAX_BATCH])
 
 
 KIND = PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, largest_fit
+from agents.policies.common import defer_action, largest_batch
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,18 @@ class FifoParams:
 @njit
 def choose(state, tables, memory, env, params):
     """Dispatch from the queue whose head arrived first, as many as wait."""
-    n_models = state.queue.shape[2]
     best_p, best_m = -1, -1
     best = np.inf
     for priority in range(2):
-        for model in range(n_models):
+        for model in range(state.queue.shape[2]):
             q = state.queue[env, priority, model]
             if q.length > 0:
                 arrival = state.entry[env, priority, model, q.head].arrival
                 if arrival < best:
-                    best = arrival
-                    best_p, best_m = priority, model
+                    best, best_p, best_m = arrival, priority, model
     if best_m < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
-    if size < 0:
-        return defer_action(state, tables), np.inf
-    return action_of(tables, n_models, best_p, best_m, size), np.inf
+    return largest_batch(state, tables, env, best_p, best_m, params[MAX_BATCH])
 
 
 KIND = PolicyKind("fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False)

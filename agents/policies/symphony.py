@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, solo_total
+from agents.policies.common import defer_action, largest_in_time, solo_total
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -57,13 +57,7 @@ def choose(state, tables, memory, env, params):
             if q.length < tables.size[0]:
                 continue
             head = state.entry[env, priority, model, q.head]
-            size = 0
-            for i in range(tables.size.shape[0]):
-                if (
-                    tables.size[i] <= q.length
-                    and own.now + params[MARGIN] * solo_total(tables, group, model, i) <= head.deadline
-                ):
-                    size = i
+            size = largest_in_time(state, tables, env, priority, model, params[MARGIN])
             if size < last and tables.size[size + 1] > q.length:
                 frontrun = head.deadline - params[MARGIN] * solo_total(tables, group, model, size + 1)
                 ready = head.arrival + params[DEFER] * (frontrun - head.arrival)

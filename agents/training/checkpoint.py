@@ -95,7 +95,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, env: EnvConfig, notes
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_policy(temporary / POLICY, checkpoint.weights, env.drop, env.defer_ms, notes, env.max_batches_per_core)
+    write_policy(temporary / POLICY, checkpoint.weights, env, notes)
     (temporary / OPTIMIZER).write_bytes(save_tensors(checkpoint.optimizer))
     np.savez_compressed(temporary / ARRAYS, allow_pickle=False, **checkpoint.arrays)  # type: ignore[arg-type]
     sums = {name: zlib.crc32((temporary / name).read_bytes()) for name in (POLICY, OPTIMIZER, ARRAYS)}

@@ -40,7 +40,7 @@ TRAIN_SHARE = 0.6  # of the log's time; the rest judges
 WINDOWS = 16  # of the rest, which the interval is over
 SHORTEST_MS = 500.0
 SAME_CLOCK_MS = 1000.0  # batches of one server are recorded in the order of their ends, give or take less than this
-WORLDS = 8  # noises
+WORLDS = 8  # noises that policies are compared under
 SLOWER = 0.4  # learning rate of fine-tuning over that of training anew
 SPREAD = 1.25  # loads of training: the log's over and times this
 
@@ -224,14 +224,12 @@ def shadow(
     candidate: str,
     streams: int,
     log_slowdown: np.ndarray | None = None,
-    worlds: int = WORLDS,
 ) -> dict[str, Any]:
     """Compare two policies on a workload that neither was tuned on, window by window.
 
     Args:
         profile: the machine's. workload: to serve. running, candidate: as for ``resolve``. streams: of the device.
         log_slowdown: of the cores over the time of the workload (refit.measured_log_slowdown); None: as the profile has it.
-        worlds: noises.
 
     Returns:
         Violated weight of both in percent, and the paired difference in points with its 95 % interval over windows.
@@ -242,7 +240,7 @@ def shadow(
     edges_ms = window_edges(workload)
     truth = with_measured_slowdown(profile.truth(streams), log_slowdown)
     mine, theirs = (
-        100 * violated_weight(profile, truth, name, workload, edges_ms, worlds) for name in (candidate, running)
+        100 * violated_weight(profile, truth, name, workload, edges_ms, WORLDS) for name in (candidate, running)
     )
     low, mean, high = bootstrap(mine - theirs)
     return {

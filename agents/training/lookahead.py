@@ -226,17 +226,16 @@ def _sample(
     worlds, n = env.env.worlds, env.num_envs
     rng = np.random.default_rng(np.random.randint(2**31))
     parts: list[tuple[np.ndarray, ...]] = []
-    own, wakes, nobody = np.zeros(n, np.int64), np.zeros(n), np.zeros(n, bool)
     learner = np.zeros(n, bool) if first else np.arange(n) % 2 == 1
     for _ in range(c.steps):
-        teacher.decide_all(worlds.sim.state, worlds.sim.tables, nobody, own, wakes)
+        own = teacher.actions(worlds.sim.state, worlds.sim.tables)
         with torch.no_grad():
             logits = policy.net(torch.as_tensor(worlds.obs))[0].numpy()
         tried = _propose(logits, own, c.tries, rng)
         tried[rng.random(n) >= c.share] = -1
         rows = tried[:, 0] >= 0
         gains = twins.gains(tried, own, c.tau_ms)
-        parts.append((worlds.obs[rows].astype(np.float16), own[rows].copy(), tried[rows], gains[rows]))
+        parts.append((worlds.obs[rows].astype(np.float16), own[rows], tried[rows], gains[rows]))
         env.step(np.where(learner, logits.argmax(1), own))
         if not another():
             break

@@ -10,7 +10,7 @@ import numpy as np
 
 from agents.learned.forward import CHOSEN
 from agents.policies.registry import make_policy
-from envs.scheduling.observation import N_CANDIDATE
+from envs.scheduling.observation import N_CANDIDATE, VALID
 from envs.simulation.worlds import Worlds
 
 
@@ -26,14 +26,11 @@ class StraitBonus:
         self.worlds = worlds
         self.strait = make_policy("strait", worlds.n)
         self.strait.vector = np.asarray(strait, float)
-        self._nobody = np.zeros(worlds.n, bool)
-        self._actions = np.zeros(worlds.n, np.int64)
-        self._wakes = np.zeros(worlds.n)
 
     def observed(self) -> None:
         """Mark the present observations; a world where none is marked is one where Strait defers."""
         worlds = self.worlds
         self.strait.memory[worlds.out.done] = 0.0
-        self.strait.decide_all(worlds.sim.state, worlds.sim.tables, self._nobody, self._actions, self._wakes)
-        rows = np.flatnonzero(self._actions < worlds.sim.n_actions - 1)
-        worlds.obs[rows, self._actions[rows] * N_CANDIDATE] = CHOSEN
+        actions = self.strait.actions(worlds.sim.state, worlds.sim.tables)
+        rows = np.flatnonzero(actions < worlds.sim.n_actions - 1)
+        worlds.obs[rows, actions[rows] * N_CANDIDATE + VALID] = CHOSEN

@@ -178,14 +178,13 @@ class Trainer:
         }
 
     def _save_policy(self, best: bool) -> None:
-        env = self.config.env
         notes = self._notes() | {
             "evaluation_difference": repr(self.evaluation.latest),
             "reference": self.config.reference,
         }
         for name in (LAST, POLICY) if best else (LAST,):
             weights = weights_of(self.model.policy)  # type: ignore[arg-type]
-            write_policy(self.run / name, weights, env.drop, env.defer_ms, notes, env.max_batches_per_core)
+            write_policy(self.run / name, weights, self.config.env, notes)
 
     def warm_start(self, start: str | Path | None = None) -> None:
         """Begin as Strait, or with the weights of a policy file, and look ahead; the worlds go on from where that ends.

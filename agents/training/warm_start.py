@@ -12,28 +12,24 @@ from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID
 
 STEPS = 96  # decisions of each world that normalisation and reward scale are taken from
 MOST_OBSERVATIONS = 50_000
+MOST_STEPS = 4000  # decisions of each world after which even worlds whose episode did not end count as spread out
 
 
-def spread_out(env: SB3VecEnv, strait: Policy, limit: int = 4000) -> None:
-    """Let Strait act until every world has ended an episode, so that worlds stand at all ages, or for ``limit`` decisions."""
-    worlds = env.env.worlds
-    nobody, ended = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool)
-    actions, wakes = np.zeros(env.num_envs, np.int64), np.zeros(env.num_envs)
-    for _ in range(limit):
+def spread_out(env: SB3VecEnv, strait: Policy) -> None:
+    """Let Strait act until every world has ended an episode, so that worlds stand at all ages."""
+    sim, ended = env.env.worlds.sim, np.zeros(env.num_envs, bool)
+    for _ in range(MOST_STEPS):
         if ended.all():
             return
-        strait.decide_all(worlds.sim.state, worlds.sim.tables, nobody, actions, wakes)
-        ended |= env.step(actions)[2]
+        ended |= env.step(strait.actions(sim.state, sim.tables))[2]
 
 
 def normalise(policy: CandidatePolicy, env: SB3VecEnv, strait: Policy) -> None:
     """Set the network's input normalisation from what Strait meets."""
-    worlds, n = env.env.worlds, env.num_envs
-    seen, nobody, actions, wakes = [], np.zeros(n, bool), np.zeros(n, np.int64), np.zeros(n)
+    worlds, seen = env.env.worlds, []
     for _ in range(STEPS):
         seen.append(worlds.obs.copy())
-        strait.decide_all(worlds.sim.state, worlds.sim.tables, nobody, actions, wakes)
-        env.step(actions)
+        env.step(strait.actions(worlds.sim.state, worlds.sim.tables))
     obs = np.concatenate(seen)[:MOST_OBSERVATIONS]
     rows = obs[:, :-N_SUMMARY].reshape(-1, N_CANDIDATE)
     policy.net.set_normalisation(torch.as_tensor(rows[rows[:, VALID] > 0.5]), torch.as_tensor(obs[:, -N_SUMMARY:]))

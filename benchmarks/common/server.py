@@ -105,7 +105,6 @@ class Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
-        self.last_used = time.monotonic()
         self.closed = False
 
     @classmethod
@@ -121,7 +120,6 @@ class Connection:
         body = await self._reader.readexactly(int(head[begin : head.index(b"\r", begin)]))
         if b"connection: close" in head:
             self.close()
-        self.last_used = time.monotonic()
         return int(head[9:12]), body
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.interference.baselines import Boosting, Constant, GpuletLinear, Ridge, Solo
-from benchmarks.interference.igniter import IgniterAnalytic
 from benchmarks.interference.model import OfflineModel
 from benchmarks.interference.ours import Form, Ours
 
@@ -19,7 +18,6 @@ def models(forms: tuple[Form, ...], boosting: bool = True) -> dict[str, Callable
         "solo": Solo,
         "constant": Constant,
         "gpulet-linear": GpuletLinear,
-        "igniter": IgniterAnalytic,
         "ridge": Ridge,
     }
     return compared | ({"boosting": Boosting} if boosting else {}) | {"ours": lambda: Ours(forms)}

@@ -67,9 +67,6 @@ class GpuletLinear:
     than one co-runner: their sum.
     """
 
-    def __init__(self) -> None:
-        self.weights: dict[int, np.ndarray] = {}
-
     @staticmethod
     def _features(data: CoRuns) -> np.ndarray:
         mine, them = data.variants()
@@ -78,22 +75,18 @@ class GpuletLinear:
 
     def fit(self, data: CoRuns, train: np.ndarray) -> GpuletLinear:
         """Least squares on overlap-weighted means over each batch; batches that ran alone are left out."""
-        x = mean_over_batch(data, self._features(data))
-        family = data.family[data.variant]
+        x, family = mean_over_batch(data, self._features(data)), data.family[data.variant]
+        self.weights = np.zeros((int(data.family.max()) + 1, 1 + x.shape[1]))
         for f in np.unique(family):
             at = train & (family == f) & ~data.alone
-            self.weights[int(f)] = solve_ridge(x[at], data.measured[at], 1e-7)
+            self.weights[f] = solve_ridge(x[at], data.measured[at], 1e-7)
         return self
 
     def slowdown(self, data: CoRuns) -> np.ndarray:
         """The linear form of each piece (S,); 1 where nothing runs beside it."""
-        x = self._features(data)
-        family = data.family[data.variant[data.batch]]
-        out = np.ones(len(x))
-        for f, w in self.weights.items():
-            at = (family == f) & data.there.any(axis=1)
-            out[at] = w[0] + x[at] @ w[1:]
-        return bounded(out)
+        weights = self.weights[data.family[data.variant[data.batch]]]
+        linear = weights[:, 0] + (weights[:, 1:] * self._features(data)).sum(axis=1)
+        return bounded(np.where(data.there.any(axis=1), linear, 1.0))
 
 
 class Boosting:

@@ -66,6 +66,7 @@ class CoRuns(Segments):
         return np.unique(self.batch, return_index=True)[1]
 
 
+# What a data set may leave out of its table of variants.
 DEFAULTS = {"device_share": 1.0, "load": 1.0, "family": 0, "high": 0.0}
 DEMAND = ["compute", "memory", "cache"]
 
@@ -79,17 +80,15 @@ def co_runs(segments: Segments, variants: pd.DataFrame, cores: float = 0.0, away
         cores: see ``CoRuns``.
         away: (N,) see ``CoRuns``; None: nowhere.
     """
-    columns = {name: variants.get(name, pd.Series([value] * len(variants))) for name, value in DEFAULTS.items()}
-    columns |= {name: variants[name] for name in ("model", "size", "solo_ms")}
+    whole = pd.DataFrame(DEFAULTS, index=variants.index).assign(**variants)
+    numbers = ("size", "solo_ms", "device_share", "load", "high")
     return CoRuns(
         **{name: getattr(segments, name) for name in Segments.__dataclass_fields__},
+        **{name: whole[name].to_numpy(float) for name in numbers},
+        **{name: whole[name].to_numpy(np.int64) for name in ("model", "family")},
+        demand=whole[DEMAND].to_numpy(float),
         away=np.zeros(len(segments.variant)) if away is None else away,
-        demand=variants[DEMAND].to_numpy(float),
         cores=cores,
-        **{
-            name: column.to_numpy(np.int64 if name in ("model", "family") else float)
-            for name, column in columns.items()
-        },
     )
 
 
@@ -101,7 +100,7 @@ def whole_batches(
     return Segments(variant, exec_ms, start_ms, rows, alone, group, rows, exec_ms, others)
 
 
-def finish(data: CoRuns, slowdown: np.ndarray, speed: np.ndarray | float = 1.0) -> np.ndarray:
+def finish(data: CoRuns, slowdown: np.ndarray) -> np.ndarray:
     """Execution times (N,) in ms that slowdowns of pieces (S,) add up to.
 
     Work of a piece is its length over its slowdown. A batch predicted to end early ends within a piece; one predicted to
@@ -110,15 +109,13 @@ def finish(data: CoRuns, slowdown: np.ndarray, speed: np.ndarray | float = 1.0) 
     Args:
         data: the co-runs.
         slowdown: (S,) of each piece.
-        speed: (N,) factor on all slowdowns of a batch (drift of the machine).
     """
-    slow = slowdown * np.broadcast_to(speed, data.variant.shape)[data.batch]
-    work, solo, first = data.dt_ms / slow, data.batch_solo_ms, data.first
+    work, solo, first = data.dt_ms / slowdown, data.batch_solo_ms, data.first
     before = np.cumsum(work) - work
     left = np.maximum((solo + before[first])[data.batch] - before, 0.0)
     missing = np.maximum(solo - data.over_batches(work), 0.0)
     last = first + np.bincount(data.batch) - 1
-    return data.over_batches(np.minimum(data.dt_ms, left * slow)) + missing * slow[last]
+    return data.over_batches(np.minimum(data.dt_ms, left * slowdown)) + missing * slowdown[last]
 
 
 def start_only(data: CoRuns, slowdown: np.ndarray) -> np.ndarray:
@@ -146,33 +143,17 @@ def demand_features(data: CoRuns) -> np.ndarray:
     return np.column_stack([*counts, own, others, own * others, *mixed])
 
 
-@dataclass(frozen=True)
-class Errors:
-    """Errors of predictions, in percent.
+def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """Errors of predictions against measurements, in percent.
 
-    Attributes:
-        mape: mean absolute error.
-        p90: 90th percentile of the absolute error.
-        p99: its 99th percentile.
-        under: mean of the under-predictions, over all batches.
-        over: mean of the over-predictions, over all batches.
-        n: number of batches.
+    Returns:
+        Mean absolute error (mape), its 90th and 99th percentile (p90, p99), the parts of the mean by sign (under, over), and
+        the number of batches (n).
     """
-
-    mape: float
-    p90: float
-    p99: float
-    under: float
-    over: float
-    n: int
-
-
-def errors(predicted: np.ndarray, measured: np.ndarray) -> Errors:
-    """Errors of predictions against measurements."""
     e = 100.0 * (predicted / measured - 1.0)
     p90, p99 = np.quantile(np.abs(e), [0.9, 0.99]).tolist()
     under, over = float(np.maximum(-e, 0.0).mean()), float(np.maximum(e, 0.0).mean())
-    return Errors(under + over, p90, p99, under, over, len(e))
+    return {"mape": under + over, "p90": p90, "p99": p99, "under": under, "over": over, "n": len(e)}
 
 
 def folds(group: np.ndarray, k: int) -> np.ndarray:

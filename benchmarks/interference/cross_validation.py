@@ -47,21 +47,19 @@ def adapt(
     sizes = (np.log2(data.size[of]) / 5.0 - 0.6 for of in (data.variant, beside))
     x = np.column_stack([np.ones(len(data.variant)), data.device_share[data.variant] - 0.5, *sizes])
     base = predicted_ms / data.batch_solo_ms
+    model, n_models = data.model[data.variant], int(data.model.max()) + 1
     out = predicted_ms.copy()
     for group in np.unique(data.group):
         rows = np.flatnonzero(data.group == group)
         rows = rows[np.argsort(data.start_ms[rows], kind="stable")]
-        theta: dict[int, np.ndarray] = {}
-        cov: dict[int, np.ndarray] = {}
+        theta = np.zeros((n_models, x.shape[1]))
+        cov = np.tile(prior * np.eye(x.shape[1]), (n_models, 1, 1))
         for start in np.unique(data.start_ms[rows]):
             now = rows[data.start_ms[rows] == start]
             for i in now:
-                m = int(data.model[data.variant[i]])
-                theta.setdefault(m, np.zeros(x.shape[1]))
-                cov.setdefault(m, prior * np.eye(x.shape[1]))
-                out[i] = (base[i] + x[i] @ theta[m]) * data.batch_solo_ms[i]
+                out[i] = (base[i] + x[i] @ theta[model[i]]) * data.batch_solo_ms[i]
             for i in now:
-                m = int(data.model[data.variant[i]])
+                m = model[i]
                 p = cov[m] / forgetting
                 gain = p @ x[i] / (x[i] @ p @ x[i] + noise)
                 theta[m] = theta[m] + gain * (data.measured[i] - base[i] - x[i] @ theta[m])
@@ -85,7 +83,7 @@ def repeats_of(measurements: Measurements) -> np.ndarray:
 
 
 def repeat_gaps(
-    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray, within_ms: float = np.inf
+    key: np.ndarray, residual: np.ndarray, which: np.ndarray, start_ms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Differences between like batches, which no model that knows only what they have in common can predict.
 
@@ -97,7 +95,6 @@ def repeat_gaps(
         residual: (N,) log of measured over predicted time.
         which: (N,) bool, batches to look at.
         start_ms: (N,) start of each batch.
-        within_ms: largest distance of the starts of a pair.
 
     Returns:
         Gaps (P,) over root two in percent of all pairs, and the row (P,) of one batch of each.
@@ -107,7 +104,7 @@ def repeat_gaps(
     gaps, first = [np.zeros(0)], [np.zeros(0, np.int64)]
     for apart in range(1, len(rows)):
         a, b = rows[:-apart], rows[apart:]
-        near = (key[a] == key[b]) & (start_ms[b] - start_ms[a] <= within_ms)
+        near = key[a] == key[b]
         if not near.any():  # nor any further apart
             break
         gaps.append(100.0 * np.abs(residual[a[near]] - residual[b[near]]) / np.sqrt(2.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,35 +25,21 @@ SETTLED = 50  # watched batches after a shift from which coverage counts
 RECOVERED = 1.2  # error over steady error at which the predictor has recovered
 
 
-@dataclass(frozen=True)
-class Shift:
+class Shift(NamedTuple):
     """What happened after a shift, over all times at which it was tried.
 
     Attributes:
         name: the shift.
         recovery: batches until the error was back.
-        steady: the error without the shift, in percent.
         curve: error over steady error by batches since the shift.
-        coverage: of the 90 and 95 % quantiles once recovered, over all batches.
-        coverage_watched: the same over the batches concerned (no promise: quantiles are by number of co-runners, not by model
-            or size).
+        figures: what a table shows: recovery, the error without the shift, and coverage of the 90 and 95 % quantiles once
+            recovered, over all batches and over those concerned (which has no promise: quantiles are by number of co-runners).
     """
 
     name: str
     recovery: int
-    steady: float
     curve: np.ndarray
-    coverage: tuple[float, float]
-    coverage_watched: tuple[float, float]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What a table shows."""
-        within = {"90": self.coverage[0], "95": self.coverage[1]}
-        watched = {"90, new": self.coverage_watched[0], "95, new": self.coverage_watched[1]}
-        return {"recovery, batches": self.recovery, "steady error, %": self.steady} | {
-            f"coverage {name}": 100.0 * share for name, share in (within | watched).items()
-        }
+    figures: dict[str, float]
 
 
 def split(measurements: Measurements, group: np.ndarray) -> tuple[Measurements, np.ndarray, np.ndarray]:
@@ -119,9 +105,11 @@ def _try(
     base, ours = (np.mean([e[:length] for e in tried], axis=0) for tried in (steady_errors, shifted_errors))
     window = np.ones(WINDOW) / WINDOW
     curve = np.convolve(ours, window, "valid") / np.convolve(base, window, "valid")
-    shares = [tuple(np.concatenate(part).mean(axis=0).tolist()) for part in (covered, covered_watched)]
     recovery = next(iter(np.flatnonzero(curve <= RECOVERED).tolist()), length)
-    return Shift(name, recovery, float(100.0 * base.mean()), curve, *shares)
+    shares = [100.0 * np.concatenate(part).mean(axis=0) for part in (covered, covered_watched)]
+    names = ("coverage 90", "coverage 95", "coverage 90, new", "coverage 95, new")
+    figures = {"recovery, batches": recovery, "steady error, %": float(100.0 * base.mean())}
+    return Shift(name, recovery, curve, figures | dict(zip(names, np.concatenate(shares).tolist(), strict=True)))
 
 
 def _errors(replayed: Replayed) -> np.ndarray:

@@ -44,24 +44,3 @@ class Ours:
         """Slowdown of each piece (S,)."""
         logs = [form(data)[0] @ theta for form, theta in zip(self.forms, self.thetas)]
         return bounded(np.exp(np.mean(logs, axis=0)), LEAST)
-
-
-def speed_so_far(data: CoRuns, residual: np.ndarray, width: int = 9, within_ms: float = 2000.0) -> np.ndarray:
-    """Factor (N,) on the time of each batch from the residuals of batches that had ended when it started.
-
-    Args:
-        data: the co-runs.
-        residual: (N,) log of measured over predicted time.
-        width: how many of the latest batches count.
-        within_ms: how far back they may lie.
-    """
-    end_ms = data.start_ms + data.exec_ms
-    order = np.argsort(end_ms, kind="stable")
-    upto = np.searchsorted(end_ms[order], data.start_ms, side="right")
-    since = np.maximum(np.searchsorted(end_ms[order], data.start_ms - within_ms), upto - width)
-    out = np.ones(len(residual))
-    for i in np.flatnonzero(upto > since):
-        seen = residual[order[since[i] : upto[i]]]
-        # Shrunk by a prior of two batches at no drift: few batches say little.
-        out[i] = np.exp(np.median(seen) * len(seen) / (len(seen) + 2.0))
-    return out

@@ -22,7 +22,6 @@ import pandas as pd
 from agents.evaluation import metric
 from agents.evaluation.statistics import bootstrap, difference, weighted_rate
 from agents.learned.policy_file import SHIPPED
-from benchmarks.common import pictures
 from benchmarks.common.command import DIGITS, as_command
 from benchmarks.common.timing import Progress
 from benchmarks.live.report import headline_table
@@ -31,9 +30,15 @@ from benchmarks.live.simulated import drift_corrected
 from envs.profiles.profile import Profile
 from serving.replay.live_runs import capacity_rps, open_machine
 from traces.files import atomic_write_text, rounded
+from traces.workload import HIGH, LOW
 
 RATES = ("high", "low", "weighted")  # violations in percent
-MEANS = ("p99_high_ms", "goodput", "decision_p99_us")
+# Means over the slots of a run.
+MEANS = {
+    "p99_high_ms": metric.LATENCY_HIGH_P99_MS,
+    "goodput": metric.GOODPUT_RPS,
+    "decision_p99_us": metric.DECISION_P99_US,
+}
 
 
 @dataclass
@@ -70,33 +75,24 @@ def frame_of(runs: Sequence[LiveRun], rates: np.ndarray | None = None) -> pd.Dat
     """
     rows = []
     for i, one in enumerate(runs):
-        high, low = (100 * one.result[tag] for tag in metric.VIOLATION) if rates is None else rates[i]
-        n_high = int((one.table["priority"] == 0).sum())
+        percent = [100 * one.result[tag] for tag in metric.VIOLATION] if rates is None else rates[i]
+        n = np.bincount(one.table["priority"], minlength=2)
         rows.append(
             {
                 "workload": one.offered.trace,
                 "load": one.offered.load,
                 "seed": one.offered.repetition,
                 "policy": one.policy,
-                "high": high,
-                "low": low,
-                "n_high": n_high,
-                "n_low": len(one.table) - n_high,
-                "p99_high_ms": one.result[metric.LATENCY_HIGH_P99_MS],
-                "goodput": one.result[metric.GOODPUT_RPS],
-                "decision_p99_us": one.result[metric.DECISION_P99_US],
             }
+            | {"high": percent[HIGH] * n[HIGH], "low": percent[LOW] * n[LOW], "n_high": n[HIGH], "n_low": n[LOW]}
+            | {name: one.result[tag] for name, tag in MEANS.items()}
         )
-    slots = pd.DataFrame(rows)
-    for rate in ("high", "low"):
-        slots[rate] *= slots[f"n_{rate}"]
-    by_run = slots.groupby(["workload", "load", "seed", "policy"], sort=False)
+    by_run = pd.DataFrame(rows).groupby(["workload", "load", "seed", "policy"], sort=False)
     sums = by_run[["high", "low", "n_high", "n_low"]].sum()
-    for rate in ("high", "low"):
-        sums[rate] /= sums[f"n_{rate}"].clip(lower=1)
-    frame = sums.join(by_run[list(MEANS)].mean()).reset_index()
-    total = frame[["n_high", "n_low"]].to_numpy()
-    return frame.assign(weighted=weighted_rate(frame[["high", "low"]].to_numpy() * total, total))
+    violated, total = sums[["high", "low"]].to_numpy(), sums[["n_high", "n_low"]].to_numpy()
+    sums[["high", "low"]] = violated / np.maximum(total, 1)
+    frame = sums.assign(weighted=weighted_rate(violated, total)).join(by_run[list(MEANS)].mean())
+    return frame.reset_index()
 
 
 def table_of(frame: pd.DataFrame, references: Sequence[str]) -> list[dict[str, Any]]:
@@ -143,26 +139,8 @@ def claims(frame: pd.DataFrame, steady: pd.DataFrame) -> dict[str, Any]:
     return out
 
 
-def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Weighted violations against load, one panel per trace, with intervals over repetitions."""
-    traces = list(dict.fromkeys(frame["workload"]))
-    figure, [row] = pictures.panels(1, len(traces), (4.4 * len(traces), 3.4))
-    for axes, trace in zip(row, traces, strict=True):
-        here = frame[frame["workload"] == trace]
-        for policy, mine in here.groupby("policy", sort=False):
-            loads = sorted(set(mine["load"]))
-            ends = np.array([bootstrap(mine.loc[mine["load"] == load, "weighted"].to_numpy()) for load in loads])
-            bars = np.abs(ends[:, [0, 2]] - ends[:, [1]]).T
-            axes.errorbar(loads, ends[:, 1], bars, marker="o", markersize=3, capsize=2, label=Path(str(policy)).stem)
-        axes.set_title(trace, fontsize=9)
-        axes.set_xlabel("offered load over capacity")
-    row[0].set_ylabel("weighted violations (%)")
-    row[0].legend(frameon=False, fontsize=8)
-    pictures.save(figure, path)
-
-
 def measure(config: LiveBenchmark) -> dict[str, Any]:
-    """Measure, write results.json and live.png, and print the table.
+    """Measure, write results.json, and return the summary.
 
     Raises:
         InputError: an unknown model or trace.
@@ -190,7 +168,6 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
     out = Path(config.out)
     whole = summary | {"config": asdict(config), "results": [one.result for one in runs]}
     atomic_write_text(out / "results.json", json.dumps(whole, indent=1) + "\n")
-    draw(frame, out / "live.png")
     return summary
 
 

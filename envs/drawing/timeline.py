@@ -103,8 +103,7 @@ def draw_timeline(
 def _queues(axes: Any, requests: Sequence[RequestRow]) -> None:
     for priority, name in enumerate(PRIORITIES):
         mine = [r for r in requests if r.priority == priority]
-        left = [r.finish_ms if np.isnan(r.start_ms) else r.start_ms for r in mine]
-        times = np.array([r.arrival_ms for r in mine] + left)
+        times = np.array([r.arrival_ms for r in mine] + [r.left_queue_ms for r in mine])
         change = np.repeat([1, -1], len(mine))
         order = np.lexsort((-change, times))
         axes.step(

@@ -32,6 +32,11 @@ class RequestRow(NamedTuple):
     deadline_ms: float
     batch_id: int = -1
 
+    @property
+    def left_queue_ms(self) -> float:
+        """When it was dispatched, or ended in the queue."""
+        return self.finish_ms if math.isnan(self.start_ms) else self.start_ms
+
 
 class BatchRow(NamedTuple):
     """A batch that ended; times in ms on the clock of the requests."""
@@ -52,8 +57,7 @@ def trace_events(requests: Iterable[RequestRow], batches: Iterable[BatchRow]) ->
     steps: list[tuple[float, int, int]] = []
     for request in requests:
         events += _request_events(request)
-        left = request.finish_ms if math.isnan(request.start_ms) else request.start_ms
-        steps += [(request.arrival_ms, request.priority, 1), (left, request.priority, -1)]
+        steps += [(request.arrival_ms, request.priority, 1), (request.left_queue_ms, request.priority, -1)]
     streams = set()
     for batch in batches:
         events += _batch_events(batch)
@@ -77,7 +81,6 @@ def _us(ms: float) -> float:
 
 def _request_events(row: RequestRow) -> list[dict[str, Any]]:
     met = row.outcome == "met"
-    queued_to = row.finish_ms if math.isnan(row.start_ms) else row.start_ms
     common = {"cat": "queue", "id": row.id, "pid": QUEUES, "tid": row.priority, "name": row.model}
     args = {"request": row.id, "outcome": row.outcome, "batch": row.batch_id,
             "latency_ms": round(row.finish_ms - row.arrival_ms, 3),
@@ -89,7 +92,7 @@ def _request_events(row: RequestRow) -> list[dict[str, Any]]:
     }  # fmt: skip
     return [
         common | {"ph": "b", "ts": _us(row.arrival_ms), "args": args},
-        common | {"ph": "e", "ts": _us(max(queued_to, row.arrival_ms))},
+        common | {"ph": "e", "ts": _us(max(row.left_queue_ms, row.arrival_ms))},
         mark,
     ]
 

@@ -337,7 +337,9 @@ def wide_profile(seed: int = 0) -> Profile:
     base = np.exp(r.uniform(np.log(fastest), np.log(slowest), n_models))
     solo = profile.solo_ms / profile.solo_ms[:, :1] * base[:, None]
     # A batch uses more of the device the larger it is; what the host takes meanwhile overlaps for free.
-    share = np.clip(r.uniform(0.1, 1.0, (n_models, 1)) * np.array(profile.batch_sizes) ** r.uniform(0.0, 0.4), 0.05, 1.0)
+    share = np.clip(
+        r.uniform(0.1, 1.0, (n_models, 1)) * np.array(profile.batch_sizes) ** r.uniform(0.0, 0.4), 0.05, 1.0
+    )
     device_slowdown, host_slowdown = r.uniform(0.0, 1.2), r.uniform(0.0, 0.1)
     demand = np.zeros_like(profile.demand)
     demand[:, :, COMPUTE] = share

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from envs.profiles.profile import Profile
+from envs.profiles.segments import model_and_size
 from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue, fail
 from envs.scheduling.predictor import OVERDUE_SHARE, advance
-from envs.scheduling.state import LOW, QUANTILES, SchedState, Tables, make_state
+from envs.scheduling.state import LOW, QUANTILES, Tables, make_state
 from traces.errors import InputError
 from traces.measurements import PHASES, Measurements
 
@@ -89,22 +90,17 @@ def log_of(measurements: Measurements) -> Log:
         InputError: a batch size that machine.json does not list.
     """
     frame = measurements.batches
-    machine = measurements.machine
-    sizes = list(machine.batch_sizes)
-    strange = sorted(set(frame["batch_size"].tolist()) - set(sizes))
-    if strange:
-        raise InputError(f"batches.parquet: batch_size {strange[0]} is not among {sizes} of machine.json")
+    model, size = model_and_size(measurements)
     run = frame["run"].to_numpy()
     late = _laid_out(run, frame["dispatch_ms"].to_numpy(), frame["d2h_end_ms"].to_numpy())
     order = np.argsort(frame["dispatch_ms"].to_numpy() + late, kind="stable")
-    place = {m.name: i for i, m in enumerate(machine.models)}
     phases = {name: (frame[name].to_numpy() + late)[order] for name in PHASES}
     return Log(
         row=order,
         run=run[order],
         stream=frame["stream"].to_numpy()[order].astype(np.int64),
-        model=frame["model"].astype(str).map(place).to_numpy()[order].astype(np.int64),
-        size=np.searchsorted(sizes, frame["batch_size"].to_numpy()[order]),
+        model=model[order],
+        size=size[order],
         dispatch=phases["dispatch_ms"],
         begin=phases["exec_start_ms"],
         end=phases["exec_end_ms"],
@@ -130,25 +126,19 @@ class MeasuredReplay:
     """One scheduler that lives through a log.
 
     Args:
-        profile: what the scheduler is told. streams: number of streams. state: one to go on from; by default a new one.
+        profile: what the scheduler is told. streams: number of streams.
         learn: whether the predictor adapts; without it the prior answers for all.
     """
 
-    def __init__(self, profile: Profile, streams: int, state: SchedState | None = None, learn: bool = True) -> None:
+    def __init__(self, profile: Profile, streams: int, learn: bool = True) -> None:
         self.tables: Tables = profile.tables()
         if not learn:
             # No forgetting factor and no quantile rate: envs.scheduling.learning.learn leaves all as it is.
             self.tables.device["forgetting"] = self.tables.device["quantile_rate"] = 0.0
         self.n_models = len(profile.models)
         self.streams = streams
-        if state is None:
-            state = make_state(1, self.n_models, self.tables.size, streams, int(self.tables.size[-1]) + 1)
-            clear(state, self.tables, 0)
-        self.state = state
-
-    def snapshot(self) -> SchedState:
-        """A copy of the state; take it between runs, while nothing is in flight."""
-        return SchedState(*(array.copy() for array in self.state))
+        self.state = make_state(1, self.n_models, self.tables.size, streams, int(self.tables.size[-1]) + 1)
+        clear(self.state, self.tables, 0)
 
     def run(self, log: Log, unlearned: np.ndarray | None = None) -> Replayed:
         """Feed the batches of a log.

@@ -102,24 +102,29 @@ def time_slice_of(machine: MachineInfo) -> float:
     return CPU_TURN_MS if cores_of(machine) else 0.0
 
 
-def cut(measurements: Measurements) -> Segments:
-    """Cut every batch of a campaign.
+def model_and_size(measurements: Measurements) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the model (N,) and of the batch size (N,) of each batch of a campaign.
 
     Raises:
         InputError: a batch size that machine.json does not list.
     """
+    batches, machine = measurements.batches, measurements.machine
+    sizes = list(machine.batch_sizes)
+    if unknown := sorted(set(batches["batch_size"].tolist()) - set(sizes)):
+        raise InputError(f"batches.parquet: batch_size {unknown[0]} is not among {sizes} of machine.json")
+    index = {m.name: i for i, m in enumerate(machine.models)}
+    return (
+        batches["model"].astype(str).map(index).to_numpy(np.int64),
+        batches["batch_size"].map(sizes.index).to_numpy(np.int64),
+    )
+
+
+def cut(measurements: Measurements) -> Segments:
+    """Cut every batch of a campaign where its co-running set changes; raises InputError as ``model_and_size`` does."""
     frame = measurements.batches
     machine = measurements.machine
-    model_index = {m.name: i for i, m in enumerate(machine.models)}
-    size_index = {s: i for i, s in enumerate(machine.batch_sizes)}
-    sizes = frame["batch_size"].to_numpy()
-    unknown = sorted(set(sizes.tolist()) - set(size_index))
-    if unknown:
-        raise InputError(
-            f"batches.parquet: batch_size {unknown[0]} is not among {list(machine.batch_sizes)} of machine.json"
-        )
-    models = frame["model"].astype(str).map(model_index).to_numpy()
-    variant = models * len(size_index) + np.array([size_index[s] for s in sizes])
+    model, size = model_and_size(measurements)
+    variant = model * len(machine.batch_sizes) + size
     run = frame["run"].to_numpy()
     start = frame["exec_start_ms"].to_numpy()
     end = frame["exec_end_ms"].to_numpy()

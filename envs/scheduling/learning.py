@@ -46,7 +46,7 @@ def learn(state, tables, env, stream, exec_ms, total_ms):
     """Update the predictor from the batch that ended on stream k.
 
     Args:
-        st: state. tb: tables. e: scheduler. k: stream.
+        state, tables, env: of the scheduler. stream: where the batch was.
         exec_ms: measured execution time. total_ms: measured time from dispatch to finish.
     """
     group = env % tables.solo.shape[0]

@@ -29,6 +29,7 @@ from traces.files import atomic_write_text
 
 BATCHES = 3000
 WARM_BATCHES = 300
+SEED = 0
 
 
 def model_shares(profile: Profile, share: dict[str, float] | None) -> np.ndarray:
@@ -48,7 +49,7 @@ def model_shares(profile: Profile, share: dict[str, float] | None) -> np.ndarray
 
 
 def measure_capacity(
-    profile: Profile, streams: int = 4, share: dict[str, float] | None = None, noise: bool = True, seed: int = 0
+    profile: Profile, streams: int = 4, share: dict[str, float] | None = None, noise: bool = True
 ) -> float:
     """Requests per second that the simulated device completes when its queues are never empty.
 
@@ -61,35 +62,37 @@ def measure_capacity(
         streams: streams K.
         share: share of each model by name; None: equal.
         noise: whether batches draw measured residuals and stragglers.
-        seed: of the mix and the noise; the same seed gives the same number.
+
+    Returns:
+        The same number every time: mix and noise are drawn from one seed.
     """
-    path = CACHE / "capacity" / _key(profile, streams, share, noise, seed)
+    path = CACHE / "capacity" / _key(profile, streams, share, noise)
     # A second in every start is worth a file: the number depends on nothing else.
     with contextlib.suppress(OSError, ValueError):
         return float(path.read_text())
-    capacity = _measure(profile, streams, share, noise, seed)
+    capacity = _measure(profile, streams, share, noise)
     with contextlib.suppress(OSError):
         atomic_write_text(path, repr(capacity))
     return capacity
 
 
-def _key(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool, seed: int) -> str:
+def _key(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool) -> str:
     """Digest of everything that the capacity depends on, beside the sources."""
-    digest = hashlib.sha256(repr((profile.batch_sizes, streams, sorted((share or {}).items()), noise, seed)).encode())
+    digest = hashlib.sha256(repr((profile.batch_sizes, streams, sorted((share or {}).items()), noise)).encode())
     for field in (*profile.tables(), *profile.truth(streams, noise=noise)):
         digest.update(np.ascontiguousarray(field).tobytes())
     return digest.hexdigest()[:32]
 
 
-def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool, seed: int) -> float:
+def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noise: bool) -> float:
     sizes = np.array(profile.batch_sizes)
     best = np.argmin(profile.solo_ms / sizes, axis=1)
     # Batches, not requests, are drawn: a model with large batches is drawn less often.
     cumulative = np.cumsum(model_shares(profile, share) / sizes[best])
-    picks = np.searchsorted(cumulative[:-1], rng.uniforms(seed, BATCHES) * cumulative[-1], side="right")
+    picks = np.searchsorted(cumulative[:-1], rng.uniforms(SEED, BATCHES) * cumulative[-1], side="right")
     models = np.repeat(picks, sizes[best[picks]])  # of the requests, in the order in which they are served
     sim = Simulator(profile, streams, streams, len(models), int(np.bincount(models).max()), noise=noise)
-    advance = _begin(sim, seed)
+    advance = _begin(sim)
     _fill_queues(sim, models)
     actions = (LOW * len(profile.models) + picks) * len(sizes) + best[picks]  # action_of for all at once
     count, env = sim.state.count[:, LOW, MET], sim.state.scheduler
@@ -102,7 +105,7 @@ def _measure(profile: Profile, streams: int, share: dict[str, float] | None, noi
     return 1e3 * float(np.max((count - warm_done) / (env["now"] - warm_ms)))
 
 
-def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
+def _begin(sim: Simulator) -> Callable[[np.ndarray], None]:
     """Begin an episode without arrivals in every world. Returns what takes one decision in each: actions (n,).
 
     The loop of the training worlds is used, since they need it anyhow and compiling one for this alone takes seconds.
@@ -114,7 +117,7 @@ def _begin(sim: Simulator, seed: int) -> Callable[[np.ndarray], None]:
     randomiser, _ = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
     source = EpisodeSource(generator, no_recording(), randomiser)
     args = (sim.arrays, source, make_step_output(n, sim.obs_size, sim.n_actions), 0, n)
-    begin = (NO_ACTIONS, Begins(np.ones(n, bool), np.full(n, seed, np.uint64)), False)
+    begin = (NO_ACTIONS, Begins(np.ones(n, bool), np.full(n, SEED, np.uint64)), False)
     compiled = bind(advance_range, *args, *begin)
     compiled(*args, *begin)
     sim.world.episode["done"] = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -97,17 +97,13 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))
-        for name in RANGES:
-            value = getattr(self, name)
-            if value is None:
-                if name == "load":
-                    continue
-                raise InputError(f"{name}: None; expected a number or a pair (low, high)")
-            object.__setattr__(self, name, as_range(name, value))
         for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (least <= value[0] <= value[1] <= most):
+            if name == "load" and self.load is None:
+                continue
+            value = as_range(name, getattr(self, name))
+            if not least <= value[0] <= value[1] <= most:
                 raise InputError(f"{name}: {value}; must be low and high from {least:g} to {most:g}, ascending")
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", as_range("weights", self.weights))
         if min(self.weights) < 0:
             raise InputError(f"weights: {self.weights}; must be numbers of at least 0")
@@ -166,8 +162,7 @@ def make_config(config: EnvConfig | None, settings: dict[str, Any]) -> EnvConfig
     for key in settings:
         if key not in known:
             raise InputError(f"environment has no setting {key!r}; it has {', '.join(sorted(known))}")
-    base = config or EnvConfig()
-    return EnvConfig(**({f: getattr(base, f) for f in known} | settings))
+    return replace(config or EnvConfig(), **settings)
 
 
 def served_profile(config: EnvConfig) -> Profile:

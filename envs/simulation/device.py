@@ -180,7 +180,7 @@ def _take_first_turn(runs, stream, turn):
     """The batch on stream k begins: on a shared core its turn comes first, which puts it half a turn ahead on average.
 
     Args:
-        runs: (K,) records of one world. k: stream. turn: ms.
+        runs: (K,) records of one world. stream: of the batch. turn: ms.
     """
     r = runs[stream]
     n = 0

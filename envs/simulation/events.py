@@ -27,10 +27,13 @@ from envs.scheduling.state import MET, WAITING
 from envs.simulation.device import device_event, launch, progress
 from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
+# Kinds of events; that of a batch is the index of its stream. END is the end of dispatch, NOTHING that of the episode.
+ARRIVAL, TIMER, END, NOTHING, SUSPENSION = -1, -2, -3, -4, -5
+
 
 @njit
 def begin(sim, env, seed):
-    """Start an episode of world e on the arrivals already in ``w.request[e, :w.episode[e].n]``."""
+    """Start an episode of world e on the ``episode.n`` arrivals that its ``request`` holds."""
     state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     clear(state, tables, env)
     episode = world.episode[env]
@@ -87,10 +90,10 @@ def collect(sim, env):
 
 @inlined
 def next_event(state, world, env):
-    """Time and kind of the next event: stream index, -1 arrival, -2 timer, -3 end of dispatch, -4 none, -5 suspension."""
+    """Time and kind of the next event."""
     episode = world.episode[env]
     t = np.inf
-    kind = -4
+    kind = NOTHING
     for stream in range(world.run.shape[1]):
         r = world.run[env, stream]
         if r.phase <= SUSPENDED:
@@ -101,19 +104,19 @@ def next_event(state, world, env):
             kind = stream
     if episode.suspend < t:
         t = episode.suspend
-        kind = -5
+        kind = SUSPENSION
     if episode.next < episode.n:
         at = world.request[env, episode.next].arrival
         if at < t:
             t = at
-            kind = -1
+            kind = ARRIVAL
     if state.scheduler[env].n_queued > 0:
         if state.scheduler[env].wake < t:
             t = state.scheduler[env].wake
-            kind = -2
+            kind = TIMER
         if episode.end < t:
             t = episode.end
-            kind = -3
+            kind = END
     return max(t, episode.time), kind
 
 
@@ -124,26 +127,26 @@ def run_event(sim, env):
     group = env % truth.solo.shape[0]
     episode = world.episode[env]
     t, kind = next_event(state, world, env)
-    if kind == -4:
+    if kind == NOTHING:
         episode.done = 1
         return True
-    if kind == -5 or (kind >= 0 and world.run[env, kind].phase != COPY_OUT):
+    if kind == SUSPENSION or (kind >= 0 and world.run[env, kind].phase != COPY_OUT):
         progress(world, env, t)
         device_event(sim, env, group, t, kind)
         return False
-    if kind != -1 or state.scheduler[env].n_free > 0:
+    if kind != ARRIVAL or state.scheduler[env].n_free > 0:
         advance(state, tables, env, t)
-    if kind == -1:
+    if kind == ARRIVAL:
         r = world.request[env, episode.next]
         state.scheduler[env].deferred = 0
         enqueue(state, tables, env, t, r.priority, r.model, episode.next, r.deadline)
         episode.next += 1
         return True
-    if kind == -2:
+    if kind == TIMER:
         state.scheduler[env].wake = np.inf
         state.scheduler[env].deferred = 0
         return True
-    if kind == -3:
+    if kind == END:
         drop_all(state, env)
         return True
     progress(world, env, t)
@@ -198,7 +201,7 @@ def step(sim, env, action, wake):
     """Carry out one decision of world e and run to the next.
 
     Args:
-        st: state. w: worlds. tb: tables. tr: truth. e: which world.
+        sim: the worlds' arrays. env: which world.
         action: candidate index, or the number of candidates for DEFER. A candidate that is not valid defers.
         wake: absolute time (ms) to wake at when deferring; inf for no timer.
     """

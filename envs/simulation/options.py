@@ -11,13 +11,13 @@ from traces.workload import Workload
 
 
 def with_options(worlds: Worlds, options: dict[str, Any], threads: int = 1) -> Worlds:
-    """A batch like this one, with the settings that ``reset`` was given in its options.
+    """A batch of worlds like this one, with the settings that ``reset`` was given in its options.
 
     Args:
-        batch: as it is.
+        worlds: as they are; closed.
         options: "load": number or pair; "workload": a Workload, or the path of one, replayed whole and as recorded unless
             a load is given too, or None; "profile": one with as many models and batch sizes.
-        threads: of the new batch.
+        threads: of the new one.
     """
     known = {"load", "workload", "profile"}
     for key in options:

@@ -120,14 +120,7 @@ def cut(world, recording, env, seed):
     if length > 0.0:
         start = max(span - length / stretch, 0.0) * draws.uniform(own, 2)
         end = start + length / stretch
-    lo = 0
-    hi = total
-    while lo < hi:
-        middle = (lo + hi) // 2
-        if recording.arrival[middle] < start:
-            lo = middle + 1
-        else:
-            hi = middle
+    lo = np.searchsorted(recording.arrival, start)
     n = 0
     while n < world.request.shape[1] and lo + n < total and recording.arrival[lo + n] <= end:
         r = world.request[env, n]

@@ -14,9 +14,7 @@ from envs.profiles.truth import Truth
 from envs.scheduling.jit import njit
 from envs.scheduling.observation import observation_size
 from envs.scheduling.state import GRACE_MS, SchedState, Tables, make_state, n_actions
-from envs.simulation import generate as gen_mod
 from envs.simulation.events import begin, run_to_decision, step
-from envs.simulation.generate import Generator
 from envs.simulation.records import SimArrays, World, make_world
 from traces.errors import InputError
 from traces.workload import Workload
@@ -39,16 +37,6 @@ def begin_range(sim, lo, hi, seeds):
         run_to_decision(sim, env)
 
 
-@njit
-def generate_range(sim, generator, lo, hi, seeds):
-    """Generate arrivals and begin an episode in each world lo..hi-1."""
-    tables, world = sim.tables, sim.world
-    for env in range(lo, hi):
-        gen_mod.generate(world, tables, generator, env, seeds[env])
-        begin(sim, env, seeds[env])
-        run_to_decision(sim, env)
-
-
 class Simulator:
     """A batch of simulated worlds.
 
@@ -58,10 +46,9 @@ class Simulator:
         n_streams: streams K of each.
         n_requests: room for arrivals of one episode; longer workloads raise InputError.
         queue_places: places of each queue.
-        weights: cost of a violation of high and of low priority in the reward.
         noise: whether the truth draws residuals and stragglers.
         tables: what the schedulers are told; by default what the profile says.
-        truth: what the device does; by default what the profile says.
+        truth: what the device does; by default what the profile says, a violation of high priority costing 5, of low 1.
     """
 
     def __init__(
@@ -71,7 +58,6 @@ class Simulator:
         n_streams: int = 4,
         n_requests: int = 4096,
         queue_places: int = 128,
-        weights: tuple[float, float] = (5.0, 1.0),
         noise: bool = True,
         tables: Tables | None = None,
         truth: Truth | None = None,
@@ -80,7 +66,7 @@ class Simulator:
         self.n = n
         self.n_streams = n_streams
         self.tables = tables if tables is not None else profile.tables()
-        self.truth = truth if truth is not None else profile.truth(n_streams, weights, noise)
+        self.truth = truth if truth is not None else profile.truth(n_streams, noise=noise)
         self.state: SchedState = make_state(n, len(profile.models), self.tables.size, n_streams, queue_places)
         self.world: World = make_world(n, n_streams, n_requests)
         self.n_actions = n_actions(self.state, self.tables)
@@ -91,14 +77,12 @@ class Simulator:
         """What compiled code takes."""
         return SimArrays(self.state, self.tables, self.world, self.truth)
 
-    def load(self, workloads: Sequence[Workload], repeat: bool = True) -> None:
+    def load(self, workloads: Sequence[Workload]) -> None:
         """Give each world its arrivals; with fewer workloads than worlds they repeat in turn.
 
         Raises:
             InputError: a workload's model is unknown to the profile, or it is longer than the room for requests.
         """
-        if not repeat and len(workloads) != self.n:
-            raise InputError(f"{len(workloads)} workloads for {self.n} worlds: give one for each")
         for env in range(self.n):
             workload = workloads[env % len(workloads)]
             index = np.array([self.profile.index(model) for model in workload.models], np.int32)
@@ -127,11 +111,6 @@ class Simulator:
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""
         begin_range(self.arrays, 0, self.n, np.asarray(seeds, np.uint64))
-
-    def generate(self, generator: Generator, seeds: Sequence[int] | np.ndarray) -> None:
-        """Generate arrivals and begin an episode in every world. One seed a world: (n,)."""
-        seeds = np.asarray(seeds, np.uint64)
-        generate_range(self.arrays, generator, 0, self.n, seeds)
 
     def step(self, actions: np.ndarray, wakes: np.ndarray) -> None:
         """One decision in every world that is not done: actions (n,) int64, wake times (n,) absolute ms."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import bind
-from envs.scheduling.state import MET
 from envs.simulation.capacity import make_generator, measure_capacity
 from envs.simulation.config import EnvConfig, served_profile
 from envs.simulation.randomise import make_randomiser
@@ -76,16 +75,10 @@ class Worlds:
         self.profile = profile or served_profile(config)
         self.capacity_rps = measure_capacity(self.profile, config.streams, config.model_share, config.noise)
         self._set_source(config, workload)
-        self.sim = Simulator(
-            self.profile,
-            n,
-            config.streams,
-            config.n_requests or self._room(),
-            config.queue_places,
-            config.weights,
-            config.noise,
-        )
-        randomiser, self.sim.truth = make_randomiser(self.sim.truth, config.randomise, config.streams, n)
+        truth = self.profile.truth(config.streams, config.weights, config.noise)
+        randomiser, truth = make_randomiser(truth, config.randomise, config.streams, n)
+        room = config.n_requests or self._room()
+        self.sim = Simulator(self.profile, n, config.streams, room, config.queue_places, truth=truth)
         self._source = EpisodeSource(self.generator, self.recording, randomiser)
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
         self.sim.world.rules[:] = (config.drop, config.defer_ms, config.end_ms, np.inf)
@@ -173,16 +166,6 @@ class Worlds:
         """(N,) uint64: seeds of the episodes that follow those under way."""
         with np.errstate(over="ignore"):
             return np.array([rng.mix(s, rng.NEXT_EPISODE) for s in self.seeds], np.uint64)
-
-    def violations(self, index: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Violation rates (n, 2) by priority and requests (n, 2) of the episodes that ended last in worlds ``index``.
-
-        A request violates when it ended in any way but in time. nan where a priority had no request.
-        """
-        count = self.out.final_count[index]
-        total = count.sum(axis=2)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return 1.0 - count[:, :, MET] / total, total
 
     def _arrays(self) -> dict[str, np.ndarray]:
         groups: dict[str, Any] = {

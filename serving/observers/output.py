@@ -20,11 +20,14 @@ class Output(Observer):
 
     Args:
         what: names the output in the log.
+
+    Attributes:
+        failed: whether it could not be written the last time.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._failed = False
+        self.failed = False
 
     def save(self) -> Callable[[], None] | None:
         """Take what is new, on the engine's loop; returns the part of the work that blocks, for any thread, if there is one."""
@@ -33,17 +36,19 @@ class Output(Observer):
     def close(self) -> None:
         """Write the rest. Blocks."""
 
-    def failed(self, error: Exception) -> None:
-        """Log the first failure, not each one after it."""
-        if not self._failed:
-            log.error("%s cannot be written, serving goes on without: %s", self._what, error)
-        self._failed = True
-
-    def succeeded(self) -> None:
-        """Log that writing works again."""
-        if self._failed:
-            log.info("%s is written again", self._what)
-        self._failed = False
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Log the first time that the block cannot write, not each one after it, and that it can again."""
+        try:
+            yield
+        except Exception as error:
+            if not self.failed:
+                log.error("%s cannot be written, serving goes on without: %s", self._what, error)
+            self.failed = True
+        else:
+            if self.failed:
+                log.info("%s is written again", self._what)
+            self.failed = False
 
 
 @asynccontextmanager

@@ -90,21 +90,13 @@ class Overhead:
         """What was measured, by name."""
         return asdict(self.delays) | {"timer_ms": self.timer_ms, "host_share": self.host_share}
 
-    def with_delays(self, profile: Profile) -> Profile:
-        """The profile with the engine's delays in its truth."""
-        return self.delays.put_into(profile, self.timer_ms)
-
-    def slowdowns(self, profile: Profile) -> Profile:
-        """The profile with the slowdowns side by side that batches have beside a running engine."""
-        return with_slowdowns(profile, self.log)
-
     def put_into(self, profile: Profile) -> Profile:
-        """The profile with all of these, for a truth whose speed is given (envs.profiles.refit.with_measured_slowdown)."""
-        return self.noise(self.slowdowns(self.with_delays(profile)), by_core=True)
+        """The profile with the engine's delays, and with slowdowns, noise and drift of batches beside a running engine.
 
-    def noise(self, profile: Profile, by_core: bool = False) -> Profile:
-        """The profile with speed, noise and drift of batches beside a running engine; ``by_core`` as of `with_noise`."""
-        return with_noise(profile, self.log, by_core)
+        It is for a truth whose speed is given (envs.profiles.refit.with_measured_slowdown).
+        """
+        delayed = self.delays.put_into(profile, self.timer_ms)
+        return with_noise(with_slowdowns(delayed, self.log), self.log, by_core=True)
 
 
 def measure_overhead(meters: Sequence[OverheadMeter], machine: MachineInfo) -> Overhead:

@@ -83,16 +83,12 @@ class Recorder(Output):
         self._changed = False
         # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
         arrivals, batches = self._arrivals[:], self._batches[:]
-        try:
+        with self.written():
             folder = self.folder / f"{self._part:04d}"
             _workload(arrivals, folder.parent.name).save(folder / "arrivals.parquet")
             if batches:
                 campaign_of(self._machine(), self._solo(), batches).save(folder)
-        except OSError as error:
-            self.failed(error)
-            self._changed = True
-        else:
-            self.succeeded()
+        self._changed |= self.failed
         if max(len(arrivals), len(batches)) >= PART_ROWS:
             # Begun even when the write failed: a disk that stays full must not fill the memory.
             del self._arrivals[: len(arrivals)], self._batches[: len(batches)]

@@ -7,8 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from serving.engine.request import BatchRecord, Observer, RequestResult
-from traces.measurements import Phases
 
 
 @dataclass(slots=True)
@@ -29,43 +30,20 @@ class Duration:
 
 
 @dataclass(slots=True)
-class Compute:
-    """How often a batch of one size ran, and how long its phases took in all."""
-
-    count: int = 0
-    input_ms: float = 0.0
-    infer_ms: float = 0.0
-    output_ms: float = 0.0
-
-    def add(self, phases: Phases) -> None:
-        """Count one more."""
-        self.count += 1
-        self.input_ms += phases.h2d_end_ms - phases.h2d_start_ms
-        self.infer_ms += phases.exec_end_ms - phases.exec_start_ms
-        self.output_ms += phases.d2h_end_ms - phases.exec_end_ms
-
-    def describe(self) -> dict[str, dict[str, int]]:
-        """As the protocol writes it."""
-        phases = {"compute_input": self.input_ms, "compute_infer": self.infer_ms, "compute_output": self.output_ms}
-        return {name: Duration(self.count, ms).describe() for name, ms in phases.items()}
-
-
-@dataclass(slots=True)
 class _Counts:
     last_inference_ms: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
-    by_size: defaultdict[int, Compute] = field(default_factory=lambda: defaultdict(Compute))
+    # By batch size: the number of batches, and ms of input, execution and output in all.
+    by_size: defaultdict[int, np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4)))
 
-    def per_request(self) -> Compute:
-        """The phases of all batches, each counted for every request in it."""
-        return Compute(
-            sum(size * one.count for size, one in self.by_size.items()),
-            sum(size * one.input_ms for size, one in self.by_size.items()),
-            sum(size * one.infer_ms for size, one in self.by_size.items()),
-            sum(size * one.output_ms for size, one in self.by_size.items()),
-        )
+
+def _compute(batches: np.ndarray) -> dict[str, dict[str, int]]:
+    """A row of `_Counts.by_size` as the protocol writes it."""
+    count, *spent_ms = batches.tolist()
+    names = ("compute_input", "compute_infer", "compute_output")
+    return {name: Duration(round(count), ms).describe() for name, ms in zip(names, spent_ms, strict=True)}
 
 
 class Statistics(Observer):
@@ -89,26 +67,29 @@ class Statistics(Observer):
             return
         counts = self._counts[batch.model]
         counts.last_inference_ms = int(time.time() * 1e3)
-        counts.by_size[batch.batch_size].add(batch.phases)
+        phases = batch.phases
+        copied_in, ran = phases.h2d_end_ms - phases.h2d_start_ms, phases.exec_end_ms - phases.exec_start_ms
+        counts.by_size[batch.batch_size] += (1.0, copied_in, ran, phases.d2h_end_ms - phases.exec_end_ms)
 
     def describe(self, model: str, version: str) -> dict[str, Any]:
         """One model's entry of `model_stats`."""
         counts = self._counts[model]
-        compute = counts.per_request()
+        # The phases of a batch count for every request in it.
+        per_request = sum((size * batches for size, batches in counts.by_size.items()), np.zeros(4))
         nothing = Duration().describe()
         return {
             "name": model,
             "version": version,
             "last_inference": counts.last_inference_ms,
-            "inference_count": compute.count,
-            "execution_count": sum(one.count for one in counts.by_size.values()),
+            "inference_count": int(per_request[0]),
+            "execution_count": int(sum(batches[0] for batches in counts.by_size.values())),
             "inference_stats": {
                 "success": counts.success.describe(),
                 "fail": counts.fail.describe(),
                 "queue": counts.queue.describe(),
-                **compute.describe(),
+                **_compute(per_request),
                 "cache_hit": nothing,
                 "cache_miss": nothing,
             },
-            "batch_stats": [{"batch_size": size, **one.describe()} for size, one in sorted(counts.by_size.items())],
+            "batch_stats": [{"batch_size": size, **_compute(row)} for size, row in sorted(counts.by_size.items())],
         }

@@ -102,20 +102,14 @@ class TensorBoardWriter(Output):
             values[metric.PREDICTION_RATIO] = float(np.median(ratios))
         values |= {GPU.format(gauge=name): value for name, value in self.engine.gauges().items()}
         self._step += 1
-        try:
+        with self.written():
             for tag, value in values.items():
                 if np.isfinite(value):
                     self._writer.add_scalar(tag, value, self._step)
             self._writer.flush()
-        except Exception as error:  # the writer hands on whatever its thread met, a full disk above all
-            self.failed(error)
-        else:
-            self.succeeded()
 
     def close(self) -> None:
         """Write the last point and close the file."""
         self.write()
-        try:
+        with self.written():
             self._writer.close()
-        except Exception as error:
-            self.failed(error)

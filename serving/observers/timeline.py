@@ -59,17 +59,13 @@ class TimelineWriter(Output):
         with self._lock:
             if self._closed:
                 return
-            try:
+            with self.written():
                 write_trace(self.path, requests, batches)
-            except OSError as error:
-                self.failed(error)
-            else:
-                self.succeeded()
 
     def close(self) -> None:
         """Write all that is kept; what another thread writes afterwards is not."""
         with self._lock:
             self.write(self._requests, self._batches)
             self._closed = True
-        if not self._failed:
+        if not self.failed:
             log.info("timeline of %d requests is in %s", len(self._requests), self.path)

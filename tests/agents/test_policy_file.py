@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import read_policy, shapes, write_policy
+from envs.simulation.config import EnvConfig
 from traces.errors import InputError
 
 
@@ -19,7 +20,7 @@ def weights(hidden: int = 4) -> dict[str, np.ndarray]:
 
 
 def written(path: Path) -> Path:
-    write_policy(path, weights(), 0.5, 3.0, {"command": "python train.py", "seed": "7"})
+    write_policy(path, weights(), EnvConfig(drop=0.5, defer_ms=3.0), {"command": "python train.py", "seed": "7"})
     return path
 
 

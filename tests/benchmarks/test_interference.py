@@ -11,7 +11,6 @@ from benchmarks.interference import forms, models
 from benchmarks.interference.coruns import CoRuns, errors, finish, folds, mean_over_batch, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps
 from benchmarks.interference.loaders import disb, find, igniter_v100
-from benchmarks.interference.ours import speed_so_far
 from traces.errors import InputError
 
 
@@ -64,16 +63,15 @@ def test_a_batch_predicted_late_goes_on_at_its_last_slowdown() -> None:
     slow = np.tile([1.0, 4.0], len(data.variant))
     first_half = data.batch_solo_ms / 2
     np.testing.assert_allclose(finish(data, slow), first_half + 4.0 * first_half)
-    np.testing.assert_allclose(finish(data, slow, np.full(len(data.variant), 0.5)), first_half)
 
 
-@pytest.mark.parametrize("name", ["constant", "gpulet-linear", "igniter", "ridge", "ours"])
+@pytest.mark.parametrize("name", ["constant", "gpulet-linear", "ridge", "ours"])
 def test_models_beat_solo_on_unseen_sets(name: str) -> None:
     data = co_runs()
     make = models((forms.cores_form,), boosting=False)
     slow = cross_validate(data, make[name], folds(data.group, 3))
     assert slow.min() > 0.0
-    predicted, solo = (errors(finish(data, s), data.exec_ms).mape for s in (slow, np.ones(len(slow))))
+    predicted, solo = (errors(finish(data, s), data.exec_ms)["mape"] for s in (slow, np.ones(len(slow))))
     assert predicted < 0.8 * solo
     if name == "ours":
         assert predicted < 2.0
@@ -83,7 +81,7 @@ def test_boosting_beats_solo() -> None:
     pytest.importorskip("sklearn")
     data = co_runs()
     slow = cross_validate(data, models(())["boosting"], folds(data.group, 2))
-    assert errors(finish(data, slow), data.exec_ms).mape < errors(data.batch_solo_ms, data.exec_ms).mape
+    assert errors(finish(data, slow), data.exec_ms)["mape"] < errors(data.batch_solo_ms, data.exec_ms)["mape"]
 
 
 def test_held_out_times_do_not_reach_the_fit() -> None:
@@ -113,22 +111,14 @@ def test_adaptation_learns_a_bias_from_the_past_only() -> None:
     np.testing.assert_array_equal(adapt(later, wrong)[:201], online[:201])
 
 
-def test_speed_follows_a_slow_spell() -> None:
-    data = co_runs()
-    residual = np.where(np.arange(400) >= 200, np.log(1.3), 0.0)
-    speed = speed_so_far(data, residual)
-    np.testing.assert_allclose(speed[:200], 1.0)
-    assert speed[200] == 1.0
-    assert speed[220:].min() > 1.2
-
-
 def test_gaps_of_like_batches_are_those_of_the_noise() -> None:
     data = co_runs(n=4000)
     noisy = np.log(data.batch_solo_ms) + 0.1 * np.random.default_rng(1).standard_normal(4000)
     everything = np.ones(4000, bool)
-    gaps, at = repeat_gaps(data.variant, noisy, everything, data.start_ms, within_ms=5000.0)
+    gaps, at = repeat_gaps(data.variant, noisy, everything, data.start_ms)
     assert gaps.mean() == pytest.approx(100 * 0.1 * np.sqrt(2 / np.pi), rel=0.1)
-    assert len(gaps) == len(at) < len(repeat_gaps(data.variant, noisy, everything, data.start_ms)[0])
+    pairs = np.bincount(data.variant) * (np.bincount(data.variant) - 1) // 2
+    assert len(gaps) == len(at) == pairs.sum()
     assert not len(repeat_gaps(np.arange(4000), noisy, everything, data.start_ms)[0])
 
 
@@ -164,9 +154,9 @@ def test_public_pairs_within_two_percent() -> None:
     make = models((forms.duration_form, forms.throughput_form), boosting=False)
     static = finish(data, cross_validate(data, make["ours"], data.group))
     linear = finish(data, cross_validate(data, make["gpulet-linear"], data.group))
-    assert errors(static, data.exec_ms).mape <= 2.0
-    assert errors(adapt(data, static), data.exec_ms).mape <= 1.5
-    assert errors(linear, data.exec_ms).mape == pytest.approx(3.2, abs=0.2)
+    assert errors(static, data.exec_ms)["mape"] <= 2.0
+    assert errors(adapt(data, static), data.exec_ms)["mape"] <= 1.5
+    assert errors(linear, data.exec_ms)["mape"] == pytest.approx(3.2, abs=0.2)
 
 
 def test_disb_beats_the_linear_form_by_a_third() -> None:
@@ -176,7 +166,7 @@ def test_disb_beats_the_linear_form_by_a_third() -> None:
     data = disb.load(folder, glet)
     make = models((forms.open_form,), boosting=False)
     ours, linear = (
-        errors(finish(data, cross_validate(data, make[n], data.group)), data.exec_ms).mape
+        errors(finish(data, cross_validate(data, make[n], data.group)), data.exec_ms)["mape"]
         for n in ("ours", "gpulet-linear")
     )
     assert ours < 2.0 / 3.0 * linear

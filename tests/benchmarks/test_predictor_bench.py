@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,22 +54,10 @@ def test_learning_lowers_errors_and_follows_a_slow_device(profile: Profile, camp
 def test_batches_marked_unlearned_leave_the_predictor_unchanged(profile: Profile, campaign: Measurements) -> None:
     log = log_of(campaign)
     replay = MeasuredReplay(profile, STREAMS)
-    before = replay.snapshot()
+    before = replay.state.weight.copy(), replay.state.bias.copy()
     replay.run(log, np.ones(len(log), bool))
-    np.testing.assert_array_equal(replay.state.weight, before.weight)
-    np.testing.assert_array_equal(replay.state.bias, before.bias)
-
-
-def test_a_snapshot_continues_like_the_original(profile: Profile, campaign: Measurements) -> None:
-    log = log_of(campaign)
-    cut = int(np.flatnonzero(np.diff(log.run) != 0)[20]) + 1
-    head, tail = log.take(np.arange(cut)), log.take(np.arange(cut, len(log)))
-    first = MeasuredReplay(profile, STREAMS)
-    first.run(head)
-    second = MeasuredReplay(profile, STREAMS, first.snapshot())
-    a, b = first.run(tail), second.run(tail)
-    for field in fields(a):
-        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    np.testing.assert_array_equal(replay.state.weight, before[0])
+    np.testing.assert_array_equal(replay.state.bias, before[1])
 
 
 def test_a_log_of_unknown_sizes_is_refused(campaign: Measurements) -> None:
@@ -128,9 +116,9 @@ def test_cost_is_measured(profile: Profile) -> None:
 def test_the_benchmark_prints_its_figures_last(profile: Profile, campaign: Measurements, tmp_path, capsys) -> None:
     campaign.save(tmp_path / "campaign")
     (tmp_path / "none").mkdir()
-    figure, logdir = tmp_path / "figure.png", tmp_path / "runs"
+    figure = tmp_path / "figure.png"
     arguments = ["--measurements", str(tmp_path / "campaign"), "--data", str(tmp_path / "none")]
-    assert bench.main([*arguments, "--figure", str(figure), "--logdir", str(logdir)]) == 0
+    assert bench.main([*arguments, "--figure", str(figure)]) == 0
     out = capsys.readouterr().out
     assert "skipped igniter_v100" in out and "skipped disb" in out and "skipped repeats" in out
     line = json.loads(out.splitlines()[-1])
@@ -139,7 +127,7 @@ def test_the_benchmark_prints_its_figures_last(profile: Profile, campaign: Measu
     assert set(line["cpu"]) == {"online", "static", "gpulet", "coarse", "p90", "floor"}
     assert set(line["coverage"]) == {"90", "95"}
     assert line["cpu"]["static"] < line["cpu"]["gpulet"]
-    assert figure.stat().st_size > 1000 and any(logdir.iterdir())
+    assert figure.stat().st_size > 1000
 
 
 def test_gaps_of_repeats_show_noise_without_errors_of_the_model(profile: Profile) -> None:

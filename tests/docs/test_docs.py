@@ -340,7 +340,7 @@ def test_the_example_interference_model_beats_none() -> None:
     fold = folds(data.group, 2)
     crowded = ~data.alone & (data.n_corunners > 0)
     mape = [
-        errors(finish(data, cross_validate(data, make, fold))[crowded], data.exec_ms[crowded]).mape
+        errors(finish(data, cross_validate(data, make, fold))[crowded], data.exec_ms[crowded])["mape"]
         for make in (example("one_slope").OneSlope, Solo)
     ]
     assert mape[0] < mape[1]

@@ -176,7 +176,7 @@ def test_sb3_view_is_the_vector_environment() -> None:
             ended += 1
             assert infos[i]["terminal_observation"].tobytes() == info["final_obs"][i].tobytes()
             assert infos[i]["episode"]["l"] == info["final_info"]["episode"]["l"][i]
-            assert 0.0 <= infos[i].get("violation_high", 0.0) <= 1.0
+            assert np.array_equal(infos[i]["outcomes"], info["final_info"]["outcomes"][i])
     assert ended > 3
 
 

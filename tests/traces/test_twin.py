@@ -108,7 +108,7 @@ def test_the_command_fits_a_users_trace_and_writes_no_arrival_of_it(tmp_path: Pa
     times = twin.generate(TwinParameters(20.0, 1.0, (3e3,), (0.3,)), 3e5, np.random.default_rng(2))
     path, out = tmp_path / "mine.csv", tmp_path / "out" / "fitted.json"
     path.write_text("arrival_ms\n" + "\n".join(map(repr, times.tolist())))
-    assert fit.main([f"cafe={path}", "--out", str(out), "--runs", "3"]) == 0
+    assert fit.main([f"cafe={path}", "--out", str(out)]) == 0
     data = json.loads(out.read_text())
     assert list(data["traces"]) == ["cafe"] and len(out.read_text()) < 5_000
     assert data["traces"]["cafe"]["target"]["arrivals"] == len(times)

@@ -21,8 +21,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, rounded
 from traces.formats import load_arrivals
-from traces.recorded import Arrivals
-from traces.twin.generator import FITTED, SCHEMA, TwinParameters, generate
+from traces.twin.generator import FITTED, SCHEMA, TwinParameters
 from traces.twin.known import KNOWN, SHARED
 from traces.twin.theory import expected_autocorrelation, expected_dispersion
 
@@ -117,25 +116,6 @@ def _least_squares(target: dict, start: TwinParameters, free_cv: bool) -> tuple[
     return unpack(best.x), float(best.cost)
 
 
-def generated_means(parameters: TwinParameters, target: dict, runs: int, seed: int = 0) -> dict:
-    """Mean statistics of `runs` generated records as long as the target's: what the fit really yields."""
-    rng = np.random.default_rng(seed)
-    duration_ms = target["duration_ms"]
-    rows = [
-        statistics(generate(parameters, duration_ms, rng), duration_ms, target["resolution_ms"]) for _ in range(runs)
-    ]
-    names = ("rate_rps", "dispersion", "autocorrelation")
-    return {"runs": runs, **{name: np.mean([row[name] for row in rows], axis=0).tolist() for name in names}}
-
-
-def fit_trace(trace: Arrivals, source: str, runs: int) -> dict:
-    """Entry of fitted.json for one trace: source, target statistics, parameters, and the generated statistics."""
-    target = statistics(trace.arrival_ms, trace.duration_ms, trace.resolution_ms)
-    found = fit(target)
-    generated = generated_means(found, target, runs)
-    return {"source": source, "target": target, "parameters": asdict(found), "generated": generated}
-
-
 @dataclass
 class TwinFitConfig:
     """What to fit.
@@ -143,21 +123,17 @@ class TwinFitConfig:
     Attributes:
         traces: known traces by name, or trace files as PATH or NAME=PATH; also the words in front of the first flag.
         out: file to write; by default the one that ships.
-        runs: generated records for the comparison of the fit with the trace.
 
     Raises:
-        InputError: a setting is out of range.
+        InputError: no trace is given.
     """
 
     traces: list[str]
     out: str = str(FITTED)
-    runs: int = 30
 
     def __post_init__(self) -> None:
         if not self.traces:
             raise InputError("--traces: expected at least one trace")
-        if self.runs < 1:
-            raise InputError(f"--runs: {self.runs}; must be at least 1")
 
 
 def fit_all(config: TwinFitConfig) -> None:
@@ -167,8 +143,10 @@ def fit_all(config: TwinFitConfig) -> None:
         name, path, source = _resolve(text)
         trace = load_arrivals(path, name=name)
         print(trace.describe(), file=sys.stderr)
-        entries[name] = fit_trace(trace, source, config.runs)
-        _report(entries[name])
+        target = statistics(trace.arrival_ms, trace.duration_ms, trace.resolution_ms)
+        found = fit(target)
+        _report(target, found)
+        entries[name] = {"source": source, "target": target, "parameters": asdict(found)}
     atomic_write_text(config.out, json.dumps({"schema": SCHEMA, "traces": rounded(entries, DIGITS)}, indent=1) + "\n")
     print(json.dumps({"out": config.out, "traces": list(entries)}))
 
@@ -190,14 +168,16 @@ def _resolve(text: str) -> tuple[str, Path, str]:
     return name or path.name.split(".")[0], path, f"file {path.name}, given by a user"
 
 
-def _report(entry: dict) -> None:
-    target, generated = entry["target"], entry["generated"]
-    print(f"  parameters {json.dumps(rounded(entry['parameters'], DIGITS))}", file=sys.stderr)
+def _report(target: dict, found: TwinParameters) -> None:
+    """Print the parameters, and the statistics of the trace beside those that they are expected to give."""
+    windows, lags, length = np.array(target["windows_ms"]), np.array(target["lags"]), target["duration_ms"]
+    labels = [f"dispersion {w / 1e3:g} s" for w in windows]
+    labels += [f"correlation {lag * target['lag_window_ms'] / 1e3:g} s" for lag in lags]
+    expected = [*expected_dispersion(found, windows, length)]
+    expected += [*expected_autocorrelation(found, target["lag_window_ms"], lags, length)]
+    print(f"  parameters {json.dumps(rounded(asdict(found), DIGITS))}", file=sys.stderr)
     print(f"  {'':18}{'trace':>10}{'twin':>10}", file=sys.stderr)
-    labels = ["rate /s", *(f"dispersion {w / 1e3:g} s" for w in target["windows_ms"])]
-    labels += [f"correlation {lag * target['lag_window_ms'] / 1e3:g} s" for lag in target["lags"]]
-    real, made = ([of["rate_rps"], *of["dispersion"], *of["autocorrelation"]] for of in (target, generated))
-    for row in zip(labels, real, made):
+    for row in zip(labels, [*target["dispersion"], *target["autocorrelation"]], expected):
         print("  {:18}{:10.3f}{:10.3f}".format(*row), file=sys.stderr)
 
 

@@ -17,23 +17,20 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 @dataclass(frozen=True)
 class KnownTrace:
-    """A public trace: its file under shared/data, its format and its source."""
+    """A public trace: its file under shared/data and its source."""
 
     file: str
-    format: str
     citation: str
 
 
 KNOWN: dict[str, KnownTrace] = {
     "azure_llm_2023": KnownTrace(
         "azure_llm_2023/AzureLLMInferenceTrace_conv.csv.gz",
-        "azure_llm",
         "Azure LLM inference trace 2023, conversation service (one hour): github.com/Azure/AzurePublicDataset "
         "79092101, data/AzureLLMInferenceTrace_conv.csv, CC-BY-4.0; Patel et al., Splitwise, ISCA 2024",
     ),
     "mooncake": KnownTrace(
         "mooncake/conversation_trace.csv.gz",
-        "mooncake",
         "Mooncake conversation trace (one hour): github.com/kvcache-ai/Mooncake 3b5a5941, "
         "FAST25-release/traces/conversation_trace.jsonl, Apache-2.0; Qin et al., Mooncake, FAST 2025",
     ),

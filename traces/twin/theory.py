@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from scipy.integrate import cumulative_trapezoid
 from scipy.stats import gamma
 
 from traces.twin.generator import TwinParameters
@@ -27,8 +28,8 @@ def count_variance(parameters: TwinParameters, window_ms: np.ndarray) -> np.ndar
     for tau_ms, variance in zip(parameters.tau_ms, parameters.variance):
         exponent += variance * np.exp(-grid / tau_ms)
     covariance = np.expm1(exponent)
-    plain = _integral(grid, covariance)
-    weighted = _integral(grid, covariance * grid)
+    plain = cumulative_trapezoid(covariance, grid, initial=0)
+    weighted = cumulative_trapezoid(covariance * grid, grid, initial=0)
     double = window * np.interp(window, grid, plain) - np.interp(window, grid, weighted)
     rate_per_ms = parameters.rate_rps / 1e3
     return renewal_variance(parameters.cv, rate_per_ms * window) + 2 * rate_per_ms**2 * double
@@ -86,7 +87,3 @@ def _renewal_table(cv: float) -> tuple[np.ndarray, np.ndarray]:
     first_moment = gamma.cdf(grid, order + 1, scale=1 / shape) * (order / shape)
     excess = grid * plain - first_moment.sum(axis=0) - grid**2 / 2
     return grid, grid + 2 * excess
-
-
-def _integral(grid: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.diff(grid) * (values[1:] + values[:-1]) / 2)])

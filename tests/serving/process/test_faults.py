@@ -19,6 +19,7 @@ import pytest
 from fault_server import ROOT, Served, command, environment, infer_body, served
 
 from agents.learned.policy_file import shapes, write_policy
+from envs.simulation.config import EnvConfig
 
 pytestmark = pytest.mark.slow
 TOYS = {"double": "toy_models", "slow": "toy_models", "faulty": "toy_models", "nan": "fault_models"}
@@ -161,7 +162,7 @@ def test_a_corrupt_checkpoint_is_not_loaded_and_the_old_one_stays(tmp_path: Path
     path = tmp_path / "policy.safetensors"
     # Scores all candidates alike, and so takes the first.
     flat = {name: np.full(shape, float(name.endswith("_std")), np.float32) for name, shape in shapes(4).items()}
-    write_policy(path, flat, 0.0, 3.0, {})
+    write_policy(path, flat, EnvConfig(drop=0.0, defer_ms=3.0), {})
     with served(tmp_path, {"double": "toy_models"}, f"--policy={path}") as server:
         good = path.read_bytes()
         for n, bad in enumerate((good[:100] + bytes(100), b"", good.replace(b"F32", b"F64")), 1):
