@@ -33,24 +33,11 @@ from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
-from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
+from traces.workload import HIGH, HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
 # What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
 Range = tuple[int, int] | tuple[float, float] | tuple[bool, bool]
-STRAIT: dict[str, Range] = {
-    "risk": (0, 3),
-    "low_streams": (1, 4),
-    "low_max": (1.0, 12.0),
-    "starve": (0.1, 1.0),
-    "gamble": (0.0, 0.5),
-    "may_share": (False, True),
-    "patience": (0.5, 30.0),
-    "thrift": (0.0, 1.0),
-    "guard": (0.0, 2.0),
-    "high_haste": (0.1, 3.0),
-    "low_haste": (0.1, 3.0),
-}
 RANGES: dict[str, dict[str, Range]] = {
     "fifo": {"max_batch": (1, 8)},
     "edf": {"max_batch": (1, 8)},
@@ -70,9 +57,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "gpulet": {"in_flight": (1, 4), "margin": (0.8, 2.0), "low_streams": (1, 4)},
     "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
-    "strait": STRAIT,
-    # What makes it what it is stays: where it stands between high and low priority was chosen otherwise.
-    "strait-guard": {k: v for k, v in STRAIT.items() if k not in ("guard", "low_max", "starve")},
+    "strait": {"high_weight": (3.0, 80.0), "price": (0.1, 5.0), "level": (0.0, 7.0), "patience": (0.5, 15.0)},
 }
 
 FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0
@@ -93,6 +78,8 @@ class TuneConfig:
         profile: shipped profile by name, or a JSON file written by envs.fit.
         streams: streams of the device.
         high_weight: what a violation of high priority counts in the objective, one of low priority being 1.
+        tolerance: of all trials whose objective is at most so much above the best, as a share of it, the one with the fewest
+            high-priority violations is taken.
         workers: processes; all cores by default.
         out: file to write; results in it that were made with the same settings are kept.
     """
@@ -107,6 +94,7 @@ class TuneConfig:
     profile: str = "cpu2"
     streams: int = 4
     high_weight: float = HIGH_WEIGHT
+    tolerance: float = 0.0
     workers: int | None = None
     out: str = str(TUNED)
 
@@ -130,10 +118,12 @@ class TuningObjective:
         self.sim = Simulator(profile, len(self.workloads), config.streams, room)
         self.high_weight = config.high_weight
 
-    def score(self, policy: Policy) -> float:
-        """Share of violated weight, mean over the workloads."""
+    def score(self, policy: Policy) -> tuple[float, float]:
+        """Share of violated weight and share of high-priority requests violated, means over the workloads."""
         run(self.sim, policy, self.workloads, self.seeds)
-        return float(np.mean(weighted_rate(*violations(self.sim.state.count), self.high_weight)))
+        violated, offered = violations(self.sim.state.count)
+        high = violated[:, HIGH] / np.maximum(offered[:, HIGH], 1)
+        return float(np.mean(weighted_rate(violated, offered, self.high_weight))), float(np.mean(high))
 
 
 def suggest(trial: Any, name: str) -> dict[str, Any]:
@@ -161,24 +151,27 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
     """Tune one policy.
 
     Returns:
-        Entry of the file: "params", the objective "reached" and that of the defaults, "default".
+        Entry of the file: "params", the objective "reached", that of the defaults, "default", and the least found, "least".
     """
     optuna = _optuna()
     profile = training_profile(config.profile)
     objective = TuningObjective(config, profile, capacity_rps)
     defaults = asdict(make_policy(name).params)
-    default = objective.score(make_policy(name, objective.sim.n))
+    default, _ = objective.score(make_policy(name, objective.sim.n))
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
     )
     study.enqueue_trial(inside(name, defaults))
-    study.optimize(
-        lambda trial: objective.score(make_policy(name, objective.sim.n, **suggest(trial, name))),
-        n_trials=config.budget,
-    )
-    if study.best_value < default:
-        return {"params": study.best_params, "reached": study.best_value, "default": default}
-    return {"params": {k: defaults[k] for k in RANGES[name]}, "reached": default, "default": default}
+
+    def attempt(trial: Any) -> float:
+        value, high = objective.score(make_policy(name, objective.sim.n, **suggest(trial, name)))
+        trial.set_user_attr("high", high)
+        return value
+
+    study.optimize(attempt, n_trials=config.budget)
+    close = [trial for trial in study.trials if trial.value <= study.best_value * (1.0 + config.tolerance)]
+    best = min(close, key=lambda trial: trial.user_attrs["high"])
+    return {"params": best.params, "reached": best.value, "default": default, "least": study.best_value}
 
 
 def training_profile(name: str) -> Profile:

@@ -39,7 +39,7 @@ class HighAloneBenchmark:
 
     profile: str = "cpu2"
     workload: str = "bursty"
-    policies: list[str] = field(default_factory=lambda: ["clockwork", "strait", "strait-guard"])
+    policies: list[str] = field(default_factory=lambda: ["clockwork", "strait"])
     loads: list[float] = field(default_factory=lambda: [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
     seeds: int = 10
     duration_ms: float = 5_000.0

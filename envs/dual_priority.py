@@ -77,10 +77,10 @@ class DualPriorityEnv(gym.Env):
 
     ## Arguments
     `config` (an `envs.simulation.config.EnvConfig`), or its fields by name, `render_mode`. `import envs` registers the ids;
-    without it the id names the package, `gym.make("envs:Strait/DualPriority-v0")`:
+    without it the id names the package, `gym.make("envs:Strait/DualPriority-v1")`:
 
     >>> import gymnasium as gym, envs
-    >>> env = gym.make("Strait/DualPriority-v0", load=0.9, streams=4)
+    >>> env = gym.make("Strait/DualPriority-v1", load=0.9, streams=4)
     >>> observation, info = env.reset(seed=1)
     >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample(info["action_mask"].astype("int8")))
 
@@ -100,7 +100,7 @@ class DualPriorityEnv(gym.Env):
     | `seed` | of the episode as the worlds count them: the same in a batch of any size |
 
     ## Vectorised Use
-    `gym.make_vec("Strait/DualPriority-v0", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
+    `gym.make_vec("Strait/DualPriority-v1", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
     compiled call, bit for bit the same as this one with seeds seed, seed + 1, ...; `envs.sb3.SB3VecEnv(256)` is that for
     stable-baselines3 and sb3-contrib.
 
@@ -109,7 +109,8 @@ class DualPriorityEnv(gym.Env):
     of a real trace), `-Tiny` (two models, two streams, 300 ms).
 
     ## Version History
-    * v0: first version
+    * v1: the device is the measured A100 (`gpu-a100`), where overlap is nearly free for some pairs and dear for others.
+    * v0: the device was made up (`synthetic:0`); kept for comparison.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 10}

@@ -1,22 +1,23 @@
 """Registers the environments with Gymnasium; ``import envs`` does it.
 
 Gymnasium from 1.0 on does not look for entry points of other packages, so somebody has to import this package: the user, or
-Gymnasium itself when the id names it, ``gym.make("envs:Strait/DualPriority-v0")``. It imports nothing but Gymnasium.
+Gymnasium itself when the id names it, ``gym.make("envs:Strait/DualPriority-v1")``. It imports nothing but Gymnasium.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from gymnasium.envs.registration import register
 
 # What sets each variant apart from the defaults of envs.simulation.config.EnvConfig.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "Strait/DualPriority-v0": {},
-    "Strait/DualPriority-Overload-v0": {"load": (1.1, 1.6)},
-    "Strait/DualPriority-Bursty-v0": {"burst": (4.0, 8.0), "burst_share": (0.05, 0.12)},
-    "Strait/DualPriority-Trace-v0": {"workload": "twin:azure_llm_2023"},
-    "Strait/DualPriority-Tiny-v0": {
+    "": {},
+    "-Overload": {"load": (1.1, 1.6)},
+    "-Bursty": {"burst": (4.0, 8.0), "burst_share": (0.05, 0.12)},
+    "-Trace": {"workload": "twin:azure_llm_2023"},
+    "-Tiny": {
         "profile": "synthetic:0",
         "models": ("model0", "model1"),
         "streams": 2,
@@ -24,12 +25,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "duration_ms": (300.0, 300.0),
     },
 }
+# The first version's device is made up; since the second it is the measured A100.
+VERSIONS: dict[str, dict[str, Any]] = {"v0": {"profile": "synthetic:0"}, "v1": {}}
 
 
-for _name, _settings in VARIANTS.items():
+for (_version, _device), (_variant, _settings) in product(VERSIONS.items(), VARIANTS.items()):
     register(
-        id=_name,
+        id=f"Strait/DualPriority{_variant}-{_version}",
         entry_point="envs.dual_priority:DualPriorityEnv",
         vector_entry_point="envs.vector:DualPriorityVectorEnv",
-        kwargs=_settings,
+        kwargs=_device | _settings,
     )

@@ -52,11 +52,9 @@ TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {
     "no-transfer": _no_transfer,
 }
 PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
-    "no-deferral": {"may_defer": False},
-    "no-priority": {"by_priority": False},
-    "no-haste": {"high_haste": np.inf, "low_haste": np.inf},
-    "no-risk": {"risk": 0},
-    "no-sharing": {"may_share": False},
+    "no-deferral": {"price": 0.0},
+    "no-priority": {"high_weight": 1.0},
+    "strict-priority": {"high_weight": 1e6, "price": 0.0},
 }
 SWITCHES = (*TABLE_SWITCHES, *PARAMETER_SWITCHES)
 ABLATIONS = tuple(f"strait:{switch}" for switch in SWITCHES)

@@ -17,8 +17,7 @@ from agents.policies.common import defer_action, held_by_low, solo_total
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
-from envs.scheduling.predictor import feature_column, features
-from envs.scheduling.state import N_FEATURES
+from envs.scheduling.predictor import N_DEVICE_FEATURES, feature_column, features
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _slowdown(state, tables, env, model, size, skip, extra_m, extra_b):
     # Partitions do not share cores: each co-runner counts as one beside it.
     features(1.0, n, mine[0], mine[1], mine[2], cpu, mem, cache, x)
     s = 1.0
-    for f in range(N_FEATURES):
+    for f in range(N_DEVICE_FEATURES):
         s += tables.weight[group, f] * x[f]
     return max(s, 1.0)
 

@@ -44,7 +44,6 @@ for _kind in (
     preempt.INSTANT_KIND,
     priority_edf.KIND,
     strait.KIND,
-    strait.GUARD_KIND,
     symphony.KIND,
     triton.KIND,
 ):

@@ -1,13 +1,20 @@
-"""Strait: priority, then slack; dispatch only what the prediction keeps within deadline, and keeps others within theirs.
+"""Strait: dispatch what earns most per ms of the device, at once if that is more than the device earns otherwise.
 
-After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175), from its
-published description; the rules below are our own. Each candidate's finish is predicted with the transfers before it and
-the interference of what is in flight, integrated through the predicted changes of the co-running set
-(envs.scheduling.predictor). A batch starts beside others only where the time lost to interference, its own and theirs, is
-worth not waiting for the first of them to end. A high-priority batch must not make another one in flight late; it shares a
-core only if it would be late after waiting for the first batch to end, and is in time if it does not wait. A low-priority
-batch must not make anything late, defers while a high-priority request waits or the streams that it may hold are full, and
-is the shorter the more high-priority work has been arriving.
+After Zhao and Georgantas, "Perceiving Priority and Interference in ML Inference Serving" (arXiv 2604.28175): the finish of
+each candidate is predicted with the copies before it and the interference of what is in flight, and priority, slack and the
+harm done to others decide. The rule is our own:
+
+- A batch *earns* the requests that it is expected to meet, a high-priority one counting ``high_weight``, less what those in
+  flight lose in their chance to be met. It *costs* its predicted duration and the delay of all others in flight, in ms of a
+  stream.
+- Batches are ranked by earnings over costs, discounted by e for every ``patience`` mean solo latencies of slack to spare: what
+  can wait, waits (the apparent tardiness cost rule; Vepsalainen and Morton, Management Science 33, 1987).
+- The best is dispatched if its rank is at least the *price* of room on the device: what a stream has been earning per ms
+  lately, times how full the device is. An idle device has no price: it starts whatever can be in time. Where nothing is worth
+  the price, the time at which the slack of a queue has shrunk enough ends the deferral, if no event does so before.
+
+How full a device is, is measured in what it can do at once: two batches fill a GPU on which each then takes twice as long, and
+four leave room where overlap is nearly free (``forecast.parallelism``).
 """
 
 from __future__ import annotations
@@ -17,13 +24,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import traces.workload
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import alone_ms, defer_action, held_by_low
-from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
+from agents.policies.common import defer_action
+from envs.scheduling.forecast import in_flight, parallelism, place, predict_finishes, refresh_forecast
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of, batches_on_next_core, has_room
+from envs.scheduling.operations import action_of, has_room
+from envs.scheduling.predictor import FINISH, STREAM
+from envs.scheduling.state import HIGH, LOW, MET, P50, P90
 
-NEGLIGIBLE = 0.1  # share of a batch's own time that it may always lose to those beside it
+WINDOW = 20.0  # mean solo latencies over which the rate of earning is averaged
+SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
+LEAST = 1e-6  # earnings below this are none
+MOST_DISCOUNT = 5.0  # log of the largest: room that is nearly free is taken even by what could wait for long
 
 
 @dataclass(frozen=True)
@@ -31,221 +44,195 @@ class StraitParams:
     """Parameters.
 
     Attributes:
-        risk: calibrated quantile that a finish time is judged by: 0 the prediction itself, 1 the median, 2 the 90 %
-            quantile, 3 the 95 % quantile.
-        low_streams: streams that low priority may hold at once.
-        low_max: longest low-priority batch, as a multiple of the device's time scale (mean solo latency).
-        starve: share of its relative deadline after which a low-priority request may be dispatched although it makes
-            other low-priority requests late, and whatever ``guard`` says; at most so long can it be held back for these.
-        gamble: how far past its deadline, as a share of the relative deadline, a high-priority request may be predicted
-            to end (by the prediction itself, whatever ``risk`` says) and still be tried.
-        may_share: whether a high-priority batch may share a core with another one that is in flight.
-        by_priority: False treats both priorities as one (ablation).
-        may_defer: False dispatches low priority whatever it does to others (ablation).
-        patience: slack, in mean solo latencies, at which the worth of serving a queue now has fallen by e; 0: the least
-            slack goes first.
-        thrift: how far a batch size is chosen for requests met per ms (1) rather than for requests met (0).
-        guard: how much shorter low-priority batches get for each core's worth of high-priority work that arrives; those that
-            starve do not.
-        high_haste: time that a high-priority batch and those beside it may lose to interference, over the time until the
-            first of these ends and makes room.
-        low_haste: the same for a low-priority batch.
+        high_weight: what a high-priority request counts, a low-priority one being 1.
+        price: price of room on a device that is just full, over what a stream has been earning lately; 0 never defers.
+        level: how fast the price falls below that as the device empties, and rises above it as more batches are in flight.
+        patience: slack, in mean solo latencies, at which the worth of a batch has fallen by e.
     """
 
-    risk: int = 2
-    low_streams: int = 2
-    low_max: float = 2.5
-    starve: float = 0.6
-    gamble: float = 0.0
-    may_share: bool = True
-    by_priority: bool = True
-    may_defer: bool = True
+    high_weight: float = traces.workload.HIGH_WEIGHT
+    price: float = 0.8
+    level: float = 3.6
     patience: float = 6.0
-    thrift: float = 1.0
-    guard: float = 0.0
-    high_haste: float = 1.0
-    low_haste: float = 0.5
 
 
-(
-    RISK, LOW_STREAMS, LOW_MAX, STARVE, GAMBLE, MAY_SHARE, BY_PRIORITY, MAY_DEFER, PATIENCE, THRIFT, GUARD, HIGH_HASTE,
-    LOW_HASTE,
-) = places(StraitParams)  # fmt: skip
+HIGH_WEIGHT, PRICE, LEVEL, PATIENCE = places(StraitParams)
+# Places of the policy's memory: value met when last asked, when that was, time followed so far, value met per ms.
+SEEN, SINCE, FOLLOWED, RATE = range(4)
 
 
 @njit
-def _scale(state, env, params):
-    level = int(params[RISK])
-    if level == 0:
-        return 1.0
-    return max(state.scale[env, in_flight(state, env), level - 1], 1.0)
+def _chance(ratio, spread_of):
+    """Chance that a batch ends within ``ratio`` times its predicted duration.
 
-
-@njit
-def _next_queue(state, tables, env, priority, group, visited, patience):
-    """Queue of priority pr that is most worth serving among those not visited (a bit mask), -1 if none; and its worth.
-
-    Worth is requests served per ms, discounted by the slack that is left: work that can wait, waits. After the apparent
-    tardiness cost rule of Vepsalainen and Morton (Management Science 33, 1987); with ``patience`` 0 the least slack goes
-    first.
+    ``spread_of`` is that ratio's log as it was calibrated: its median, and how far its 90 % quantile lies above that.
     """
-    now = state.scheduler[env].now
-    unit = tables.device[group].unit_ms
-    speed = math.exp(state.scheduler[env].log_slowdown)
-    best = -1
-    best_worth = -np.inf
-    for model in range(state.queue.shape[2]):
-        q = state.queue[env, priority, model]
-        if q.length == 0 or (visited >> model) & 1:
-            continue
-        slack = state.entry[env, priority, model, q.head].deadline - now
-        if patience <= 0.0:
-            worth = tables.solo[group, model, 0] - slack
-            if worth > best_worth:
-                best_worth = worth
-                best = model
-            continue
-        for size in range(tables.size.shape[0]):
-            if tables.size[size] > q.length:
-                break
-            took = tables.solo[group, model, size] * speed
-            # In logs: the discount of much slack would underflow.
-            worth = tables.log_rate[group, model, size] - max(slack - took, 0.0) / (patience * unit)
-            if worth > best_worth and (size == 0 or took < slack):
-                best_worth = worth
-                best = model
-    return best, best_worth
+    median, spread = spread_of
+    z = (math.log(max(ratio, LEAST)) - median) / spread
+    if abs(z) > 3.0:
+        return 1.0 if z > 0.0 else 0.0
+    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * z))
 
 
 @njit
-def _best_size(state, tables, env, priority, model, scale, longest, haste, spare_low, tolerance, thrift):
-    """Batch-size index that serves the most requests for its time and makes nothing else late; -1 if none.
+def _discount(spare_ms, params, unit_ms):
+    """Log of what slack to spare takes from the worth of a batch."""
+    return min(max(spare_ms, 0.0) / (params[PATIENCE] * unit_ms), MOST_DISCOUNT)
 
-    Args:
-        st: state. tb: tables. e: scheduler. pr: priority. m: model. scale: factor on predicted durations.
-        longest: longest execution alone, in ms.
-        haste: most time that the batch and those beside it may lose to interference, in ms.
-        spare_low: whether low-priority batches in flight must stay on time too.
-        tolerance: how late the head may be, as a share of its relative deadline.
-        thrift: power of the predicted duration that requests predicted to be met are divided by.
+
+@njit
+def _earned_per_ms(state, memory, env, high_weight, window):
+    """Value of the requests met per ms of late (exponential average over ``window`` ms)."""
+    now = state.scheduler[env].now
+    value = high_weight * state.count[env, HIGH, MET] + state.count[env, LOW, MET]
+    own = memory[env]
+    if own[SINCE] == 0.0:  # the first call: what was met before is not of late
+        own[SEEN] = value
+        own[SINCE] = now
+    dt = now - own[SINCE]
+    if dt > 0.0:
+        own[RATE] = own[RATE] * math.exp(-dt / window) + (value - own[SEEN]) / window
+        own[SEEN] = value
+        own[SINCE] = now
+        own[FOLLOWED] += dt
+    return own[RATE] / max(1.0 - math.exp(-own[FOLLOWED] / window), 0.05)
+
+
+@njit
+def _next_queue(state, tables, env, visited, params, log_price):
+    """The queue most worth serving by solo times, among those not ``visited`` (a bit mask).
+
+    Returns:
+        (place, wake): priority * M + model, -1 where none reaches the price; and the absolute time at which the first of those
+        that do not will, its slack having shrunk (inf: none).
     """
     group = env % tables.solo.shape[0]
-    q = state.queue[env, priority, model]
-    now = state.scheduler[env].now
-    head = state.entry[env, priority, model, q.head]
-    slack = head.deadline - now + tolerance * (head.deadline - head.arrival)
+    own = state.scheduler[env]
+    slowdown = math.exp(own.log_slowdown)
+    unit_ms = tables.device[group].unit_ms
+    n_models = state.queue.shape[2]
     best = -1
-    best_worth = -1.0
+    best_rank = -np.inf
+    wake = np.inf
+    for priority in range(2):
+        log_weight = math.log(params[HIGH_WEIGHT]) if priority == HIGH else 0.0
+        for model in range(n_models):
+            queue = state.queue[env, priority, model]
+            if queue.length == 0 or (visited >> (priority * n_models + model)) & 1:
+                continue
+            slack = state.entry[env, priority, model, queue.head].deadline - own.now
+            for size in range(tables.size.shape[0]):
+                took = tables.solo[group, model, size] * slowdown
+                if tables.size[size] > queue.length or (size > 0 and took > slack):
+                    break
+                worth = log_weight + math.log(tables.size[size] / took)
+                rank = worth - _discount(slack - took, params, unit_ms)
+                if rank > best_rank:
+                    best_rank = rank
+                    best = priority * n_models + model
+                due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
+                if worth > log_price and due > own.now:
+                    wake = min(wake, due)
+    return (best if best_rank >= log_price else -1), wake
+
+
+@njit
+def _expected_met(state, env, priority, model, n, duration, spread_of):
+    """Requests among the first n of queue (priority, model) that a batch of this predicted duration is expected to meet."""
+    now = state.scheduler[env].now
+    met = 0.0
+    for i in range(n):
+        deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
+        met += _chance((deadline - now) / duration, spread_of)
+    return met
+
+
+@njit
+def _disturbance(state, env, n_placed, high_weight, spread_of):
+    """What the candidate in the scratch does to the ``n_placed`` batches in flight.
+
+    Returns:
+        (harm, delay_ms): weighted requests that they are expected to meet less, and their delays in sum.
+    """
+    now = state.scheduler[env].now
+    harm = 0.0
+    delay_ms = 0.0
+    for j in range(n_placed):
+        stream = int(state.scratch[env, STREAM, j])
+        batch = state.stream[env, stream]
+        after = state.scratch[env, FINISH, j]
+        before = max(batch.finish - now, LEAST)
+        if after - before < LEAST:
+            continue
+        delay_ms += after - before
+        counts = high_weight if batch.priority == HIGH else 1.0
+        for i in range(batch.n):
+            left = state.member[env, stream, i].deadline - now
+            harm += counts * (_chance(left / before, spread_of) - _chance(left / after, spread_of))
+    return harm, delay_ms
+
+
+@njit
+def _best_size(state, tables, env, priority, model, params, log_price):
+    """Batch-size index of queue (priority, model) that earns most for its cost; -1 where none is worth the price."""
+    group = env % tables.solo.shape[0]
+    queue = state.queue[env, priority, model]
+    busy = in_flight(state, env)
+    p90 = max(state.scale[env, busy, P90], 1.0)
+    median = math.log(max(state.scale[env, busy, P50], 0.5))
+    spread_of = (median, max(math.log(max(state.scale[env, busy, P90], 0.5)) - median, 0.01))
+    weight = params[HIGH_WEIGHT] if priority == HIGH else 1.0
+    slack = state.entry[env, priority, model, queue.head].deadline - state.scheduler[env].now
+    best = -1
+    best_rate = -np.inf
     for i in range(tables.size.shape[0]):
         size = tables.size.shape[0] - 1 - i
         n = tables.size[size]
         solo = tables.solo[group, model, size]
-        # Even alone on the device it would end too late, or serve too few: no need to predict.
-        if n > q.length or solo > slack or solo > longest or n / solo**thrift <= best_worth:
+        # Even alone on the device it would end too late, or earn too little: no need to predict.
+        if n > queue.length or solo > slack or math.log(weight * n / solo) <= best_rate:
             continue
-        duration, late_high, late_low, delay_high, delay_low = evaluate_candidate(
-            state, tables, env, model, size, scale
-        )
-        lost = delay_high + priority * delay_low + duration - alone_ms(state, tables, env, model, size)
-        if lost > haste + NEGLIGIBLE * solo:
+        n_placed = predict_finishes(state, tables, env, model, size)
+        duration = state.scratch[env, FINISH, n_placed]
+        harm, delay_ms = _disturbance(state, env, n_placed, params[HIGH_WEIGHT], spread_of)
+        earned = weight * _expected_met(state, env, priority, model, n, duration, spread_of) - harm
+        if busy == 0:
+            earned = max(earned, LEAST)  # nobody is harmed, and idling until the deadline gains nothing
+        if earned < LEAST:
             continue
-        if duration * scale > slack or late_high > 0 or (spare_low and late_low > 0):
-            continue
-        met = max(n - late_in_queue(state, env, priority, model, n, now + duration * scale), 1)
-        worth = met / duration**thrift
-        if worth > best_worth:
-            best_worth = worth
+        rate = math.log(earned / max(duration + delay_ms, LEAST))
+        discount = _discount(slack - duration * p90, params, tables.device[group].unit_ms)
+        if rate > best_rate and rate - discount >= log_price:
+            best_rate = rate
             best = size
     return best
 
 
 @njit
-def _can_wait(state, tables, env, model, wait_ms, scale):
-    """Whether the head of the high-priority queue of m is predicted to be met if it starts alone in ``wait_ms``."""
-    head = state.entry[env, 0, model, state.queue[env, 0, model].head]
-    return state.scheduler[env].now + scale * (wait_ms + alone_ms(state, tables, env, model, 0)) <= head.deadline
-
-
-@njit
 def choose(state, tables, memory, env, params):
     """One decision, see the module's text."""
-    own = state.scheduler[env]
-    if own.n_queued == 0 or not has_room(state, tables, env):
-        return defer_action(state, tables), np.inf
     group = env % tables.solo.shape[0]
+    window = WINDOW * tables.device[group].unit_ms
+    earned_per_ms = _earned_per_ms(state, memory, env, params[HIGH_WEIGHT], window)
+    if state.scheduler[env].n_queued == 0 or not has_room(state, tables, env):
+        return defer_action(state, tables), np.inf
+    refresh_forecast(state, tables, env)
     n_models = state.queue.shape[2]
-    first = refresh_forecast(state, tables, env)
-    turns = batches_on_next_core(state, env)
-    shares = turns > 1
-    if turns > 2 or (shares and params[MAY_SHARE] == 0.0):
-        return defer_action(state, tables), np.inf
-    scale = _scale(state, env, params)
-    by_priority = params[BY_PRIORITY] > 0.0
-    # Who shares has no time to lose by waiting.
-    high_haste = np.inf if shares else params[HIGH_HASTE] * first
-    low_haste = params[LOW_HASTE] * first
-    waiting_high = 0
+    busy = in_flight(state, env)
+    log_price = -np.inf
+    if busy > 0:
+        at_once = parallelism(state, tables, env)
+        price = params[PRICE] * earned_per_ms / at_once * (busy / at_once) ** params[LEVEL]
+        log_price = math.log(price) if price > 0.0 else -np.inf
     visited = 0
     while True:
-        model, worth = _next_queue(state, tables, env, 0, group, visited, params[PATIENCE])
-        if model < 0:
-            break
-        if not by_priority and not shares:
-            low, low_worth = _next_queue(state, tables, env, 1, group, 0, params[PATIENCE])
-            if low_worth > worth:
-                size = _best_size(state, tables, env, 1, low, scale, np.inf, low_haste, True, 0.0, params[THRIFT])
-                if size >= 0:
-                    return action_of(tables, n_models, 1, low, size), np.inf
-        visited |= 1 << model
-        if shares and _can_wait(state, tables, env, model, first, scale):
-            continue
-        size = _best_size(state, tables, env, 0, model, scale, np.inf, high_haste, not by_priority, 0.0, params[THRIFT])
-        # Alone on its core, what may be late is better tried than given up.
-        if size < 0 and not shares and (scale > 1.0 or params[GAMBLE] > 0.0):
-            size = _best_size(
-                state, tables, env, 0, model, 1.0, np.inf, high_haste, not by_priority, params[GAMBLE], params[THRIFT]
-            )
+        at, wake = _next_queue(state, tables, env, visited, params, log_price)
+        if at < 0:
+            return defer_action(state, tables), wake
+        size = _best_size(state, tables, env, at // n_models, at % n_models, params, log_price)
         if size >= 0:
-            return action_of(tables, n_models, 0, model, size), np.inf
-        waiting_high += 1
-    may_defer = params[MAY_DEFER] > 0.0
-    if shares or (may_defer and by_priority and (held_by_low(state, env) >= params[LOW_STREAMS] or waiting_high > 0)):
-        return defer_action(state, tables), np.inf
-    room = 1.0 - params[GUARD] * own.rate_high / max(tables.device[group].cores, 1.0)
-    visited = 0
-    while True:
-        model, _ = _next_queue(state, tables, env, 1, group, visited, params[PATIENCE])
-        if model < 0:
-            break
-        visited |= 1 << model
-        head = state.entry[env, 1, model, state.queue[env, 1, model].head]
-        starving = own.now - head.arrival > params[STARVE] * (head.deadline - head.arrival)
-        longest = max(params[LOW_MAX] * tables.device[group].unit_ms, tables.solo[group, model, 0]) * (
-            1.0 if starving else room
-        )
-        size = _best_size(state, tables, env, 1, model, scale, longest, low_haste, not starving, 0.0, params[THRIFT])
-        if size < 0 and not may_defer:
-            size = 0
-        if size >= 0:
-            return action_of(tables, n_models, 1, model, size), np.inf
-    return defer_action(state, tables), np.inf
-
-
-@dataclass(frozen=True)
-class StraitGuardParams(StraitParams):
-    """Parameters, see ``StraitParams``; room is kept for high priority while it arrives fast, at a price to low priority.
-
-    Of a grid over ``guard`` and ``low_max`` (of Strait before it shared cores), the setting with the fewest high-priority
-    violations on the tuner's bursty workloads (loads 0.8 to 1.2) that keeps low-priority goodput at 90 % of tuned Clockwork's
-    or more, at each load.
-    """
-
-    guard: float = 1.25
-    low_max: float = 4.0
-    starve: float = 0.95
+            return action_of(tables, n_models, at // n_models, at % n_models, size), np.inf
+        visited |= 1 << at
 
 
 KIND = PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True)
-GUARD_KIND = PolicyKind(
-    "strait-guard", choose, StraitGuardParams, "Strait that keeps room for high priority", adapts=True
-)

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 
-from envs.profiles.profile import Profile, counts_to
+from envs.profiles.profile import Profile, counts_to, predictor_start
 from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
-from envs.scheduling.predictor import MAX_SLOWDOWN, features
+from envs.scheduling.predictor import MAX_SLOWDOWN, N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
 from traces.measurements import Measurements
@@ -226,20 +226,20 @@ def drift_period_ms(segments: Segments, drift: np.ndarray) -> float:
 
 
 def piece_features(segments: Segments, demand: np.ndarray) -> np.ndarray:
-    """Features of envs.scheduling.predictor for each piece: (S, F)."""
+    """Features of the predictor's device path for each piece: (S, N_DEVICE_FEATURES)."""
     flat = demand.reshape(-1, demand.shape[-1])
     mine, them = segments.variants()
     own, others = flat[mine], (flat[them] * segments.share[:, :, None]).sum(axis=1)
     out = np.empty((len(own), N_FEATURES))
     for i in range(len(own)):
         features(float(segments.n[i]), float(segments.n_other[i]), *own[i], *others[i], out[i])
-    return out
+    return out[:, :N_DEVICE_FEATURES]
 
 
 def fit_weights(
     segments: Segments, solo_ms: np.ndarray, demand: np.ndarray, drift: np.ndarray, ridge: float = 1e-3, rounds: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the linear slowdown and the covariance of the online predictor's start: (F,), (F, F).
+    """Weights of the device path and the covariance that the online predictor starts from.
 
     The bracket of a batch's slowdown (see envs.scheduling.predictor) is linear in the mean of its pieces' features weighted
     by the work done in each, which itself depends on the slowdown; a few rounds of reweighting settle that. ``drift`` (N,)
@@ -249,23 +249,25 @@ def fit_weights(
     n = len(segments.variant)
     solo = solo_ms.ravel()[segments.variant]
     took = segments.exec_ms / np.exp(drift)
-    weights = np.zeros(N_FEATURES)
-    mean = np.zeros((n, N_FEATURES))
+    weights = np.zeros(N_DEVICE_FEATURES)
+    mean = np.zeros((n, N_DEVICE_FEATURES))
     for _ in range(rounds):
         bracket = np.clip(1.0 + x @ weights, 1.0, MAX_SLOWDOWN)
         sliced = segments.dt_ms / bracket
         total = segments.over_batches(sliced)
         done = segments.over_batches(sliced / segments.n)
         y = np.minimum(took / (solo * total / np.maximum(done, 1e-9)), MAX_SLOWDOWN) - 1.0
-        for f in range(N_FEATURES):
+        for f in range(N_DEVICE_FEATURES):
             mean[:, f] = segments.over_batches(sliced * x[:, f]) / np.maximum(total, 1e-9)
-        gram = mean.T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01
+        gram = mean.T @ mean + ridge * n * np.eye(N_DEVICE_FEATURES) * 0.01
         weights = np.linalg.solve(gram, mean.T @ y)
         for _ in range(3):  # Huber reweighting
             error = y - mean @ weights
             h = np.minimum(1.0, 0.3 / np.maximum(np.abs(error), 1e-9))[:, None]
-            weights = np.linalg.solve((mean * h).T @ mean + ridge * n * np.eye(N_FEATURES) * 0.01, (mean * h).T @ y)
-    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_FEATURES)) * WEIGHT_BATCHES)
+            weights = np.linalg.solve(
+                (mean * h).T @ mean + ridge * n * np.eye(N_DEVICE_FEATURES) * 0.01, (mean * h).T @ y
+            )
+    cov = np.linalg.inv((mean.T @ mean / n + ridge * np.eye(N_DEVICE_FEATURES)) * WEIGHT_BATCHES)
     return weights, cov
 
 
@@ -282,7 +284,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
     segments = cut(measurements)
     count, pair, residual = fit_truth(segments, solo, demand)
     drift = drift_of(segments, residual)
-    weight, cov = fit_weights(segments, solo, demand, drift)
+    weight, cov = predictor_start(*fit_weights(segments, solo, demand, drift))
     frame = measurements.batches
     noise = residual - drift
     return Profile(
@@ -295,6 +297,7 @@ def fit(measurements: Measurements, name: str) -> Profile:
         h2d_ms=h2d,
         d2h_ms=d2h,
         demand=demand,
+        share=np.ones(solo.shape),
         weight=weight,
         cov=cov,
         count=count,

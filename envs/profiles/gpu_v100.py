@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from envs.profiles.fit import WEIGHT_BATCHES
-from envs.profiles.profile import Profile
-from envs.scheduling.predictor import features
+from envs.profiles.profile import Profile, predictor_start
+from envs.scheduling.predictor import N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.command import run_command
 from traces.errors import InputError
@@ -113,7 +113,8 @@ def fit_weights(
     x = np.zeros((len(own), N_FEATURES))
     for row, i, j in zip(x, own, other, strict=True):
         features(1.0, 1.0, *flat[i], *flat[j], row)  # every stream is a core of its own
-    gram = x.T @ x / len(x) + RIDGE * np.eye(N_FEATURES)
+    x = x[:, :N_DEVICE_FEATURES]
+    gram = x.T @ x / len(x) + RIDGE * np.eye(N_DEVICE_FEATURES)
     return np.linalg.solve(gram, x.T @ (slow - 1.0) / len(x)), np.linalg.inv(gram * WEIGHT_BATCHES)
 
 
@@ -139,7 +140,7 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
     own, other, together, spread = pair_rows(pairs, models)
     slow = np.maximum(together / latency.ravel()[own], 1.0)
     pair, residual = fit_pairs(own, other, slow, demand)
-    weight, cov = fit_weights(own, other, slow, demand)
+    weight, cov = predictor_start(*fit_weights(own, other, slow, demand))
     # What the fit leaves is a bias of each pair, known to nobody beforehand; what spreads from run to run comes on top.
     both = np.sqrt(residual**2 + spread**2) * np.sign(residual)
     return Profile(
@@ -151,6 +152,7 @@ def build(data: Path, name: str = "gpu-v100") -> Profile:
         h2d_ms=COPY_MS + input_bytes / (GBPS * 1e6),
         d2h_ms=COPY_MS + output_bytes / (GBPS * 1e6),
         demand=demand,
+        share=np.ones(latency.shape),
         weight=weight,
         cov=cov,
         count=np.ones(3),

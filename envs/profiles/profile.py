@@ -14,7 +14,15 @@ import numpy as np
 from scipy.special import ndtri
 
 from envs.profiles.truth import Truth, truth_device_t
-from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
+from envs.scheduling.predictor import (
+    CACHE_BOTH,
+    COMPUTE_BOTH,
+    HOST_OTHERS,
+    HOST_SLACK,
+    MEMORY_BOTH,
+    N_DEVICE_FEATURES,
+)  # fmt: skip
+from envs.scheduling.state import COMPUTE, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from traces.errors import InputError
 from traces.files import atomic_write_text
 from traces.workload import HIGH_WEIGHT
@@ -22,7 +30,13 @@ from traces.workload import HIGH_WEIGHT
 SCHEMA = "strait-profile/3"
 DATA = Path(__file__).resolve().parent / "data"
 _ARRAYS = (
-    "solo_ms", "h2d_ms", "d2h_ms", "demand", "weight", "cov", "count", "pair", "residual", "log_slowdown",
+    "solo_ms", "h2d_ms", "d2h_ms", "demand", "share", "weight", "cov", "count", "pair", "residual", "log_slowdown",
+)  # fmt: skip
+
+
+# What the truth takes over as it is.
+TRUTH_FIELDS = (
+    "device_slowdown", "host_slowdown", "dispatch_ms", "completion_ms", "timer_ms", "time_slice_ms", "drift_knot_ms",
 )  # fmt: skip
 
 
@@ -40,8 +54,11 @@ class Profile:
         h2d_ms: (M, B) copy in.
         d2h_ms: (M, B) copy back.
         demand: (M, B, 3) compute, memory bandwidth and cache as fractions of the device.
+        share: (M, B) share of the solo execution in which the device, not the host that launches work, is the bottleneck.
         weight: (F,) weights that the scheduler's predictor starts from.
         cov: (F, F) their covariance.
+        device_slowdown: by how much the device's part of a batch's work is stretched for each ms of a co-runner's share.
+        host_slowdown: by how much the host's part is, for each co-runner.
         count: (n + 1,) slowdown by number of batches that execute on one core, index 0 unused; beyond n it is linear.
         pair: (M*B, M*B) log slowdown by a co-runner on another core.
         residual: (R,) measured log residuals.
@@ -70,11 +87,14 @@ class Profile:
     h2d_ms: np.ndarray
     d2h_ms: np.ndarray
     demand: np.ndarray
+    share: np.ndarray
     weight: np.ndarray
     cov: np.ndarray
     count: np.ndarray
     pair: np.ndarray
     residual: np.ndarray
+    device_slowdown: float = 0.0
+    host_slowdown: float = 0.0
     dispatch_ms: float = 0.1
     completion_ms: float = 0.0
     timer_ms: float = 0.0
@@ -103,6 +123,7 @@ class Profile:
             "h2d_ms": (m, b),
             "d2h_ms": (m, b),
             "demand": (m, b, N_DEMAND),
+            "share": (m, b),
             "weight": (N_FEATURES,),
             "cov": (N_FEATURES, N_FEATURES),
             "pair": (m * b, m * b),
@@ -145,6 +166,7 @@ class Profile:
             h2d_ms=self.h2d_ms[at],
             d2h_ms=self.d2h_ms[at],
             demand=self.demand[at],
+            share=self.share[at],
             pair=self.pair[np.ix_(flat, flat)],
         )
 
@@ -165,8 +187,8 @@ class Profile:
             solo=self.solo_ms[None].copy(),
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
-            log_rate=np.log(np.array(self.batch_sizes) * self.unit_ms / self.solo_ms)[None],
             demand=self.demand[None].copy(),
+            share=self.share[None].copy(),
             device=device,
             quantile=quantile[None],
             weight=self.weight[None].copy(),
@@ -182,7 +204,7 @@ class Profile:
             noise: whether execution times vary and drift.
         """
         device = records((1,), truth_device_t)
-        for name in ("dispatch_ms", "completion_ms", "timer_ms", "time_slice_ms", "drift_knot_ms"):
+        for name in TRUTH_FIELDS:
             device[name] = getattr(self, name)
         device["drift_spread"] = self.drift_spread if noise else 0.0
         device["drift_from_anywhere"] = 1.0
@@ -192,6 +214,7 @@ class Profile:
             h2d=self.h2d_ms[None].copy(),
             d2h=self.d2h_ms[None].copy(),
             count=counts_to(self.count, n_streams)[None],
+            share=self.share.reshape(1, -1).copy(),
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=device,
@@ -209,16 +232,16 @@ class Profile:
 
     @staticmethod
     def load(path: str | Path) -> Profile:
-        """A profile by name: a JSON file, one that ships with the project, or a made-up one, "synthetic:SEED".
+        """A profile by name: a JSON file, one that ships with the project, or a made-up one, "synthetic:SEED" or "wide:SEED".
 
         Raises:
             InputError: no such file, not JSON, another schema, or a field that is missing or malformed.
         """
         kind, _, seed = str(path).partition(":")
-        if kind == "synthetic":
+        if kind in MADE_UP:
             if seed and not seed.isdigit():
-                raise InputError(f"profile {path!r}: must be 'synthetic:SEED' with a whole number")
-            return synthetic_profile(seed=int(seed or 0))
+                raise InputError(f"profile {path!r}: must be '{kind}:SEED' with a whole number")
+            return MADE_UP[kind](seed=int(seed or 0))
         path = Path(path)
         if not path.is_file() and path.suffix == "" and (DATA / f"{path}.json").is_file():
             path = DATA / f"{path}.json"
@@ -253,6 +276,14 @@ def counts_to(count: np.ndarray, most: int) -> np.ndarray:
     return out[: most + 1]
 
 
+def predictor_start(device_weight: np.ndarray, device_cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and covariance of the predictor from those of the device path alone; what tells the paths apart is known."""
+    n = len(device_weight)
+    weight, cov = np.zeros(N_FEATURES), np.zeros((N_FEATURES, N_FEATURES))
+    weight[:n], weight[HOST_SLACK], cov[:n, :n] = device_weight, -1.0, device_cov
+    return weight, cov
+
+
 def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> Profile:
     """A made-up but plausible profile, for tests and for domain randomisation; not a measurement.
 
@@ -272,8 +303,9 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
     pair = 0.15 * flat[:, 1:2] * flat[:, 1][None] + 0.1 * flat[:, 2:3] * flat[:, 2][None]
     pair *= np.exp(0.3 * r.standard_normal(pair.shape))
     count = np.maximum(np.arange(9.0), 1.0)
-    weight = np.zeros(N_FEATURES)
-    weight[3], weight[5] = 0.15, 0.1
+    weight = np.zeros(N_DEVICE_FEATURES)
+    weight[MEMORY_BOTH], weight[CACHE_BOTH] = 0.15, 0.1
+    start, cov = predictor_start(weight, 0.1 * np.eye(N_DEVICE_FEATURES))
     return Profile(
         name=f"synthetic-{seed}",
         models=tuple(f"model{i}" for i in range(n_models)),
@@ -283,10 +315,55 @@ def synthetic_profile(n_models: int = 6, cores: float = 2.0, seed: int = 0) -> P
         h2d_ms=0.02 + 0.05 * np.ones((n_models, 1)) * n,
         d2h_ms=0.02 + 0.005 * np.ones((n_models, 1)) * n,
         demand=demand,
-        weight=weight,
-        cov=0.1 * np.eye(N_FEATURES),
+        share=np.ones(solo.shape),
+        weight=start,
+        cov=cov,
         count=count,
         pair=pair,
         residual=0.05 * r.standard_normal(256),
         source="made up by envs.profiles.profile.synthetic_profile",
     )
+
+
+def wide_profile(seed: int = 0) -> Profile:
+    """A made-up GPU from one where a batch fills the device to one where overlap is free; not a measurement.
+
+    2 to 16 models, from 0.01 ms to 3 s alone: such as no single time scale fits. For tests and domain randomisation.
+    """
+    r = np.random.default_rng(seed)
+    n_models = int(r.integers(2, 17))
+    profile = synthetic_profile(n_models, cores=0.0, seed=seed)
+    fastest, slowest = np.sort(np.exp(r.uniform(np.log(0.01), np.log(3000.0), 2)))
+    base = np.exp(r.uniform(np.log(fastest), np.log(slowest), n_models))
+    solo = profile.solo_ms / profile.solo_ms[:, :1] * base[:, None]
+    # A batch uses more of the device the larger it is; what the host takes meanwhile overlaps for free.
+    share = np.clip(
+        r.uniform(0.1, 1.0, (n_models, 1)) * np.array(profile.batch_sizes) ** r.uniform(0.0, 0.4), 0.05, 1.0
+    )
+    device_slowdown, host_slowdown = r.uniform(0.0, 1.2), r.uniform(0.0, 0.1)
+    demand = np.zeros_like(profile.demand)
+    demand[:, :, COMPUTE] = share
+    weight, cov = predictor_start(np.zeros(N_DEVICE_FEATURES), np.zeros((N_DEVICE_FEATURES, N_DEVICE_FEATURES)))
+    weight[COMPUTE_BOTH], weight[HOST_OTHERS] = device_slowdown, host_slowdown
+    cov[COMPUTE_BOTH, COMPUTE_BOTH], cov[HOST_OTHERS, HOST_OTHERS] = 0.02, 0.001
+    copy_ms = np.minimum(0.02, 0.1 * base)[:, None] * np.ones(len(profile.batch_sizes))
+    return replace(
+        profile,
+        name=f"wide-{seed}",
+        solo_ms=solo,
+        h2d_ms=copy_ms,
+        d2h_ms=copy_ms,
+        demand=demand,
+        share=share,
+        weight=weight,
+        cov=cov,
+        count=np.ones(3),
+        pair=np.zeros_like(profile.pair),
+        device_slowdown=device_slowdown,
+        host_slowdown=host_slowdown,
+        dispatch_ms=min(0.02, 0.1 * float(base.min())),
+        source="made up by envs.profiles.profile.wide_profile",
+    )
+
+
+MADE_UP = {"synthetic": synthetic_profile, "wide": wide_profile}

@@ -97,10 +97,21 @@ def on_machine(base: Profile, measurements: Measurements) -> Profile:
         h2d_ms=h2d,
         d2h_ms=d2h,
         demand=demands(measurements, solo),
+        share=_shares(base, models, machine.batch_sizes),
         pair=_pairs(base, models, machine.batch_sizes),
         dispatch_ms=dispatch if dispatch > 0 else base.dispatch_ms,
         source=f"{machine.device.name}: solo latencies of {len(frame)} batches; interference from {base.name}",
     )
+
+
+def _shares(base: Profile, models: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """(M, B) shares of the base where it knows model and size, else 1: the device is taken for the bottleneck."""
+    out = np.ones((len(models), len(sizes)))
+    for i, model in enumerate(models):
+        for j, size in enumerate(sizes):
+            if model in base.models and size in base.batch_sizes:
+                out[i, j] = base.share[base.models.index(model), base.batch_sizes.index(size)]
+    return out
 
 
 def _pairs(base: Profile, models: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:

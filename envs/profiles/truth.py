@@ -11,6 +11,8 @@ OTHER_CORE, OWN_CORE = range(2)  # where it waits for other threads: another cor
 
 truth_device_t = np.dtype(
     [
+        ("device_slowdown", "f8"),  # stretch of the device's part of a batch for each ms of a co-runner's share
+        ("host_slowdown", "f8"),  # stretch of the host's part for each co-runner
         ("dispatch_ms", "f8"),  # cost of a dispatch before its copy begins
         ("completion_ms", "f8"),  # from a batch's end until the scheduler sees it
         ("timer_ms", "f8"),  # by how much a timer rings late
@@ -31,8 +33,10 @@ class Truth(NamedTuple):
         h2d: (G, M, B) copy in, ms.
         d2h: (G, M, B) copy back, ms.
         count: (G, K + 1) slowdown by number of batches that execute on one core (index 0 unused, index 1 is 1).
-        pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row); a
-            co-runner that has its core for a share of the time counts with that share.
+        share: (G, M * B) share of the solo execution in which the device is the bottleneck, not the host. The slower of both
+            paths counts: ``max(share_i (1 + device_slowdown sum_j share_j), 1 + host_slowdown n)`` with the co-runners j.
+        pair: (G, M * B, M * B) log of the factor by which a co-runner on another core (column) slows a batch (row) beyond
+            that; a co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
         device: (G,) records.
         weight: (G, 2) cost of a violation in the reward, by priority.
@@ -46,6 +50,7 @@ class Truth(NamedTuple):
     h2d: np.ndarray
     d2h: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    share: np.ndarray
     pair: np.ndarray
     residual: np.ndarray
     device: np.ndarray

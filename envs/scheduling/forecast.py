@@ -9,8 +9,24 @@ from __future__ import annotations
 import numpy as np
 
 from envs.scheduling.jit import inlined
-from envs.scheduling.predictor import FINISH, STREAM, add_candidate, integrate, load_in_flight
-from envs.scheduling.state import HIGH
+from envs.scheduling.predictor import (
+    BASE,
+    BY_CACHE,
+    BY_COMPUTE,
+    BY_MEMORY,
+    FINISH,
+    HOST,
+    HOST_OTHERS,
+    MAX_SLOWDOWN,
+    OTHERS,
+    SHARE,
+    STREAM,
+    add_candidate,
+    follow,
+    integrate,
+    load_in_flight,
+)  # fmt: skip
+from envs.scheduling.state import CACHE, COMPUTE, HIGH, MEMORY
 
 
 @inlined
@@ -85,6 +101,40 @@ def in_flight(state, env):
     for stream in range(state.stream.shape[1]):
         n += state.stream[env, stream].busy
     return n
+
+
+@inlined
+def parallelism(state, tables, env):
+    """How many batches alone the device does in the time of one, with all its streams full: at least 1.
+
+    By the predictor as it stands, each model beside average ones: n over the mean slowdown of n batches, n the streams, or the
+    cores where streams share them.
+    """
+    group = env % tables.solo.shape[0]
+    cores = tables.device[group].cores
+    n = float(in_flight(state, env) + state.scheduler[env].n_free)
+    if 0.0 < cores < n:
+        n = cores
+    n_models = tables.solo.shape[1]
+    weight = state.weight[env]
+    compute = 0.0
+    memory = 0.0
+    cache = 0.0
+    for model in range(n_models):
+        compute += tables.demand[group, model, 0, COMPUTE] / n_models
+        memory += tables.demand[group, model, 0, MEMORY] / n_models
+        cache += tables.demand[group, model, 0, CACHE] / n_models
+    slowdown = 0.0
+    for model in range(n_models):
+        follow(state, tables, env, 0, model, 0)
+        batch = state.scratch[env, :, 0]
+        device = batch[BASE] + (n - 1.0) * (
+            weight[OTHERS] + memory * batch[BY_MEMORY] + compute * batch[BY_COMPUTE] + cache * batch[BY_CACHE]
+        )
+        host = batch[HOST] + weight[HOST_OTHERS] * (n - 1.0) if batch[SHARE] < 1.0 else 0.0
+        slowdown += min(max(device, host, 1.0), MAX_SLOWDOWN) / n_models
+    state.scheduler[env].cached_model = -1
+    return max(n / slowdown, 1.0)
 
 
 @inlined

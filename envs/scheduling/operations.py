@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from envs.scheduling.forecast import invalidate_forecast, place, predict_finishes
+from envs.scheduling.forecast import in_flight, invalidate_forecast, place, predict_finishes
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import N_QUANTILES, learn
 from envs.scheduling.predictor import FINISH, STREAM, advance, choose_next_stream
-from envs.scheduling.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES, P95
 
 RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
@@ -193,10 +193,54 @@ def mask(state, tables, env, out):
 
 
 @inlined
-def defer(state, env, wake):
-    """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer)."""
-    state.scheduler[env].wake = wake
-    state.scheduler[env].deferred = 1
+def _alone_ms(state, tables, env, model, size):
+    """Predicted time of a batch on an idle device, dispatch and copies included."""
+    group = env % tables.solo.shape[0]
+    slowdown = max(1.0 + state.bias[env, model, size], 1.0) * math.exp(state.scheduler[env].log_slowdown)
+    copies = tables.h2d[group, model, size] + tables.d2h[group, model, size]
+    return tables.device[group].dispatch_ms + copies + tables.solo[group, model, size] * slowdown
+
+
+@inlined
+def defer(state, tables, env, wake):
+    """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer), whichever policy says so.
+
+    The last line of defence against idling. The deferral ends at the latest when a queued request should start to be in time
+    alone, by the 95 % quantile. If that time has come, the device is idle and the request can still be in time, it is not
+    lost to a policy's caution: it is to be dispatched.
+
+    Returns:
+        The candidate to dispatch at once in place of the deferral; -1: none, the deferral stands.
+    """
+    own = state.scheduler[env]
+    own.wake = wake
+    own.deferred = 1
+    if own.n_queued == 0 or not has_room(state, tables, env):
+        return -1
+    idle = in_flight(state, env) == 0
+    caution = max(state.scale[env, 0, P95], 1.0)
+    n_models = state.queue.shape[2]
+    for priority in range(2):
+        for model in range(n_models):
+            length = state.queue[env, priority, model].length
+            if length < tables.size[0]:
+                continue
+            deadline = head_deadline(state, env, priority, model)
+            slack = deadline - own.now
+            alone_ms = _alone_ms(state, tables, env, model, 0)
+            # Compared as it is set: a timer that rings at the time of a deferral must not end in the same one for ever.
+            latest = deadline - caution * alone_ms
+            if latest > own.now:
+                own.wake = min(own.wake, latest)
+            elif idle and slack >= alone_ms:
+                size = 0
+                for larger in range(1, tables.size.shape[0]):
+                    if tables.size[larger] <= length and _alone_ms(state, tables, env, model, larger) <= slack:
+                        size = larger
+                own.wake = np.inf
+                own.deferred = 0
+                return action_of(tables, n_models, priority, model, size)
+    return -1
 
 
 @inlined
@@ -320,8 +364,11 @@ def _drop_heads(state, env, priority, model, earliest):
 def drop_unreachable(state, tables, env, scale):
     """Drop queued requests that cannot meet their deadline: even alone on the device, now, ``scale`` times solo.
 
+    A ``scale`` above 1 gives requests up that other work would make late: on an idle device there is none, and 1 holds.
     Only heads are looked at, in FIFO order, so the cost is that of what is dropped. Returns the number dropped.
     """
+    if scale > 1.0 and in_flight(state, env) == 0:
+        scale = 1.0
     group = env % tables.solo.shape[0]
     now = state.scheduler[env].now
     n = 0

@@ -1,11 +1,18 @@
 """The scheduler's interference predictor: slowdown from co-runners, and finish times.
 
-The slowdown of batch i among the set S that executes now is
-``s_i(S) = n_i (1 + bias[model_i, size_i] + w . x(i, S)) exp(speed + pace[core_i])``: n_i batches share its core in turns (1
-where every stream is a core of its own); the bracket, held within [1, MAX_SLOWDOWN], is what caches, memory and compute cost
-that are shared with the other cores, linear in features of the demands; ``speed`` says how the device fares at present,
-whoever runs on it, and ``pace`` how a CPU's core does beside that, for some batches. Progress is integrated through the
-predicted changes of S: who begins and who ends first, then the next. Who joins others on a core has the first turn there.
+The slowdown of batch i among the set S that executes now is ``s_i(S) = n_i path_i(S) exp(log_slowdown + core_log_slowdown)``.
+n_i batches share its core in time slices (1 where every stream is a core of its own). A batch is bound by the slower of two
+paths, ``path_i = max(host_i, device_i)``, held within [1, MAX_SLOWDOWN]:
+
+- host: what launches its work, ``1 + bias + w_host n``, n other cores or streams that execute something;
+- device: ``share_i + bias + w . x(i, S)``, the share of the solo time that the device itself needs, and what it costs to share
+  compute, memory and caches with the others, linear in products of demands.
+
+On a GPU that waits for its host (share_i < 1) overlap is free until the device becomes the bottleneck; on a CPU share_i is 1
+and the device path alone counts. ``bias`` is learned for each model and size; ``log_slowdown`` says how slow the device is at
+present, whoever runs on it, and ``core_log_slowdown`` how slow a CPU's core is beside that, for some batches. Progress is
+integrated through the predicted changes of S: who begins and who ends first, then the next. A batch that joins others on a core
+has the first slice there.
 
 What is learned online, envs.scheduling.learning does after each batch that ends.
 """
@@ -24,10 +31,17 @@ OVERDUE_SHARE = 0.05
 
 # Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
 (
-    WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, OWN_COMPUTE, OWN_MEMORY, OWN_CACHE, BASE, BY_MEMORY, BY_COMPUTE, BY_CACHE,
-    JOIN_COST,
-) = range(15)  # fmt: skip
-CORE_N, CORE_COMPUTE, CORE_MEMORY, CORE_CACHE = range(15, N_SCRATCH)
+    WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, OWN_COMPUTE, OWN_MEMORY, OWN_CACHE, HOST, SHARE, BASE, BY_MEMORY,
+    BY_COMPUTE, BY_CACHE, JOIN_COST,
+) = range(17)  # fmt: skip
+CORE_N, CORE_COMPUTE, CORE_MEMORY, CORE_CACHE = range(17, N_SCRATCH)
+# Features of one batch among those that execute, see ``features``. The last two tell the paths apart: co-runners while the host
+# is the bottleneck, and what the device's share lacks to 1 while the device is.
+(
+    SAME_CORE, OTHERS, MEMORY_OTHERS, MEMORY_BOTH, COMPUTE_BOTH, CACHE_BOTH, COMPUTE_MEMORY, CACHE_MEMORY, HOST_OTHERS,
+    HOST_SLACK,
+) = range(N_FEATURES)  # fmt: skip
+N_DEVICE_FEATURES = HOST_OTHERS  # those of the device path come first
 
 
 @inlined
@@ -42,14 +56,16 @@ def features(n_core, n_other, cpu_i, mem_i, cache_i, cpu_o, mem_o, cache_o, x):
         mem_o: memory. cache_o: cache.
         x: (F,) output.
     """
-    x[0] = n_core - 1.0
-    x[1] = n_other
-    x[2] = mem_o
-    x[3] = mem_i * mem_o
-    x[4] = cpu_i * cpu_o
-    x[5] = cache_i * cache_o
-    x[6] = cpu_i * mem_o
-    x[7] = cache_i * mem_o
+    x[SAME_CORE] = n_core - 1.0
+    x[OTHERS] = n_other
+    x[MEMORY_OTHERS] = mem_o
+    x[MEMORY_BOTH] = mem_i * mem_o
+    x[COMPUTE_BOTH] = cpu_i * cpu_o
+    x[CACHE_BOTH] = cache_i * cache_o
+    x[COMPUTE_MEMORY] = cpu_i * mem_o
+    x[CACHE_MEMORY] = cache_i * mem_o
+    x[HOST_OTHERS] = 0.0
+    x[HOST_SLACK] = 0.0
 
 
 @inlined
@@ -59,11 +75,11 @@ def feature_column(state):
 
 
 @inlined
-def follow(state, tables, env, j, model, size, wait, left, post, stream, core):
-    """Put a batch into scratch column j.
+def follow(state, tables, env, j, model, size):
+    """Put a batch's coefficients into scratch column j; where it runs and what is left of it, the caller adds.
 
-    The bracket of the slowdown is linear in the summed demands of the other cores, so its coefficients are worked out once
-    here: ``BASE + w0 (n_core - 1) + w1 n_other + mem_o BY_MEMORY + cpu_o BY_COMPUTE + cache_o BY_CACHE``, the same as
+    The device path is linear in the summed demands of the other cores, so its coefficients are worked out once here:
+    ``BASE + w0 (n_core - 1) + w1 n_other + mem_o BY_MEMORY + cpu_o BY_COMPUTE + cache_o BY_CACHE``, the same as
     1 + bias + w . x with x from ``features``.
     """
     group = env % tables.solo.shape[0]
@@ -72,18 +88,16 @@ def follow(state, tables, env, j, model, size, wait, left, post, stream, core):
     cpu = tables.demand[group, model, size, COMPUTE]
     mem = tables.demand[group, model, size, MEMORY]
     cache = tables.demand[group, model, size, CACHE]
-    scratch[WAIT, j] = wait
-    scratch[LEFT, j] = left
-    scratch[POST, j] = post
-    scratch[STREAM, j] = stream
-    scratch[CORE, j] = core
     scratch[OWN_COMPUTE, j] = cpu
     scratch[OWN_MEMORY, j] = mem
     scratch[OWN_CACHE, j] = cache
-    scratch[BASE, j] = 1.0 + state.bias[env, model, size]
-    scratch[BY_MEMORY, j] = w[2] + w[3] * mem + w[6] * cpu + w[7] * cache
-    scratch[BY_COMPUTE, j] = w[4] * cpu
-    scratch[BY_CACHE, j] = w[5] * cache
+    share = tables.share[group, model, size]
+    scratch[SHARE, j] = share
+    scratch[HOST, j] = 1.0 + state.bias[env, model, size]
+    scratch[BASE, j] = scratch[HOST, j] + w[HOST_SLACK] * (1.0 - share)
+    scratch[BY_MEMORY, j] = w[MEMORY_OTHERS] + w[MEMORY_BOTH] * mem + w[COMPUTE_MEMORY] * cpu + w[CACHE_MEMORY] * cache
+    scratch[BY_COMPUTE, j] = w[COMPUTE_BOTH] * cpu
+    scratch[BY_CACHE, j] = w[CACHE_BOTH] * cache
     scratch[JOIN_COST, j] = 0.0
 
 
@@ -135,8 +149,9 @@ def integrate(state, tables, env, n, horizon, learn):
     scratch = state.scratch[env]
     cores = int(tables.device[group].cores)
     n_cores = min(cores, state.stream.shape[1]) if cores > 0 else state.stream.shape[1]
-    w0 = state.weight[env, 0]
-    w1 = state.weight[env, 1]
+    w0 = state.weight[env, SAME_CORE]
+    w1 = state.weight[env, OTHERS]
+    w_host = state.weight[env, HOST_OTHERS]
     turn = tables.device[group].time_slice_ms
     n_run = 0
     n_wait = 0
@@ -185,6 +200,8 @@ def integrate(state, tables, env, n, horizon, learn):
                     s += w1 * (n_busy - 1.0) + (mem - scratch[CORE_MEMORY, c] / on) * scratch[BY_MEMORY, j]
                     s += (cpu - scratch[CORE_COMPUTE, c] / on) * scratch[BY_COMPUTE, j]
                     s += (cache - scratch[CORE_CACHE, c] / on) * scratch[BY_CACHE, j]
+            if scratch[SHARE, j] < 1.0:
+                s = max(s, scratch[HOST, j] + w_host * max(n_busy - 1.0, 0.0))
             s = min(max(s, 1.0), MAX_SLOWDOWN) * on * state.stream[env, c].core_slowdown
             scratch[SLOWDOWN, j] = s
             step = min(step, scratch[LEFT, j] * s)
@@ -232,6 +249,8 @@ def _note_features(state, env, j, n_busy, cpu, memory, cache, done):
         )  # fmt: skip
     else:
         features(on, 0.0, own[OWN_COMPUTE], own[OWN_MEMORY], own[OWN_CACHE], 0.0, 0.0, 0.0, x)
+    if own[SHARE] < 1.0:
+        _choose_path(state, env, own[SHARE], max(n_busy - 1.0, 0.0), x)
     sliced = done * on
     for f in range(N_FEATURES):
         state.feature_sum[env, stream, f] += sliced * x[f]
@@ -240,14 +259,34 @@ def _note_features(state, env, j, n_busy, cpu, memory, cache, done):
 
 
 @inlined
+def _choose_path(state, env, share, n_other, x):
+    """Keep the features of the path that bounds the batch, and say which it is."""
+    device = state.weight[env, HOST_SLACK] * (1.0 - share)
+    for f in range(HOST_OTHERS):
+        device += state.weight[env, f] * x[f]
+    if device > state.weight[env, HOST_OTHERS] * n_other:
+        x[HOST_SLACK] = 1.0 - share
+        return
+    for f in range(HOST_OTHERS):
+        x[f] = 0.0
+    x[HOST_OTHERS] = n_other
+
+
+@inlined
 def load_in_flight(state, tables, env):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
+    scratch = state.scratch[env]
     n = 0
     backlog = 0.0
     for stream in range(state.stream.shape[1]):
         s = state.stream[env, stream]
         if s.busy == 1:
-            follow(state, tables, env, n, s.model, s.size_index, s.wait, s.left, s.post, stream, s.core)
+            follow(state, tables, env, n, s.model, s.size_index)
+            scratch[WAIT, n] = s.wait
+            scratch[LEFT, n] = s.left
+            scratch[POST, n] = s.post
+            scratch[STREAM, n] = stream
+            scratch[CORE, n] = s.core
             backlog = max(backlog, s.wait)
             n += 1
     return n, backlog
@@ -277,20 +316,13 @@ def add_candidate(state, tables, env, n, backlog, model, size):
     """Put a batch that might be dispatched now into scratch column n, behind the copy backlog. Returns its wait in ms."""
     group = env % tables.solo.shape[0]
     wait = backlog + tables.device[group].dispatch_ms + tables.h2d[group, model, size]
-    core = state.stream[env, max(state.scheduler[env].next_stream, 0)].core
-    follow(
-        state,
-        tables,
-        env,
-        n,
-        model,
-        size,
-        wait,
-        tables.solo[group, model, size],
-        tables.d2h[group, model, size],
-        -1,
-        core,
-    )
+    follow(state, tables, env, n, model, size)
+    scratch = state.scratch[env]
+    scratch[WAIT, n] = wait
+    scratch[LEFT, n] = tables.solo[group, model, size]
+    scratch[POST, n] = tables.d2h[group, model, size]
+    scratch[STREAM, n] = -1
+    scratch[CORE, n] = state.stream[env, max(state.scheduler[env].next_stream, 0)].core
     return wait
 
 

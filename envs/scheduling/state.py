@@ -26,8 +26,8 @@ OUTCOMES = ("waiting", "met", "late", "dropped", "failed", "cancelled")
 # Demand of a batch on the device: compute, memory bandwidth and cache, each as a fraction of the whole.
 COMPUTE, MEMORY, CACHE = range(3)
 N_DEMAND = 3
-N_FEATURES = 8  # features of the online interference predictor, see envs.scheduling.predictor
-N_SCRATCH = 19  # rows of the finish-time integration's scratch, see envs.scheduling.predictor
+N_FEATURES = 10  # features of the online interference predictor, see envs.scheduling.predictor
+N_SCRATCH = 21  # rows of the finish-time integration's scratch, see envs.scheduling.predictor
 QUANTILES = (0.5, 0.9, 0.95)  # levels of the calibrated finish-time quantiles
 P50, P90, P95 = range(3)  # their places
 GRACE_MS = 2000.0  # how long after its deadline a queued request is dropped whatever the policy says (live engine)
@@ -151,8 +151,9 @@ class Tables(NamedTuple):
         solo: (G, M, B) execution time alone on the device.
         h2d: (G, M, B) copy to the device.
         d2h: (G, M, B) copy back.
-        log_rate: (G, M, B) log of the requests that a batch alone serves in the mean solo latency.
         demand: (G, M, B, N_DEMAND) fractions of the device.
+        share: (G, M, B) share of the solo execution in which the device itself is the bottleneck: 1 on a CPU, less on a GPU
+            where the host that launches kernels is the slower of the two.
         device: (G,) records.
         quantile: (G, len(QUANTILES)) calibrated quantiles to start from.
         weight: (G, F) weights that the predictor starts from.
@@ -163,8 +164,8 @@ class Tables(NamedTuple):
     solo: np.ndarray
     h2d: np.ndarray
     d2h: np.ndarray
-    log_rate: np.ndarray
     demand: np.ndarray
+    share: np.ndarray
     device: np.ndarray
     quantile: np.ndarray
     weight: np.ndarray

@@ -11,7 +11,7 @@ from envs.profiles.profile import Profile
 from traces.errors import InputError
 
 Range = tuple[float, float]
-DEFAULT_PROFILE = "synthetic:0"
+DEFAULT_PROFILE = "gpu-a100"
 
 
 @dataclass(frozen=True)

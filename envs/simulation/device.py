@@ -61,17 +61,20 @@ def _set_slowdowns(world, truth, env, group):
         if r.phase != EXECUTE:
             continue
         log_slow = 0.0
+        beside = 0.0
+        n_beside = 0
         if n > r.sharing:
             for j in range(n_streams):
                 other = world.run[env, j]
                 if other.phase == EXECUTE and other.core != r.core:
                     log_slow += truth.pair[group, r.mb, other.mb] / other.sharing
-        r.slow = (
-            max(math.exp(log_slow), 1.0)
-            * truth.count[group, r.sharing]
-            * r.noise
-            * _drift(world, truth, env, group, r.core)
-        )
+                    beside += truth.share[group, other.mb] / other.sharing
+                    n_beside += 1
+        # A batch is as slow as the slower of what launches its work and what executes it.
+        host = 1.0 + truth.device[group].host_slowdown * n_beside
+        device = truth.share[group, r.mb] * (1.0 + truth.device[group].device_slowdown * beside)
+        slow = max(math.exp(log_slow) * max(host, device), 1.0) * truth.count[group, r.sharing]
+        r.slow = slow * r.noise * _drift(world, truth, env, group, r.core)
 
 
 @njit

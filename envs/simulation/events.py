@@ -188,11 +188,12 @@ def act(sim, env, action, wake):
     episode = world.episode[env]
     episode.reward = 0.0
     episode.steps += 1
-    if valid(state, tables, env, action):
+    if not valid(state, tables, env, action):
+        action = defer(state, tables, env, wake)
+        state.scheduler[env].wake += truth.device[group].timer_ms
+    if action >= 0:
         stream = dispatch(state, tables, env, action)
         launch(sim, env, stream)
-    else:
-        defer(state, env, wake + truth.device[group].timer_ms)
 
 
 @inlined

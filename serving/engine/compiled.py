@@ -86,6 +86,12 @@ def dispatch_candidate(state, tables, action):
 
 
 @_compiled
+def defer_until(state, tables, wake):
+    """Defer; returns the candidate to dispatch all the same, or -1."""
+    return defer(state, tables, ENV, wake)
+
+
+@_compiled
 def ahead(state, tables, priority, deadline):
     """Queued requests of a priority that are due no later: how many, and their work in ms, each a share of a largest batch."""
     n, work = 0, 0.0
@@ -121,7 +127,7 @@ def next_timer(state, tables, drop, grace):
 class Core(NamedTuple):
     """The operations as `envs.scheduling.jit.bind` binds them: arguments must be exactly int and float, as in `compile_core`.
 
-    `cancel`, `defer` and `drop_all` are those of envs.scheduling.operations, the others those above.
+    `cancel` and `drop_all` are those of envs.scheduling.operations, the others those above.
     """
 
     arrive: Callable[..., bool]
@@ -130,7 +136,7 @@ class Core(NamedTuple):
     next_timer: Callable[..., float]
     ahead: Callable[..., tuple[int, float]]
     cancel: Callable[..., bool]
-    defer: Callable[..., None]
+    defer: Callable[..., int]
     dispatch: Callable[..., int]
     drop_all: Callable[..., int]
 
@@ -145,7 +151,7 @@ def compile_core(st: SchedState, tables: Tables) -> Core:
         next_timer=bind(next_timer, state, tables, 0.0, 0.0),
         ahead=bind(ahead, state, tables, 0, 0.0),
         cancel=bind(cancel, state, ENV, 0, 0, 0),
-        defer=bind(defer, state, ENV, 0.0),
+        defer=bind(defer_until, state, tables, 0.0),
         dispatch=bind(dispatch_candidate, state, tables, 0),
         drop_all=bind(drop_all, state, ENV),
     )

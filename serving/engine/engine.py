@@ -327,8 +327,9 @@ class Engine:
                 break
             action, wake = guard.decide()
             if action == scheduler.defer_action:
-                scheduler.defer(wake)
-                break
+                action = scheduler.defer(wake)
+                if action < 0:
+                    break
             # A dispatch is followed by another question: streams are left, and the policy answers one batch at a time.
             self._launch(scheduler.dispatch(action))
             if not scheduler.n_queued[0]:  # the usual end at low load, which spares a poll

@@ -73,5 +73,6 @@ def join_profiles(profile: Profile, more: Profile) -> Profile:
         h2d_ms=np.concatenate([profile.h2d_ms, more.h2d_ms]),
         d2h_ms=np.concatenate([profile.d2h_ms, more.d2h_ms]),
         demand=np.concatenate([profile.demand, more.demand]),
+        share=np.concatenate([profile.share, more.share]),
         pair=pair,
     )

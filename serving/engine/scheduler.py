@@ -61,7 +61,7 @@ class LiveScheduler:
         self.arrive = partial(core.arrive, state, tables)
         self.cancel = partial(core.cancel, state, ENV)
         self.poll = partial(core.poll, state, tables)
-        self.defer = partial(core.defer, state, ENV)
+        self.defer = partial(core.defer, state, tables)
         self.dispatch = partial(core.dispatch, state, tables)
         self.finish = partial(core.finish, state, tables)
         self.drop_all = partial(core.drop_all, state, ENV)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st_
 
 from agents.evaluation.rollout import run
 from agents.learned.names import ABLATIONS, resolve
+from agents.policies import strait
 from agents.policies.base import Policy
 from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import synthetic_profile
@@ -89,10 +92,10 @@ def test_edf_takes_the_earliest_deadline_whatever_the_priority() -> None:
     assert scene.ask("edf") == (1, 2, 1)
 
 
-@pytest.mark.parametrize("name", ["priority-edf", "preempt", "preempt-instant", "strait", "gpulet"])
+@pytest.mark.parametrize("name", ["priority-edf", "preempt", "preempt-instant", "strait:strict-priority", "gpulet"])
 def test_policies_with_priority_take_high_first(name: str) -> None:
     scene = Scene().queue(1, 2, 300.0).queue(0, 0, 500.0).queue(0, 1, 400.0)
-    answer = scene.ask(name)
+    answer = scene.ask(resolve(name, use_tuned=False)[0])
     assert answer is not None and answer[0] == 0
 
 
@@ -125,66 +128,70 @@ def test_symphony_waits_while_a_larger_batch_could_still_be_in_time() -> None:
     assert scene.ask(make_policy("symphony", defer=0.0)) == (0, 0, 1)
 
 
+def test_strait_starts_on_an_idle_device_whatever_could_be_in_time() -> None:
+    for priority, model in product(range(2), range(3)):
+        scene = Scene()
+        scene.queue(priority, model, 1.01 * float(scene.tb.solo[0, model, 0]))
+        assert scene.ask("strait") == (priority, model, 1), "though the calibrated quantiles say that it will be late"
+        assert Scene().queue(priority, model).ask(make_policy("strait", price=100.0)) == (priority, model, 1)
+
+
 def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> None:
     # A high-priority batch runs and would end just in time if none joined it on the other core.
     scene = Scene(3).run(0, 0).queue(1, 1)
-    for risk in (0, 2):
-        high = scene.st.stream[0, 0]
+    high = scene.st.stream[0, 0]
+    for name in ("strait", "strait:strict-priority"):
+        policy, _ = resolve(name, use_tuned=False)
         high.deadline = scene.st.member[0, 0, 0].deadline = FAR
-        policy = make_policy("strait", risk=risk)
         assert scene.ask(policy) == (1, 1, 1)
-        scale = scene.st.scale[0, 1, risk - 1] if risk else 1.0
-        high.deadline = scene.st.member[0, 0, 0].deadline = scale * high.finish + 0.01
+        high.deadline = scene.st.member[0, 0, 0].deadline = high.finish
         assert scene.ask(policy) is None
+        assert Scene(3).run(1, 0, deadline=high.finish).queue(0, 1).ask(policy) == (0, 1, 1), (
+            "the other way round it does"
+        )
 
 
-def test_strait_waits_where_running_side_by_side_loses_more_time_than_waiting() -> None:
-    scene = Scene(3).run(0, 0).queue(0, 0)
-    assert scene.ask("strait") == (0, 0, 1)
-    scene.st.weight[0, 1] = 2.0  # each other core that executes something slows by twice the time alone
+def earning(per_ms: float, **params: float) -> Policy:
+    """Strait that has met so much value per ms for a long time."""
+    policy = make_policy("strait", **params)
+    policy.memory[0, strait.RATE], policy.memory[0, strait.FOLLOWED], policy.memory[0, strait.SINCE] = (
+        per_ms,
+        1e6,
+        -1e-9,
+    )
+    return policy
+
+
+def test_strait_waits_where_running_side_by_side_earns_less_than_the_device_does() -> None:
+    scene = Scene(3).run(0, 0).queue(1, 0)
+    alone = 1.0 / float(scene.tb.solo[0, 0, 0])
+    assert scene.ask(earning(alone, level=0.0, patience=1e6)) == (1, 0, 1)
+    scene.st.weight[0, 1] = 3.0  # each other core that executes something slows by three times the time alone
     invalidate_forecast(scene.st, 0)
-    assert scene.ask("strait") is None
-    assert scene.ask(resolve("strait:no-haste", use_tuned=False)[0]) == (0, 0, 1)
-    # Nor does low priority take the place of the request that waits.
-    assert scene.queue(1, 1).ask(make_policy("strait", low_haste=100.0)) is None
+    assert scene.ask(earning(alone, level=0.0, patience=1e6)) is None
+    assert scene.ask(earning(alone, price=0.0)) == (1, 0, 1)
 
 
-def test_strait_shares_a_core_only_where_waiting_would_make_the_request_late() -> None:
-    def with_request(deadline: float) -> Scene:
-        return Scene().run(1, 1, 1).run(1, 1, 1).queue(0, 2, deadline)
-
-    busy = with_request(FAR)
-    assert busy.ask("strait") is None
-    first = float(busy.st.stream[0]["finish"][:2].min())
-    alone = float(busy.tb.solo[0, 2, 0])
-    assert first > 5.0 * alone
-    urgent = 0.9 * first
-    assert with_request(urgent).ask("strait") == (0, 2, 1)
-    assert with_request(urgent).ask(resolve("strait:no-sharing", use_tuned=False)[0]) is None
-    # It would be late beside the other batch, too.
-    assert with_request(1.2 * alone).ask("strait") is None
-    # The learned policy leaves this to Strait.
-    assert with_request(urgent).ask(resolve("ppo")[0]) == (0, 2, 1)
-    assert with_request(FAR).ask(resolve("ppo")[0]) is None
-    # Low priority never shares.
-    assert Scene().run(1, 1, 1).run(1, 1, 1).queue(1, 2, urgent).ask(make_policy("strait", low_streams=4)) is None
+def test_a_deferral_of_strait_ends_when_the_slack_has_shrunk_enough() -> None:
+    scene = Scene(3).run(0, 0, 3).queue(1, 1, deadline=300.0)
+    policy = earning(0.5 / float(scene.tb.solo[0, 1, 0]), patience=1.0)
+    action, wake = policy.decide(scene.st, scene.tb)
+    assert action == scene.sim.n_actions - 1
+    assert 0.0 < wake < 300.0
 
 
-def test_strait_keeps_low_priority_back_while_high_priority_arrives_fast_but_does_not_starve_it() -> None:
-    scene = Scene().queue(1, 1)
-    assert scene.ask("strait-guard") == (1, 1, 1)
-    scene.st.scheduler[0].rate_high = 8.0
-    assert scene.ask("strait-guard") is None
-    assert scene.ask("strait") == (1, 1, 1)
-    scene.st.scheduler[0].now = 0.96 * FAR
-    assert scene.ask("strait-guard") == (1, 1, 1)
+def test_strait_batches_low_priority_where_nobody_else_waits() -> None:
+    scene = Scene().queue(1, 1, n=8)
+    per_request = scene.tb.solo[0, 1] / scene.tb.size
+    assert scene.ask("strait") == (1, 1, int(scene.tb.size[per_request.argmin()]))
 
 
-def test_no_priority_ablation_treats_both_alike() -> None:
-    scene = Scene().queue(0, 0, 900.0).queue(1, 0, 100.0)
+def test_without_priority_both_are_alike() -> None:
     policy, _ = resolve("strait:no-priority", use_tuned=False)
-    assert scene.ask("strait") == (0, 0, 1)
-    assert scene.ask(policy) is not None
+    for urgent in range(2):
+        scene = Scene().queue(urgent, 0, 60.0).queue(1 - urgent, 0, 900.0)
+        assert scene.ask(policy) == (urgent, 0, 1)
+    assert Scene().queue(0, 0, 900.0).queue(1, 0, 890.0).ask("strait") == (0, 0, 1)
 
 
 def test_an_unknown_parameter_and_an_unknown_switch_are_named() -> None:

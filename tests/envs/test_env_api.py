@@ -24,7 +24,7 @@ from traces.errors import InputError
 from traces.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "Strait/DualPriority-Tiny-v0"
+TINY = "Strait/DualPriority-Tiny-v1"
 INFO = {"action_mask", "dt_ms", "time_ms", "invalid_action", "outcomes", "seed"}
 
 
@@ -48,7 +48,7 @@ def play(env: gym.Env, seed: int, steps: int = 200) -> bytes:
     return digest.digest()
 
 
-@pytest.mark.parametrize("name", [TINY, "Strait/DualPriority-v0"])
+@pytest.mark.parametrize("name", [TINY, "Strait/DualPriority-v1", "Strait/DualPriority-v0"])
 def test_gymnasium_finds_no_fault(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,7 +13,19 @@ from envs.profiles.profile import synthetic_profile
 from envs.scheduling import predictor
 from envs.scheduling.learning import ASYMMETRY, BIAS_RATE, HUBER_BOUND, LEAST_CALIBRATED, learn, set_core_slowdowns
 from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
-from envs.scheduling.predictor import EPS, FINISH, MAX_SLOWDOWN, OVERDUE_SHARE, advance, follow, integrate
+from envs.scheduling.predictor import (
+    CORE,
+    EPS,
+    FINISH,
+    LEFT,
+    MAX_SLOWDOWN,
+    OVERDUE_SHARE,
+    POST,
+    WAIT,
+    advance,
+    follow,
+    integrate,
+)
 from envs.scheduling.state import (
     N_FEATURES,
     QUANTILES,
@@ -51,6 +63,15 @@ def core_of(tables: Tables, i: int) -> int:
     """Core of the i-th job when job i runs on stream i, counted around."""
     cores = int(tables.device[0].cores)
     return i % STREAMS % cores if cores else i % STREAMS
+
+
+def put(
+    state: SchedState, tables: Tables, j: int, model: int, size: int, wait: float, left: float, post: float
+) -> None:
+    """A batch in scratch column j, on its core."""
+    follow(state, tables, 0, j, model, size)
+    for row, value in ((WAIT, wait), (LEFT, left), (POST, post), (CORE, core_of(tables, j))):
+        state.scratch[0, row, j] = value
 
 
 def slow_finish(state: SchedState, tables: Tables, jobs: list[tuple[int, int, float, float, float]]) -> list[float]:
@@ -123,7 +144,7 @@ def test_finish_times_are_those_of_the_definition(cores: float) -> None:
             for _ in range(n)
         ]
         for i, (m, b, wait, left, post) in enumerate(jobs):
-            follow(state, tables, 0, i, m, b, wait, left, post, -1, core_of(tables, i))
+            put(state, tables, i, m, b, wait, left, post)
         integrate(state, tables, 0, n, np.inf, False)
         assert np.allclose(state.scratch[0, FINISH, :n], slow_finish(state, tables, jobs), rtol=1e-9, atol=1e-6)
 
@@ -136,7 +157,7 @@ def test_nothing_is_faster_than_alone() -> None:
         state.bias[0] = -0.5
         lefts = rng.uniform(0.5, 10.0, 3)
         for i in range(3):
-            follow(state, tables, 0, i, i, 0, 0.0, lefts[i], 0.0, -1, core_of(tables, i))
+            put(state, tables, i, i, 0, 0.0, lefts[i], 0.0)
         integrate(state, tables, 0, 3, np.inf, False)
         assert np.all(state.scratch[0, FINISH, :3] >= lefts - 1e-9)
         assert np.all(state.scratch[0, FINISH, :3] <= 2 * MAX_SLOWDOWN * lefts.sum()), "two share a core"
@@ -146,7 +167,7 @@ def test_horizon_stops_what_has_not_ended() -> None:
     state, tables = make(cores=0.0)
     state.weight[0] = 0.0
     for i, left in enumerate((1.0, 9.0)):
-        follow(state, tables, 0, i, i, 0, 0.0, left, 0.0, -1, i)
+        put(state, tables, i, i, 0, 0.0, left, 0.0)
     integrate(state, tables, 0, 2, 4.0, False)
     assert state.scratch[0, FINISH, 0] == pytest.approx(1.0) and state.scratch[0, FINISH, 1] == np.inf
     assert state.scratch[0, predictor.LEFT, 1] == pytest.approx(5.0)
@@ -157,7 +178,7 @@ def test_learning_recovers_the_true_weights() -> None:
     state.weight[0] = 0.0
     state.cov[0] = 10.0 * np.eye(N_FEATURES)
     rng = np.random.default_rng(2)
-    true = np.array([0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.15])
+    true = np.array([0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.15, 0.25, 0.3])
     s = state.stream[0, 0]
     for _ in range(3000):
         # The bias of the model would explain a share of the rest: it is held at 0 here.
