@@ -7,6 +7,7 @@ predictor: ``tables``) and what the simulated device does (``truth``: count and 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -366,4 +367,4 @@ def wide_profile(seed: int = 0) -> Profile:
     )
 
 
-MADE_UP = {"synthetic": synthetic_profile, "wide": wide_profile}
+MADE_UP: dict[str, Callable[..., Profile]] = {"synthetic": synthetic_profile, "wide": wide_profile}
