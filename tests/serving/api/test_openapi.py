@@ -11,8 +11,8 @@ import aiohttp.web
 import pytest
 from api_server import FakeRepository, serving_plane
 
-from serving.api.dataplane import LONGEST_TIMEOUT_US
 from serving.api.http import _Routes, api_document, start_http
+from serving.api.infer_call import LONGEST_TIMEOUT_US
 from serving.api.model_view import INPUT, OUTPUT
 from serving.api.refusal import Kind
 from serving.api.tensors import DATATYPES
