@@ -201,7 +201,7 @@ class _Service:
         plane = self.plane
         caller.named(read_id({"id": request.id}))
         view = plane.model(request.model_name, request.model_version)
-        head, raw = _head(request)
+        head, raw = _head(request, view.datatype)
         call = read_call(head, raw, view, plane.most_items(view, plane.config.max_grpc_bytes))
         priority, deadline_ms = plane.schedule(view, call.parameters, len(call.values), caller.left_ms)
         answer = await plane.infer(view, call.values, priority, deadline_ms, caller)
@@ -244,8 +244,8 @@ class _Service:
             return pb.ModelStreamInferResponse(error_message=str(self._refused(error, caller)), infer_response=named)
 
 
-def _head(request: Any) -> tuple[dict[str, Any], bytes]:
-    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor."""
+def _head(request: Any, datatype: str) -> tuple[dict[str, Any], bytes]:
+    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor; `datatype` is the model's."""
     raw = request.raw_input_contents
     if len(raw) > 1 and len(request.inputs) == 1:
         raise InputError(f"raw_input_contents holds {len(raw)} tensors; expected one, {INPUT!r}")
@@ -254,21 +254,21 @@ def _head(request: Any) -> tuple[dict[str, Any], bytes]:
     head = {
         "id": request.id,
         "parameters": _plain(request.parameters),
-        "inputs": [_tensor(tensor, raw) for tensor in request.inputs],
+        "inputs": [_tensor(tensor, raw, datatype) for tensor in request.inputs],
         "outputs": [{"name": one.name, "parameters": _plain(one.parameters)} for one in request.outputs],
     }
     return head, raw[0] if raw else b""
 
 
-def _tensor(tensor: Any, raw: Any) -> dict[str, Any]:
+def _tensor(tensor: Any, raw: Any, datatype: str) -> dict[str, Any]:
     parameters = _plain(tensor.parameters)
     made = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "parameters": parameters}
     given = [(field.name, values) for field, values in tensor.contents.ListFields()]
     if raw:
         parameters.setdefault("binary_data_size", len(raw[0]))
         return made | ({"data": []} if given else {})
-    expected = _CONTENTS.get(tensor.datatype)
-    if given and [name for name, _ in given] != [expected]:
+    expected = _CONTENTS.get(datatype)
+    if given and tensor.datatype == datatype and [name for name, _ in given] != [expected]:
         raise InputError(
             f"{INPUT}: {tensor.datatype} is taken in {expected or 'raw_input_contents'}, not in {given[0][0]}"
         )

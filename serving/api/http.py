@@ -295,7 +295,7 @@ class _Routes:
     async def _control(self, request: web.Request) -> dict[str, Any]:
         asked = await self._optional_json(request)
         check_fields(asked, ("parameters",), "the request")
-        parameters = asked.get("parameters") or {}
+        parameters = asked.get("parameters", {})
         if not isinstance(parameters, dict):
             raise InputError("parameters of the request is not a JSON object")
         return parameters

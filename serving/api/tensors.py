@@ -65,6 +65,8 @@ def check_shape(shape: Any, item: tuple[int, ...], most: int, where: str) -> tup
         raise InputError(f"{where}: shape is {_short(shape)}; it must be a list of integers")
     if len(shape) != len(item) + 1 or tuple(shape[1:]) != item:
         raise InputError(f"{where}: shape is {_short(list(shape))}; expected {['n', *item]}, n the number of items")
+    if most < 1:
+        raise InputError(f"{where}: one item is more than a message may hold (--max_body_bytes, --max_grpc_bytes)")
     if not 1 <= shape[0] <= most:
         raise InputError(f"{where}: shape {_short(list(shape))} has {_short(shape[0])} items; it must have 1 to {most}")
     return tuple(shape)
