@@ -323,7 +323,8 @@ class DataPlane:
         try:
             await asyncio.shield(asyncio.ensure_future(change(name)))
         except KeyError:
-            raise Refusal(Kind.NOT_FOUND, f"the repository has no model {name[:80]!r}") from None
+            missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
+            raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None
         except InputError as error:
             raise Refusal(Kind.BAD_INPUT, str(error)) from None
         except Exception as error:  # a model's own code runs here

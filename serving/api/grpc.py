@@ -269,9 +269,8 @@ def _tensor(tensor: Any, raw: Any, datatype: str) -> dict[str, Any]:
         return made | ({"data": []} if given else {})
     expected = _CONTENTS.get(datatype)
     if given and tensor.datatype == datatype and [name for name, _ in given] != [expected]:
-        raise InputError(
-            f"{INPUT}: {tensor.datatype} is taken in {expected or 'raw_input_contents'}, not in {given[0][0]}"
-        )
+        where = expected or "raw_input_contents"
+        raise InputError(f"{INPUT}: {datatype} is taken in {where}, not in {given[0][0]}")
     return made | ({"data": list(given[0][1])} if given else {})
 
 

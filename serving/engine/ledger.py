@@ -99,6 +99,6 @@ def unreachable(result: RequestResult, alone_ms: float, now_ms: float) -> str:
     """Why a request was given up that takes `alone_ms` at least, with when it would have been finished at the earliest."""
     waited = now_ms - result.arrival_ms
     return (
-        f"deadline of {result.deadline_ms - result.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
-        f"predicted finish at {waited + alone_ms:.1f} ms at the earliest"
+        f"deadline of {result.deadline_ms - result.arrival_ms:.3f} ms is out of reach: waited {waited:.3f} ms, "
+        f"predicted finish at {waited + alone_ms:.3f} ms at the earliest"
     )
