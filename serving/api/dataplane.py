@@ -303,7 +303,7 @@ class DataPlane:
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Make a model of the repository ready; goes on when the caller leaves. There are no parameters."""
-        check_fields(parameters, (), "load", "parameter")
+        check_fields(parameters, frozenset(), "load", "parameter")
         await self._change("load", name)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
@@ -313,7 +313,7 @@ class DataPlane:
             name: the model.
             parameters: `unload_dependents`, which tritonclient always sends; no model here depends on another.
         """
-        check_fields(parameters, ("unload_dependents",), "unload", "parameter")
+        check_fields(parameters, frozenset(["unload_dependents"]), "unload", "parameter")
         await self._change("unload", name)
 
     async def _change(self, verb: str, name: str) -> None:

@@ -245,7 +245,7 @@ class _Service:
 
 
 def _head(request: Any, datatype: str) -> tuple[dict[str, Any], bytes]:
-    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor; `datatype` is the model's."""
+    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor. `datatype`: the model's."""
     raw = request.raw_input_contents
     if len(raw) > 1 and len(request.inputs) == 1:
         raise InputError(f"raw_input_contents holds {len(raw)} tensors; expected one, {INPUT!r}")

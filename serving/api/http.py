@@ -32,7 +32,7 @@ from traces.errors import InputError
 log = logging.getLogger(__name__)
 
 ENCODINGS = {"x-gzip": "gzip"}  # another name, which HTTP keeps
-CALLER = "caller"  # of a request
+CALLER = web.RequestKey("caller", Caller)
 WORTH_COMPRESSING = 1024  # bytes of an answer
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # probes carry no token
 
@@ -133,16 +133,17 @@ async def _read(request: web.Request, most: int) -> Buffer:
 
 async def _send(request: web.Request, parts: list[Buffer], headers: dict[str, str]) -> web.StreamResponse:
     """Answer with a body of several parts; large ones go out bit by bit."""
-    size, encoding = sum(map(len, parts)), accepted_encoding(request.headers.get("Accept-Encoding", ""))
-    compressed = encoding is not None and size >= WORTH_COMPRESSING
+    size, encoding = sum(map(len, parts)), None
+    if size >= WORTH_COMPRESSING:
+        encoding = accepted_encoding(request.headers.get("Accept-Encoding", ""))
     if size < BIG:
         response: web.StreamResponse = web.Response(body=b"".join(parts), headers=headers)
-        if compressed:
+        if encoding:
             response.enable_compression(encoding)
         return response
     response = web.StreamResponse(headers=headers | request[CALLER].headers())
     response.content_length = size
-    if compressed:
+    if encoding:
         response.enable_compression(encoding)
     await response.prepare(request)
     for part in parts:
@@ -274,7 +275,7 @@ class _Routes:
 
     async def index(self, request: web.Request) -> web.Response:
         asked = await self._optional_json(request)
-        check_fields(asked, ("ready",), "the request")
+        check_fields(asked, frozenset(["ready"]), "the request")
         ready = asked.get("ready", False)
         if not isinstance(ready, bool):
             raise InputError("ready is not true or false")
@@ -294,7 +295,7 @@ class _Routes:
 
     async def _control(self, request: web.Request) -> dict[str, Any]:
         asked = await self._optional_json(request)
-        check_fields(asked, ("parameters",), "the request")
+        check_fields(asked, frozenset(["parameters"]), "the request")
         parameters = asked.get("parameters", {})
         if not isinstance(parameters, dict):
             raise InputError("parameters of the request is not a JSON object")

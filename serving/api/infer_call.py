@@ -5,7 +5,7 @@ HTTP hands in the JSON part of a body, gRPC a message in the same form, each wit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,12 @@ from traces.errors import InputError
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day
 LONGEST_ID = 1024  # characters
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")  # zero, false or empty: not a sequence
-PARAMETERS = ("priority", "timeout", "binary_data_output", *SEQUENCE)
+PARAMETERS = frozenset(("priority", "timeout", "binary_data_output", *SEQUENCE))
+INPUT_PARAMETERS = frozenset(("binary_data_size",))
+OUTPUT_PARAMETERS = frozenset(("binary_data", "classification"))
+FIELDS = frozenset(("id", "inputs", "outputs", "parameters"))
+INPUT_FIELDS = frozenset(("name", "datatype", "shape", "data", "parameters"))
+OUTPUT_FIELDS = frozenset(("name", "parameters"))
 
 
 class InferCall(NamedTuple):
@@ -63,16 +68,18 @@ def read_call(head: Mapping[str, Any], binary: memoryview | bytes, view: ModelVi
     Raises:
         InputError: anything is not as it should be, or not known here.
     """
-    check_fields(head, ("id", "inputs", "outputs", "parameters"), "the request")
+    check_fields(head, FIELDS, "the request")
     id_, parameters = read_id(head), _parameters(head, "the request", PARAMETERS)
-    if any(parameters.get(name) for name in SEQUENCE):
+    if parameters and any(parameters.get(name) for name in SEQUENCE):
         raise InputError("sequence_id: stateful models are not supported")
     inputs = head.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise InputError(f"inputs must be a list of exactly one tensor, {INPUT!r}")
     wants_binary = _wants_binary(head, parameters)
-    asked: dict[str, Any] = {name: parameters[name] for name in ("priority", "timeout") if name in parameters}
-    check_schedule(asked)
+    asked: dict[str, Any] = {}
+    if parameters:
+        asked = {name: parameters[name] for name in ("priority", "timeout") if name in parameters}
+        check_schedule(asked)
     return InferCall(id_, _read_tensor(inputs[0], binary, view, most), asked, wants_binary)
 
 
@@ -87,7 +94,7 @@ def check_schedule(parameters: Mapping[str, Any]) -> None:
         )
 
 
-def check_fields(given: Mapping[str, Any], known: Collection[str], where: str, what: str = "field") -> None:
+def check_fields(given: Mapping[str, Any], known: frozenset[str], where: str, what: str = "field") -> None:
     """Refuse what is not known: it would be ignored, and its sender would not notice."""
     for name in given:
         if name not in known:
@@ -97,9 +104,9 @@ def check_fields(given: Mapping[str, Any], known: Collection[str], where: str, w
 
 
 def _read_tensor(tensor: dict[str, Any], binary: memoryview | bytes, view: ModelView, most: int) -> np.ndarray:
-    check_fields(tensor, ("name", "datatype", "shape", "data", "parameters"), INPUT)
+    check_fields(tensor, INPUT_FIELDS, INPUT)
     check_name(tensor.get("name"), INPUT)
-    parameters = _parameters(tensor, INPUT, ("binary_data_size",))
+    parameters = _parameters(tensor, INPUT, INPUT_PARAMETERS)
     check_datatype(tensor.get("datatype"), view.datatype, INPUT)
     shape = check_shape(tensor.get("shape"), view.item, most, INPUT)
     size = parameters.get("binary_data_size")
@@ -126,9 +133,9 @@ def _wants_binary(head: Mapping[str, Any], parameters: Mapping[str, Any]) -> boo
         if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
             raise InputError(f"outputs must be a list of tensors; there is one, {OUTPUT!r}")
         for output in reversed(outputs):  # it may be named again, as Triton has it; the first one counts
-            check_fields(output, ("name", "parameters"), OUTPUT)
+            check_fields(output, OUTPUT_FIELDS, OUTPUT)
             check_name(output.get("name"), OUTPUT)
-            own = _parameters(output, OUTPUT, ("binary_data", "classification"))
+            own = _parameters(output, OUTPUT, OUTPUT_PARAMETERS)
             if own.get("classification"):
                 raise InputError(f"{OUTPUT}: classification is not supported")
             binary = own.get("binary_data", parameters.get("binary_data_output", False))
@@ -137,13 +144,14 @@ def _wants_binary(head: Mapping[str, Any], parameters: Mapping[str, Any]) -> boo
     return binary
 
 
-def _parameters(holder: Mapping[str, Any], where: str, known: Collection[str]) -> dict[str, Any]:
+def _parameters(holder: Mapping[str, Any], where: str, known: frozenset[str]) -> dict[str, Any]:
     given = holder.get("parameters")
     if given is None:
         return {}
     if not isinstance(given, dict):
         raise InputError(f"parameters of {where} is not a JSON object")
-    if "shared_memory_region" in given:
-        raise InputError(f"{where}: shared memory is not supported")
-    check_fields(given, known, where, "parameter")
+    if not known.issuperset(given):
+        if "shared_memory_region" in given:
+            raise InputError(f"{where}: shared memory is not supported")
+        check_fields(given, known, where, "parameter")
     return given

@@ -44,8 +44,9 @@ def _loads(body: bytes | bytearray | memoryview) -> Any:
 def json_numbers(array: np.ndarray) -> bytes:
     """A flat JSON list of an array's numbers."""
     flat = array.ravel()
-    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)  # what is not finite becomes null
-    if flat.dtype.kind != "f" or (finite := np.isfinite(flat)).all():
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" not in text:
         return text
-    words = iter([b"NaN" if one != one else b"Infinity" if one > 0 else b"-Infinity" for one in flat[~finite].tolist()])
+    odd = flat[~np.isfinite(flat)].tolist()  # has become null
+    words = iter([b"NaN" if one != one else b"Infinity" if one > 0 else b"-Infinity" for one in odd])
     return re.sub(rb"null", lambda found: next(words), text)
