@@ -89,6 +89,9 @@ class Caller:
         return {name: value for name, value in pairs if value and value.isascii()}
 
 
+DIRECT = Caller("", "")  # nobody's, as in tests
+
+
 def _shown(text: str | None) -> str:
     """A client's words, fit for a header and a line of a log."""
     return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
@@ -239,7 +242,7 @@ class DataPlane:
         return priority - 1 if priority else view.priority, deadline_ms
 
     async def infer(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
+        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller = DIRECT
     ) -> Answer:
         """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
 

@@ -275,6 +275,8 @@ def _tensor(tensor: Any, raw: Any, datatype: str) -> dict[str, Any]:
 
 
 def _plain(parameters: Any) -> dict[str, Any]:
+    if not parameters:
+        return {}
     return {name: getattr(one, one.WhichOneof("parameter_choice") or "", None) for name, one in parameters.items()}
 
 

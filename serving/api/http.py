@@ -7,6 +7,7 @@ Every error is a JSON object with one field, `error`, of one line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -224,18 +225,23 @@ class _Routes:
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         plane, caller = self.plane, request[CALLER]
+        try:
+            view = self._model(request)
+        except Refusal:
+            with contextlib.suppress(Refusal, InputError):  # for the client's id, with which the refusal is logged
+                text, _ = split(await self._body(request, SMALL), request.headers.get(HEADER_LENGTH))
+                caller.named(read_id(read_json(text)))
+            raise
         body = await self._body(request, plane.config.max_body_bytes)
         text, binary = split(body, request.headers.get(HEADER_LENGTH))
         if len(text) < SMALL:
             head = read_json(text)
             caller.named(read_id(head))
-            view = self._model(request)
             work = partial(read_call, head, binary, view, plane.most_items(view))
             call = await _apart(work) if len(binary) > BIG else work()
         else:
             if len(binary):
                 raise InputError(f"the JSON part has {len(text)} bytes; beside binary tensors, {SMALL} are allowed")
-            view = self._model(request)
             call = await self.processes.read(body, view, plane.most_items(view), caller.named)
         priority, deadline_ms = plane.schedule(
             view, {**_header_parameters(request), **call.parameters}, len(call.values)

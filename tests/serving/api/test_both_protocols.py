@@ -188,6 +188,9 @@ async def test_refusals_at_the_entry_are_counted_and_logged_with_the_clients_id(
                 ("http-7", TRACE),
                 ("grpc-7", TRACE),
             ]
+        known.pop("X-Request-Id")
+        reply = await clients.over_http(good | {"id": "in the body"}, "nowhere", **known)
+        assert reply.headers["x-request-id"] == seen.refused[-1].origin.client_id == "in the body"
         large = await clients.over_http(good | {"id": "x" * 5000}, **known)
         assert "5000 bytes" in large.error and seen.refused[-1].reason == "too_large"
         text = metrics.render()[0].decode()
