@@ -108,6 +108,8 @@ def _middleware(plane: DataPlane) -> Any:
             kind = Kind.NO_METHOD if error.status == 405 else Kind.NOT_FOUND
             refusal = Refusal(kind, f"{error.reason}: {request.method} {request.path[:200]}")
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        except ConnectionError:  # the client left in the middle of a large answer
+            raise
         except Exception:
             log.exception("%s %s", request.method, request.path)
             refusal = Refusal(Kind.FAULT, "internal error; the server's log says more")
@@ -183,15 +185,16 @@ class _Routes:
         get("/v2/health/live", lambda request: {"live": True})
         router.add_get("/v2/health/ready", self.ready)
         get("/v2/models/stats", self.statistics)
-        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        # Names with braces, too, which the pattern leaves out that aiohttp has by itself.
+        for model in ("/v2/models/{model:[^/]+}", "/v2/models/{model:[^/]+}/versions/{version}"):
             post(f"{model}/infer", self.infer)
             get(model, lambda request: self._model(request).metadata())
             router.add_get(f"{model}/ready", self.model_ready)
             get(f"{model}/config", lambda request: plane.model_config(*_model_of(request)))
             get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
         post("/v2/repository/index", self.index)
-        post("/v2/repository/models/{model}/load", self.load)
-        post("/v2/repository/models/{model}/unload", self.unload)
+        post("/v2/repository/models/{model:[^/]+}/load", self.load)
+        post("/v2/repository/models/{model:[^/]+}/unload", self.unload)
         router.add_get("/metrics", self.metrics)
         get("/openapi.json", lambda request: self.api)
 

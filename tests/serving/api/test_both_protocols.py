@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from api_server import FakeRepository, X, toy_profile
 from both_protocols import SERVICE, Both, both, request
+from yarl import URL
 
 from envs.drawing.trace_events import trace_events
 from serving.api.protocol import inference_pb2 as pb
@@ -313,6 +315,23 @@ async def test_compressed_messages_count_by_what_they_unpack_to(executor: CpuExe
 async def test_grpc_answers_may_be_compressed(executor: CpuExecutor, way: str) -> None:
     async with both(executor, grpc_compression=way) as clients:
         assert (await clients.over_grpc(request())).output == (2 * X).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ü", "a/b", "a%2Fb", "a+b", "{x}", "..", "infer", "versions", "a?b#c", "x" * 300]
+)
+async def test_models_may_have_any_name(executor: CpuExecutor, name: str) -> None:
+    executor.load(load_model(ModelSpec("new", "toy_models:double", (4,), "float32", compiled=False)))
+    async with both(executor) as clients:
+        clients.plane.engine.put_model(replace(toy_profile().select(["double"]), models=(name,)), "new")
+        url = f"http://127.0.0.1:{clients.http.port}/v2/models/{quote(name, safe='')}"
+        for path in ("", "/config", "/ready", "/stats", "/versions/1"):
+            async with clients.http.session.get(URL(url + path, encoded=True)) as response:
+                assert response.status == 200 and name in (await response.text())
+        async with clients.http.session.post(URL(f"{url}/infer", encoded=True), json=request()) as response:
+            assert response.status == 200
+        assert (await clients.over_grpc(request(), name)).error == ""
+    executor.unload(name)
 
 
 async def test_a_model_named_stats_can_be_described(executor: CpuExecutor) -> None:

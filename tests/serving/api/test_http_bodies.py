@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -271,3 +272,29 @@ async def test_the_processes_end_with_the_server(executor: CpuExecutor, monkeypa
         assert (await client.ask("POST", PATH, json=large()))[0] == 200
     assert started
     await until(lambda: all(process.poll() is not None for process in started))
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_large_answer_is_no_fault(
+    executor: CpuExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(executor, max_per_client=20_000, queue_places=20_000) as client:
+        values = np.ones((20_000, 4), np.float32)
+        tensor = {
+            "name": "input",
+            "datatype": "FP32",
+            "shape": [20_000, 4],
+            "parameters": {"binary_data_size": values.nbytes},
+        }
+        text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True, "timeout": 10**8}}).encode()
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # most of the answer waits at the server
+        narrow.connect(("127.0.0.1", client.port))
+        reader, writer = await asyncio.open_connection(sock=narrow, limit=1000)
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(text)}\r\n"
+        head += f"Content-Length: {len(text) + values.nbytes}\r\n\r\n"
+        writer.write(head.encode() + text + values.tobytes())
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), 60.0)
+        writer.transport.abort()
+        await until(lambda: not client.plane._clients)
+        assert (await client.infer())[0] == 200
+    assert not [one for one in caplog.records if one.levelname in ("ERROR", "CRITICAL")]
