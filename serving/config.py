@@ -75,7 +75,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         if sizes and (sizes != sorted(set(sizes)) or sizes[0] != 1):
             raise InputError(f"--batch_sizes: {sizes}; they must be ascending from 1, which a lone request needs")
         counts, times = (
-            ("streams", "queue_places", "max_body_bytes", "max_per_client"),
+            ("streams", "queue_places", "max_body_bytes", "max_grpc_bytes", "max_per_client"),
             ("body_timeout_s", "keepalive_s"),
         )
         self._require("at least 1", lambda value: value >= 1, *counts)
@@ -86,6 +86,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         self._require("from 0 to 65535", lambda value: 0 <= value <= 65535, "port", "grpc_port")
         self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction")
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
+        self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)

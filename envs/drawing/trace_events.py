@@ -21,7 +21,10 @@ QUEUES, STREAMS = 1, 2  # the two groups of rows
 
 
 class RequestRow(NamedTuple):
-    """A request that ended; times in ms on one clock, start_ms NaN and batch_id -1 when it was never dispatched."""
+    """A request that ended; times in ms on one clock, start_ms NaN and batch_id -1 when it was never dispatched.
+
+    What its client said of it, "" without: client_id and traceparent (W3C trace context).
+    """
 
     id: int
     model: str
@@ -32,6 +35,8 @@ class RequestRow(NamedTuple):
     finish_ms: float
     deadline_ms: float
     batch_id: int = -1
+    client_id: str = ""
+    traceparent: str = ""
 
     @property
     def left_queue_ms(self) -> float:
@@ -119,6 +124,7 @@ def _request_events(row: RequestRow) -> list[dict[str, Any]]:
     args = {"request": row.id, "outcome": row.outcome, "batch": row.batch_id,
             "latency_ms": round(row.finish_ms - row.arrival_ms, 3),
             "deadline_ms": round(row.deadline_ms - row.arrival_ms, 3)}  # fmt: skip
+    args |= {name: text for name in ("client_id", "traceparent") if (text := getattr(row, name))}
     mark = {
         "ph": "i", "s": "t", "cat": "deadline", "pid": QUEUES, "tid": row.priority, "ts": _us(row.finish_ms),
         "name": "deadline met" if met else "cancelled" if row.outcome == "cancelled" else "deadline missed",

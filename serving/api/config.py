@@ -19,7 +19,11 @@ class ApiConfig:
         tls_key: its private key (PEM).
         deadline_factor: default deadline of each item of a request, as a multiple of its model's solo latency.
         deadline_floor_ms: shortest default deadline of an item.
-        max_body_bytes: largest body of a request, after decompression; also the largest gRPC message.
+        max_body_bytes: largest body of a request over HTTP, after decompression.
+        max_grpc_bytes: largest gRPC message in and out. gRPC copies each message several times under Python's lock, so
+            large ones delay all other requests; HTTP with binary tensors does not.
+        grpc_compression: how answers over gRPC are compressed for clients that take it: none, deflate or gzip. HTTP's are by
+            the header Accept-Encoding.
         max_per_client: requests (items) that one client address may have in flight.
         body_timeout_s: time in which a body must have arrived.
         keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
@@ -36,6 +40,8 @@ class ApiConfig:
     deadline_factor: float = 10.0
     deadline_floor_ms: float = 100.0
     max_body_bytes: int = 64 * 2**20
+    max_grpc_bytes: int = 4 * 2**20
+    grpc_compression: str = "none"
     max_per_client: int = 1024
     body_timeout_s: float = 30.0
     keepalive_s: float = 75.0

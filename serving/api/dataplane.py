@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
@@ -18,10 +19,11 @@ import numpy as np
 from envs.scheduling.state import LOW
 from serving.api.admission import Admission
 from serving.api.config import ApiConfig
+from serving.api.infer_call import check_fields, check_schedule
 from serving.api.model_view import VERSION, ModelView, view_model
 from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
-from serving.engine.request import Observer, Request, RequestResult
+from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request, RequestResult
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
 )  # fmt: skip
-LONGEST_TIMEOUT_US = 86_400_000_000  # a day
+HEAD_BYTES = 512  # of a body, left to what is not tensors
+BIG = 256 * 1024  # bytes that are copied or looked through on a thread
+LONGEST_NAME = 128  # of what a client calls its request, in headers and logs
 NO_TOKEN = "this server requires a bearer token, and there is none or a wrong one"
 
 
@@ -48,6 +52,49 @@ class RepositoryApi(Protocol):
 
     async def unload(self, name: str) -> None:
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
+
+
+@dataclass(slots=True)
+class Caller:
+    """Whom an answer is for.
+
+    Attributes:
+        protocol: "http" or "grpc".
+        address: of the client, without its port.
+        origin: what the client says of its request.
+        left_ms: time that the client waits for the answer; None if it does not say.
+    """
+
+    protocol: str
+    address: str
+    origin: Origin = UNNAMED
+    left_ms: float | None = None
+
+    @staticmethod
+    def of(protocol: str, address: str, header: Callable[[str], str | None]) -> Caller:
+        """By the headers x-request-id and traceparent of a call; `header` gives one by its name in small letters."""
+        id_, trace = header("x-request-id"), header("traceparent")
+        return Caller(protocol, address, Origin(_shown(id_), _shown(trace)) if id_ or trace else UNNAMED)
+
+    def named(self, id_: str | None) -> None:
+        """Note the id in a request, which goes before that of its headers."""
+        if id_:
+            self.origin = self.origin._replace(client_id=_shown(id_))
+
+    def headers(self) -> dict[str, str]:
+        """What goes back with the answer, refusals too: x-request-id and traceparent."""
+        if self.origin is UNNAMED:
+            return {}
+        pairs = zip(("x-request-id", "traceparent"), self.origin)
+        return {name: value for name, value in pairs if value and value.isascii()}
+
+
+DIRECT = Caller("", "")  # nobody's, as in tests
+
+
+def _shown(text: str | None) -> str:
+    """A client's words, fit for a header and a line of a log."""
+    return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
 
 
 class Answer(NamedTuple):
@@ -148,32 +195,54 @@ class DataPlane:
 
     # Inference.
 
-    @property
-    def most_items(self) -> int:
-        """Most items of one call: what a queue holds, since they are taken all or not at all."""
-        return min(self.engine.config.queue_places, self.config.max_per_client)
+    def most_items(self, view: ModelView, most_bytes: int | None = None) -> int:
+        """Most items of one call: what a queue holds, since they are taken all or not at all, and what a body holds.
 
-    def schedule(self, view: ModelView, parameters: Mapping[str, Any], n: int) -> tuple[int, float]:
+        Args:
+            view: the model.
+            most_bytes: of a message of the protocol, in and out; None: a body as HTTP takes it.
+        """
+        if most_bytes is None:
+            fitting = (self.config.max_body_bytes - HEAD_BYTES) // max(view.item_bytes, 1)
+        else:
+            fitting = (most_bytes - HEAD_BYTES) // max(view.item_bytes, view.output_item_bytes, 1)
+        return max(0, min(self.engine.config.queue_places, self.config.max_per_client, fitting))
+
+    def model_config(self, name: str, version: str = "", most_bytes: int | None = None) -> dict[str, Any]:
+        """A model's configuration, with what one call and one client may ask; arguments as above."""
+        view = self.model(name, version)
+        limits = {name: getattr(self.config, name) for name in ("max_body_bytes", "max_grpc_bytes", "max_per_client")}
+        limits["queue_places"] = self.engine.config.queue_places
+        return view.config(self.most_items(view, most_bytes), limits)
+
+    def refused(self, refusal: Refusal, caller: Caller) -> None:
+        """Show a refusal to the observers of the engine, unless they have seen it as the end of a request."""
+        if not refusal.observed:
+            reason = refusal.kind.name.lower()
+            refused = Refused(caller.protocol, reason, str(refusal), caller.address, caller.origin)
+            for observer in self.engine.observers:
+                observer.request_refused(refused)
+
+    def schedule(
+        self, view: ModelView, parameters: Mapping[str, Any], n: int, left_ms: float | None = None
+    ) -> tuple[int, float]:
         """The engine's priority, and the deadline in ms, of a request of n items.
 
-        `priority` is 1 (high), 2 (low) or 0 (the model's default); `timeout` is in microseconds, 0 is the model's default.
+        `priority` is 1 (high), 2 (low) or 0 (the model's default); `timeout` is in microseconds, 0 is the default: the time
+        that the client waits, if it says so, else the model's. No deadline is after the client has left.
 
         Raises:
             InputError: anything else.
         """
+        check_schedule(parameters)
         priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
-        if type(priority) is not int or not 0 <= priority <= 2:
-            raise InputError(
-                f"priority is {str(priority)[:80]!r}; it must be 1 (high), 2 (low) or 0 (the model's default)"
-            )
-        if type(timeout) is not int or not 0 <= timeout <= LONGEST_TIMEOUT_US:
-            raise InputError(
-                f"timeout is {str(timeout)[:80]!r}; it must be microseconds from 1 to {LONGEST_TIMEOUT_US}, or 0 (default)"
-            )
-        return priority - 1 if priority else view.priority, timeout / 1e3 if timeout else view.deadline_ms * n
+        deadline_ms = timeout / 1e3 if timeout else view.deadline_ms * n if left_ms is None else left_ms
+        if left_ms is not None:
+            deadline_ms = min(deadline_ms, left_ms)
+        return priority - 1 if priority else view.priority, deadline_ms
 
     async def infer(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, client: str = ""
+        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller = DIRECT
     ) -> Answer:
         """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
 
@@ -182,20 +251,24 @@ class DataPlane:
             values: (n, *view.item) of view.dtype.
             priority: 0 (high) or 1 (low).
             deadline_ms: from now.
-            client: address that the limit of each client counts.
+            caller: whose address the limit of each client counts.
 
         Raises:
             Refusal: an item was not answered, or the client has too many in flight.
         """
-        n, most = len(values), self.config.max_per_client
+        n, most, client = len(values), self.config.max_per_client, caller.address
         inside = self._clients.get(client, 0) + n
         if inside > most:
-            raise Refusal(Kind.TOO_MANY, f"this client has {inside - n} requests in flight; {most} are allowed")
+            held = f"this client has {inside - n} requests in flight; {most} are allowed (--max_per_client)"
+            raise Refusal(Kind.TOO_MANY, held)
         self._clients[client] = inside
         try:
-            requests = self._offer(view.name, priority, deadline_ms, list(values))
+            requests = self._offer(view.name, priority, deadline_ms, list(values), caller.origin)
             try:
-                return _answer(await _ends(requests))
+                results = await _ends(requests)
+                if n * view.output_item_bytes < BIG:
+                    return _answer(results)
+                return await asyncio.get_running_loop().run_in_executor(None, _answer, results)
             finally:
                 # All have ended if all went well; if not, none is worth its time any more.
                 for request in requests:
@@ -207,16 +280,18 @@ class DataPlane:
             else:
                 del self._clients[client]
 
-    def _offer(self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray]) -> list[Request]:
+    def _offer(
+        self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray], origin: Origin
+    ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
         try:
             message = self._admission.refusal(model, priority, deadline_ms)
             if not message:
-                return self.engine.offer(model, priority, deadline_ms, values)
-            self.engine.refuse(model, priority, deadline_ms, len(values), message)
+                return self.engine.offer(model, priority, deadline_ms, values, origin=origin)
+            self.engine.refuse(model, priority, deadline_ms, len(values), message, origin)
         except KeyError:
             raise Refusal(Kind.NOT_FOUND, f"model {model!r} is not served any more") from None
-        raise Refusal(Kind.UNREACHABLE, message)
+        raise Refusal(Kind.UNREACHABLE, message, observed=True)
 
     # The repository.
 
@@ -229,12 +304,19 @@ class DataPlane:
             rows = self.repository.index()
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
-    async def load(self, name: str) -> None:
-        """Make a model of the repository ready; goes on when the caller leaves."""
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Make a model of the repository ready; goes on when the caller leaves. There are no parameters."""
+        check_fields(parameters, frozenset(), "load", "parameter")
         await self._change("load", name)
 
-    async def unload(self, name: str) -> None:
-        """Serve a model no more; goes on when the caller leaves."""
+    async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Serve a model no more; goes on when the caller leaves.
+
+        Args:
+            name: the model.
+            parameters: `unload_dependents`, which tritonclient always sends; no model here depends on another.
+        """
+        check_fields(parameters, frozenset(["unload_dependents"]), "unload", "parameter")
         await self._change("unload", name)
 
     async def _change(self, verb: str, name: str) -> None:
@@ -244,7 +326,8 @@ class DataPlane:
         try:
             await asyncio.shield(asyncio.ensure_future(change(name)))
         except KeyError:
-            raise Refusal(Kind.NOT_FOUND, f"the repository has no model {name[:80]!r}") from None
+            missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
+            raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None
         except InputError as error:
             raise Refusal(Kind.BAD_INPUT, str(error)) from None
         except Exception as error:  # a model's own code runs here

@@ -11,20 +11,28 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
-from serving.api.dataplane import NO_TOKEN, Answer, DataPlane, Listener, allowed
-from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView, check_name
+from serving.api.dataplane import NO_TOKEN, Answer, Caller, DataPlane, Listener, allowed
+from serving.api.grpc_standard import standard_services
+from serving.api.infer_call import read_call, read_id
+from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView
 from serving.api.protocol import inference_pb2 as pb
-from serving.api.refusal import Kind, Refusal
-from serving.api.tensors import check_datatype, check_shape, from_bytes, from_values, to_bytes
+from serving.api.refusal import Kind, Refusal, too_large
+from serving.api.tensors import to_bytes
+from serving.engine.request import UNNAMED
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 OPEN_METHODS = ("ServerLive", "ServerReady")  # probes carry no token
+COMPRESSIONS = {
+    "none": grpc.Compression.NoCompression,
+    "deflate": grpc.Compression.Deflate,
+    "gzip": grpc.Compression.Gzip,
+}
 STREAM_WINDOW = 256  # requests of one stream that are worked on at a time
 
 # Which field carries a tensor that is not raw; FP16 has none.
@@ -34,7 +42,7 @@ _CONTENTS = {
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 
-Method = Callable[[Any, str], Any]
+Method = Callable[[Any, Caller], Any]
 
 
 async def start_grpc(plane: DataPlane) -> Listener:
@@ -50,12 +58,13 @@ async def start_grpc(plane: DataPlane) -> Listener:
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
-            ("grpc.max_receive_message_length", config.max_body_bytes),
+            ("grpc.max_receive_message_length", config.max_grpc_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", int(config.keepalive_s * 1e3)),
-        ]
+        ],
+        compression=COMPRESSIONS[config.grpc_compression],
     )
-    server.add_generic_rpc_handlers((_Service(plane).handler(),))
+    server.add_generic_rpc_handlers((_Service(plane).handler(), *standard_services(plane)))
     host, port = config.host, config.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -73,7 +82,7 @@ async def start_grpc(plane: DataPlane) -> Listener:
 
 
 class _Service:
-    """One method per call; each takes the request and the client's address."""
+    """One method per call; each takes the request and its caller."""
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
@@ -82,9 +91,9 @@ class _Service:
         """All methods, as gRPC takes them."""
         plane = self.plane
         unary: dict[str, Method] = {
-            "ServerLive": lambda request, client: pb.ServerLiveResponse(live=True),
-            "ServerReady": lambda request, client: pb.ServerReadyResponse(ready=plane.ready),
-            "ServerMetadata": lambda request, client: pb.ServerMetadataResponse(**plane.server_metadata()),
+            "ServerLive": lambda request, caller: pb.ServerLiveResponse(live=True),
+            "ServerReady": lambda request, caller: pb.ServerReadyResponse(ready=plane.ready),
+            "ServerMetadata": lambda request, caller: pb.ServerMetadataResponse(**plane.server_metadata()),
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
@@ -110,73 +119,108 @@ class _Service:
         read, is_open = getattr(pb, f"{name}Request").FromString, name in OPEN_METHODS
 
         async def call(message: bytes, context: grpc.aio.ServicerContext) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            caller, left_s = self._caller(context, metadata), context.time_remaining()
+            if left_s is not None:
+                caller.left_ms = left_s * 1e3
             try:
                 if not is_open:
-                    self._admit(context)
-                answer = method(read(message), _address(context.peer()))
-                return await answer if asyncio.iscoroutine(answer) else answer
+                    self._admit(metadata)
+                answer = method(self._read(read, message), caller)
+                if asyncio.iscoroutine(answer):
+                    answer = await answer
+                if caller.origin is not UNNAMED:
+                    context.set_trailing_metadata(tuple(caller.headers().items()))
+                return answer
             except Exception as error:
-                refusal = _as_refusal(error)
-            retry = (("retry-after", "1"),) if refusal.kind.retry else ()
-            await context.abort(grpc.StatusCode[refusal.kind.code], str(refusal), retry)
+                refusal = self._refused(error, caller)
+            retry = {"retry-after": "1"} if refusal.kind.retry else {}
+            await context.abort(
+                grpc.StatusCode[refusal.kind.code], str(refusal), tuple((retry | caller.headers()).items())
+            )
 
         return call
 
-    def _admit(self, context: grpc.aio.ServicerContext) -> None:
+    def _caller(self, context: grpc.aio.ServicerContext, metadata: dict[str, str]) -> Caller:
+        return Caller.of("grpc", _address(context.peer()), metadata.get)
+
+    def _admit(self, metadata: dict[str, str]) -> None:
         token = self.plane.config.token
-        if token is not None and not allowed(token, dict(context.invocation_metadata() or ()).get("authorization")):
+        if token is not None and not allowed(token, metadata.get("authorization")):
             raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
+
+    def _read(self, read: Callable[[bytes], Any], message: bytes) -> Any:
+        most = self.plane.config.max_grpc_bytes
+        if len(message) > most:  # it came compressed; gRPC itself refuses others
+            raise too_large(most, "max_grpc_bytes")
+        request = read(message)
+        _check_known(request)
+        if getattr(request, "repository_name", ""):
+            raise InputError("repository_name is not supported: there is one repository")
+        return request
+
+    def _refused(self, error: Exception, caller: Caller) -> Refusal:
+        refusal = _as_refusal(error)
+        self.plane.refused(refusal, caller)
+        return refusal
 
     # Metadata, statistics, and the repository.
 
-    def model_ready(self, request: Any, client: str) -> Any:
-        self.plane.model(request.name, request.version)
-        return pb.ModelReadyResponse(ready=self.plane.ready)
+    def model_ready(self, request: Any, caller: Caller) -> Any:
+        ready = self.plane.ready
+        try:
+            self.plane.model(request.name, request.version)
+        except Refusal:  # as Triton has it: what is not there is not ready
+            ready = False
+        return pb.ModelReadyResponse(ready=ready)
 
-    def model_metadata(self, request: Any, client: str) -> Any:
+    def model_metadata(self, request: Any, caller: Caller) -> Any:
         return pb.ModelMetadataResponse(**self.plane.model(request.name, request.version).metadata())
 
-    def model_config(self, request: Any, client: str) -> Any:
-        view = self.plane.model(request.name, request.version)
-        return pb.ModelConfigResponse(config=view.config(self.plane.most_items))
+    def model_config(self, request: Any, caller: Caller) -> Any:
+        most = self.plane.config.max_grpc_bytes
+        return pb.ModelConfigResponse(config=self.plane.model_config(request.name, request.version, most))
 
-    def model_statistics(self, request: Any, client: str) -> Any:
+    def model_statistics(self, request: Any, caller: Caller) -> Any:
         return pb.ModelStatisticsResponse(model_stats=self.plane.model_statistics(request.name, request.version))
 
-    def repository_index(self, request: Any, client: str) -> Any:
+    def repository_index(self, request: Any, caller: Caller) -> Any:
         return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
 
-    async def repository_load(self, request: Any, client: str) -> Any:
-        await self.plane.load(request.model_name)
+    async def repository_load(self, request: Any, caller: Caller) -> Any:
+        await self.plane.load(request.model_name, request.parameters)
         return pb.RepositoryModelLoadResponse()
 
-    async def repository_unload(self, request: Any, client: str) -> Any:
-        await self.plane.unload(request.model_name)
+    async def repository_unload(self, request: Any, caller: Caller) -> Any:
+        await self.plane.unload(request.model_name, request.parameters)
         return pb.RepositoryModelUnloadResponse()
 
     # Inference.
 
-    async def model_infer(self, request: Any, client: str) -> Any:
+    async def model_infer(self, request: Any, caller: Caller) -> Any:
         plane = self.plane
+        caller.named(read_id({"id": request.id}))
         view = plane.model(request.model_name, request.model_version)
-        values = _read_input(request, view, plane.most_items)
-        priority, deadline_ms = plane.schedule(view, _parameters(request.parameters), len(values))
-        answer = await plane.infer(view, values, priority, deadline_ms, client)
+        head, raw = _head(request, view.datatype)
+        call = read_call(head, raw, view, plane.most_items(view, plane.config.max_grpc_bytes))
+        priority, deadline_ms = plane.schedule(view, call.parameters, len(call.values), caller.left_ms)
+        answer = await plane.infer(view, call.values, priority, deadline_ms, caller)
         return _write_answer(request.id, view, answer)
 
     async def model_stream_infer(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
         """Answers in the order of the requests, which are worked on side by side."""
-        client = _address(context.peer())
+        metadata = dict(context.invocation_metadata() or ())
         try:
-            self._admit(context)
-        except Refusal as refusal:
+            self._admit(metadata)
+        except Refusal as error:
+            refusal = self._refused(error, self._caller(context, metadata))
             await context.abort(grpc.StatusCode[refusal.kind.code], str(refusal))
         answers: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_WINDOW)
         tasks: set[asyncio.Task[Any]] = set()
 
         async def feed() -> None:
             async for message in messages:
-                task = asyncio.ensure_future(self._stream_answer(message, client))
+                task = asyncio.ensure_future(self._stream_answer(message, self._caller(context, metadata)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 await answers.put(task)
@@ -190,52 +234,55 @@ class _Service:
             for one in (feeder, *tasks):
                 one.cancel()
 
-    async def _stream_answer(self, message: bytes, client: str) -> Any:
+    async def _stream_answer(self, message: bytes, caller: Caller) -> Any:
         request = pb.ModelInferRequest()
         try:
-            request.ParseFromString(message)
-            return pb.ModelStreamInferResponse(infer_response=await self.model_infer(request, client))
+            request = self._read(pb.ModelInferRequest.FromString, message)
+            return pb.ModelStreamInferResponse(infer_response=await self.model_infer(request, caller))
         except Exception as error:
             named = pb.ModelInferResponse(id=request.id)  # so that the client knows which one failed
-            return pb.ModelStreamInferResponse(error_message=str(_as_refusal(error)), infer_response=named)
+            return pb.ModelStreamInferResponse(error_message=str(self._refused(error, caller)), infer_response=named)
 
 
-def _read_input(request: Any, view: ModelView, most: int) -> np.ndarray:
-    if len(request.inputs) != 1:
-        raise InputError(f"{len(request.inputs)} inputs; there must be exactly one, {INPUT!r}")
-    for output in request.outputs:
-        check_name(output.name, OUTPUT)
-        if "classification" in output.parameters:
-            raise InputError(f"{OUTPUT}: classification is not supported")
-    tensor = request.inputs[0]
-    check_name(tensor.name, INPUT)
-    check_datatype(tensor.datatype, view.datatype, INPUT)
-    shape = check_shape(list(tensor.shape), view.item, most, INPUT)
-    if "shared_memory_region" in tensor.parameters:
-        raise InputError(f"{INPUT}: shared memory is not supported")
+def _head(request: Any, datatype: str) -> tuple[dict[str, Any], bytes]:
+    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor. `datatype`: the model's."""
     raw = request.raw_input_contents
+    if len(raw) > 1 and len(request.inputs) == 1:
+        raise InputError(f"raw_input_contents holds {len(raw)} tensors; expected one, {INPUT!r}")
+    for part in (*request.inputs, *request.outputs):
+        _check_known(part)
+    head = {
+        "id": request.id,
+        "parameters": _plain(request.parameters),
+        "inputs": [_tensor(tensor, raw, datatype) for tensor in request.inputs],
+        "outputs": [{"name": one.name, "parameters": _plain(one.parameters)} for one in request.outputs],
+    }
+    return head, raw[0] if raw else b""
+
+
+def _tensor(tensor: Any, raw: Any, datatype: str) -> dict[str, Any]:
+    parameters = _plain(tensor.parameters)
+    made = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "parameters": parameters}
+    given = [(field.name, values) for field, values in tensor.contents.ListFields()]
     if raw:
-        if len(raw) != 1 or tensor.HasField("contents"):
-            raise InputError(f"{INPUT}: its data must be in one place, raw_input_contents or contents")
-        values = from_bytes(raw[0], view.dtype, shape, INPUT)
-    else:
-        name = _CONTENTS.get(view.datatype)
-        if name is None:
-            raise InputError(f"{INPUT}: {view.datatype} is taken in raw_input_contents only")
-        values = from_values(list(getattr(tensor.contents, name)), view.dtype, shape, INPUT)
-    view.check_values(values)
-    return values
+        parameters.setdefault("binary_data_size", len(raw[0]))
+        return made | ({"data": []} if given else {})
+    expected = _CONTENTS.get(datatype)
+    if given and tensor.datatype == datatype and [name for name, _ in given] != [expected]:
+        where = expected or "raw_input_contents"
+        raise InputError(f"{INPUT}: {datatype} is taken in {where}, not in {given[0][0]}")
+    return made | ({"data": list(given[0][1])} if given else {})
 
 
-def _parameters(sent: Any) -> dict[str, Any]:
-    found = {}
-    for name in ("priority", "timeout"):
-        if name in sent:
-            kind = sent[name].WhichOneof("parameter_choice")
-            found[name] = getattr(sent[name], kind) if kind else 0
-    if "sequence_id" in sent:
-        raise InputError("sequence_id: stateful models are not supported")
-    return found
+def _plain(parameters: Any) -> dict[str, Any]:
+    if not parameters:
+        return {}
+    return {name: getattr(one, one.WhichOneof("parameter_choice") or "", None) for name, one in parameters.items()}
+
+
+def _check_known(message: Any) -> None:
+    for field in UnknownFieldSet(message):
+        raise InputError(f"the request: field number {field.field_number} is not supported")
 
 
 def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
@@ -244,7 +291,7 @@ def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
     tensor = response.outputs.add()
     tensor.name, tensor.datatype = OUTPUT, view.output_datatype
     tensor.shape.extend(output.shape)
-    response.raw_output_contents.append(to_bytes(output))
+    response.raw_output_contents.append(bytes(to_bytes(output)))
     parameters = response.parameters
     for name, value in answer.parameters.items():
         if isinstance(value, str):

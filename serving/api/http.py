@@ -7,28 +7,37 @@ Every error is a JSON object with one field, `error`, of one line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import orjson
-from aiohttp import StreamReader, web
+from aiohttp import web
 
-from serving.api.dataplane import NO_TOKEN, DataPlane, Listener, allowed
-from serving.api.http_codec import HEADER_LENGTH, decompress, read_infer, read_json, write_infer
+from serving.api.dataplane import BIG, NO_TOKEN, Caller, DataPlane, Listener, allowed
+from serving.api.http_codec import HEADER_LENGTH, accepted_encoding, decompress, split, write_answer
+from serving.api.http_errors import PLANE, Runner, json_answer, refused_answer
+from serving.api.infer_call import check_fields, read_call, read_id
+from serving.api.json_codec import json_numbers, read_json
+from serving.api.json_process import SMALL, Buffer, JsonProcesses
 from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal, too_large
+from serving.engine.request import UNNAMED
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-ENCODINGS = ("identity", "gzip", "deflate")
-BIG = 256 * 1024  # bytes whose parsing would keep the engine's loop from its work for too long
+ENCODINGS = {"x-gzip": "gzip"}  # another name, which HTTP keeps
+CALLER = web.RequestKey("caller", Caller)
+WORTH_COMPRESSING = 1024  # bytes of an answer
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # probes carry no token
-RETRY_AFTER_S = "1"
 
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -43,9 +52,11 @@ async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Lis
         InputError: the address cannot be listened on.
     """
     config = plane.config
-    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[_middleware(config.token)])
-    _Routes(plane).add_to(app.router)
-    runner = web.AppRunner(
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[_middleware(plane)])
+    app[PLANE] = plane
+    routes = _Routes(plane)
+    routes.add_to(app.router)
+    runner = Runner(
         app,
         handler_cancellation=True,  # a client that leaves takes its requests with it
         access_log=None,
@@ -60,7 +71,12 @@ async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Lis
     except (OSError, OverflowError) as error:
         await runner.cleanup()
         raise InputError(f"cannot listen on {config.host}:{config.port}: {error}") from None
-    return Listener(runner.addresses[0][1], runner.cleanup)
+
+    async def close() -> None:
+        await runner.cleanup()
+        routes.processes.close()
+
+    return Listener(runner.addresses[0][1], close)
 
 
 def api_document(version: str) -> dict[str, Any]:
@@ -70,54 +86,79 @@ def api_document(version: str) -> dict[str, Any]:
     return document
 
 
-def _middleware(token: str | None) -> Any:
+def _middleware(plane: DataPlane) -> Any:
+    token = plane.config.token
+
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers: dict[str, str] = {}
+        caller = request[CALLER] = Caller.of("http", request.remote or "", request.headers.get)
         try:
             if request.path not in OPEN_PATHS and not allowed(token, request.headers.get("Authorization")):
                 raise Refusal(Kind.UNAUTHENTICATED, NO_TOKEN)
-            return await handler(request)
-        except Refusal as refusal:
-            return _refused(refusal.kind, str(refusal))
+            response = await handler(request)
+            if caller.origin is not UNNAMED and not response.prepared:
+                response.headers.update(caller.headers())
+            return response
+        except Refusal as refused:
+            refusal = refused
         except InputError as error:
-            return _refused(Kind.BAD_INPUT, str(error))
-        except web.HTTPException as error:  # no such path or method, or a body that is too large
-            message = f"{error.reason}: {request.method} {request.path[:200]}"
-            if isinstance(error, web.HTTPRequestEntityTooLarge):
-                message = "the body is larger than this server takes"
-            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            return _json({"error": message}, error.status, headers)
+            refusal = Refusal(Kind.BAD_INPUT, str(error))
+        except web.HTTPException as error:  # no such path or method
+            kind = Kind.NO_METHOD if error.status == 405 else Kind.NOT_FOUND
+            refusal = Refusal(kind, f"{error.reason}: {request.method} {request.path[:200]}")
+            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        except ConnectionError:  # the client left in the middle of a large answer
+            raise
         except Exception:
             log.exception("%s %s", request.method, request.path)
-            return _refused(Kind.FAULT, "internal error; the server's log says more")
+            refusal = Refusal(Kind.FAULT, "internal error; the server's log says more")
+        plane.refused(refusal, caller)
+        return refused_answer(refusal, headers | caller.headers())
 
     return answer
 
 
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, headers=headers, content_type="application/json")
-
-
-async def _read(content: StreamReader, most: int) -> bytearray:
+async def _read(request: web.Request, most: int) -> Buffer:
     """A body as it arrives, in one piece of memory: large ones are many at once when the device is busy."""
-    body = bytearray()
-    async for chunk in content.iter_any():
-        body += chunk
-        if len(body) > most:
+    # Memory that nobody has touched before it is filled, bit by bit, holds nobody up.
+    body, size = np.empty(request.content_length or BIG, np.uint8), 0
+    async for chunk in request.content.iter_any():
+        end = size + len(chunk)
+        if end > most:
             raise too_large(most)
-    return body
+        if end > len(body):  # without Content-Length
+            body.resize(2 * end, refcheck=False)
+        body[size:end] = np.frombuffer(chunk, np.uint8)
+        size = end
+    return body[:size].data
 
 
-def _refused(kind: Kind, message: str) -> web.Response:
-    headers = {}
-    if kind.retry:
-        headers["Retry-After"] = RETRY_AFTER_S
-    if kind is Kind.UNAUTHENTICATED:
-        headers["WWW-Authenticate"] = "Bearer"
-    response = _json({"error": message}, kind.status, headers)
-    if kind in (Kind.TOO_LARGE, Kind.TOO_SLOW):
-        response.force_close()  # the rest of the body is not waited for
+async def _send(request: web.Request, parts: list[Buffer], headers: dict[str, str]) -> web.StreamResponse:
+    """Answer with a body of several parts; large ones go out bit by bit."""
+    size, encoding = sum(map(len, parts)), None
+    if size >= WORTH_COMPRESSING:
+        encoding = accepted_encoding(request.headers.get("Accept-Encoding", ""))
+    if size < BIG:
+        response: web.StreamResponse = web.Response(body=b"".join(parts), headers=headers)
+        if encoding:
+            response.enable_compression(encoding)
+        return response
+    response = web.StreamResponse(headers=headers | request[CALLER].headers())
+    response.content_length = size
+    if encoding:
+        response.enable_compression(encoding)
+    await response.prepare(request)
+    for part in parts:
+        for at in range(0, len(part), BIG):
+            await response.write(memoryview(part)[at : at + BIG])
+    await response.write_eof()
     return response
+
+
+async def _apart(work: Callable[[], T]) -> T:
+    """Do on a thread what takes long without Python's lock."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 class _Routes:
@@ -125,6 +166,7 @@ class _Routes:
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
+        self.processes = JsonProcesses()
         self.api = api_document(plane.server_metadata()["version"])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -132,106 +174,141 @@ class _Routes:
 
         def get(path: str, answer: Callable[[web.Request], Any]) -> None:
             async def handler(request: web.Request) -> web.Response:
-                return _json(answer(request))
+                return json_answer(answer(request))
 
             router.add_get(path, handler)
 
         def post(path: str, handler: Handler) -> None:
-            router.add_post(path, handler, expect_handler=_expect)
+            router.add_post(path, handler, expect_handler=self.expect)
 
         get("/v2", lambda request: plane.server_metadata())
         get("/v2/health/live", lambda request: {"live": True})
         router.add_get("/v2/health/ready", self.ready)
-        get("/v2/models/stats", lambda request: {"model_stats": plane.model_statistics()})
-        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        get("/v2/models/stats", self.statistics)
+        # Names with braces, too, which the pattern leaves out that aiohttp has by itself.
+        for model in ("/v2/models/{model:[^/]+}", "/v2/models/{model:[^/]+}/versions/{version}"):
             post(f"{model}/infer", self.infer)
             get(model, lambda request: self._model(request).metadata())
             router.add_get(f"{model}/ready", self.model_ready)
-            get(f"{model}/config", lambda request: self._model(request).config(plane.most_items))
+            get(f"{model}/config", lambda request: plane.model_config(*_model_of(request)))
             get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
         post("/v2/repository/index", self.index)
-        post("/v2/repository/models/{model}/load", self.load)
-        post("/v2/repository/models/{model}/unload", self.unload)
+        post("/v2/repository/models/{model:[^/]+}/load", self.load)
+        post("/v2/repository/models/{model:[^/]+}/unload", self.unload)
         router.add_get("/metrics", self.metrics)
         get("/openapi.json", lambda request: self.api)
 
+    def statistics(self, request: web.Request) -> dict[str, Any]:
+        # The path is also that of a model with this name.
+        own = self.plane.model("stats").metadata() if "stats" in self.plane.engine.models else {}
+        return {"model_stats": self.plane.model_statistics()} | own
+
     async def ready(self, request: web.Request) -> web.Response:
         ready = self.plane.ready
-        return _json({"ready": ready}, 200 if ready else 503)
+        return json_answer({"ready": ready}, 200 if ready else 503)
 
     async def model_ready(self, request: web.Request) -> web.Response:
         view, ready = self._model(request), self.plane.ready
-        return _json({"name": view.name, "ready": ready}, 200 if ready else 503)
+        return json_answer({"name": view.name, "ready": ready}, 200 if ready else 503)
 
     def _model(self, request: web.Request) -> ModelView:
         return self.plane.model(*_model_of(request))
 
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Answers the header Expect; the token is checked afterwards, as always."""
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            refusal = Refusal(Kind.UNEXPECTED, "the header Expect may be 100-continue only")
+            self.plane.refused(refusal, Caller.of("http", request.remote or "", request.headers.get))
+            return refused_answer(refusal, {})
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+        return None
+
     # Inference.
 
-    async def infer(self, request: web.Request) -> web.Response:
-        view = self._model(request)
-        body = await self._body(request)
-        call = await self._apart(
-            len(body), read_infer, body, request.headers.get(HEADER_LENGTH), view, self.plane.most_items
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        plane, caller = self.plane, request[CALLER]
+        try:
+            view = self._model(request)
+        except Refusal:
+            with contextlib.suppress(Refusal, InputError):  # for the client's id, with which the refusal is logged
+                text, _ = split(await self._body(request, SMALL), request.headers.get(HEADER_LENGTH))
+                caller.named(read_id(read_json(text)))
+            raise
+        body = await self._body(request, plane.config.max_body_bytes)
+        text, binary = split(body, request.headers.get(HEADER_LENGTH))
+        if len(text) < SMALL:
+            head = read_json(text)
+            caller.named(read_id(head))
+            work = partial(read_call, head, binary, view, plane.most_items(view))
+            call = await _apart(work) if len(binary) > BIG else work()
+        else:
+            if len(binary):
+                raise InputError(f"the JSON part has {len(text)} bytes; beside binary tensors, {SMALL} are allowed")
+            call = await self.processes.read(body, view, plane.most_items(view), caller.named)
+        priority, deadline_ms = plane.schedule(
+            view, {**_header_parameters(request), **call.parameters}, len(call.values)
         )
-        parameters = {**_header_parameters(request), **call.parameters}
-        priority, deadline_ms = self.plane.schedule(view, parameters, len(call.values))
-        answer = await self.plane.infer(view, call.values, priority, deadline_ms, request.remote or "")
-        data, headers = await self._apart(answer.output.nbytes, write_infer, view, call, answer)
-        return web.Response(body=data, headers=headers)
+        answer = await plane.infer(view, call.values, priority, deadline_ms, caller)
+        numbers: Buffer = b""
+        if not call.binary:
+            small = answer.output.nbytes < SMALL
+            numbers = json_numbers(answer.output) if small else await self.processes.write(answer.output)
+        return await _send(request, *write_answer(view, call, answer, numbers))
 
-    async def _apart(self, n_bytes: int, work: Callable[..., Any], *args: Any) -> Any:
-        """Do work on this loop, or on a thread when it is long."""
-        if n_bytes < BIG:
-            return work(*args)
-        return await asyncio.get_running_loop().run_in_executor(None, work, *args)
-
-    async def _body(self, request: web.Request) -> bytes | bytearray:
-        encoding = request.headers.get("Content-Encoding", "identity").lower()
-        if encoding not in ENCODINGS:
+    async def _body(self, request: web.Request, most: int) -> Buffer:
+        encodings = [one.strip().lower() for one in request.headers.get("Content-Encoding", "").split(",")]
+        encodings = [ENCODINGS.get(one, one) for one in encodings if one not in ("", "identity")]
+        if len(encodings) > 1 or not {"gzip", "deflate"}.issuperset(encodings):
             raise Refusal(
-                Kind.UNSUPPORTED, f"Content-Encoding {encoding[:80]!r} is not supported; gzip and deflate are"
+                Kind.UNSUPPORTED,
+                f"Content-Encoding {', '.join(encodings)[:80]!r} is not supported; gzip and deflate are",
             )
-        most = self.plane.config.max_body_bytes
         if (request.content_length or 0) > most:
-            raise Refusal(Kind.TOO_LARGE, f"the body has {request.content_length} bytes; {most} are allowed")
+            raise too_large(most)
         limit_s = self.plane.config.body_timeout_s
-        body: bytes | bytearray
+        body: Buffer
         try:
             if request.content.is_eof():  # it came with the head, as small ones do, and a time limit has its cost
                 body = await request.read()
             else:
                 async with asyncio.timeout(limit_s):
-                    body = await _read(request.content, most)
+                    body = await _read(request, most)
         except TimeoutError:
-            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s") from None
+            raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s (--body_timeout_s)") from None
         except web.HTTPRequestEntityTooLarge:
             raise too_large(most) from None
-        if encoding != "identity":
-            body = await self._apart(len(body), decompress, body, encoding, most)
-        return body
+        return await _apart(partial(decompress, body, encodings[0], most)) if encodings else body
 
     # The repository and metrics.
 
     async def index(self, request: web.Request) -> web.Response:
-        ready = (await self._optional_json(request)).get("ready", False)
+        asked = await self._optional_json(request)
+        check_fields(asked, frozenset(["ready"]), "the request")
+        ready = asked.get("ready", False)
         if not isinstance(ready, bool):
             raise InputError("ready is not true or false")
-        return _json(self.plane.repository_index(ready))
+        return json_answer(self.plane.repository_index(ready))
 
     async def load(self, request: web.Request) -> web.Response:
-        await self._optional_json(request)
-        await self.plane.load(request.match_info["model"])
-        return _json({})
+        await self.plane.load(request.match_info["model"], await self._control(request))
+        return json_answer({})
 
     async def unload(self, request: web.Request) -> web.Response:
-        await self._optional_json(request)
-        await self.plane.unload(request.match_info["model"])
-        return _json({})
+        await self.plane.unload(request.match_info["model"], await self._control(request))
+        return json_answer({})
 
     async def _optional_json(self, request: web.Request) -> dict[str, Any]:
-        body = await self._body(request)
+        body = bytes(await self._body(request, min(SMALL, self.plane.config.max_body_bytes)))
         return read_json(body) if body.strip() else {}
+
+    async def _control(self, request: web.Request) -> dict[str, Any]:
+        asked = await self._optional_json(request)
+        check_fields(asked, frozenset(["parameters"]), "the request")
+        parameters = asked.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InputError("parameters of the request is not a JSON object")
+        return parameters
 
     async def metrics(self, request: web.Request) -> web.Response:
         if self.plane.metrics is None:
@@ -245,15 +322,6 @@ def _model_of(request: web.Request) -> tuple[str, str]:
     return request.match_info["model"], request.match_info.get("version", "")
 
 
-async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Answers the header Expect; the token is checked afterwards, as always."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return _json({"error": "the header Expect may be 100-continue only"}, 417)
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # the answer itself has not begun
-    return None
-
-
 def _header_parameters(request: web.Request) -> dict[str, int]:
     found: dict[str, int] = {}
     for header, parameter in (("X-Priority", "priority"), ("X-Timeout-Us", "timeout")):
@@ -261,5 +329,5 @@ def _header_parameters(request: web.Request) -> dict[str, int]:
         if text is not None:
             if not (text.isascii() and text.isdigit()):
                 raise InputError(f"{header} is {text[:80]!r}; it must be a whole number")
-            found[parameter] = int(text[:18])
+            found[parameter] = int(text[:40])
     return found

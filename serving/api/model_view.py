@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.api.tensors import datatype_of
-from serving.models.served import ServedModel
+from serving.api.tensors import DATATYPES, datatype_of
 from traces.errors import InputError
+
+if TYPE_CHECKING:  # the process that parses JSON does without torch
+    from serving.models.served import ServedModel
 
 VERSION = "1"  # each model has one version
 INPUT, OUTPUT = "input", "output"  # a model has one input and one output
@@ -42,6 +46,16 @@ class ModelView:
     deadline_ms: float
     priority: int
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one input."""
+        return math.prod(self.item) * self.dtype.itemsize
+
+    @property
+    def output_item_bytes(self) -> int:
+        """Bytes of one output."""
+        return math.prod(self.output_item) * DATATYPES[self.output_datatype].itemsize
+
     def metadata(self) -> dict[str, Any]:
         """The model's metadata."""
         return {
@@ -52,12 +66,18 @@ class ModelView:
             "outputs": [{"name": OUTPUT, "datatype": self.output_datatype, "shape": [-1, *self.output_item]}],
         }
 
-    def config(self, most: int) -> dict[str, Any]:
-        """The model's configuration: what describes its tensors. `most` is the most items of one call."""
+    def config(self, most: int, limits: Mapping[str, int]) -> dict[str, Any]:
+        """The model's configuration.
+
+        Args:
+            most: most items of one call.
+            limits: further ones, by their flags.
+        """
         return {
             "name": self.name,
             "platform": PLATFORM,
             "max_batch_size": most,
+            "parameters": {name: {"string_value": str(value)} for name, value in limits.items()},
             "input": [{"name": INPUT, "data_type": f"TYPE_{self.datatype}", "dims": self.item}],
             "output": [{"name": OUTPUT, "data_type": f"TYPE_{self.output_datatype}", "dims": self.output_item}],
         }

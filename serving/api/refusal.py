@@ -13,9 +13,11 @@ class Kind(Enum):
     BAD_INPUT = (400, "INVALID_ARGUMENT")
     UNAUTHENTICATED = (401, "UNAUTHENTICATED")
     NOT_FOUND = (404, "NOT_FOUND")
+    NO_METHOD = (405, "UNIMPLEMENTED")
     TOO_SLOW = (408, "DEADLINE_EXCEEDED")
     TOO_LARGE = (413, "RESOURCE_EXHAUSTED")
     UNSUPPORTED = (415, "UNIMPLEMENTED")
+    UNEXPECTED = (417, "INVALID_ARGUMENT")
     TOO_MANY = (429, "RESOURCE_EXHAUSTED")
     FAULT = (500, "INTERNAL")
     FULL = (503, "RESOURCE_EXHAUSTED")
@@ -42,18 +44,24 @@ _REASONS = {FULL: Kind.FULL, UNREACHABLE: Kind.UNREACHABLE, STOPPING: Kind.STOPP
 
 
 class Refusal(Exception):
-    """A request that is not answered; the message is one line."""
+    """A request that is not answered; the message is one line.
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    Attributes:
+        kind: why.
+        observed: whether observers of the engine have seen its end; if not, it was refused before it became a request.
+    """
+
+    def __init__(self, kind: Kind, message: str, observed: bool = False) -> None:
         super().__init__(" ".join(message.split()))
         self.kind = kind
+        self.observed = observed
 
     @staticmethod
     def of(result: RequestResult) -> Refusal:
         """The refusal of a request that ended without an output."""
-        return Refusal(_REASONS.get(result.reason, Kind.FAULT), result.message or result.reason)
+        return Refusal(_REASONS.get(result.reason, Kind.FAULT), result.message or result.reason, observed=True)
 
 
-def too_large(most: int) -> Refusal:
-    """The refusal of a body."""
-    return Refusal(Kind.TOO_LARGE, f"the body has more than the {most} bytes that are allowed")
+def too_large(most: int, flag: str = "max_body_bytes") -> Refusal:
+    """The refusal of a body of more than `most` bytes after decompression; `flag` sets them."""
+    return Refusal(Kind.TOO_LARGE, f"the body has more than the {most} bytes that are allowed (--{flag})")

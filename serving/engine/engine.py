@@ -24,7 +24,19 @@ from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
 from serving.engine.ledger import Ledger, unreachable
 from serving.engine.model_set import join_profiles
-from serving.engine.request import FAULT, FULL, LEFT, STOPPING, UNLOADED, UNREACHABLE, Observer, Request, RequestResult
+from serving.engine.request import (
+    FAULT,
+    FULL,
+    LEFT,
+    STOPPING,
+    UNLOADED,
+    UNNAMED,
+    UNREACHABLE,
+    Observer,
+    Origin,
+    Request,
+    RequestResult,
+)
 from serving.engine.runner import BatchRunner
 from serving.engine.scheduler import AdjustTables, LiveScheduler, unchanged
 from serving.engine.timers import Coalescer, Timer
@@ -159,6 +171,7 @@ class Engine:
         deadline_ms: float,
         values: Sequence[np.ndarray],
         arrival_ms: float | None = None,
+        origin: Origin = UNNAMED,
     ) -> list[Request]:
         """Hand in requests that arrive together; their results come in their `future`. Call on the engine's loop.
 
@@ -168,6 +181,7 @@ class Engine:
             deadline_ms: relative to the arrival.
             values: one input per request, of the model's input shape.
             arrival_ms: when they arrived, if not now.
+            origin: what their client says of them.
 
         Raises:
             KeyError: no such model.
@@ -177,7 +191,7 @@ class Engine:
         arrival = now if arrival_ms is None else min(arrival_ms, now)
         requests = []
         for one in values:
-            result = ledger.new(model, priority, arrival, arrival + deadline_ms, now)
+            result = ledger.new(model, priority, arrival, arrival + deadline_ms, now, origin)
             request = Request(result, m, one, loop.create_future())
             requests.append(request)
             ledger.open(request)
@@ -192,7 +206,9 @@ class Engine:
             self._coalescer.arrived()
         return requests
 
-    def refuse(self, model: str, priority: int, deadline_ms: float, count: int, message: str) -> None:
+    def refuse(
+        self, model: str, priority: int, deadline_ms: float, count: int, message: str, origin: Origin = UNNAMED
+    ) -> None:
         """Count requests that are turned away before they are offered, since their deadline is out of reach.
 
         Each is offered and dropped at once: observers see it as they see all others.
@@ -203,6 +219,7 @@ class Engine:
             deadline_ms: from now.
             count: how many.
             message: one line for people.
+            origin: what their client says of them.
 
         Raises:
             KeyError: no such model.
@@ -210,7 +227,8 @@ class Engine:
         self._index(model)
         now = self.now_ms()
         for _ in range(count):
-            self.ledger.refuse(self.ledger.new(model, priority, now, now + deadline_ms, now), UNREACHABLE, message, now)
+            result = self.ledger.new(model, priority, now, now + deadline_ms, now, origin)
+            self.ledger.refuse(result, UNREACHABLE, message, now)
 
     def _index(self, model: str) -> int:
         if model in self._leaving:

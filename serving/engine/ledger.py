@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES
-from serving.engine.request import LEFT, UNLOADED, Observer, Request, RequestResult
+from serving.engine.request import LEFT, UNLOADED, Observer, Origin, Request, RequestResult
 
 
 class Ledger:
@@ -30,7 +30,9 @@ class Ledger:
         self._last_id = -1
         self._is_empty = asyncio.Event()
 
-    def new(self, model: str, priority: int, arrival_ms: float, deadline_ms: float, offered_ms: float) -> RequestResult:
+    def new(
+        self, model: str, priority: int, arrival_ms: float, deadline_ms: float, offered_ms: float, origin: Origin
+    ) -> RequestResult:
         """What is known at first of a request, with the next number."""
         self._last_id += 1
         return RequestResult(
@@ -40,6 +42,8 @@ class Ledger:
             arrival_ms=arrival_ms,
             deadline_ms=deadline_ms,
             offered_ms=offered_ms,
+            client_id=origin.client_id,
+            traceparent=origin.traceparent,
         )
 
     def open(self, request: Request) -> None:
@@ -95,6 +99,6 @@ def unreachable(result: RequestResult, alone_ms: float, now_ms: float) -> str:
     """Why a request was given up that takes `alone_ms` at least, with when it would have been finished at the earliest."""
     waited = now_ms - result.arrival_ms
     return (
-        f"deadline of {result.deadline_ms - result.arrival_ms:.1f} ms is out of reach: waited {waited:.1f} ms, "
-        f"predicted finish at {waited + alone_ms:.1f} ms at the earliest"
+        f"deadline of {result.deadline_ms - result.arrival_ms:.3f} ms is out of reach: waited {waited:.3f} ms, "
+        f"predicted finish at {waited + alone_ms:.3f} ms at the earliest"
     )

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,39 @@ from traces.measurements import Phases
 
 FULL, UNREACHABLE, STOPPING = "queue full", "deadline out of reach", "stopping"
 FAULT, LEFT, UNLOADED = "fault", "client left", "model unloaded"
+
+
+class Origin(NamedTuple):
+    """What a client says of its request, to find it again in logs, recordings and timelines.
+
+    Attributes:
+        client_id: the client's own id of the request, "" without.
+        traceparent: the W3C trace context of its call, "" without.
+    """
+
+    client_id: str = ""
+    traceparent: str = ""
+
+
+UNNAMED = Origin()
+
+
+class Refused(NamedTuple):
+    """A call that was refused before it became a request of the engine.
+
+    Attributes:
+        protocol: "http" or "grpc".
+        reason: the kind of the refusal, e.g. "bad_input".
+        message: one line for people.
+        client: address of the client.
+        origin: what the client said of its request.
+    """
+
+    protocol: str
+    reason: str
+    message: str
+    client: str
+    origin: Origin
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +71,8 @@ class RequestResult:
         batch_id: its batch; -1 if never dispatched.
         batch_size: requests in that batch; 0 if never dispatched.
         predicted_ms: time from dispatch to finish that the scheduler predicted; NaN if never dispatched.
+        client_id: see `Origin`.
+        traceparent: see `Origin`.
     """
 
     id: int
@@ -54,6 +90,8 @@ class RequestResult:
     batch_id: int = -1
     batch_size: int = 0
     predicted_ms: float = math.nan
+    client_id: str = ""
+    traceparent: str = ""
 
     @property
     def latency_ms(self) -> float:
@@ -129,6 +167,9 @@ class Observer:
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """A batch ended, well or not."""
+
+    def request_refused(self, refused: Refused) -> None:
+        """A call was refused before it became a request."""
 
 
 COLUMNS = ("arrival_ms", "finish_ms", "model", "priority", "outcome", "latency_ms", "queue_ms", "batch_id")

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from envs.scheduling.state import PRIORITIES
-from serving.engine.request import Observer, RequestResult
+from serving.engine.request import Observer, Refused, RequestResult
 
 log = logging.getLogger("serving.requests")
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -59,15 +59,36 @@ def set_up_logging(level: str = "info", as_json: bool = False) -> None:
         logging.getLogger(name).setLevel(level.upper())
 
 
+MOST_REFUSALS = 20  # lines per second: who sends nonsense must not fill the disk
+
+
 class RequestLog(Observer):
-    """Logs the end of each request: failures as warnings, all others at level debug."""
+    """Logs the end of each request: failures as warnings, all others at level debug; and, at level info, what is refused."""
+
+    def __init__(self) -> None:
+        self._second = self._refusals = 0
+
+    def request_refused(self, refused: Refused) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._refusals > MOST_REFUSALS:
+                log.info("%d more were refused in a second", self._refusals - MOST_REFUSALS)
+            self._second, self._refusals = second, 0
+        self._refusals += 1
+        if self._refusals <= MOST_REFUSALS:
+            fields = {name: getattr(refused, name) for name in ("protocol", "reason", "client")}
+            named = f" {refused.origin.client_id!r}" if refused.origin.client_id else ""
+            words = f"{refused.protocol} request{named} of {refused.client} refused"
+            log.info("%s: %s", words, refused.message, extra=fields | refused.origin._asdict())
 
     def request_ended(self, result: RequestResult) -> None:
         level = logging.WARNING if result.outcome == "failed" else logging.DEBUG
         if not log.isEnabledFor(level):
             return
-        fields = {name: getattr(result, name) for name in ("model", "outcome", "reason", "batch_id")}
+        names = ("model", "outcome", "reason", "batch_id", "client_id", "traceparent")
+        fields = {name: getattr(result, name) for name in names}
         fields |= {"request_id": result.id, "priority": PRIORITIES[result.priority]}
         fields |= {"latency_ms": round(result.latency_ms, 3)}
-        words = f"request {result.id} of {result.model} {result.outcome} after {result.latency_ms:.1f} ms"
+        named = f" ({result.client_id!r})" if result.client_id else ""
+        words = f"request {result.id}{named} of {result.model} {result.outcome} after {result.latency_ms:.1f} ms"
         log.log(level, "%s", f"{words}: {result.message}" if result.message else words, extra=fields)

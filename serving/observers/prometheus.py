@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from envs.scheduling.state import PRIORITIES
 from serving.engine.engine import Engine
-from serving.engine.request import BatchRecord, Observer, RequestResult
+from serving.engine.request import BatchRecord, Observer, Refused, RequestResult
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
@@ -45,6 +45,8 @@ class Metrics(Observer):
             return _ByLabels(Histogram(name, text, labels, buckets=buckets, registry=registry))
 
         by, model = ("model", "priority"), ("model",)
+        text = "Calls refused before they became requests."
+        self._refused = counter("strait_calls_refused", text, ("protocol", "reason"))
         self._requests = counter("strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"))
         self._latency = histogram("strait_request_latency_seconds", "Arrival to answer.", by, SECONDS)
         self._queue = histogram("strait_request_queue_seconds", "Arrival to dispatch.", by, SECONDS)
@@ -73,6 +75,9 @@ class Metrics(Observer):
         if result.answered:
             self._latency[model, priority].observe(result.latency_ms / 1e3)
             self._queue[model, priority].observe(result.queue_ms / 1e3)
+
+    def request_refused(self, refused: Refused) -> None:
+        self._refused[refused.protocol, refused.reason].inc()
 
     def batch_ended(self, batch: BatchRecord) -> None:
         self._batches[batch.model, "ok" if batch.error is None else "failed"].inc()

@@ -2,7 +2,8 @@
 
 The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
 (traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
-it is. The latest part is rewritten every few seconds, each file whole or not at all: a crash loses those seconds.
+it is. Where clients name their requests, ``0000/clients.parquet`` has a row with their id and trace for each row of
+arrivals. The latest part is rewritten every few seconds, each file whole or not at all: a crash loses those seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from serving.engine.request import BatchRecord, RequestResult
+from serving.engine.request import BatchRecord, Origin, RequestResult
 from serving.observers.output import Output
 from serving.profiling.calibrate import SoloRun, solo_rows
 from traces.errors import InputError
+from traces.files import atomic_path
 from traces.machine import MachineInfo
 from traces.measurements import PHASES, SCHEDULED, Measurements
 from traces.workload import Workload
@@ -45,7 +47,7 @@ class Recorder(Output):
         self.folder = Path(folder)
         self._machine = machine
         self._solo = solo
-        self._arrivals: list[tuple[float, str, int, float]] = []
+        self._arrivals: list[tuple[float, str, int, float, str, str]] = []
         self._batches: list[tuple] = []
         self._changed = False
         self._lock = threading.Lock()
@@ -59,7 +61,8 @@ class Recorder(Output):
         """Keep when the engine was given it, which is when it arrived in the world that is learned from."""
         if result.arrival_ms >= 0 and result.deadline_ms > result.arrival_ms:
             left_ms = max(result.deadline_ms - result.offered_ms, LEAST_MS)
-            self._arrivals.append((result.offered_ms, result.model, result.priority, left_ms))
+            origin = result.client_id, result.traceparent
+            self._arrivals.append((result.offered_ms, result.model, result.priority, left_ms, *origin))
             self._changed = True
 
     def batch_ended(self, batch: BatchRecord) -> None:
@@ -85,7 +88,12 @@ class Recorder(Output):
         arrivals, batches = self._arrivals[:], self._batches[:]
         with self.written():
             folder = self.folder / f"{self._part:04d}"
-            _workload(arrivals, folder.parent.name).save(folder / "arrivals.parquet")
+            frame = pd.DataFrame(arrivals, columns=["arrival", "model", "priority", "deadline", *Origin._fields])
+            frame = frame.sort_values("arrival")
+            _workload(frame, folder.parent.name).save(folder / "arrivals.parquet")
+            if (named := frame[list(Origin._fields)]).any(axis=None):
+                with atomic_path(folder / "clients.parquet") as path:
+                    named.to_parquet(path, compression="zstd", index=False)
             if batches:
                 campaign_of(self._machine(), self._solo(), batches).save(folder)
         self._changed |= self.failed
@@ -98,8 +106,7 @@ class Recorder(Output):
         self.flush()
 
 
-def _workload(rows: list[tuple[float, str, int, float]], name: str) -> Workload:
-    frame = pd.DataFrame(rows, columns=["arrival", "model", "priority", "deadline"]).sort_values("arrival")
+def _workload(frame: pd.DataFrame, name: str) -> Workload:
     models, names = pd.factorize(frame["model"], sort=True)
     arrival, deadline = frame["arrival"].to_numpy(float), frame["deadline"].to_numpy(float)
     return Workload(arrival, models, frame["priority"].to_numpy(), deadline, tuple(map(str, names)), name)

@@ -1,4 +1,4 @@
-"""Makes inference.desc from inference.proto: ``python -m serving.api.protocol.generate`` (needs grpcio-tools).
+"""Makes protocol.desc from the .proto files: ``python -m serving.api.protocol.generate`` (needs grpcio-tools).
 
 What protoc itself writes for Python runs only with a protobuf as new as the one that wrote it, and puts the messages in
 the default pool, where they collide with those of another package that brings this protocol (tritonclient does) as soon
@@ -23,12 +23,14 @@ def main() -> int:
     from grpc_tools import protoc
 
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "inference.bin"
-        status = protoc.main(["protoc", f"-I{HERE}", f"--descriptor_set_out={made}", str(HERE / "inference.proto")])
+        made = Path(folder) / "protocol.bin"
+        status = protoc.main(
+            ["protoc", f"-I{HERE}", f"--descriptor_set_out={made}", *map(str, sorted(HERE.glob("*.proto")))]
+        )
         if status != 0:
             return int(status)
-        described = FileDescriptorSet.FromString(made.read_bytes()).file[0].SerializeToString(deterministic=True)
-    with atomic_path(HERE / "inference.desc") as path:
+        described = FileDescriptorSet.FromString(made.read_bytes()).SerializeToString(deterministic=True)
+    with atomic_path(HERE / "protocol.desc") as path:
         path.write_bytes(described)
     return 0
 

@@ -1,20 +1,24 @@
-"""The messages of inference.proto, made from its compiled description, inference.desc (see `generate`)."""
+"""The messages of the .proto files, made from their compiled description, protocol.desc (see `generate`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-_pool = DescriptorPool()
-_pool.AddSerializedFile(Path(__file__).with_name("inference.desc").read_bytes())
-DESCRIPTOR = _pool.FindFileByName("inference.proto")
+POOL = DescriptorPool()
+_files = FileDescriptorSet.FromString(Path(__file__).with_name("protocol.desc").read_bytes()).file
+for _file in _files:
+    POOL.AddSerializedFile(_file.SerializeToString())
+DESCRIPTOR = POOL.FindFileByName("inference.proto")
+_messages = {name: one for f in _files for name, one in POOL.FindFileByName(f.name).message_types_by_name.items()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in DESCRIPTOR.message_types_by_name:
-        raise AttributeError(f"no message {name!r} in inference.proto")
-    made = globals()[name] = GetMessageClass(DESCRIPTOR.message_types_by_name[name])
+    if name not in _messages:
+        raise AttributeError(f"no message {name!r} in the .proto files")
+    made = globals()[name] = GetMessageClass(_messages[name])
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import struct
 import threading
 
@@ -147,19 +146,6 @@ async def test_json_answers_are_flat_lists_and_the_id_is_echoed(client: Client) 
     del nested["id"]
     status, again, _ = await client.ask("POST", "/v2/models/double/versions/1/infer", json=nested)
     assert status == 200 and again["outputs"] == answer["outputs"] and "id" not in again
-
-
-async def test_nan_and_infinities_become_null_in_json(client: Client) -> None:
-    values = np.array([[np.nan, np.inf, 1.5, -np.inf]], np.float32)
-    head = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}]}
-    text = json.dumps(head).encode()
-    status, answer, _ = await client.ask(
-        "POST",
-        "/v2/models/double/infer",
-        data=text + values.tobytes(),
-        headers={"Inference-Header-Content-Length": str(len(text))},
-    )
-    assert status == 200 and answer["outputs"][0]["data"] == [None, None, 3.0, None]
 
 
 @pytest.mark.parametrize(
