@@ -227,7 +227,7 @@ def _why(status: int, log: Path) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     lines = _tail(log).strip().splitlines()
-    return lines[-1][:300] if lines else f"status {status}"
+    return lines[-1][:300] if lines else f"status {status}, and nothing in its log: is the disk full?"
 
 
 def _tail(log: Path) -> str:

@@ -24,6 +24,7 @@ class Step(NamedTuple):
     least_s: float
 
 
+GRACE_S = 10.0  # for the start of a process, at the least
 _HERE = "benchmarks.gpu_day"
 STEPS = (
     Step("facts", "device", f"{_HERE}.device:facts", 5, 3),
@@ -45,4 +46,4 @@ def share_s(left_s: float, steps: Sequence[Step]) -> float:
 
 def limit_s(left_s: float, planned_s: float) -> float:
     """Seconds after which a step is ended: what was planned and half of it again, and never more than is left."""
-    return min(left_s, 1.5 * planned_s + 10.0)
+    return min(left_s, 1.5 * planned_s + GRACE_S)
