@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from gpu_day_faults import FAULT, FAULTS, KEPT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,10 +27,12 @@ from packaging.requirements import Requirement
 from benchmarks.gpu_day import install
 from benchmarks.gpu_day.adopt import short_name
 from benchmarks.gpu_day.command import main
+from benchmarks.gpu_day.networks import LargeDlrm
 from benchmarks.gpu_day.runner import SUMMARY
 from benchmarks.gpu_day.step import function_of
 from benchmarks.gpu_day.steps import STEPS, share_s
 from envs.profiles.profile import Profile
+from serving.models.cost import count_weights
 from traces.measurements import Measurements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,3 +256,28 @@ def test_the_rehearsal_passes_and_can_be_adopted(tmp_path: Path, capsys: pytest.
     (out / "profile.zip").write_bytes(b"half a file")
     assert main(["--adopt", str(out), "--into", str(root)]) == 2
     assert "profile.zip: broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "shape"),
+    [
+        ("resnet50", 25.5e6, (3, 224, 224)),
+        ("bert_base", 109e6, (128,)),
+        ("vit_base", 86.6e6, (3, 224, 224)),
+        ("lstm", 14.7e6, (32, 256)),
+        ("mobilenet", 1.6e6, (3, 224, 224)),
+    ],
+)
+def test_networks_have_their_real_size_and_answer_in_float16(name: str, weights: float, shape: tuple[int, ...]) -> None:
+    network = function_of(f"benchmarks.gpu_day.networks:{name}")().eval()  # type: ignore[call-arg]
+    assert count_weights(network)[0] == pytest.approx(weights, rel=0.02)
+    given = torch.zeros((1, *shape), dtype=torch.int64 if len(shape) == 1 else torch.float16)
+    with torch.inference_mode():
+        assert network(given).dtype == torch.float16
+
+
+def test_a_large_table_repeats_its_rows_and_each_field_has_its_own() -> None:
+    network = LargeDlrm(fields=3, rows=20_000, width=4, hidden=(8,)).eval()
+    assert len(network.table.weight) == 60_000 and network.first_row.tolist() == [0, 20_000, 40_000]
+    assert torch.equal(network.table.weight[1 << 14], network.table.weight[0])
+    assert network(torch.full((2, 3), 19_999)).shape == (2, 1)
