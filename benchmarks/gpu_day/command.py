@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.gpu_day.adopt import adopt
-from benchmarks.gpu_day.runner import DONE, Day
+from benchmarks.gpu_day.runner import DONE, Day, Terms
 from benchmarks.gpu_day.steps import STEPS
 from traces.command import run_command
 from traces.errors import InputError
@@ -33,6 +33,7 @@ class GpuDay:
         seconds: for everything.
         device: auto, cpu, cuda or cuda:N.
         patience: how many times as long as planned the steps may take, where others use the machine, too.
+        models: to serve, as serve.py takes them; none: networks at their real size on a GPU, built-in models on a CPU.
         steps: to run, by name, in their usual order; none: all.
         work: folder of everything that the steps write; by default one that is removed in the end.
         adopt: in place of a run, take over what one left in this folder.
@@ -47,6 +48,7 @@ class GpuDay:
     seconds: float = 480.0
     device: str = "auto"
     patience: float = 1.0
+    models: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     work: str | None = None
     adopt: str | None = None
@@ -73,7 +75,8 @@ def run(config: GpuDay) -> int:
     steps = [step for step in STEPS if not config.steps or step.name in config.steps]
     try:
         device = resolved(config.device)
-        day = Day(steps, Path(config.out), work.resolve(), device, config.seconds, config.patience)
+        terms = Terms(device, config.seconds, config.patience, tuple(config.models))
+        day = Day(steps, Path(config.out), work.resolve(), terms)
         day.run()
     finally:
         if not config.work:

@@ -34,7 +34,7 @@ CALIBRATING = 3  # short runs in front of those that are compared
 
 def opened(context: Context) -> Machine:
     """The device with the networks, as the profile knows it; without a profile, only what is measured alone is known."""
-    return open_machine(load_networks(context.device), STREAMS, context.device, fitted_profile(context))
+    return open_machine(load_networks(context.device, context.models), STREAMS, context.device, fitted_profile(context))
 
 
 def live(context: Context) -> dict[str, Any]:

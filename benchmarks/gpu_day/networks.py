@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from serving.models.builtin.lstm import Lstm
 from serving.models.builtin.mobilenet import MobileNet
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.models.builtin.vit import Vit
-from serving.models.load import builtin_spec, load_model
+from serving.models.load import load_model
 from serving.models.repository import read_entries
 from serving.models.served import ServedModel
 
@@ -107,14 +107,14 @@ lstm = _factory(Lstm, features=256, width=1024, layers=2, classes=1000)
 mobilenet = _factory(MobileNet, expansion=6, classes=1000)
 
 
-def load_networks(device: str) -> list[ServedModel]:
-    """What is served in the day: these networks on a GPU, and the small built-in models on a CPU.
+def load_networks(device: str, models: Sequence[str] = ()) -> list[ServedModel]:
+    """What is served in the day: the models given, else these networks on a GPU, and small built-in ones on a CPU.
 
     Raises:
-        InputError: a network fails on the CPU.
+        InputError: a model fails on the CPU.
     """
-    if device == "cpu":
-        return [load_model(builtin_spec(name)) for name in DEFAULT_MODELS]
+    if models or device == "cpu":
+        return [load_model(entry.spec) for entry in read_entries(models or DEFAULT_MODELS).values()]
     return [in_half(load_model(entry.spec)) for entry in read_entries([str(LISTING)]).values()]
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.gpu_day.step import Context
-from benchmarks.overload import OverloadBenchmark
-from benchmarks.overload import measure as measure_overload
-from benchmarks.train_speed import TrainSpeedBenchmark
-from benchmarks.train_speed import measure as measure_training
 from serving.executors.device import usable_cores
 
 ROUND_S = 2.0  # of a rollout with its update, twice
@@ -20,7 +16,9 @@ def server_overload(context: Context) -> dict[str, Any]:
     Raises:
         RuntimeError: a request had not exactly one answer.
     """
-    found = measure_overload(OverloadBenchmark(seconds=max(1.0, context.left_s / 3), capacity_seconds=2.0))
+    from benchmarks.overload import OverloadBenchmark, measure
+
+    found = measure(OverloadBenchmark(seconds=max(1.0, context.left_s / 3), capacity_seconds=2.0))
     if not found["once"]:
         raise RuntimeError(f"a request had not exactly one answer: {found}")
     return found
@@ -28,10 +26,13 @@ def server_overload(context: Context) -> dict[str, Any]:
 
 def training_speed(context: Context) -> dict[str, Any]:
     """See benchmarks.train_speed; with two threads, as its figures for two cores are, and with all."""
+    # Imported here: what only one of the two steps needs may be missing on a machine.
+    from benchmarks.train_speed import TrainSpeedBenchmark, measure
+
     found = {}
     for threads in dict.fromkeys((2, usable_cores())):
         rounds = max(1, int(context.left_s / (4 * ROUND_S)))
         config = TrainSpeedBenchmark(rounds=rounds, threads=threads, age=256)
-        found[f"threads_{threads}"] = measure_training(config)
+        found[f"threads_{threads}"] = measure(config)
         context.save("result.json", found)
     return found

@@ -49,6 +49,23 @@ class Record:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What holds for all steps.
+
+    Attributes:
+        device: cpu or cuda:N.
+        seconds: of the whole day.
+        patience: how many times as long steps may take as planned on a machine of its own.
+        models: to serve; none: see `benchmarks.gpu_day.networks.load_networks`.
+    """
+
+    device: str
+    seconds: float
+    patience: float = 1.0
+    models: tuple[str, ...] = ()
+
+
 class Day:
     """All steps, their files and their summary.
 
@@ -56,16 +73,12 @@ class Day:
         steps: in order.
         out: folder of what comes back; a few files.
         work: folder of everything.
-        device: cpu or cuda:N.
-        seconds: of the whole day.
-        patience: how many times as long steps may take as planned on a machine of its own.
+        terms: of all steps.
     """
 
-    def __init__(
-        self, steps: Sequence[Step], out: Path, work: Path, device: str, seconds: float, patience: float = 1.0
-    ) -> None:
+    def __init__(self, steps: Sequence[Step], out: Path, work: Path, terms: Terms) -> None:
         self.records = [Record(step) for step in steps]
-        self.out, self.work, self.device, self.seconds, self.patience = out, work, device, seconds, patience
+        self.out, self.work, self.terms = out, work, terms
         self.begun = time.monotonic()
         self.state = RUNNING
         self._group = ""
@@ -74,7 +87,7 @@ class Day:
     @property
     def left_s(self) -> float:
         """Seconds left for steps, on a clock that patience slows down."""
-        return self.seconds - RESERVE_S - (time.monotonic() - self.begun) / self.patience
+        return self.terms.seconds - RESERVE_S - (time.monotonic() - self.begun) / self.terms.patience
 
     def run(self) -> None:
         """Run all steps. Whatever ends this early, the summary says how far it came."""
@@ -106,7 +119,7 @@ class Day:
         self._write()
         begun = time.monotonic()
         try:
-            self._run_process(record, self.patience * limit_s(left_s, record.planned_s))
+            self._run_process(record, self.terms.patience * limit_s(left_s, record.planned_s))
         except OSError as error:  # no process, or no room for its log
             record.state, record.error = FAILED, str(error)
         record.took_s = time.monotonic() - begun
@@ -120,7 +133,8 @@ class Day:
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "work": step.work,
-            "device": self.device,
+            "device": self.terms.device,
+            "models": self.terms.models,
             "seconds": record.planned_s,
             "limit_s": limit,
             "day": str(self.work),
@@ -187,8 +201,9 @@ class Day:
         """How the day went so far."""
         return {
             "command": shlex.join(["python", "-m", "benchmarks.gpu_day", *sys.argv[1:]]),
-            "device": self.device,
-            "seconds": self.seconds,
+            "device": self.terms.device,
+            "models": self.terms.models,
+            "seconds": self.terms.seconds,
             "spent_s": round(time.monotonic() - self.begun, 1),
             "state": self.state,
             "steps": {

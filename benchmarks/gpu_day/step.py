@@ -27,6 +27,7 @@ class Context:
 
     Attributes:
         device: cpu or cuda:N.
+        models: to serve; none: see `benchmarks.gpu_day.networks.load_networks`.
         seconds: that it should take.
         day: folder of all steps; each has DAY/GROUP/STEP.
         folder: of this step, which exists.
@@ -34,6 +35,7 @@ class Context:
     """
 
     device: str
+    models: tuple[str, ...]
     seconds: float
     day: Path
     folder: Path
@@ -69,7 +71,14 @@ def main() -> None:
     """Do the work that the command line names, and end the process."""
     settings = json.loads(sys.argv[1])
     folder = Path(settings["folder"])
-    context = Context(settings["device"], settings["seconds"], Path(settings["day"]), folder, time.monotonic())
+    context = Context(
+        settings["device"],
+        tuple(settings["models"]),
+        settings["seconds"],
+        Path(settings["day"]),
+        folder,
+        time.monotonic(),
+    )
     faulthandler.enable()
     # A second before the limit, so that the log says where a step hung.
     faulthandler.dump_traceback_later(max(settings["limit_s"] - 1.0, 0.1))

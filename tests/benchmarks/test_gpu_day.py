@@ -165,8 +165,9 @@ def test_steps_run_on_the_cuda_executor(days: Days) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [f.__name__ for f in FAULTS])
 def test_a_fault_of_the_device_ends_its_step_alone(fault: str, days: Days) -> None:
-    steps = [*on_fake_device("profile"), stand_in(5, "fine")]
-    days.start(steps, "cuda:0", fault, seconds=20.0, patience=1.0 if fault == "hangs" else 15.0).wait(590)
+    [profile] = on_fake_device("profile")
+    steps = [[*profile[:3], 1.0, 0.0], [*stand_in(5, "fine")[:3], 3.0, 0.0]]
+    days.start(steps, "cuda:0", fault, seconds=60.0, patience=1.0 if fault == "hangs" else 15.0).wait(590)
     states = {name: step["state"] for name, step in days.summary()["steps"].items()}
     assert states == {"profile": "timed out" if fault == "hangs" else "failed", "live": "done"}
     assert f"profile/{KEPT}" in days.names("profile")
@@ -236,7 +237,7 @@ def test_files_are_called_after_the_devices_model(device: str, name: str) -> Non
 @pytest.mark.slow
 def test_the_rehearsal_passes_and_can_be_adopted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, root = tmp_path / "day", tmp_path / "root"
-    words = ["--device", "cpu", "--seconds", "40", "--patience", "14", "--out", str(out)]
+    words = ["--device", "cpu", "--models", "lstm,dlrm", "--seconds", "40", "--patience", "14", "--out", str(out)]
     run = subprocess.run([sys.executable, "-m", "benchmarks.gpu_day", *words], cwd=ROOT, stdout=subprocess.PIPE)
     summary = json.loads((out / SUMMARY).read_text())
     assert {name: (s["state"], s["error"]) for name, s in summary["steps"].items()} == {

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_day import runner, steps
-from benchmarks.gpu_day.runner import Day
+from benchmarks.gpu_day.runner import Day, Terms
 from benchmarks.gpu_day.step import Context
 from benchmarks.gpu_day.steps import Step
 
 KEPT = "before.json"  # what each step saves before it fails
 FAULT = "STRAIT_TEST_FAULT"
 AFTER_COPIES = 40  # of the fake device
-MODELS = "- lstm\n- dlrm\n"
 
 
 def fine(context: Context) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def on_fake_device(context: Context) -> dict[str, Any]:
     import fake_cuda
     import torch
 
-    from benchmarks.gpu_day import networks, profile
+    from benchmarks.gpu_day import profile
     from serving.executors import cuda, factory
     from serving.executors.device import probe_device
 
@@ -93,8 +92,6 @@ def on_fake_device(context: Context) -> dict[str, Any]:
     factory.resolve_device = lambda device: device
     factory.CudaExecutor = executor  # type: ignore[assignment,misc]
     cuda.probe_device = lambda device: probe_device("cpu")  # type: ignore[assignment]
-    networks.LISTING = context.day / "models.yaml"
-    networks.LISTING.write_text(MODELS)
     profile.SIZES["cuda"] = (1, 2)
     step = next(step for step in steps.STEPS if step.name == context.folder.name)
     from benchmarks.gpu_day.step import function_of
@@ -115,4 +112,5 @@ def main() -> None:
         runner.atomic_path = full  # type: ignore[assignment]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     made = [Step(*step) for step in told["steps"]]
-    Day(made, Path(told["out"]), Path(told["work"]), told["device"], told["seconds"], told["patience"]).run()
+    terms = Terms(told["device"], told["seconds"], told["patience"], ("lstm", "dlrm"))
+    Day(made, Path(told["out"]), Path(told["work"]), terms).run()
