@@ -167,7 +167,7 @@ def test_steps_run_on_the_cuda_executor(days: Days) -> None:
 def test_a_fault_of_the_device_ends_its_step_alone(fault: str, days: Days) -> None:
     [profile] = on_fake_device("profile")
     steps = [[*profile[:3], 1.0, 0.0], [*stand_in(5, "fine")[:3], 3.0, 0.0]]
-    days.start(steps, "cuda:0", fault, seconds=60.0, patience=1.0 if fault == "hangs" else 15.0).wait(590)
+    days.start(steps, "cuda:0", fault, seconds=120.0, patience=1.0 if fault == "hangs" else 15.0).wait(590)
     states = {name: step["state"] for name, step in days.summary()["steps"].items()}
     assert states == {"profile": "timed out" if fault == "hangs" else "failed", "live": "done"}
     assert f"profile/{KEPT}" in days.names("profile")
