@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs gpu-wheels clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make check  ruff and mypy"
 	@echo "make bench  every benchmark in its short form"
 	@echo "make docs   build the documentation into site/"
+	@echo "make gpu-wheels   gather what a machine with a GPU lacks, for benchmarks.gpu_day"
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,5 +47,13 @@ bench: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 
+# For Python 3.12 on Linux, whatever runs here; into a folder that travels with the sources.
+gpu-wheels: $(VENV)/.base
+	rm -rf .wheels
+	$(BIN)/python -m pip --disable-pip-version-check download -q -c constraints.txt --no-deps --only-binary=:all: \
+	  --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	  --platform manylinux2014_x86_64 -d .wheels -r benchmarks/gpu_day/wheels.txt
+	ls -l .wheels
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info
+	rm -rf .wheels $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info

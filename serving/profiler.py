@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -28,8 +29,9 @@ from serving.models.served import ServedModel
 from serving.profiling.calibrate import machine_of
 from traces.command import run_command
 from traces.errors import InputError
-from traces.machine import ModelInfo
+from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements
+from traces.workload import LOW
 
 BATCHES_PER_STREAM = 4
 QUICK_BATCHES = 900
@@ -70,17 +72,24 @@ class Step:
     gap_ms: float
     model: int
     size: int
+    priority: int = LOW
 
 
 Scenario = dict[int, list[Step]]  # what each stream runs, by stream
 
 
 def plan(
-    rng: np.random.Generator, n_models: int, sizes: list[int], streams: int, batches: int, times: int = 1
+    rng: np.random.Generator,
+    n_models: int,
+    sizes: list[int],
+    streams: int,
+    batches: int,
+    times: int = 1,
+    priorities: Sequence[int] = (LOW,),
 ) -> list[Scenario]:
     """Scenarios of about ``batches`` batches in random order, each co-location ``times`` times.
 
-    Every model runs solo at every size at least 5 times.
+    Every model runs solo at every size at least 5 times. Batches side by side have one of the ``priorities``.
     """
     pairs = [(m, s) for m in range(n_models) for s in sizes]
     repeats = max(5, batches // (6 * len(pairs)))
@@ -94,7 +103,12 @@ def plan(
             picks = rng.integers(len(pairs), size=BATCHES_PER_STREAM)
             gaps = np.where(rng.random(BATCHES_PER_STREAM) < 0.5, 0.0, rng.exponential(6.0, BATCHES_PER_STREAM))
             gaps[0] = rng.uniform(0.0, 15.0)
-            scenario[stream] = [Step(float(g), *pairs[int(p)]) for g, p in zip(gaps, picks, strict=True)]
+            ranks = (
+                rng.choice(priorities, BATCHES_PER_STREAM).tolist()
+                if len(priorities) > 1
+                else [*priorities] * BATCHES_PER_STREAM
+            )
+            scenario[stream] = [Step(float(g), *pairs[int(p)], r) for g, p, r in zip(gaps, picks, ranks, strict=True)]
         scenarios += [scenario] * times
         left -= width * BATCHES_PER_STREAM * times
     order = rng.permutation(len(scenarios))
@@ -138,7 +152,7 @@ class Campaign:
             for stream in [stream for stream, time_ms in due.items() if time_ms <= now]:
                 step = running[stream] = waiting[stream].popleft()
                 inputs = self.inputs[step.model][: step.size]
-                self.executor.submit(stream, Batch(self._batches, self.models[step.model].name, 1, inputs))
+                self.executor.submit(stream, Batch(self._batches, self.models[step.model].name, step.priority, inputs))
                 self._batches += 1
                 del due[stream]
             wait_s = max(min(due.values()) - now_ms(), 0.0) / 1e3 if due else 60.0
@@ -150,9 +164,14 @@ class Campaign:
                 raise RuntimeError(f"a batch failed: {result.error}")
             stream, step = result.stream, running.pop(result.stream)
             name, phases = self.models[step.model].name, result.phases.since(self._start_ms)
-            self.rows.append((run, kind, result.batch_id, stream, 1, name, step.size, *phases))
+            self.rows.append((run, kind, result.batch_id, stream, step.priority, name, step.size, *phases))
             if waiting[stream]:
                 due[stream] = now_ms() + waiting[stream][0].gap_ms
+
+    def measurements(self, machine: MachineInfo) -> Measurements:
+        """What was measured so far, on this machine."""
+        columns = ["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES]
+        return Measurements(machine, pd.DataFrame(self.rows, columns=columns))
 
 
 def profile_device(config: ProfilerConfig, command: str, progress: bool = True) -> Measurements:
@@ -181,8 +200,7 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
             campaign.play(run, scenario)
     finally:
         executor.close()
-    columns = ["run", "kind", "batch_id", "stream", "priority", "model", "batch_size", *PHASES]
-    return Measurements(machine, pd.DataFrame(campaign.rows, columns=columns))
+    return campaign.measurements(machine)
 
 
 def main(argv: list[str] | None = None) -> int:

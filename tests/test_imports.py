@@ -16,7 +16,7 @@ ROOMS = {
     "envs": ("scheduling", "profiles", "simulation", "drawing", ""),
     "agents": ("policies", "learned", "evaluation", "training", ""),
     "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", ""),
-    "benchmarks": ("common", "interference", "live", ""),
+    "benchmarks": ("common", "interference", "live", "", "gpu_day"),
 }
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 MOST_FILES = 16

@@ -102,8 +102,9 @@ class TorchCuda:
         # A compiled model is compared with the eager one, more closely than TF32 convolutions agree with each other.
         with torch.cuda.device(self._device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             forward = model.build(str(self._device))
-            # Weights were copied on the default stream, for which the workers' streams do not wait.
-            torch.cuda.synchronize(self._device)
+            # Weights were copied on this thread's stream, for which the workers' streams do not wait. Not the whole device:
+            # that fails, and breaks the recording, while a worker records a graph.
+            torch.cuda.current_stream(self._device).synchronize()
         return forward
 
     def make_stream(self, priority: int) -> torch.cuda.Stream:
@@ -144,6 +145,10 @@ class TorchCuda:
             except BaseException:
                 with contextlib.suppress(Exception):  # that the capture is broken is known; the cause is worth more
                     graph.capture_end()
+                # Where the capture is broken, `capture_end` of torch before 2.12 leaves the allocator believing that it
+                # goes on, and from then on it never gives cached memory back. Where it did not, this is refused.
+                with contextlib.suppress(Exception):
+                    torch._C._cuda_endAllocateToPool(self._device.index or 0, pool)
                 raise
             graph.capture_end()
         return CudaGraph(graph.replay, output)

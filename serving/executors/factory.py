@@ -9,13 +9,16 @@ from serving.executors.device import resolve_device
 from serving.executors.executor import Executor
 
 
-def make_executor(device: str, streams: int, on_result: OnResult = lambda result: None) -> Executor:
+def make_executor(
+    device: str, streams: int, on_result: OnResult = lambda result: None, graphs: bool = True
+) -> Executor:
     """Make the executor of a device.
 
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto" (CUDA where there is one, else the CPU).
         streams: how many batches may be in flight.
         on_result: called once for every submitted batch, on a worker thread; by default results are dropped.
+        graphs: whether a CUDA device records its batches as graphs.
 
     Raises:
         InputError: no such device here.
@@ -23,4 +26,4 @@ def make_executor(device: str, streams: int, on_result: OnResult = lambda result
     chosen = resolve_device(device)
     if chosen == "cpu":
         return CpuExecutor(streams, on_result)
-    return CudaExecutor(streams, on_result, device=chosen)
+    return CudaExecutor(streams, on_result, device=chosen, graphs=graphs)

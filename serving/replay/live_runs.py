@@ -18,6 +18,7 @@ from serving.engine.request import Observer
 from serving.executors.executor import Executor
 from serving.executors.factory import make_executor
 from serving.models.load import load_model, spec_of
+from serving.models.served import ServedModel
 from serving.observers.output import saving
 from serving.observers.report import result_of
 from serving.observers.tensorboard import TensorBoardWriter
@@ -57,12 +58,16 @@ class Machine:
 
 
 def open_machine(
-    models: Sequence[str], streams: int = 4, device: str = "auto", base: Profile | None = None, seed: int = 0
+    models: Sequence[str | ServedModel],
+    streams: int = 4,
+    device: str = "auto",
+    base: Profile | None = None,
+    seed: int = 0,
 ) -> Machine:
     """Load models, and measure their solo latencies; interference is that of the base profile.
 
     Args:
-        models: built-in names, or NAME=SOURCE.
+        models: built-in names, NAME=SOURCE, or models that are loaded already.
         streams: batches in flight.
         device: see `serving.executors.factory.make_executor`.
         base: profile to fit to this machine; None: the one that ships.
@@ -71,7 +76,7 @@ def open_machine(
     Raises:
         InputError: an unknown model or device.
     """
-    served = [load_model(spec_of(name)) for name in models]
+    served = [model if isinstance(model, ServedModel) else load_model(spec_of(model)) for model in models]
     executor = make_executor(device, streams)
     try:
         base = base if base is not None else Profile.load(SHIPPED)

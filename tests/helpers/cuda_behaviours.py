@@ -36,6 +36,16 @@ class Greedy(nn.Module):
         return 2 * x
 
 
+class Long(nn.Module):
+    """Computes for tens of ms, and doubles."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = torch.zeros(4096, 4096, device=x.device)
+        for _ in range(20 if x.is_cuda else 0):
+            square = square @ square
+        return 2 * x + square[0, :4]
+
+
 class Counting(nn.Module):
     """Of whole numbers: doubles, in another type."""
 
@@ -156,6 +166,22 @@ class Behaviours:
             np.testing.assert_array_equal(run(executor, name, [GIVEN]).outputs, [2 * GIVEN])
         assert caplog.text.count("model 'waiting' runs without CUDA graphs") == 1
         assert "'double' runs without" not in caplog.text
+
+    def test_unloading_a_model_leaves_the_graphs_of_others_as_they_were(self, make: Make) -> None:
+        """Both were recorded on the same stream, where libraries may share a workspace between them."""
+        executor = make(1)
+        for name in ("wide", "double"):
+            executor.load(toy(name))
+            executor.warm_up(name, [1, 4])
+        rng = np.random.default_rng(0)
+        inputs = [rng.standard_normal(4).astype(np.float32) for _ in range(4)]
+        before = run(executor, "wide", inputs).outputs
+        executor.unload("double")
+        executor.load(toy("double"))  # takes memory that the first may have left
+        executor.warm_up("double", [1, 4])
+        for _ in range(20):
+            np.testing.assert_allclose(run(executor, "wide", inputs).outputs, before, rtol=1e-3, atol=1e-3)
+            np.testing.assert_array_equal(run(executor, "double", [GIVEN] * 4).outputs, [2 * GIVEN] * 4)
 
     def test_closing_drains_and_every_batch_has_one_result(self, make: Make) -> None:
         executor = make(3)

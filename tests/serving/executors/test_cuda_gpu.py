@@ -106,7 +106,7 @@ def test_streams_run_side_by_side_and_each_gets_its_own_outputs(make: Make) -> N
 
 def test_waiting_for_the_device_does_not_hold_pythons_lock(make: Make) -> None:
     executor = make(1)
-    executor.load(load_model(ModelSpec("long", "test_cuda_gpu:Long", (4,), "float32", compiled=False)))
+    executor.load(load_model(ModelSpec("long", "cuda_behaviours:Long", (4,), "float32", compiled=False)))
     executor.warm_up("long", [1])
     results = Results()
     executor.on_result = results
@@ -121,19 +121,9 @@ def test_waiting_for_the_device_does_not_hold_pythons_lock(make: Make) -> None:
     assert counted > 1000, "this thread ran meanwhile"
 
 
-class Long(torch.nn.Module):
-    """Computes for tens of ms, and doubles."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        square = torch.zeros(4096, 4096, device=x.device)
-        for _ in range(20 if x.is_cuda else 0):
-            square = square @ square
-        return 2 * x + square[0, :4]
-
-
 def test_a_busy_device_shows_in_the_phases(make: Make) -> None:
     executor = make(2)
-    executor.load(load_model(ModelSpec("long", "test_cuda_gpu:Long", (4,), "float32", compiled=False)))
+    executor.load(load_model(ModelSpec("long", "cuda_behaviours:Long", (4,), "float32", compiled=False)))
     executor.warm_up("long", [1])
     first = run(executor, "long", [GIVEN])
     results = Results()
