@@ -86,9 +86,13 @@ def _earned_per_ms(state, memory, env, high_weight, window):
     now = state.scheduler[env].now
     value = high_weight * state.count[env, HIGH, MET] + state.count[env, LOW, MET]
     own = memory[env]
-    if own[SINCE] == 0.0:  # the first call: what was met before is not of late
+    if (
+        own[SINCE] == 0.0 or now < own[SINCE]
+    ):  # the first call, or that of another episode: what was met before is not of late
         own[SEEN] = value
         own[SINCE] = now
+        own[FOLLOWED] = 0.0
+        own[RATE] = 0.0
     dt = now - own[SINCE]
     if dt > 0.0:
         own[RATE] = own[RATE] * math.exp(-dt / window) + (value - own[SEEN]) / window

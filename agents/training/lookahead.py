@@ -165,6 +165,7 @@ class Twins:
         self.reference = reference
         config = replace(worlds.config, weights=(high_weight, 1.0))
         self.twins = Worlds(config, worlds.n, autoreset=False, profile=worlds.profile)
+        self.memory = np.zeros_like(reference.memory)
         self.parts = [(worlds.n * i // threads, worlds.n * (i + 1) // threads) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
@@ -180,10 +181,13 @@ class Twins:
         sim, policy = self.twins.sim, self.reference
         gains = np.zeros(tried.shape)
         wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.config.defer_ms
-        trials = Trials(world_rows(self.worlds.sim), world_rows(sim), tried, own, wakes, tau_ms, gains)
+        # What the reference remembers of a world is copied with it.
+        here = (*world_rows(self.worlds.sim), policy.memory.view(np.uint8))
+        there = (*world_rows(sim), self.memory.view(np.uint8))
+        trials = Trials(here, there, tried, own, wakes, tau_ms, gains)
 
         def part(lo: int, hi: int) -> None:
-            call_compiled(_gains, policy.kind.choose, policy.memory, policy.vector, sim.arrays, trials, lo, hi)
+            call_compiled(_gains, policy.kind.choose, self.memory, policy.vector, sim.arrays, trials, lo, hi)
 
         list(self.pool.map(lambda bounds: part(*bounds), self.parts))
         return gains
