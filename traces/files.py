@@ -30,6 +30,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk is told of the file that was to be written; writers name the temporary one, or none.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

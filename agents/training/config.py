@@ -192,22 +192,10 @@ def load_command(kind: type[Command], name: str | Path, flags: Sequence[str] = (
     """
     path = config_path(str(name))
     try:
-        _check_groups(path)
         config = parse_settings(kind, ["--config", str(path)])
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from None
     return parse_settings(kind, ["--config", str(path), *flags]) if flags else config
-
-
-def _check_groups(path: Path) -> None:
-    """Refuse a number or a text in the place of a mapping, which the parser would pass over."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {one_line(error)}") from None
-    for name in GROUPS:
-        if isinstance(data, dict) and not isinstance(data.get(name, {}), dict):
-            raise InputError(f"{name}: {data[name]!r}; expected a mapping of settings")
 
 
 def one_line(error: Exception) -> str:
