@@ -34,6 +34,7 @@ from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
+from traces.settings import check_settings
 from traces.workload import Workload
 
 QUICK_LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -191,6 +192,10 @@ class EvaluateConfig:
     workers: int | None = None
     out: str = "runs/evaluate"
     json: bool = False
+
+    def __post_init__(self) -> None:
+        above = {"loads": 0}
+        check_settings(self, "--", {"seeds": 1, "streams": 1, "workers": 1}, above, not_empty=["policies", "workloads"])
 
 
 def chosen_suite(config: EvaluateConfig) -> Suite:

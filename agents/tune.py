@@ -33,6 +33,7 @@ from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text
+from traces.settings import check_settings
 from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
@@ -109,6 +110,11 @@ class TuneConfig:
     high_weight: float = HIGH_WEIGHT
     workers: int | None = None
     out: str = str(TUNED)
+
+    def __post_init__(self) -> None:
+        least = {"budget": 1, "seeds": 1, "streams": 1, "workers": 1, "high_weight": 0}
+        above = {"loads": 0, "duration_ms": 0}
+        check_settings(self, "--", least, above, {"seeds": 1000}, ["policies", "workloads"])
 
 
 class TuningObjective:

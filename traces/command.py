@@ -105,7 +105,9 @@ def _check_file(path: Path, settings: type) -> None:
         value = data
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None and ((kind is bool and not fits(value, bool)) or (kind is Mapping and not fits(value, dict))):
+        if value is not None and (
+            (kind is bool and not fits(value, bool)) or (kind is Mapping and not fits(value, dict))
+        ):
             wanted = "a mapping of settings" if kind is Mapping else expected(bool)
             raise InputError(f"{name}: {value!r}; expected {wanted}")
 

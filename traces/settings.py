@@ -43,7 +43,9 @@ def read_settings(kind: type[Settings], values: Any, place: str) -> Settings:
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{place}: field {name!r} is missing; expected {expected(_hints(kind)[name])}")
     _check(values, _hints(kind), f"{place}: ")
-    return kind(**{k: tuple(v) if isinstance(v, list) and _has_tuple(_hints(kind)[k]) else v for k, v in values.items()})
+    return kind(
+        **{k: tuple(v) if isinstance(v, list) and _has_tuple(_hints(kind)[k]) else v for k, v in values.items()}
+    )
 
 
 def check_types(settings: Any, prefix: str = "") -> None:
@@ -80,7 +82,9 @@ def check_settings(
         for name, bound in bounds.items():
             value = getattr(settings, name)
             for item in value if isinstance(value, list | tuple) else (value,):
-                inside = item is None or {"at least": item >= bound, "above": item > bound, "at most": item <= bound}[words]
+                inside = (
+                    item is None or {"at least": item >= bound, "above": item > bound, "at most": item <= bound}[words]
+                )
                 if not inside or (item is not None and not math.isfinite(item)):
                     raise InputError(f"{prefix}{name}: {value}; must be {words} {bound}")
 

@@ -22,6 +22,7 @@ from traces.errors import InputError
 from traces.files import atomic_write_text, rounded
 from traces.formats import load_arrivals
 from traces.recorded import Arrivals
+from traces.settings import check_settings
 from traces.twin.generator import FITTED, SCHEMA, TwinParameters, generate
 from traces.twin.known import KNOWN, SHARED
 from traces.twin.theory import expected_autocorrelation, expected_dispersion
@@ -154,10 +155,7 @@ class TwinFitConfig:
     runs: int = 30
 
     def __post_init__(self) -> None:
-        if not self.traces:
-            raise InputError("--traces: expected at least one trace")
-        if self.runs < 1:
-            raise InputError(f"--runs: {self.runs}; must be at least 1")
+        check_settings(self, "--", {"runs": 1}, not_empty=["traces"])
 
 
 def fit_all(config: TwinFitConfig) -> None:
