@@ -23,7 +23,7 @@ from tqdm import tqdm
 from agents.evaluation import clairvoyant, metric
 from agents.evaluation.rollout import request_table, run
 from agents.evaluation.statistics import ablations, digest, weighted_rate
-from agents.evaluation.suites import WORKLOADS, Suite, workload_for
+from agents.evaluation.suites import Suite, check_workload, workload_for
 from agents.evaluation.summary import summarise
 from agents.learned.names import ABLATIONS, resolve
 from agents.learned.policy_file import CHECKPOINT
@@ -145,8 +145,7 @@ def evaluate(
         if policy != clairvoyant.NAME:
             resolve(policy)  # an unknown name is told before anything runs
     for workload in suite.workloads:
-        if workload not in WORKLOADS:
-            raise InputError(f"unknown workload {workload!r}; known: {', '.join(WORKLOADS)}")
+        check_workload(workload, loaded)
     with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
         # A worker measures the capacity while this process compiles what all policies share, where that is not cached yet.
         measured = pool.submit(measure_capacity, loaded, streams)
@@ -172,7 +171,8 @@ class EvaluateConfig:
         suite: quick, full, ablation, heldout, unseen (models), large (beside the clairvoyant search) or small (beside the
             exact optimum).
         policies: names or checkpoint paths to run instead of the suite's.
-        workloads: workloads to run instead of the suite's.
+        workloads: workloads to run instead of the suite's, by name, or trace files in any known format; a file of a workload
+            brings its own models, priorities and deadlines.
         loads: loads (over measured capacity) to run instead of the suite's.
         seeds: number of seeds instead of the suite's.
         profile: shipped profile by name, or a JSON file written by envs.fit.

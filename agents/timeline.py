@@ -25,7 +25,7 @@ class TimelineConfig:
     Attributes:
         out: picture to write, .png or .svg.
         policy: name, or path of a checkpoint.
-        workload: poisson, bursty, diurnal, gamma, azure_llm_2023 or mooncake.
+        workload: poisson, bursty, diurnal, gamma, azure_llm_2023 or mooncake, or a trace file.
         load: offered load over measured capacity.
         duration_ms: length of the episode.
         window_ms: first and last time drawn.

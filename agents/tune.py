@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
-from agents.evaluation.suites import seen_models, workload_for
+from agents.evaluation.suites import check_workload, seen_models, workload_for
 from agents.learned.names import TUNED
 from agents.policies.base import Policy
 from agents.policies.registry import kinds, make_policy
@@ -88,7 +88,7 @@ class TuneConfig:
         budget: trials for each policy.
         seed: of the tuner, and of the training workloads.
         loads: offered loads over measured capacity.
-        workloads: kinds of synthetic arrivals.
+        workloads: kinds of synthetic arrivals, or trace files in any known format.
         seeds: workloads of each kind and load.
         duration_ms: length of each.
         profile: shipped profile by name, or a JSON file written by envs.fit.
@@ -201,6 +201,9 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     """
     _optuna()
     names = config.policies or list(RANGES)
+    profile = training_profile(config.profile)
+    for workload in config.workloads:
+        check_workload(workload, profile)
     for name in names:
         if name not in RANGES:
             raise InputError(f"--policies: nothing to tune for {name!r}; there is for {', '.join(RANGES)}")
@@ -219,7 +222,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         "policies": dict(old.get("policies", {})) if old.get("settings") == settings else {},
     }
     missing = [name for name in names if name not in result["policies"]]
-    capacity = measure_capacity(training_profile(config.profile), config.streams)
+    capacity = measure_capacity(profile, config.streams)
     workers = min(config.workers or os.cpu_count() or 1, max(len(missing), 1))
     with ProcessPoolExecutor(workers) as pool:
         waiting = {pool.submit(tune_policy, name, config, capacity): name for name in missing}

@@ -68,8 +68,8 @@ class EnvConfig:
         noise: whether batches draw measured residuals and stragglers.
         queue_places: places of each queue; a request that finds none is refused (dropped).
         n_requests: room for the arrivals of one episode; None: enough for load and duration.
-        workload: recorded requests to draw windows from, in place of generated ones: a file (traces.workload), or "twin:NAME"
-            or "trace:NAME" (traces.twin.known).
+        workload: recorded requests to draw windows from, in place of generated ones: a trace file in a known format
+            (traces.formats), or "twin:NAME" or "trace:NAME" (traces.twin.known).
         randomise: domain randomisation of the device.
 
     Raises:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from traces.errors import InputError
 from traces.formats import azure_functions_2019, azure_functions_2021, azure_llm, bailian, burstgpt, mooncake, own
 from traces.formats.base import TraceFormat, assemble
 from traces.recorded import Arrivals
-from traces.tables import first_line
+from traces.tables import first_line, header_of, read_table
+from traces.workload import COLUMNS, Workload
 
 MODULES = (azure_llm, azure_functions_2019, azure_functions_2021, burstgpt, bailian, mooncake, own)
 FORMATS: dict[str, TraceFormat] = {module.FORMAT.name: module.FORMAT for module in MODULES}
@@ -39,6 +41,33 @@ def load_arrivals(path: Path | str, format: str = "auto", name: str | None = Non
             f"{trace.name}; write mooncake:{path} if it is ms, bailian:{path} if it is s"
         )
     return found
+
+
+def load_trace(name: Path | str, models: Sequence[str] | None = None, seed: int = 0) -> Workload | Arrivals:
+    """What a user's file holds: requests where it has all columns of a workload, else arrivals alone.
+
+    Args:
+        name: the file, see `load_arrivals`. models: see `Workload.load`. seed: see `load_arrivals`.
+
+    Raises:
+        InputError: as both of them.
+    """
+    return Workload.load(name, models) if is_workload(name) else load_arrivals(name, seed=seed)
+
+
+def is_trace_file(name: Path | str) -> bool:
+    """Whether a name is that of a file, with a format in front of it or not."""
+    return split_format(name)[1].is_file()
+
+
+def is_workload(name: Path | str) -> bool:
+    """Whether a file has all columns of a workload, so that nothing need be laid over its arrivals."""
+    path = Path(name)
+    if not path.is_file():
+        return False
+    if path.suffix == ".parquet":
+        return set(COLUMNS) <= set(read_table(path).columns)
+    return ".csv" in path.suffixes and set(COLUMNS) <= set(header_of(first_line(path)))
 
 
 def split_format(path: Path | str, format: str = "auto") -> tuple[str, Path]:
