@@ -33,7 +33,7 @@ from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
 from traces.workload import Workload
 
@@ -242,6 +242,8 @@ def run_suite(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
 def run_command_line(config: EvaluateConfig) -> None:
     """Run what the settings ask for; the JSON line comes last."""
     suite = chosen_suite(config)
+    if not config.json:
+        make_folder(config.out, "--out")  # told before anything runs
     result = (run_small if suite.name == "small" else run_suite)(suite, config)
     if not config.json:
         atomic_write_text(Path(config.out) / "result.json", json.dumps(result) + "\n")

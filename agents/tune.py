@@ -32,7 +32,7 @@ from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
 from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 
@@ -211,6 +211,9 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         if gone := sorted(set(RANGES[name]) - known):
             raise InputError(f"agents.tune: policy {name!r} has no parameter {gone[0]!r}; correct RANGES")
     out = Path(config.out)
+    make_folder(out.parent, "--out")
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder; expected a file")
     settings = {k: v for k, v in asdict(config).items() if k not in ("policies", "workers", "out")}
     # As it reads back from JSON, so that settings compare.
     settings = json.loads(json.dumps(settings))
