@@ -23,7 +23,7 @@ from tqdm import tqdm
 from agents.evaluation import clairvoyant, metric
 from agents.evaluation.rollout import request_table, run
 from agents.evaluation.statistics import ablations, digest, weighted_rate
-from agents.evaluation.suites import WORKLOADS, Suite, workload_for
+from agents.evaluation.suites import Suite, check_workload, workload_for
 from agents.evaluation.summary import summarise
 from agents.learned.names import ABLATIONS, resolve
 from agents.learned.policy_file import CHECKPOINT
@@ -33,7 +33,8 @@ from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, make_folder
+from traces.settings import check_settings
 from traces.workload import Workload
 
 QUICK_LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -144,8 +145,7 @@ def evaluate(
         if policy != clairvoyant.NAME:
             resolve(policy)  # an unknown name is told before anything runs
     for workload in suite.workloads:
-        if workload not in WORKLOADS:
-            raise InputError(f"unknown workload {workload!r}; known: {', '.join(WORKLOADS)}")
+        check_workload(workload, loaded)
     with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
         # A worker measures the capacity while this process compiles what all policies share, where that is not cached yet.
         measured = pool.submit(measure_capacity, loaded, streams)
@@ -171,7 +171,8 @@ class EvaluateConfig:
         suite: quick, full, ablation, heldout, unseen (models), large (beside the clairvoyant search) or small (beside the
             exact optimum).
         policies: names or checkpoint paths to run instead of the suite's.
-        workloads: workloads to run instead of the suite's.
+        workloads: workloads to run instead of the suite's, by name, or trace files in any known format; a file of a workload
+            brings its own models, priorities and deadlines.
         loads: loads (over measured capacity) to run instead of the suite's.
         seeds: number of seeds instead of the suite's.
         profile: shipped profile by name, or a JSON file written by envs.fit.
@@ -191,6 +192,10 @@ class EvaluateConfig:
     workers: int | None = None
     out: str = "runs/evaluate"
     json: bool = False
+
+    def __post_init__(self) -> None:
+        above = {"loads": 0}
+        check_settings(self, "--", {"seeds": 1, "streams": 1, "workers": 1}, above, not_empty=["policies", "workloads"])
 
 
 def chosen_suite(config: EvaluateConfig) -> Suite:
@@ -237,6 +242,8 @@ def run_suite(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
 def run_command_line(config: EvaluateConfig) -> None:
     """Run what the settings ask for; the JSON line comes last."""
     suite = chosen_suite(config)
+    if not config.json:
+        make_folder(config.out, "--out")  # told before anything runs
     result = (run_small if suite.name == "small" else run_suite)(suite, config)
     if not config.json:
         atomic_write_text(Path(config.out) / "result.json", json.dumps(result) + "\n")

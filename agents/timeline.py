@@ -14,6 +14,7 @@ from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
+from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
 
@@ -24,7 +25,7 @@ class TimelineConfig:
     Attributes:
         out: picture to write, .png or .svg.
         policy: name, or path of a checkpoint.
-        workload: poisson, bursty, diurnal, gamma, azure_llm_2023 or mooncake.
+        workload: poisson, bursty, diurnal, gamma, azure_llm_2023 or mooncake, or a trace file.
         load: offered load over measured capacity.
         duration_ms: length of the episode.
         window_ms: first and last time drawn.
@@ -44,6 +45,9 @@ class TimelineConfig:
     streams: int = 4
     seed: int = 0
     trace: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "--", {"streams": 1, "window_ms": 0}, {"load": 0, "duration_ms": 0})
 
 
 def run(config: TimelineConfig) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
-from agents.evaluation.suites import seen_models, workload_for
+from agents.evaluation.suites import check_workload, seen_models, workload_for
 from agents.learned.names import TUNED
 from agents.policies.base import Policy
 from agents.policies.registry import kinds, make_policy
@@ -32,7 +32,8 @@ from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, make_folder
+from traces.settings import check_settings
 from traces.workload import HIGH, HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
@@ -72,7 +73,7 @@ class TuneConfig:
         budget: trials for each policy.
         seed: of the tuner, and of the training workloads.
         loads: offered loads over measured capacity.
-        workloads: kinds of synthetic arrivals.
+        workloads: kinds of synthetic arrivals, or trace files in any known format.
         seeds: workloads of each kind and load.
         duration_ms: length of each.
         profile: shipped profile by name, or a JSON file written by envs.fit.
@@ -97,6 +98,11 @@ class TuneConfig:
     tolerance: float = 0.0
     workers: int | None = None
     out: str = str(TUNED)
+
+    def __post_init__(self) -> None:
+        least = {"budget": 1, "seeds": 1, "streams": 1, "workers": 1, "high_weight": 0}
+        above = {"loads": 0, "duration_ms": 0}
+        check_settings(self, "--", least, above, {"seeds": 1000}, ["policies", "workloads"])
 
 
 class TuningObjective:
@@ -188,6 +194,9 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     """
     _optuna()
     names = config.policies or list(RANGES)
+    profile = training_profile(config.profile)
+    for workload in config.workloads:
+        check_workload(workload, profile)
     for name in names:
         if name not in RANGES:
             raise InputError(f"--policies: nothing to tune for {name!r}; there is for {', '.join(RANGES)}")
@@ -195,6 +204,9 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         if gone := sorted(set(RANGES[name]) - known):
             raise InputError(f"agents.tune: policy {name!r} has no parameter {gone[0]!r}; correct RANGES")
     out = Path(config.out)
+    make_folder(out.parent, "--out")
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder; expected a file")
     settings = {k: v for k, v in asdict(config).items() if k not in ("policies", "workers", "out")}
     # As it reads back from JSON, so that settings compare.
     settings = json.loads(json.dumps(settings))
@@ -206,7 +218,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         "policies": dict(old.get("policies", {})) if old.get("settings") == settings else {},
     }
     missing = [name for name in names if name not in result["policies"]]
-    capacity = measure_capacity(training_profile(config.profile), config.streams)
+    capacity = measure_capacity(profile, config.streams)
     workers = min(config.workers or os.cpu_count() or 1, max(len(missing), 1))
     with ProcessPoolExecutor(workers) as pool:
         waiting = {pool.submit(tune_policy, name, config, capacity): name for name in missing}

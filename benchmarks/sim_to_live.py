@@ -42,6 +42,10 @@ CALIBRATE_S = 4.0
 # Large batches on all streams, single requests on all streams, and one batch per core.
 CALIBRATE_WITH = ("fifo", "priority-edf", "strait")
 CALIBRATE_SEED = 1000  # far from the seeds of what is compared
+VERDICT = (
+    "max_violation_difference_points", "mean_violation_difference_points", "max_p99_difference_pct",
+    "mean_p99_difference_pct", "same_order", "swapped",
+)  # fmt: skip
 TRUTHS = ("profile", "+ delays", "+ slowdowns", "+ noise", "+ speed")
 
 
@@ -166,14 +170,37 @@ def verdict(frame: pd.DataFrame) -> dict[str, Any]:
             live, simulated = (other[f"{side}_weighted"] - one[f"{side}_weighted"] for side in ("live", "sim"))
             if abs(live) > TIE_POINTS and live * simulated <= 0:
                 swapped.append(f"{one['policy']} and {other['policy']} at {load:g}")
-    return {
-        "max_violation_difference_points": float(np.nanmax(points)),
-        "mean_violation_difference_points": float(np.nanmean(points)),
-        "max_p99_difference_pct": float(np.nanmax(ratio)),
-        "mean_p99_difference_pct": float(np.nanmean(ratio)),
-        "same_order": not swapped,
-        "swapped": swapped,
+    values = (float(f) for f in (np.nanmax(points), np.nanmean(points), np.nanmax(ratio), np.nanmean(ratio)))
+    return dict(zip(VERDICT, (*values, not swapped, swapped), strict=True))
+
+
+def compare_on(
+    machine: Machine, config: SimToLiveBenchmark, say: Progress
+) -> tuple[dict[str, Any], list[LiveRun], Overhead]:
+    """Serve, simulate the same, and compare: the record of results.json, the runs, and what calibrated them."""
+    runs: list[LiveRun] = []
+    meters: list[OverheadMeter] = []
+    capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
+    say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
+    cells = make_cells(machine.profile, [config.trace], capacity, config)
+    for repetition in range(config.repetitions):
+        meters += calibrate(machine, config, capacity, repetition)
+        runs += run_all(machine, config.policies, [c for c in cells if c.repetition == repetition], say)
+    overhead = measure_overhead(meters, machine.info)
+    say(f"overheads: {overhead.figures}; simulating the same")
+    frame, slower = compare(runs, machine.profile, overhead, machine.info, config)
+    final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
+    record = {
+        "device": machine.executor.device.name,
+        "capacity_rps": capacity,
+        "config": asdict(config),
+        "overheads": overhead.figures,
+        "slower_by_policy": slower,
+        "explained": {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS},
+        "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
+        **verdict(final),
     }
+    return record, runs, overhead
 
 
 def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
@@ -183,31 +210,10 @@ def measure(config: SimToLiveBenchmark) -> dict[str, Any]:
         InputError: an unknown model or trace.
     """
     say = Progress()
-    runs: list[LiveRun] = []
-    meters: list[OverheadMeter] = []
     with closing(open_machine(config.models, config.streams, config.device, seed=config.seed)) as machine:
-        capacity = capacity_rps(machine, 2.0 if config.quick else 5.0, config.seed)
-        say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
-        cells = make_cells(machine.profile, [config.trace], capacity, config)
-        for repetition in range(config.repetitions):
-            meters += calibrate(machine, config, capacity, repetition)
-            runs += run_all(machine, config.policies, [c for c in cells if c.repetition == repetition], say)
+        record, runs, overhead = compare_on(machine, config, say)
         info = machine.info
-    overhead = measure_overhead(meters, info)
-    say(f"overheads: {overhead.figures}; simulating the same")
-    frame, slower = compare(runs, machine.profile, overhead, info, config)
-    final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
-    record = {
-        "device": machine.executor.device.name,
-        "capacity_rps": capacity,
-        "seconds": say.seconds,
-        "config": asdict(config),
-        "overheads": overhead.figures,
-        "slower_by_policy": slower,
-        "explained": {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS},
-        "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
-        **verdict(final),
-    }
+    record["seconds"] = say.seconds
     out = Path(config.out)
     atomic_write_text(out / "results.json", json.dumps({"machine": machine_name(), **record}, indent=1) + "\n")
     draw(record, out / "violations.png")

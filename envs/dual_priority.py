@@ -97,7 +97,7 @@ class DualPriorityEnv(gym.Env):
     | `time_ms` | time in the episode |
     | `invalid_action` | bool, the last action was not valid |
     | `outcomes` | (2, 6) int64, requests that ended, by priority and outcome (`envs.scheduling.state.OUTCOMES`) |
-    | `seed` | of the episode as the worlds count them: the same in a batch of any size |
+    | `seed` | uint64, of the episode as the worlds count them: the same in a batch of any size |
 
     ## Vectorised Use
     `gym.make_vec("Strait/DualPriority-v1", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
@@ -139,8 +139,6 @@ class DualPriorityEnv(gym.Env):
             seeds = np.array([world_seed(int(self.np_random.integers(2**62)) if seed is None else seed)], np.uint64)
         self.worlds.reset(seeds)
         self._begun = True
-        self.worlds.out.dt[0] = 0.0
-        self.worlds.out.invalid[0] = False
         if self.render_mode == "human":
             self.render()
         return self.worlds.obs[0].copy(), self._info()
@@ -164,8 +162,12 @@ class DualPriorityEnv(gym.Env):
             "time_ms": float(worlds.sim.state.scheduler[0].now),
             "invalid_action": bool(worlds.out.invalid[0]),
             "outcomes": worlds.sim.state.count[0].copy(),
-            "seed": int(worlds.seeds[0]),
+            "seed": worlds.seeds[0],
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but the window."""
+        return vars(self) | {"_window": None}
 
     def action_masks(self) -> np.ndarray:
         """(A,) bool: valid actions now, as sb3-contrib asks for them."""

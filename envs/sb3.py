@@ -7,9 +7,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.vector import DualPriorityVectorEnv
+from traces.errors import InputError
+
+
+def _same_step(n: int, settings: dict[str, Any]) -> DualPriorityVectorEnv:
+    return DualPriorityVectorEnv(n, copy=False, autoreset_mode=AutoresetMode.SAME_STEP, **settings)
 
 
 class SB3VecEnv(VecEnv):
@@ -30,7 +36,9 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: DualPriorityVectorEnv | int, **settings: Any) -> None:
-        self.env = DualPriorityVectorEnv(env, copy=False, **settings) if isinstance(env, int) else env
+        self.env = _same_step(env, settings) if isinstance(env, int) else env
+        if self.env.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise InputError(f"SB3VecEnv: autoreset_mode is {self.env.autoreset_mode.value}; expected SAME_STEP")
         super().__init__(self.env.num_envs, self.env.single_observation_space, self.env.single_action_space)
         self._empty: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._infos = list(self._empty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -18,7 +19,8 @@ from envs.simulation.worlds import Worlds, world_seed
 class DualPriorityVectorEnv(VectorEnv):
     """N servers as one vector environment; see ``envs.dual_priority.DualPriorityEnv`` for what the numbers mean.
 
-    A world whose episode ends begins the next one in the same step (``AutoresetMode.SAME_STEP``).
+    When a world's episode ends, the next one begins as ``autoreset_mode`` says. Gymnasium's vector wrappers work with all modes
+    that they know of.
 
     Args:
         num_envs: number of worlds N.
@@ -27,6 +29,8 @@ class DualPriorityVectorEnv(VectorEnv):
         copy: whether arrays that are returned are the caller's own. Without, observations and masks are views that are valid
             until the step after next, and all else until the next step.
         threads: threads over which the worlds are spread.
+        autoreset_mode: NEXT_STEP: in the next step, whose action is then ignored; SAME_STEP: in the same step, with what the
+            old one ended with in the info; DISABLED: when ``reset(options={"reset_mask": ...})`` says so.
         **settings: fields of EnvConfig, in place of those of ``config``.
 
     Info keys: see ``step``.
@@ -35,7 +39,7 @@ class DualPriorityVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {
         "render_modes": ["rgb_array"],
         "render_fps": 10,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
     def __init__(
@@ -45,14 +49,19 @@ class DualPriorityVectorEnv(VectorEnv):
         render_mode: str | None = None,
         copy: bool = True,
         threads: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **settings: Any,
     ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode {render_mode!r}; expected one of {self.metadata['render_modes']}")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
         self.config = make_config(config, settings)
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.copy = copy
         self._threads = threads
-        self.worlds = Worlds(self.config, num_envs, threads=threads)
+        self.worlds = Worlds(self.config, num_envs, self.autoreset_mode is AutoresetMode.SAME_STEP, threads)
         self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.worlds.sim.obs_size,), np.float32)
         self.single_action_space = spaces.Discrete(self.worlds.sim.n_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -74,7 +83,7 @@ class DualPriorityVectorEnv(VectorEnv):
             self.worlds = with_options(self.worlds, options, self._threads)
         self.worlds.reset(self._seeds(seed), which)
         self._begun = True
-        return self._own(self.worlds.obs), {"action_mask": self._own(self.worlds.masks)}
+        return self._own(self.worlds.obs), self._infos()
 
     def _seeds(self, seed: int | list[int | None] | None) -> np.ndarray:
         if seed is None and self._begun:
@@ -93,22 +102,22 @@ class DualPriorityVectorEnv(VectorEnv):
         """One decision in every world: ``actions`` (N,).
 
         Returns:
-            Observations (N, O), rewards (N,), terminations (N,), truncations (N,) (never), infos. Info keys, arrays with a
-            row for each world: "action_mask" (N, A) valid actions; "dt_ms" elapsed to this decision; "time_ms" time in the
-            episode; "invalid_action" (N,) the action was not valid and counted as DEFER. When any episode ended also
+            Observations (N, O), rewards (N,), terminations (N,), truncations (N,) (never), infos. Info keys are those of
+            ``DualPriorityEnv``, arrays with a row for each world. With SAME_STEP, when any episode ended, also
             "final_obs" (N, O) and "final_info" ("episode": return "r", decisions "l", length "t" in ms;
             "outcomes" (N, 2, 6) requests by priority and outcome), where "_final_obs" and "_final_info" (N,) are set.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode was begun; with DISABLED, also of a world whose episode ended.
         """
         worlds = self.worlds
-        worlds.step(actions)
+        if not self._begun or (self.autoreset_mode is AutoresetMode.DISABLED and worlds.out.done.any()):
+            ended = f" in worlds {np.flatnonzero(worlds.out.done).tolist()}" if self._begun else ""
+            raise gym.error.ResetNeeded(f"call reset{ended} before step")
+        (worlds.begin_ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else worlds.step)(actions)
         out = worlds.out
-        infos: dict[str, Any] = {
-            "action_mask": self._own(worlds.masks),
-            "dt_ms": self._own(out.dt),
-            "time_ms": self._own(worlds.sim.state.scheduler["now"]),
-            "invalid_action": self._own(out.invalid),
-        }
-        if out.done.any():
+        infos = self._infos()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and out.done.any():
             done = out.done.copy()
             episode = {"r": out.final_ret.copy(), "l": out.final_steps.copy(), "t": out.final_ms.copy()}
             infos["final_obs"] = self._own(out.final_obs)
@@ -121,6 +130,19 @@ class DualPriorityVectorEnv(VectorEnv):
             infos["_final_obs"] = infos["_final_info"] = done
         truncated = np.zeros(self.num_envs, bool)
         return self._own(worlds.obs), self._own(out.reward), self._own(out.done), truncated, infos
+
+    def _infos(self) -> dict[str, Any]:
+        worlds = self.worlds
+        infos: dict[str, Any] = {
+            "action_mask": self._own(worlds.masks),
+            "dt_ms": self._own(worlds.out.dt),
+            "time_ms": self._own(worlds.sim.state.scheduler["now"]),
+            "invalid_action": self._own(worlds.out.invalid),
+            "outcomes": self._own(worlds.sim.state.count),
+            "seed": self._own(worlds.seeds),
+        }
+        # Gymnasium marks which worlds have a key: here always all.
+        return infos | {f"_{key}": np.ones(self.num_envs, bool) for key in infos}
 
     def _own(self, array: np.ndarray) -> np.ndarray:
         return array.copy() if self.copy else array

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from traces.errors import InputError
+from traces.settings import check_types, expected, fits
 
 Settings = TypeVar("Settings")
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
 def run_command(
@@ -41,7 +45,8 @@ def run_command(
         leading: the list that takes the words in front of the first flag; None: there must be none.
 
     Returns:
-        The exit status: 2 after bad input, which is reported in one line, and 130 after Ctrl-C.
+        The exit status: 2 after bad input, 1 where a file cannot be written or memory does not suffice, each reported in one
+        line, and 130 after Ctrl-C.
     """
     return exit_status(lambda: work(parse_settings(settings, argv, prog, description, leading)))
 
@@ -72,12 +77,48 @@ def parse_settings(
     if leading is not None and first_flag:
         words[:first_flag] = [f"--{leading}={json.dumps(words[:first_flag])}"]
     try:
-        given = parser.instantiate(parser.parse_args(spell_out(words, settings)))
+        words = spell_out(words, settings)
+        for flag, word in zip(words, [*words[1:], ""], strict=False):
+            if flag.partition("=")[0] == "--config":
+                _check_file(Path(flag.partition("=")[2] or word), settings)
+        given = parser.instantiate(parser.parse_args(words))
         values = given.as_dict()
         values.pop("config", None)
-        return settings(**values)
+        result = settings(**values)
+        check_types(result)
+        return result
     except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(_plainly(error, settings)) from None
+
+
+def _check_file(path: Path, settings: type) -> None:
+    """Refuse in a YAML file what the parser would pass over: text for a switch, and no mapping for settings inside settings."""
+    if not path.is_file():
+        return  # the parser says so
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"not YAML: {' '.join(str(error).split())}") from None
+    kinds = dict(_flag_types(settings, ""))
+    groups = {name.rpartition(".")[0] for name in kinds} - {""}
+    for name, kind in [(group, Mapping) for group in sorted(groups)] + list(kinds.items()):
+        value = data
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and (
+            (kind is bool and not fits(value, bool)) or (kind is Mapping and not fits(value, dict))
+        ):
+            wanted = "a mapping of settings" if kind is Mapping else expected(bool)
+            raise InputError(f"{name}: {value!r}; expected {wanted}")
+
+
+def _plainly(error: Exception, settings: type) -> str:
+    """What the parser says of a value of another type, as the rest of the project says it."""
+    text = " ".join(str(error).split())
+    found = re.search(r'Parser key "([\w.]+)": .*?(?:Got|Given) value: (.*)$', text)
+    kind = dict(_flag_types(settings, "")).get(found[1]) if found else None
+    # The last value in the text is the whole of it.
+    return f"{found[1]}: {text.rpartition('value: ')[2]}; expected {expected(kind)}" if found and kind else text
 
 
 def spell_out(words: Sequence[str], settings: type) -> list[str]:
@@ -139,3 +180,8 @@ def exit_status(work: Callable[[], Any]) -> int:
         # The reader is gone (`... | head`); Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except (OSError, MemoryError) as error:  # a full disk, a folder where a file is, a size that does not fit
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        print(f"error: {place}{' '.join(what.split())}", file=sys.stderr)
+        return FAILED

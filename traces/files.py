@@ -10,6 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from traces.errors import InputError
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Errors of the system name ``path``, whatever temporary file, or none, the writer names."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -24,14 +35,24 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes the file private; what is published follows the user's umask instead.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            # mkstemp makes the file private; what is published follows the user's umask instead.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path | str, place: str) -> Path:
+    """The folder, made where it is not there; InputError that names ``place`` when it cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{place}: {path} cannot be made a folder ({error.strerror})") from None
+    return Path(path)
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:

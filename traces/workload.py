@@ -17,6 +17,7 @@ from traces.tables import Chunk
 HIGH, LOW = 0, 1
 PRIORITIES = ("high", "low")
 HIGH_WEIGHT = 5.0  # what a violation of high priority counts where nothing else is said; one of low priority counts 1
+DAY_MS = 86_400_000.0
 COLUMNS = ("arrival_ms", "model", "priority", "deadline_ms")
 
 
@@ -90,7 +91,7 @@ class Workload(TimedRows):
 
     @classmethod
     def load(cls, path: Path | str, models: Sequence[str] | None = None, name: str | None = None) -> Workload:
-        """Read a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`.
+        """Read a workload file (.parquet, .csv, .csv.gz) with the columns of `COLUMNS`; times become ms from its start.
 
         Args:
             path: the file; rows may be in any order.
@@ -104,7 +105,10 @@ class Workload(TimedRows):
         path = Path(path)
         chunk = Chunk.of_parquet(path, COLUMNS) if path.suffix == ".parquet" else Chunk.joined(path, COLUMNS)
         labels, priority = chunk.rows["model"], chunk.rows["priority"].astype(str)
-        arrival, deadline = chunk.floats("arrival_ms", 0.0), chunk.floats("deadline_ms")
+        arrival, deadline = chunk.arrivals_ms("arrival_ms"), chunk.milliseconds("deadline_ms")
+        start = float(arrival.min(initial=np.inf))
+        if DAY_MS <= start < np.inf:  # a slice of a longer record, or stamps since 1970: that was no idle time
+            arrival = arrival - start
         chunk.fail((labels.isna() | (labels == "")).to_numpy(), "model", "expected the name of a model")
         chunk.fail(~priority.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
         chunk.fail(deadline <= 0, "deadline_ms", "must be above 0")

@@ -26,6 +26,7 @@ from safetensors.torch import save as save_tensors
 from agents.learned.policy_file import read_policy, write_policy
 from envs.simulation.config import EnvConfig
 from traces.errors import InputError
+from traces.files import naming
 
 FORMAT = "strait-checkpoint/1"
 POLICY, OPTIMIZER, ARRAYS, STATE = "policy.safetensors", "optimizer.safetensors", "arrays.npz", "state.json"
@@ -91,18 +92,25 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, env: EnvConfig, notes
         folder: where to.
         checkpoint: what to write.
         env: settings of the worlds that the policy is trained in. notes: see ``write_policy``.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left then.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_policy(temporary / POLICY, checkpoint.weights, env, notes)
-    (temporary / OPTIMIZER).write_bytes(save_tensors(checkpoint.optimizer))
-    np.savez_compressed(temporary / ARRAYS, allow_pickle=False, **checkpoint.arrays)  # type: ignore[arg-type]
-    sums = {name: zlib.crc32((temporary / name).read_bytes()) for name in (POLICY, OPTIMIZER, ARRAYS)}
-    state = {"format": FORMAT, "crc32": sums, **checkpoint.state}
-    (temporary / STATE).write_text(json.dumps(state, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    try:
+        with naming(folder):
+            temporary.mkdir(parents=True)
+            write_policy(temporary / POLICY, checkpoint.weights, env, notes)
+            (temporary / OPTIMIZER).write_bytes(save_tensors(checkpoint.optimizer))
+            np.savez_compressed(temporary / ARRAYS, allow_pickle=False, **checkpoint.arrays)  # type: ignore[arg-type]
+            sums = {name: zlib.crc32((temporary / name).read_bytes()) for name in (POLICY, OPTIMIZER, ARRAYS)}
+            state = {"format": FORMAT, "crc32": sums, **checkpoint.state}
+            (temporary / STATE).write_text(json.dumps(state, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

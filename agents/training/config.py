@@ -14,6 +14,7 @@ from agents.training.lookahead import LookAheadConfig
 from envs.simulation.config import EnvConfig
 from traces.command import parse_settings
 from traces.errors import InputError
+from traces.settings import check_settings
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -53,16 +54,10 @@ class PPOConfig:
     strait_bonus: float = 4.5
 
     def __post_init__(self) -> None:
-        for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"):
-            if getattr(self, name) < 1:
-                raise InputError(f"ppo.{name}: {getattr(self, name)}; must be at least 1")
-        for name in ("learning_rate", "clip_range", "tau_ms", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"ppo.{name}: {getattr(self, name)}; must be a number above 0")
-        if not self.strait_bonus > 0:
-            raise InputError(f"ppo.strait_bonus: {self.strait_bonus}; must be above 0")
-        if not 0 <= self.gae_lambda <= 1:
-            raise InputError(f"ppo.gae_lambda: {self.gae_lambda}; must be from 0 to 1")
+        whole = dict.fromkeys(("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"), 1)
+        numbers = dict.fromkeys(("final_rate", "ent_coef", "vf_coef", "gae_lambda"), 0)
+        above = ("learning_rate", "clip_range", "tau_ms", "max_grad_norm", "target_kl", "strait_bonus")
+        check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), {"gae_lambda": 1})
         if self.n_envs * self.n_steps < 2:
             raise InputError("ppo: n_envs * n_steps is 1; must be at least 2 decisions an update")
 
@@ -83,14 +78,10 @@ class EvaluationConfig:
     confirm: int = 32
 
     def __post_init__(self) -> None:
+        check_settings(self, "evaluation.", {"workloads": 2, "confirm": 0}, {"loads": 0, "duration_ms": 0})
         object.__setattr__(self, "loads", tuple(self.loads))
-        if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"evaluation.loads: {self.loads}; must be one or more numbers above 0")
-        if self.workloads < 2 or self.confirm < 0 or self.confirm == 1:
-            raise InputError("evaluation: expected workloads of at least 2, and confirm of 0 or at least 2")
-
-
-GROUPS = ("env", "look_ahead", "ppo", "evaluation")  # settings inside the settings
+        if self.confirm == 1:
+            raise InputError("evaluation.confirm: 1; must be 0 or at least 2")
 
 
 @dataclass(frozen=True)
@@ -137,14 +128,8 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        for name in ("n_timesteps", "seed", "save_freq"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; must be at least 0")
-        for name in ("eval_freq", "keep", "threads", "torch_threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; must be at least 1")
-        if self.budget_s is not None and not self.budget_s > 0:
-            raise InputError(f"budget_s: {self.budget_s}; must be seconds above 0, or null")
+        ones = dict.fromkeys(("eval_freq", "keep", "threads", "torch_threads"), 1)
+        check_settings(self, "", {"n_timesteps": 0, "save_freq": 0} | ones, {"budget_s": 0})
         if Path(self.name).name != self.name:
             raise InputError(f"name: {self.name!r}; expected the name of a folder, without a path (see logdir)")
 
@@ -185,22 +170,10 @@ def load_command(kind: type[Command], name: str | Path, flags: Sequence[str] = (
     """
     path = config_path(str(name))
     try:
-        _check_groups(path)
         config = parse_settings(kind, ["--config", str(path)])
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from None
     return parse_settings(kind, ["--config", str(path), *flags]) if flags else config
-
-
-def _check_groups(path: Path) -> None:
-    """Refuse a number or a text in the place of a mapping, which the parser would pass over."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {one_line(error)}") from None
-    for name in GROUPS:
-        if isinstance(data, dict) and not isinstance(data.get(name, {}), dict):
-            raise InputError(f"{name}: {data[name]!r}; expected a mapping of settings")
 
 
 def one_line(error: Exception) -> str:

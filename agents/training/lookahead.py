@@ -28,7 +28,7 @@ from envs.scheduling.jit import njit
 from envs.scheduling.state import MET, WAITING
 from envs.simulation.events import step
 from envs.simulation.worlds import Worlds
-from traces.errors import InputError
+from traces.settings import check_settings
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
 FLATTENED = 0.1  # factor on the logits that actions to try are drawn by
@@ -65,12 +65,9 @@ class LookAheadConfig:
     high_weight: float = 7.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tries", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; must be at least 1")
-        for name in ("share", "tau_ms", "learning_rate", "temperature", "high_weight"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"look_ahead.{name}: {getattr(self, name)}; must be a number above 0")
+        whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1) | {"rounds": 0, "defer_cost": 0}
+        above = dict.fromkeys(("share", "tau_ms", "learning_rate", "temperature", "high_weight"), 0)
+        check_settings(self, "look_ahead.", whole, above, {"share": 1})
 
 
 @njit

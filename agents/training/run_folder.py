@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.training.config import TrainConfig, to_yaml
 from traces.errors import InputError
-from traces.files import atomic_write_text
+from traces.files import atomic_write_text, naming
 
 CONFIG, INFO, POLICY, LAST = "config.yaml", "run.json", "policy.safetensors", "last.safetensors"
 WHERE = ("-f", "--log-folder", "--logdir", "--name")  # flags that say where a run is written, and change nothing in it
@@ -105,8 +105,14 @@ class _TensorBoard(TensorBoardOutputFormat):
     """sb3's output; points at or after ``purge_step`` that an interrupted run left are hidden."""
 
     def __init__(self, folder: str, purge_step: int | None) -> None:
+        self.folder = folder
         self.writer = SummaryWriter(folder, purge_step=purge_step)
         self._is_closed = False
+
+    def write(self, *args: Any, **kwargs: Any) -> None:
+        """Write a point; its file is named where the disk is full."""
+        with naming(self.folder):
+            super().write(*args, **kwargs)
 
 
 def make_logger(run: Path, config: TrainConfig, layout: dict[str, Any], steps: int) -> Logger:

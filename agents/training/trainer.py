@@ -8,10 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +44,7 @@ from agents.training.checkpoint import (
     write_checkpoint,
 )
 from agents.training.config import TrainConfig, one_line
+from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
 from agents.training.learner import Clock, make_model
 from agents.training.lookahead import look_ahead
 from agents.training.paired_evaluation import FIRST_SEED, PairedEvaluation
@@ -78,7 +76,7 @@ class TrainResult:
         difference: share of violated weight of that policy minus the reference's, on workloads that no choice was made by
             (those of the paired evaluation where ``evaluation.confirm`` is 0); below 0 is better. error: its standard error.
         n_timesteps: decisions in all worlds. seconds: time it took, all parts of a resumed run together.
-        interrupted: whether it was stopped by SIGINT and waits to be resumed.
+        interrupted: whether it was stopped by a signal and waits to be resumed.
     """
 
     run: Path
@@ -121,7 +119,6 @@ class Trainer:
             self._restore(found[1], start)
             self.run = found[0]
         self._follow()
-        note_run(self.run, config, self.commit)
         self._add_callbacks(start)
 
     def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:
@@ -288,6 +285,8 @@ class Trainer:
         if model.num_timesteps == 0:
             self.evaluation.compare()
             self.logger.dump(0)
+            if c.save_freq:  # whatever comes, a full disk say, the warm start need not be made again
+                self.write_checkpoint()
         if c.budget_s is None:
             self.clock.begin_learning(0.0)
         else:
@@ -314,29 +313,18 @@ class Trainer:
         self.logger.dump(self.model.num_timesteps)
         return result
 
+    def stop(self, number: int, frame: Any) -> None:
+        """Handle a signal: stop after the update under way; a second one stops at once."""
+        self.interrupted = True
+        for ending in SIGNALS:
+            if signal.getsignal(ending) == self.stop:
+                signal.signal(ending, signal.default_int_handler)
+        print("\nstopping after this update; once more stops at once, without a checkpoint", file=sys.stderr)
+
     def close(self) -> None:
         """Close files and stop threads."""
         self.logger.close()
         self.env.close()
-
-
-@contextmanager
-def interruptible(trainer: Trainer) -> Iterator[None]:
-    """SIGINT stops ``trainer`` after the update under way; a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        trainer.interrupted = True
-        signal.signal(signal.SIGINT, before)
-        print("\nstopping after this update; once more stops at once, without a checkpoint", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def train(config: TrainConfig, resume: str | Path | None = None, start: str | Path | None = None) -> TrainResult:
@@ -349,14 +337,18 @@ def train(config: TrainConfig, resume: str | Path | None = None, start: str | Pa
 
     Raises:
         InputError: a setting or the checkpoint is malformed.
+        OSError: a file cannot be written, say on a full disk; the message says how to go on.
     """
-    trainer = Trainer(config, resume)
-    if resume is None:
-        trainer.warm_start(start)
-    with interruptible(trainer):
-        trainer.learn()
-    difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()
-    trainer.close()
+    with handling_signals(signal.default_int_handler):
+        trainer = Trainer(config, resume)
+        with leaving_no_rest(trainer.run):
+            note_run(trainer.run, config, trainer.commit)
+            if resume is None:
+                trainer.warm_start(start)
+            with handling_signals(trainer.stop):
+                trainer.learn()
+            difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()
+            trainer.close()
     return TrainResult(
         trainer.run,
         trainer.run / POLICY,

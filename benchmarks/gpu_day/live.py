@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -18,8 +17,7 @@ from benchmarks.gpu_day.profile import STREAMS, fitted_profile
 from benchmarks.gpu_day.step import Context
 from benchmarks.live.headline import LiveBenchmark, claims, frame_of, table_of
 from benchmarks.live.runs import LiveRun, make_cells, run_all
-from benchmarks.sim_to_live import TRUTHS, SimToLiveBenchmark, compare, run_live_part, verdict
-from serving.observers.overhead import measure_overhead
+from benchmarks.sim_to_live import VERDICT, SimToLiveBenchmark, compare_on
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
 from traces.files import atomic_path
 
@@ -92,20 +90,7 @@ def simulated(context: Context) -> dict[str, Any]:
         probed = capacity_rps(machine, 1.0)
         seconds = min(0.5 * context.left_s / cells, SIMULATED_REQUESTS / (probed * cells))
         config = replace(config, duration=max(seconds, 0.2))
-        capacity, runs, meters = run_live_part(config, machine, say)
-        info = machine.info
-    overhead = measure_overhead(meters, info)
-    say(f"overheads: {overhead.figures}; simulating the same")
-    frame, slower = compare(runs, machine.profile, overhead, info, config)
-    final = frame[frame["truth"] == TRUTHS[-1]].reset_index(drop=True)
-    found = {
-        "capacity_rps": capacity,
-        "overheads": overhead.figures,
-        "slower_by_policy": slower,
-        "config": asdict(config),
-        "explained": {name: verdict(frame[frame["truth"] == name]) for name in TRUTHS},
-        "cells": json.loads(final.drop(columns="truth").to_json(orient="records")),
-        **verdict(final),
-    }
-    context.save("simulated.json", found)
-    return {"capacity_rps": capacity, "duration_s": config.duration, **verdict(final)}
+        record, _, _ = compare_on(machine, config, say)
+    context.save("simulated.json", record)
+    kept = ("capacity_rps", *VERDICT)
+    return {"duration_s": config.duration} | {key: record[key] for key in kept}

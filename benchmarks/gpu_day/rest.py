@@ -18,7 +18,7 @@ def server_overload(context: Context) -> dict[str, Any]:
     """
     from benchmarks.overload import OverloadBenchmark, measure
 
-    found = measure(OverloadBenchmark(seconds=max(1.0, context.left_s / 3), capacity_seconds=2.0))
+    found = measure(OverloadBenchmark(seconds=max(1.0, context.left_s / 3)))
     if not found["once"]:
         raise RuntimeError(f"a request had not exactly one answer: {found}")
     return found
@@ -32,7 +32,7 @@ def training_speed(context: Context) -> dict[str, Any]:
     found = {}
     for threads in dict.fromkeys((2, usable_cores())):
         rounds = max(1, int(context.left_s / (4 * ROUND_S)))
-        config = TrainSpeedBenchmark(rounds=rounds, threads=threads, age=256)
+        config = TrainSpeedBenchmark(rounds=rounds, threads=threads)
         found[f"threads_{threads}"] = measure(config)
         context.save("result.json", found)
     return found

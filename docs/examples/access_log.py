@@ -21,5 +21,5 @@ def read(path: Path) -> Iterator[Rows]:
     yield Rows(np.array(times))
 
 
-FORMAT = TraceFormat("access-log", lambda path, line: line == "# access log", read, from_start=True)
+FORMAT = TraceFormat("access-log", lambda path, line: line == "# access log", read)
 FORMATS[FORMAT.name] = FORMAT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import CACHE, bind
 from envs.scheduling.state import LOW, MET
-from envs.simulation.config import EnvConfig, RandomiseConfig
+from envs.simulation.config import MAX_STREAMS, EnvConfig, RandomiseConfig
 from envs.simulation.generate import COLUMNS, Generator
 from envs.simulation.generate import make_generator as make_arrivals
 from envs.simulation.randomise import make_randomiser
@@ -30,6 +31,7 @@ from traces.files import atomic_write_text
 BATCHES = 3000
 WARM_BATCHES = 300
 SEED = 0
+QUICK_STREAMS = 12  # more take longer than people wait without a word
 
 
 def model_shares(profile: Profile, share: dict[str, float] | None) -> np.ndarray:
@@ -65,11 +67,18 @@ def measure_capacity(
 
     Returns:
         The same number every time: mix and noise are drawn from one seed.
+
+    Raises:
+        InputError: so many streams would take minutes, or a share is malformed.
     """
+    if not 1 <= streams <= MAX_STREAMS:
+        raise InputError(f"streams: {streams}; must be from 1 to {MAX_STREAMS}")
     path = CACHE / "capacity" / _key(profile, streams, share, noise)
     # A second in every start is worth a file: the number depends on nothing else.
     with contextlib.suppress(OSError, ValueError):
         return float(path.read_text())
+    if streams > QUICK_STREAMS:
+        print(f"measuring the capacity with 1 to {streams} streams, once", file=sys.stderr)
     capacity = _measure(profile, streams, share, noise)
     with contextlib.suppress(OSError):
         atomic_write_text(path, repr(capacity))

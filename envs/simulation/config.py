@@ -9,9 +9,11 @@ import numpy as np
 
 from envs.profiles.profile import Profile
 from traces.errors import InputError
+from traces.settings import check_settings, fits, read_settings
 
 Range = tuple[float, float]
 DEFAULT_PROFILE = "gpu-a100"
+MAX_STREAMS = 32  # beyond it the measurement of the capacity, whose time grows as their cube, takes minutes
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class RandomiseConfig:
     device_error: float = 0.0
     slowdown_error: float = 0.0
     min_streams: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "randomise.", {"solo_error": 0, "device_error": 0, "slowdown_error": 0, "min_streams": 1})
 
     @property
     def changes_device(self) -> bool:
@@ -63,8 +68,8 @@ class EnvConfig:
         noise: whether batches draw measured residuals and stragglers.
         queue_places: places of each queue; a request that finds none is refused (dropped).
         n_requests: room for the arrivals of one episode; None: enough for load and duration.
-        workload: recorded requests to draw windows from, in place of generated ones: a file (traces.workload), or "twin:NAME"
-            or "trace:NAME" (traces.twin.known).
+        workload: recorded requests to draw windows from, in place of generated ones: a trace file in a known format
+            (traces.formats), or "twin:NAME" or "trace:NAME" (traces.twin.known).
         randomise: domain randomisation of the device.
 
     Raises:
@@ -96,33 +101,20 @@ class EnvConfig:
     randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "models", tuple(self.models))
-        for name, (least, most) in RANGES.items():
-            if name == "load" and self.load is None:
-                continue
-            value = as_range(name, getattr(self, name))
-            if not least <= value[0] <= value[1] <= most:
-                raise InputError(f"{name}: {value}; must be low and high from {least:g} to {most:g}, ascending")
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "weights", as_range("weights", self.weights))
-        if min(self.weights) < 0:
-            raise InputError(f"weights: {self.weights}; must be numbers of at least 0")
-        for name, lowest in (
-            ("streams", 1),
-            ("max_batches_per_core", 0),
-            ("queue_places", 1),
-            ("drop", 0),
-            ("end_ms", 0),
-            ("mix_spread", 0),
-        ):
-            if not getattr(self, name) >= lowest:
-                raise InputError(f"{name}: {getattr(self, name)}; must be at least {lowest}")
-        if not self.defer_ms > 0:
-            raise InputError(f"defer_ms: {self.defer_ms}; must be a number above 0")
-        if self.n_requests is not None and self.n_requests < 1:
-            raise InputError(f"n_requests: {self.n_requests}; must be at least 1, or None")
+        if isinstance(self.models, list):
+            object.__setattr__(self, "models", tuple(self.models))
+        for name in (*RANGES, "weights"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_range(name, value))
         if isinstance(self.randomise, dict):
-            object.__setattr__(self, "randomise", RandomiseConfig(**self.randomise))
+            object.__setattr__(self, "randomise", read_settings(RandomiseConfig, self.randomise, "randomise"))
+        whole = {"streams": 1, "max_batches_per_core": 0, "queue_places": 1, "n_requests": 1}
+        numbers = {"drop": 0, "end_ms": 0, "mix_spread": 0, "weights": 0}
+        check_settings(self, "", whole | numbers, {"defer_ms": 0}, {"streams": MAX_STREAMS})
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value[0] <= value[1] <= most:
+                raise InputError(f"{name}: {value}; must be low and high from {least:g} to {most:g}, ascending")
         least_streams = self.randomise.min_streams
         if least_streams is not None and not 1 <= least_streams <= self.streams:
             raise InputError(f"randomise.min_streams: {least_streams}; must be from 1 to streams={self.streams}")
@@ -143,10 +135,8 @@ RANGES: dict[str, Range] = {
 
 def as_range(name: str, value: Any) -> Range:
     """A pair (low, high) of a setting given as one number or as a pair."""
-    try:
-        pair = tuple(float(v) for v in np.atleast_1d(value))
-    except (TypeError, ValueError):
-        pair = ()
+    values = value if isinstance(value, list | tuple | np.ndarray) else (value,)
+    pair = tuple(float(v) for v in values) if all(fits(v, float) for v in values) else ()
     if len(pair) not in (1, 2) or not all(np.isfinite(pair)):
         raise InputError(f"{name}: {value!r}; expected a number or a pair (low, high)")
     return pair[0], pair[-1]

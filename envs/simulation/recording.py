@@ -10,6 +10,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling import rng as draws
 from envs.scheduling.jit import njit
 from envs.simulation.config import EnvConfig
+from traces.formats import load_trace
 from traces.twin.generator import twin
 from traces.twin.known import real_or_twin
 from traces.workload import Workload, WorkloadConfig, make_workload
@@ -74,23 +75,26 @@ def make_recording(
 
 
 def load_workload(config: EnvConfig, profile: Profile) -> Workload:
-    """The workload that the settings name: a file of one, "twin:NAME" or "trace:NAME" (traces.twin.known).
+    """The workload that the settings name: a trace file, "twin:NAME" or "trace:NAME" (traces.twin.known).
 
-    A twin or a trace holds arrivals alone: models, priorities and deadlines are laid over them with the settings' shares and
-    the middle of their ranges. The draw is the same every time.
+    A twin and most traces hold arrivals alone: models, priorities and deadlines are laid over them with the settings' shares
+    and the middle of their ranges. The draw is the same every time.
 
     Raises:
         InputError: no such file or name, or a malformed file.
     """
     name = str(config.workload)
     kind, _, rest = name.partition(":")
-    if kind not in ("twin", "trace"):
-        return Workload.load(name)
     rng = np.random.default_rng(0)
     if kind == "twin":
         arrival_ms = twin(rest, HOUR_MS, rng)
-    else:
+    elif kind == "trace":
         arrival_ms = real_or_twin(rest, HOUR_MS, rng).arrival_ms
+    else:
+        recorded = load_trace(name)
+        if isinstance(recorded, Workload):
+            return recorded
+        arrival_ms = recorded.arrival_ms
     settings = WorkloadConfig(
         model_share=config.model_share,
         high_fraction=sum(config.high_fraction) / 2,

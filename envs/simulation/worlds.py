@@ -88,8 +88,19 @@ class Worlds:
         n_parts = min(n, PARTS * threads) if threads > 1 else 1
         self._parts = [(n * i // n_parts, n * (i + 1) // n_parts) for i in range(n_parts)]
         self._helpers = threads - 1
+        self._make_ready()
+
+    def _make_ready(self) -> None:
         self._pool = ThreadPoolExecutor(max(self._helpers, 1))
-        self._advance = bind(advance_range, *self._advance_arguments(0, n, NO_ACTIONS))
+        self._advance = bind(advance_range, *self._advance_arguments(0, self.n, NO_ACTIONS))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but the threads and the machine code, which a copy has of its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("_pool", "_advance")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_ready()
 
     def _set_source(self, config: EnvConfig, workload: Workload | None) -> None:
         """Where arrivals come from: windows of a workload, or the generator."""
@@ -120,10 +131,21 @@ class Worlds:
 
     def reset(self, seeds: np.ndarray, which: np.ndarray | None = None) -> None:
         """Begin an episode in each world where ``which`` (N,) is set (all if None), with ``seeds`` (N,) uint64."""
-        which = np.ones(self.n, bool) if which is None else np.ascontiguousarray(which, bool)
         self._flip()
+        self._begin(seeds, np.ones(self.n, bool) if which is None else np.ascontiguousarray(which, bool))
+
+    def _begin(self, seeds: np.ndarray, which: np.ndarray) -> None:
         seeds = np.ascontiguousarray(seeds, np.uint64)
         self._advance(*self._advance_arguments(0, self.n, NO_ACTIONS, Begins(which, seeds)))
+        for array in (self.out.reward, self.out.dt, self.out.done, self.out.invalid):
+            array[which] = 0
+
+    def begin_ended(self, actions: np.ndarray) -> None:
+        """As ``step``, but a world whose episode ended in the last step begins its next one, whatever its action is."""
+        ended = self.out.done.copy()
+        self.step(np.where(ended, self.sim.n_actions - 1, actions) if ended.any() else actions)
+        if ended.any():
+            self._begin(self.next_seeds(), ended)
 
     def step(self, actions: np.ndarray) -> None:
         """One decision in every world: ``actions`` (N,), any integer dtype. Results are in ``obs``, ``masks``, ``out``."""

@@ -21,7 +21,7 @@ from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.events import step
 from envs.simulation.simulator import Simulator
-from traces.workload import WorkloadConfig
+from traces.workload import Workload, WorkloadConfig
 
 TINY = Suite("tiny", ("strait", "fifo", "strait:no-transfer"), ("poisson",), (0.8, 1.2), 2, 400.0)
 
@@ -161,3 +161,53 @@ def test_bad_input_is_one_clear_line(flags: list[str], said: str, capsys: pytest
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> dict[str, str]:
+    """A workload file with models of the profile, and a trace of another's format, which holds arrivals alone."""
+    rng = np.random.default_rng(0)
+    times, models = np.sort(rng.random(400) * 5e3), ("resnet", "bert")
+    recorded = Workload(times, rng.integers(0, 2, 400), rng.integers(0, 2, 400), rng.uniform(20, 90, 400), models)
+    recorded.save(tmp_path / "own.csv.gz")
+    lines = [f"{second},ChatGPT,1,1,2,API log\n" for second in np.sort(rng.integers(0, 60, 300))]
+    (tmp_path / "burst.csv").write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + "".join(lines)
+    )
+    return {name: str(tmp_path / name) for name in ("own.csv.gz", "burst.csv")}
+
+
+@pytest.mark.parametrize("name", ["own.csv.gz", "burst.csv"])
+def test_a_trace_file_of_ones_own_is_evaluated(
+    name: str, own_files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--policies", "edf", "--loads", "0.9", "--seeds", "2", "--workloads", f"[{own_files[name]}]", "--json"]
+    assert main(flags) == 0
+    assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]["edf"]["0.9"]["high"] <= 100
+
+
+@pytest.mark.parametrize("name", ["own.csv.gz", "burst.csv"])
+def test_a_trace_file_has_the_rate_asked_for_and_its_own_requests(name: str, own_files: dict[str, str]) -> None:
+    profile = Profile.load("cpu2")
+    for rate in (20.0, 500.0):  # a part of the file, and the file more than once
+        found = [workload_for(own_files[name], rate, 2_000.0, profile, WorkloadConfig(), seed) for seed in (0, 0, 1)]
+        assert len(found[0]) == rate * 2 and found[0].duration_ms <= 2_000
+        assert np.array_equal(found[0].arrival_ms, found[1].arrival_ms)
+        assert not np.array_equal(found[0].arrival_ms, found[2].arrival_ms)
+    if name == "own.csv.gz":
+        whole = Workload.load(own_files[name], profile.models)
+        assert set(found[0].deadline_ms) <= set(whole.deadline_ms) and set(found[0].model) == set(whole.model)
+        assert not np.any(np.diff(found[0].arrival_ms) < 0)
+
+
+def test_a_trace_file_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("arrival_ms,model,priority,deadline_ms\n1,nobody,high,5\n2,nobody,high,5\n")
+    (tmp_path / "b.csv").write_text("what\n1\n")
+    for text, says in (
+        ("a.csv", "model is 'nobody'; expected one of"),
+        ("b.csv", "no known format"),
+        ("c.csv", "unknown"),
+    ):
+        assert main(["--workloads", f"[{tmp_path / text}]", "--json"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and says in error

@@ -86,3 +86,17 @@ def test_without_optuna_it_says_what_to_install(
 def test_a_policy_without_parameters_to_tune_is_named() -> None:
     with pytest.raises(InputError, match="nothing to tune for 'ppo'"):
         tune(replace(SHORT, policies=["ppo"]), progress=False)
+
+
+def test_a_trace_file_of_ones_own_is_tuned_on(tmp_path: Path) -> None:
+    lines = [
+        f"{25.0 * k},{model},{priority},40\n"
+        for k, (model, priority) in enumerate([("bert", "high"), ("vit", "low")] * 50)
+    ]
+    (tmp_path / "own.csv").write_text("arrival_ms,model,priority,deadline_ms\n" + "".join(lines))
+    config = replace(
+        SHORT, policies=["edf"], workloads=(str(tmp_path / "own.csv"),), budget=2, out=str(tmp_path / "a.json")
+    )
+    assert "edf" in tune(config, progress=False)["policies"]
+    with pytest.raises(InputError, match="unknown workload"):
+        tune(replace(config, workloads=("nowhere.csv",)), progress=False)

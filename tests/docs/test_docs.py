@@ -329,7 +329,7 @@ def test_the_example_trace_format_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "site.log"
     path.write_text("# access log\n0.5 bert\n0.25 resnet\n")
     arrivals = formats.load_arrivals(path)
-    np.testing.assert_allclose(arrivals.arrival_ms, [250.0, 500.0])
+    np.testing.assert_allclose(arrivals.arrival_ms, [0.0, 250.0])
     path.write_text("# access log\nsoon bert\n")
     with pytest.raises(InputError, match=r"site\.log:2: 'soon bert'"):
         formats.load_arrivals(path)

@@ -192,6 +192,19 @@ def test_option_workload_is_replayed_as_recorded(env: DualPriorityEnv) -> None:
     assert int(env.worlds.sim.world.episode["n"][0]) != n
 
 
+def test_a_trace_file_of_ones_own_is_replayed(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("arrival_ms,model,priority,deadline_ms\n0,model1,high,50\n7,model1,low,60\n")
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    (tmp_path / "burst.csv").write_text(header + "100,ChatGPT,1,1,2,API log\n103,ChatGPT,1,1,2,API log\n")
+    for name, arrivals in (("own.csv", [0, 7]), ("burst.csv", [0, 3000])):
+        for env in (
+            DualPriorityEnv(workload=str(tmp_path / name), load=None, duration_ms=1e6),
+            gym.make(TINY, duration_ms=1e6).unwrapped,
+        ):
+            env.reset(seed=0, options={"workload": str(tmp_path / name)})
+            assert env.worlds.sim.world.request[0, :2]["arrival"].tolist() == arrivals
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 from envs.dual_priority import DualPriorityEnv
 from envs.sb3 import SB3VecEnv
@@ -45,7 +46,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("config", [CONFIG, RANDOM], ids=["plain", "randomised"])
 def test_batched_is_single_bit_for_bit(config: EnvConfig) -> None:
-    many = DualPriorityVectorEnv(N, config)
+    many = DualPriorityVectorEnv(N, config, autoreset_mode=AutoresetMode.SAME_STEP)
     alone = [DualPriorityEnv(config) for _ in range(N)]
     obs, info = many.reset(seed=7)
     rows = [env.reset(seed=7 + i) for i, env in enumerate(alone)]
@@ -93,8 +94,8 @@ def test_two_threads_are_one_thread_bit_for_bit(config: EnvConfig) -> None:
     assert same(*runs)
 
 
-def test_autoreset_shows_the_end_and_goes_on() -> None:
-    env = DualPriorityVectorEnv(3, CONFIG)
+def test_autoreset_in_the_same_step_shows_the_end_and_goes_on() -> None:
+    env = DualPriorityVectorEnv(3, CONFIG, autoreset_mode="SameStep")
     _, info = env.reset(seed=0)
     rng = np.random.default_rng(0)
     returns, steps, episodes = np.zeros(3), np.zeros(3, int), 0
@@ -159,7 +160,7 @@ def test_sb3_view_shares_the_arrays_and_gives_masks_as_one_array() -> None:
 
 
 def test_sb3_view_is_the_vector_environment() -> None:
-    vec, env = SB3VecEnv(4, config=CONFIG), DualPriorityVectorEnv(4, CONFIG)
+    vec, env = SB3VecEnv(4, config=CONFIG), DualPriorityVectorEnv(4, CONFIG, autoreset_mode="SameStep")
     vec.seed(3)
     rows, ended = vec.reset(), 0
     obs, info = env.reset(seed=3)

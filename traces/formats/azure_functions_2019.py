@@ -33,4 +33,4 @@ def read(path: Path) -> Iterator[Rows]:
         yield Rows(starts, counts.sum(axis=0).astype(np.int64), MINUTE_MS)
 
 
-FORMAT = TraceFormat("azure_functions_2019", lambda path, line: {*KEYS, "1"} <= columns_of(line), read, from_start=True)
+FORMAT = TraceFormat("azure_functions_2019", lambda path, line: {*KEYS, "1"} <= columns_of(line), read)

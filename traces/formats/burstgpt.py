@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.formats.base import Rows, TraceFormat, columns_of, stamps_ms
 from traces.tables import read_csv
 
 COLUMNS = ("Timestamp", "Model", "Total tokens")
@@ -17,9 +17,7 @@ COLUMNS = ("Timestamp", "Model", "Total tokens")
 def read(path: Path) -> Iterator[Rows]:
     """Times from Timestamp."""
     for chunk in read_csv(path, COLUMNS):
-        yield Rows(chunk.floats("Timestamp", 0.0) * 1e3)
+        yield Rows(stamps_ms(chunk.floats("Timestamp", 0.0), 1e3))
 
 
-FORMAT = TraceFormat(
-    "burstgpt", lambda path, line: set(COLUMNS) <= columns_of(line), read, from_start=True, stepped=True
-)
+FORMAT = TraceFormat("burstgpt", lambda path, line: set(COLUMNS) <= columns_of(line), read, step_ms=1000.0)

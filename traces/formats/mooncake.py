@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from traces.errors import InputError
-from traces.formats.base import Rows, TraceFormat, columns_of
+from traces.formats.base import Rows, TraceFormat, columns_of, stamps_ms
 from traces.tables import open_text, read_csv
 
 CSV_COLUMNS = ("timestamp_ms", "input_length", "output_length")
@@ -24,13 +24,23 @@ def read(path: Path) -> Iterator[Rows]:
     if _is_csv(path):
         for chunk in read_csv(path, CSV_COLUMNS):
             yield Rows(chunk.floats("timestamp_ms", 0.0))
-        return
+    else:
+        yield read_json_lines(path, 1.0)
+
+
+def read_json_lines(path: Path, unit_ms: float) -> Rows:
+    """Times from the field "timestamp" of each line."""
     with open_text(path) as file:
         try:
             stamps = [_stamp(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise InputError(f"{path}: damaged or not text: {error}") from None
-    yield Rows(np.array(stamps))
+    return Rows(stamps_ms(np.array(stamps), unit_ms))
+
+
+def has_fields(line: str, *names: str) -> bool:
+    """Whether a line begins an object with these fields; it may be cut off, for lists of hashes can be very long."""
+    return line.lstrip().startswith("{") and all(f'"{name}"' in line for name in names)
 
 
 def _is_csv(path: Path) -> bool:
@@ -49,9 +59,8 @@ def _stamp(line: str, place: str) -> float:
 
 
 def _matches(path: Path, line: str) -> bool:
-    if _is_csv(path):
-        return set(CSV_COLUMNS) <= columns_of(line)
-    return line.lstrip().startswith("{")
+    return set(CSV_COLUMNS) <= columns_of(line) if _is_csv(path) else has_fields(line, "timestamp", *CSV_COLUMNS[1:])
 
 
-FORMAT = TraceFormat("mooncake", _matches, read, from_start=True, stepped=True)
+# Others write the same fields in seconds: a mean gap of 100 is 10 requests/s in ms, and one in 100 s in seconds.
+FORMAT = TraceFormat("mooncake", _matches, read, step_ms=3000.0, usual_rps=(0.0, 10.0))

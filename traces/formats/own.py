@@ -14,9 +14,7 @@ COLUMN = "arrival_ms"
 def read(path: Path) -> Iterator[Rows]:
     """Times from arrival_ms."""
     for chunk in [Chunk.of_parquet(path, [COLUMN])] if path.suffix == ".parquet" else read_csv(path, [COLUMN]):
-        yield Rows(chunk.floats(COLUMN, 0.0))
+        yield Rows(chunk.arrivals_ms(COLUMN))
 
 
-FORMAT = TraceFormat(
-    "own", lambda path, line: path.suffix == ".parquet" or COLUMN in columns_of(line), read, from_start=True
-)
+FORMAT = TraceFormat("own", lambda path, line: path.suffix == ".parquet" or COLUMN in columns_of(line), read)

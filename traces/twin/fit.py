@@ -21,6 +21,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, rounded
 from traces.formats import load_arrivals
+from traces.settings import check_settings
 from traces.twin.generator import FITTED, SCHEMA, TwinParameters
 from traces.twin.known import KNOWN, SHARED
 from traces.twin.theory import expected_autocorrelation, expected_dispersion
@@ -132,8 +133,7 @@ class TwinFitConfig:
     out: str = str(FITTED)
 
     def __post_init__(self) -> None:
-        if not self.traces:
-            raise InputError("--traces: expected at least one trace")
+        check_settings(self, "--", not_empty=["traces"])
 
 
 def fit_all(config: TwinFitConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from traces.errors import InputError
-from traces.formats import load_arrivals
+from traces.formats import is_trace_file, load_arrivals, split_format
 from traces.recorded import Arrivals
 from traces.twin.generator import parameters, twin, twin_names
 
@@ -78,7 +78,7 @@ def real_or_twin(
         times = twin(name, duration_ms * stretch, rng) / stretch
         return Arrivals(np.minimum(times, np.nextafter(duration_ms, 0)), f"{name}-twin")
     known = KNOWN.get(name)
-    title = name if known else path.name.split(".")[0]
+    title = name if known else split_format(path)[1].name.split(".")[0]
     whole = load_arrivals(path, name=title, seed=int(rng.integers(2**32)))
     if rate_rps is not None:
         whole = whole.rescaled(rate_rps)
@@ -100,7 +100,7 @@ def _find(name: str, shared: Path | str | None) -> Path | None:
     if name in KNOWN:
         path = folder / KNOWN[name].file
         return path if path.is_file() else None
-    if Path(name).is_file():
+    if is_trace_file(name):
         return Path(name)
     if name in twin_names():
         return None

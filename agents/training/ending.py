@@ -1,0 +1,56 @@
+"""How a run ends early: by a signal, or on a full disk. What is whole stays, and a word says how to go on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agents.training.checkpoint import checkpoints
+from agents.training.run_folder import POLICY
+
+# Ctrl-C, the end of a job (Slurm, Kubernetes), a terminal that was closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handling_signals(handler: Any) -> Iterator[None]:
+    """One handler for all signals that end a run. What is ignored stays so (nohup), but SIGINT, as in ``train.py &``."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def leaving_no_rest(run: Path) -> Iterator[None]:
+    """Where a run ends early, its folder stays if there is something to go on from, and the message says how."""
+
+    def unless_told(args: threading.ExceptHookArgs) -> None:
+        # The thread that writes for TensorBoard hands its error to this one, too.
+        if not isinstance(args.exc_value, OSError):
+            told(args)
+
+    told, threading.excepthook = threading.excepthook, unless_told
+    try:
+        yield
+    except (OSError, KeyboardInterrupt) as error:
+        resumable = bool(checkpoints(run))
+        if not resumable and not (run / POLICY).is_file():
+            shutil.rmtree(run, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        hint = f"; go on with: python train.py -i {run}" if resumable else ""
+        raise OSError(error.errno, (error.strerror or str(error)) + hint, error.filename) from None
+    finally:
+        threading.excepthook = told
