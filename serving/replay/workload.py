@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from agents.evaluation.suites import SYNTHETIC, WORKLOADS, arrival_times
 from envs.profiles.profile import Profile
 from traces.errors import InputError
-from traces.formats import Arrivals, detect, load_arrivals
+from traces.formats import Arrivals, is_trace_file, load_trace
 from traces.twin.generator import parameters, twin, twin_names
 from traces.twin.known import KNOWN, real_or_twin, title_of
 from traces.workload import Workload, WorkloadConfig, make_workload
@@ -24,18 +23,16 @@ def read_source(name: str, models: Sequence[str], seed: int = 0) -> Source:
     """Read what is to be replayed, as far as it can be without a profile.
 
     Args:
-        name: a workload file, a trace file in a known format, a name of ``agents.evaluation.suites.WORKLOADS``, or "twin:NAME".
+        name: a workload or trace file ("FORMAT:FILE" where its format is not plain), a name of
+            ``agents.evaluation.suites.WORKLOADS``, or "twin:NAME".
         models: the served models; a workload file may ask for no others.
         seed: seeds what a trace file leaves open.
 
     Raises:
         InputError: no such file or name, a malformed line, or a workload that asks for a model that is not served.
     """
-    path = Path(name)
-    if path.is_file():
-        if path.suffix == ".parquet" or detect(path).name == "own":
-            return Workload.load(path, models)
-        return load_arrivals(path, seed=seed)
+    if is_trace_file(name):
+        return load_trace(name, models, seed)
     kind, _, twin_name = name.partition(":")
     if name not in WORKLOADS and not (kind == "twin" and twin_name in twin_names()):
         twins = ", ".join(f"twin:{known}" for known in twin_names())
