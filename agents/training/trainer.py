@@ -114,11 +114,11 @@ class Trainer:
             self.env.began = self.baseline.began
         if start is None:
             self.run = make_run_folder(config)
+            self._follow()
         else:
             assert found is not None
             self._restore(found[1], start)
             self.run = found[0]
-        self._follow()
         self._add_callbacks(start)
 
     def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:
@@ -220,7 +220,8 @@ class Trainer:
     def _follow(self) -> None:
         """Mark in the observations what the network starts from."""
         policy: Any = self.model.policy
-        self.env.observed = StraitBonus(self.worlds, policy.net.strait.numpy()).observed
+        self.marks = StraitBonus(self.worlds, policy.net.strait.numpy())
+        self.env.observed = self.marks.observed
 
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""
@@ -232,6 +233,7 @@ class Trainer:
         model, env = self.model, self.config.env
         arrays = {f"worlds.{k}": v for k, v in self.worlds.state_dict().items()} | random_arrays()
         arrays["drawn"] = self.worlds.generator.drawn
+        arrays["strait_memory"] = self.marks.strait.memory
         state = {
             "num_timesteps": model.num_timesteps,
             "n_updates": model._n_updates,
@@ -257,6 +259,8 @@ class Trainer:
             self.worlds.load_state_dict({k[7:]: v for k, v in start.arrays.items() if k.startswith("worlds.")})
             self.worlds.generator.drawn[...] = start.arrays["drawn"]
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
+            self._follow()
+            self.marks.strait.memory[...] = start.arrays["strait_memory"]
             load_optimizer(policy.optimizer, start.optimizer)
             set_random(start.arrays)
             model.num_timesteps = int(state["num_timesteps"])

@@ -19,7 +19,8 @@ def test_returns_are_discounted_by_time_and_end_with_the_episode() -> None:
 
 
 def test_worlds_are_spread_out_and_inputs_get_a_common_size() -> None:
-    env = SB3VecEnv(8, config=EnvConfig(models=("model0", "model1"), streams=2, duration_ms=(200.0, 300.0)))
+    config = EnvConfig("synthetic:0", models=("model0", "model1"), streams=2, duration_ms=(200.0, 300.0))
+    env = SB3VecEnv(8, config=config)
     env.reset()
     strait = make_policy("strait", 8)
     spread_out(env, strait)

@@ -175,7 +175,7 @@ def test_what_is_late_by_the_grace_is_dropped_undispatched() -> None:
 
 
 def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrivals() -> None:
-    rows = workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 30.0)])
+    rows = workload([(0.0, 0, 1, 1.0), (10.0, 0, 1, 1.0)])
     SIM.load([rows])
     SIM.world.rules["drop_scale"], SIM.world.rules["defer_ms"] = 0.0, 1.0
     SIM.end_as_served(rows, 5.0)
@@ -184,12 +184,12 @@ def test_ended_as_served_nothing_is_dropped_before_its_grace_for_want_of_arrival
     while not SIM.done[0]:
         SIM.step(np.array([SIM.n_actions - 1]), np.array([np.inf]))
     assert SIM.state.count[0, 1, DROPPED] == 2
-    assert SIM.world.request[0, :2]["finish"].tolist() == [10.0, 45.0], "with the next event, and at the end"
+    assert SIM.world.request[0, :2]["finish"].tolist() == [10.0, 16.0], "with the next event, and at the end"
 
 
 def test_full_queue_refuses() -> None:
     n = PLACES + 4
-    SIM.load([workload([(0.0, 0, 1, 50.0)] * n)])
+    SIM.load([workload([(0.0, 0, 1, 0.01)] * n)])
     SIM.world.rules[:] = (0.0, 1.0, 100.0, np.inf)
     SIM.world.preemption[:] = (0.0, 0.0, 0.0, 0.0)
     SIM.begin([0])

@@ -39,6 +39,7 @@ def one_model(cores: float, streams: int) -> Profile:
         h2d_ms=np.full((1, 1), FREE),
         d2h_ms=np.full((1, 1), FREE),
         demand=np.zeros((1, 1, N_DEMAND)),
+        share=np.ones((1, 1)),
         weight=prior,
         cov=1e-6 * np.eye(N_FEATURES),
         count=count,

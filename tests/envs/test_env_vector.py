@@ -248,6 +248,7 @@ def test_fewer_streams_than_the_profile_do_not_change_what_is_foreseen() -> None
 def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
     worlds = Worlds(EnvConfig(randomise=RandomiseConfig(min_streams=1)), 32)
     worlds.reset(np.arange(32, dtype=np.uint64))
+    worlds.sim.tables.device["quantile_rate"] = 0.0
     slack, slack_p90 = SLACK, SLACK_P90
     alone = 0
     for _ in range(60):
@@ -256,7 +257,8 @@ def test_fewer_streams_than_the_profile_are_no_batches_in_flight() -> None:
         state.scale[:, 0], state.scale[:, 1:] = 1.0, 50.0
         worlds.step(np.full(worlds.n, worlds.sim.n_actions - 1))
         rows = worlds.obs[:, :-N_SUMMARY].reshape(worlds.n, -1, N_CANDIDATE)
-        shown = rows[rows[:, :, 0] == 1]
+        idle = ~state.stream["busy"].any(axis=1)  # some start all the same: no deferral loses what could be in time
+        shown = rows[idle][rows[idle][:, :, 0] == 1]
         assert np.array_equal(shown[:, slack], shown[:, slack_p90])
         alone += len(shown)
     assert alone > 100 and len(np.unique(state.scheduler["n_free"])) > 1

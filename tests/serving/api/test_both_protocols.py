@@ -18,7 +18,6 @@ from api_server import FakeRepository, X, toy_profile
 from both_protocols import SERVICE, Both, both, request
 from yarl import URL
 
-from envs.drawing.trace_events import trace_events
 from serving.api.protocol import inference_pb2 as pb
 from serving.engine.request import Observer, Origin, Refused, RequestResult
 from serving.executors.cpu import CpuExecutor
@@ -232,9 +231,9 @@ async def test_the_clients_id_and_trace_come_back_and_stand_in_what_is_kept(
         recorder.flush()
         kept = pd.read_parquet(tmp_path / "run" / "0000" / "clients.parquet")
         assert kept["client_id"].tolist() == ids and set(kept["traceparent"]) == {TRACE}
-        latest = timeline.latest()
-        assert latest is not None
-        marks = [event["args"] for event in trace_events(*latest) if event["ph"] == "i"]
+        timeline.close()
+        events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
+        marks = [event["args"] for event in events if event["ph"] == "i"]
         assert [args["client_id"] for args in marks] == ids and {args["traceparent"] for args in marks} == {TRACE}
 
 

@@ -30,6 +30,8 @@ from serving.models.served import ModelSpec
 
 NAMES = ("double", "slow", "faulty", "wide")
 X = np.arange(4, dtype=np.float32)
+SIMULATED_ONLY = {"preempt", "preempt-instant"}
+AT_THE_LAST_MOMENT = {"symphony"}  # it waits on purpose for as long as it can, and a busy machine may then be late
 
 
 def toy_profile(names: tuple[str, ...] = NAMES) -> Profile:
@@ -111,7 +113,7 @@ async def test_each_request_gets_its_own_output_under_every_policy(executor: Cpu
     assert any(b.batch_size > 1 for b in log.batches), "requests that wait together are batched"
 
 
-@pytest.mark.parametrize("policy", sorted(set(kinds()) - {"preempt", "preempt-instant"}))
+@pytest.mark.parametrize("policy", sorted(set(kinds()) - SIMULATED_ONLY - AT_THE_LAST_MOMENT))
 async def test_an_idle_device_starts_what_is_queued_under_every_policy(executor: CpuExecutor, policy: str) -> None:
     async with running(executor, make_policy(policy)) as engine:
         for gap_s in (0.0, 0.03, 0.3):
@@ -119,8 +121,7 @@ async def test_an_idle_device_starts_what_is_queued_under_every_policy(executor:
             await asyncio.sleep(gap_s)
             for model in ("wide", "double"):
                 result = await engine.submit(model, LOW, 500.0, X)
-                # Symphony starts at the last moment on purpose, which a busy machine may miss.
-                assert result.outcome in ("met", "late" if policy == "symphony" else "met"), (result, gap_s)
+                assert result.outcome == "met", f"{result}, {gap_s} s after a high-priority request"
 
 
 async def test_what_arrives_in_one_tick_of_the_loop_shares_batches(executor: CpuExecutor) -> None:

@@ -47,7 +47,7 @@ def test_a_model_that_raises_answers_500_and_the_next_request_is_served(server: 
 
 def test_nan_is_an_answer_like_any_other(server: Served) -> None:
     status, answer = server.infer("nan", 1.0)
-    assert status == 200 and answer["outputs"][0]["data"] == [None] * 4
+    assert status == 200 and np.isnan(answer["outputs"][0]["data"]).all()
 
 
 def test_a_model_that_ends_the_program_answers_500_and_the_next_request_is_served(server: Served) -> None:
@@ -232,7 +232,7 @@ def test_sigterm_under_load_drains_and_answers_the_rest_with_503(tmp_path: Path)
         assert server.process.wait(30) == 0
     assert len(statuses) == 70, "each has one answer, or was refused when the server had stopped listening"
     assert set(statuses) <= {200, 503, "refused"} and {200, 503} <= set(statuses)
-    ended = re.findall(r"request (\d+) of slow (\w+) after", server.log.read_text())
+    ended = re.findall(r"request (\d+)(?: \S+)? of slow (\w+) after", server.log.read_text())
     assert len({number for number, _ in ended}) == len(ended) == len(statuses) - statuses.count("refused")
     assert sum(how in ("met", "late") for _, how in ended) == statuses.count(200)
 
