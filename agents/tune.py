@@ -34,7 +34,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
-from traces.workload import HIGH, HIGH_WEIGHT, Workload, WorkloadConfig
+from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
 # What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
@@ -79,8 +79,6 @@ class TuneConfig:
         profile: shipped profile by name, or a JSON file written by envs.fit.
         streams: streams of the device.
         high_weight: what a violation of high priority counts in the objective, one of low priority being 1.
-        tolerance: of all trials whose objective is at most so much above the best, as a share of it, the one with the fewest
-            high-priority violations is taken.
         workers: processes; all cores by default.
         out: file to write; results in it that were made with the same settings are kept.
     """
@@ -95,7 +93,6 @@ class TuneConfig:
     profile: str = "cpu2"
     streams: int = 4
     high_weight: float = HIGH_WEIGHT
-    tolerance: float = 0.0
     workers: int | None = None
     out: str = str(TUNED)
 
@@ -124,12 +121,10 @@ class TuningObjective:
         self.sim = Simulator(profile, len(self.workloads), config.streams, room)
         self.high_weight = config.high_weight
 
-    def score(self, policy: Policy) -> tuple[float, float]:
-        """Share of violated weight and share of high-priority requests violated, means over the workloads."""
+    def score(self, policy: Policy) -> float:
+        """Share of violated weight, mean over the workloads."""
         run(self.sim, policy, self.workloads, self.seeds)
-        violated, offered = violations(self.sim.state.count)
-        high = violated[:, HIGH] / np.maximum(offered[:, HIGH], 1)
-        return float(np.mean(weighted_rate(violated, offered, self.high_weight))), float(np.mean(high))
+        return float(np.mean(weighted_rate(*violations(self.sim.state.count), self.high_weight)))
 
 
 def suggest(trial: Any, name: str) -> dict[str, Any]:
@@ -157,27 +152,24 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
     """Tune one policy.
 
     Returns:
-        Entry of the file: "params", the objective "reached", that of the defaults, "default", and the least found, "least".
+        Entry of the file: "params", the objective "reached" and that of the defaults, "default".
     """
     optuna = _optuna()
     profile = training_profile(config.profile)
     objective = TuningObjective(config, profile, capacity_rps)
     defaults = asdict(make_policy(name).params)
-    default, _ = objective.score(make_policy(name, objective.sim.n))
+    default = objective.score(make_policy(name, objective.sim.n))
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
     )
     study.enqueue_trial(inside(name, defaults))
-
-    def attempt(trial: Any) -> float:
-        value, high = objective.score(make_policy(name, objective.sim.n, **suggest(trial, name)))
-        trial.set_user_attr("high", high)
-        return value
-
-    study.optimize(attempt, n_trials=config.budget)
-    close = [trial for trial in study.trials if trial.value <= study.best_value * (1.0 + config.tolerance)]
-    best = min(close, key=lambda trial: trial.user_attrs["high"])
-    return {"params": best.params, "reached": best.value, "default": default, "least": study.best_value}
+    study.optimize(
+        lambda trial: objective.score(make_policy(name, objective.sim.n, **suggest(trial, name))),
+        n_trials=config.budget,
+    )
+    if study.best_value < default:
+        return {"params": study.best_params, "reached": study.best_value, "default": default}
+    return {"params": {k: defaults[k] for k in RANGES[name]}, "reached": default, "default": default}
 
 
 def training_profile(name: str) -> Profile:
