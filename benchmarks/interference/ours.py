@@ -6,16 +6,13 @@ solo time. The columns depend on how a device shares its parts, see benchmarks.i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from benchmarks.interference.coruns import CoRuns
+from benchmarks.interference.forms import Form
 from benchmarks.interference.model import bounded
 from envs.profiles.fit import fit_log_slowdown
 
-Form = Callable[[CoRuns], tuple[csr_matrix, np.ndarray]]
 # Below 1: a batch can beat the median solo run, on a thread that kept its memory or in a fast minute.
 LEAST = 0.3
 
