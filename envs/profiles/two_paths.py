@@ -9,7 +9,7 @@ seen are predicted by the same few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -26,36 +26,42 @@ SHRINK = 0.02  # penalty on the logs of the factors
 ROWS = 6000  # drawn for the second step: enough for so few parameters
 EPS = 1e-9
 STEP = 1e-6  # of a finite difference
+START = (1.2, 0.05, 0.3, -0.05)  # of the slowdown of the device and of the host, and of both offsets, ms
 
 # Takes shares of the device alone and which ranges run now, (N, K) each; returns the slowdown (N, K) of each.
 Slowdown = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class LayerTimes:
+class LayerTimes(NamedTuple):
     """Times of each layer alone, (N_LAYERS,) ms: of the host, of the device for an empty batch, and for each item more."""
 
     host: np.ndarray
     device: np.ndarray
     device_per_item: np.ndarray
 
+    def at(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Time of each layer and the device's part of it, (V, N_LAYERS) ms each, at these numbers of items (V,)."""
+        device = self.device + self.device_per_item * items[:, None]
+        return norm(self.host, device), device
+
+    def sums(self, runs: CoRuns) -> tuple[np.ndarray, np.ndarray]:
+        """Time alone of each range and the device's part of it, (N, K) ms each."""
+        items, at = np.unique(runs.items, return_inverse=True)
+        at = at.reshape(runs.items.shape)
+        both = [np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1) for x in self.at(items)]
+        whole, part = (x[at, runs.end] - x[at, runs.first] for x in both)
+        return whole, part
+
     def paths(self, runs: CoRuns) -> tuple[np.ndarray, np.ndarray]:
         """Time of the host and of the device for each range, (N, K) ms each; their p-norm is its time alone."""
-        items, at = np.unique(runs.items, return_inverse=True)
-        device = self.device + self.device_per_item * items[:, None]
-        both = [_cumulative(x) for x in (_norm(self.host, device), device)]
-        at = at.reshape(runs.items.shape)
-        whole, part = (x[at, runs.end] - x[at, runs.first] for x in both)
+        whole, part = self.sums(runs)
         # Of sums that are themselves smooth maxima, what the device does not need is the host's.
         return np.maximum(whole**SHARPNESS - part**SHARPNESS, 0.0) ** (1.0 / SHARPNESS), part
 
 
-def _norm(host: np.ndarray, device: np.ndarray) -> np.ndarray:
+def norm(host: np.ndarray, device: np.ndarray) -> np.ndarray:
+    """Smooth maximum of the times of both paths."""
     return (host**SHARPNESS + device**SHARPNESS) ** (1.0 / SHARPNESS)
-
-
-def _cumulative(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1)
 
 
 def fit_layers(runs: CoRuns, iterations: int = 400) -> LayerTimes:
@@ -71,8 +77,7 @@ def fit_layers(runs: CoRuns, iterations: int = 400) -> LayerTimes:
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         host, device, per_item = np.exp(theta[:-1]).reshape(3, N_LAYERS)
         offset = np.exp(theta[-1])
-        executed = device + per_item * values[:, None]
-        layer = _norm(host, executed)
+        layer, executed = LayerTimes(host, device, per_item).at(values)
         predicted = (inside * layer[at]).sum(axis=1) + offset
         error = np.log(predicted / ms)
         held = np.clip(error, -HUBER, HUBER)
@@ -118,15 +123,23 @@ def end_ms(alone_ms: np.ndarray, share: np.ndarray, slowdown: Slowdown) -> np.nd
     return now
 
 
+def time_and_share(host: np.ndarray, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Time alone and the device's share of it, from the times of both paths, which are 0 where nothing runs."""
+    time = norm(host, device)
+    return time, np.minimum(device / np.maximum(time, EPS), 1.0)
+
+
 @dataclass(frozen=True)
-class TimesAlone:
-    """Times alone as co-runs show them.
+class TwoPaths:
+    """What is known of a device.
 
     Attributes:
-        layers: fitted to ranges that run alone.
+        layers: times alone.
         host_factor: (M,) on each model's host time.
         device_factor: (M, V) on each model's device time, by ``items``.
         items: (V,) values of CoRuns.items, ascending.
+        device_slowdown: stretch of the device's part for each unit of the co-runners' shares.
+        host_slowdown: stretch of the host's part for each co-runner.
         offset_ms: of a row in which one model runs: hand-over and the last synchronisation.
         offset_more_ms: what it is more where several run.
     """
@@ -135,6 +148,8 @@ class TimesAlone:
     host_factor: np.ndarray
     device_factor: np.ndarray
     items: np.ndarray
+    device_slowdown: float
+    host_slowdown: float
     offset_ms: float
     offset_more_ms: float
 
@@ -150,35 +165,6 @@ class TimesAlone:
         at = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
         return time_and_share(host * self.host_factor[runs.model], device * self.device_factor[runs.model, at])
 
-    def offsets(self, runs: CoRuns) -> np.ndarray:
-        """Hand-over and synchronisation (N,) in ms."""
-        return self.offset_ms + self.offset_more_ms * (runs.running.sum(axis=1) > 1)
-
-    def end_ms(self, runs: CoRuns, slowdown: Slowdown) -> np.ndarray:
-        """Predicted time (N,) until all have ended."""
-        return end_ms(*self.alone(runs), slowdown) + self.offsets(runs)
-
-
-def time_and_share(host: np.ndarray, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Time alone and the device's share of it, from the times of both paths, which are 0 where nothing runs."""
-    time = _norm(host, device)
-    return time, np.minimum(device / np.maximum(time, EPS), 1.0)
-
-
-@dataclass(frozen=True)
-class TwoPaths:
-    """What is known of a device.
-
-    Attributes:
-        times: times alone.
-        device_slowdown: stretch of the device's part for each unit of the co-runners' shares.
-        host_slowdown: stretch of the host's part for each co-runner.
-    """
-
-    times: TimesAlone
-    device_slowdown: float
-    host_slowdown: float
-
     def end_ms(self, runs: CoRuns, pair: np.ndarray | None = None) -> np.ndarray:
         """Predicted time (N,) until all have ended.
 
@@ -188,12 +174,13 @@ class TwoPaths:
         """
 
         def slowdown(share: np.ndarray, running: np.ndarray) -> np.ndarray:
-            slow = slower_path(np.array([self.device_slowdown, self.host_slowdown]), share, running)
+            slow = slower_path((self.device_slowdown, self.host_slowdown), share, running)
             if pair is None:
                 return slow
             return np.maximum(slow * np.exp((pair * running[:, None, :]).sum(axis=2)), 1.0)
 
-        return self.times.end_ms(runs, slowdown)
+        offset = self.offset_ms + self.offset_more_ms * (runs.running.sum(axis=1) > 1)
+        return end_ms(*self.alone(runs), slowdown) + offset
 
 
 def beside(x: np.ndarray) -> np.ndarray:
@@ -201,7 +188,7 @@ def beside(x: np.ndarray) -> np.ndarray:
     return x.sum(axis=1, keepdims=True) - x
 
 
-def slower_path(theta: np.ndarray, share: np.ndarray, running: np.ndarray) -> np.ndarray:
+def slower_path(theta: Sequence[float], share: np.ndarray, running: np.ndarray) -> np.ndarray:
     """Slowdown (N, K) where the slower of both paths counts; ``theta`` is that of the device, then that of the host."""
     device, host = theta
     return np.maximum(1.0 + host * beside(running.astype(float)), share * (1.0 + device * beside(share * running)))
@@ -209,44 +196,9 @@ def slower_path(theta: np.ndarray, share: np.ndarray, running: np.ndarray) -> np
 
 def fit_two_paths(runs: CoRuns, layers: LayerTimes, rows: int = ROWS, seed: int = 0) -> TwoPaths:
     """The whole from co-runs, ranges that run alone among them; ``rows`` of these are drawn."""
-    times, theta = fit_ends(runs, layers, SlowdownForm(slower_path, (1.2, 0.05)), rows, seed)
-    return TwoPaths(times, *theta.tolist())
-
-
-class SlowdownForm(NamedTuple):
-    """A slowdown with free coefficients.
-
-    Attributes:
-        slowdown: takes these, shares of the device alone and which ranges run, (N, K) each; returns slowdowns (N, K).
-        start: coefficients to start from.
-    """
-
-    slowdown: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    start: tuple[float, ...]
-
-    def at(self, theta: np.ndarray) -> Slowdown:
-        """The slowdown with these coefficients."""
-        return partial(self.slowdown, theta)
-
-
-def fit_ends(
-    runs: CoRuns, layers: LayerTimes, form: SlowdownForm, rows: int = ROWS, seed: int = 0
-) -> tuple[TimesAlone, np.ndarray]:
-    """Times alone and coefficients of a slowdown from the ends of co-runs, ranges that run alone among them.
-
-    Least squares on the log of the ends, with an absolute loss for outliers; factors are shrunk to 1.
-
-    Args:
-        runs: the co-runs.
-        layers: fitted to ranges that run alone.
-        form: of the slowdown.
-        rows: co-runs drawn.
-        seed: of the draw.
-    """
-    if len(runs) > rows:
-        runs = runs.take(np.random.default_rng(seed).choice(len(runs), rows, replace=False))
+    runs = drawn(runs, rows, seed)
     items, n_models = np.unique(runs.items), len(MODELS)
-    n_factors, n_form = n_models * (1 + len(items)), len(form.start)
+    n_factors = n_models * (1 + len(items))
     paths = np.stack(layers.paths(runs))
     # Which factor each path of each range has: (2, N, K).
     factor = np.stack([runs.model, n_models + runs.model * len(items) + np.searchsorted(items, runs.items)])
@@ -254,8 +206,8 @@ def fit_ends(
 
     def log_error(theta: np.ndarray, moved: np.ndarray | float = 0.0) -> np.ndarray:
         time, share = time_and_share(*(paths * np.exp(theta[factor] + moved)))
-        offset, more = theta[n_factors + n_form :]
-        end = end_ms(time, share, form.at(theta[n_factors : n_factors + n_form])) + offset + more * several
+        *slopes, offset, more = theta[n_factors:]
+        end = end_ms(time, share, partial(slower_path, slopes)) + offset + more * several
         return np.log(np.maximum(end, EPS) / runs.ms) / root
 
     def errors(theta: np.ndarray) -> np.ndarray:
@@ -274,8 +226,14 @@ def fit_ends(
             out[: len(runs), j] = (log_error(theta + STEP * (np.arange(len(theta)) == j)) - now) / STEP
         return out
 
-    start = np.concatenate([np.zeros(n_factors), form.start, [0.3, -0.05]])
+    start = np.concatenate([np.zeros(n_factors), START])
     found = least_squares(errors, start, jac=slopes, loss="soft_l1", f_scale=HUBER / root, max_nfev=12).x
     host, device = np.split(np.exp(found[:n_factors]), [n_models])
-    theta, (offset, more) = found[n_factors : n_factors + n_form], found[n_factors + n_form :].tolist()
-    return TimesAlone(layers, host, device.reshape(n_models, -1), items, offset, more), theta
+    return TwoPaths(layers, host, device.reshape(n_models, -1), items, *found[n_factors:].tolist())
+
+
+def drawn(runs: CoRuns, rows: int, seed: int = 0) -> CoRuns:
+    """So many of the rows, at random."""
+    if len(runs) <= rows:
+        return runs
+    return runs.take(np.random.default_rng(seed).choice(len(runs), rows, replace=False))
