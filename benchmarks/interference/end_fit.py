@@ -1,13 +1,13 @@
 """A slowdown fitted to the ends of co-runs (envs.profiles.abacus), together with the time alone of every layer.
 
-What a layer needs of the device shows only beside others where the host is slower, so layers must be fitted to co-runs too. That
-is done anew for each slowdown, which leaves none at an advantage: all have the same freedom to explain the ends.
+What a layer needs of the device shows only beside others where the host is slower, so layers must be fitted to co-runs too.
+That is done anew for each slowdown, which leaves none at an advantage: all have the same freedom to explain the ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class SlowdownForm(NamedTuple):
         start: coefficients to start from.
     """
 
-    slowdown: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    slowdown: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
     start: tuple[float, ...]
 
     def at(self, theta: np.ndarray) -> Slowdown:

@@ -27,7 +27,7 @@ def _indicators(index: np.ndarray, n: int, value: np.ndarray | None = None) -> n
 
 def _standard(data: CoRuns, blocks: list[tuple[np.ndarray, float]]) -> tuple[csr_matrix, np.ndarray]:
     """Columns scaled to unit variance, and a free constant; all are 0 where nothing runs beside."""
-    beside = data.there.any(axis=1)
+    beside = np.any(data.there, axis=1)
     x = np.concatenate([b for b, _ in blocks], axis=1)
     penalty = np.concatenate([np.full(b.shape[1], p) for b, p in blocks])
     x = (x - x[beside].mean(axis=0)) / (x[beside].std(axis=0) + 1e-12)
@@ -54,7 +54,7 @@ def _sides(data: CoRuns) -> tuple[_Side, _Side]:
     there = data.there.copy()
     alone = ~there.any(axis=1)
     others[alone, 0], there[alone, 0] = own[alone], True
-    return tuple(_side(data, at, weight) for at, weight in ((own[:, None], np.ones((len(own), 1))), (others, there)))
+    return _side(data, own[:, None], np.ones((len(own), 1))), _side(data, others, there)
 
 
 def _side(data: CoRuns, at: np.ndarray, weight: np.ndarray) -> _Side:
@@ -86,8 +86,8 @@ def throughput_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
     n_models, ratio = int(data.model.max()) + 1, np.log(own.t / other.t)
     shared = np.column_stack([ratio, own.rate * other.rate, np.abs(ratio), own.memory * other.cache])
     aggressor = [
-        sum(_indicators(data.model[them[:, j]], n_models, data.there[:, j] * x[:, j]) for j in range(them.shape[1]))
-        for x in (data.size[them] / data.solo_ms[them], np.ones(them.shape))
+        np.sum([_indicators(data.model[them[:, j]], n_models, x[:, j]) for j in range(them.shape[1])], axis=0)
+        for x in (data.there * data.size[them] / data.solo_ms[them], data.there)
     ]
     victim = [_indicators(data.model[mine], n_models, x) for x in (1.0 / own.size, None)]
     blocks = [(shared, 1e-3), (victim[0], 1e-2), (aggressor[0], 1e-2), (victim[1], 1.0), (aggressor[1], 1.0)]

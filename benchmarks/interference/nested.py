@@ -1,4 +1,4 @@
-"""Which form of our model is taken: chosen on folds of the training data, so that no figure was chosen on what it is judged by."""
+"""Which form of our model is taken: folds of the training data choose, so that no figure was chosen on what it is judged by."""
 
 from __future__ import annotations
 
@@ -49,13 +49,14 @@ class Chosen:
         """Choose the form, then fit it to all training batches; batches that ran beside others are what counts."""
         judged = train & data.beside_others
         fold = even_folds(np.where(judged, data.group, NO_FOLD), self.folds)
+        candidates = {name: Ours(forms) for name, forms in CANDIDATES.items()}
 
         def log_error(name: str, held: np.ndarray) -> np.ndarray:
-            ours = Ours(CANDIDATES[name]).fit(data, train & ~held)
+            ours = candidates[name].fit(data, train & ~held)
             return np.log(finish(data, ours.slowdown(data)) / data.exec_ms)[held]
 
-        self.form = choose(CANDIDATES, fold, log_error)
-        self.fitted = Ours(CANDIDATES[self.form]).fit(data, train)
+        self.form = choose(candidates, fold, log_error)
+        self.fitted = candidates[self.form].fit(data, train)
         return self
 
     def slowdown(self, data: CoRuns) -> np.ndarray:
