@@ -1,15 +1,19 @@
 """How well interference is predicted, on unseen co-locations: ``python -m benchmarks.predictor``.
 
-Three data sets (public V100 pairs, public DISB workloads, our CPU campaign), the models of benchmarks.interference side by
-side, the scheduler's own predictor replayed over the campaign (predict, then update), its calibration, its recovery after
-shifts, and its cost. Public data that is absent is skipped with a message, and its figures are null.
+Four data sets (public A100 co-runs, V100 pairs and DISB workloads, our CPU campaign), the models of benchmarks.interference
+compared, the scheduler's own predictor replayed over the campaign (predict, then update), its calibration, its recovery
+after shifts, and its cost. The form of our model is chosen on folds of the training data each time. Public data that is
+absent is skipped with a message, and its figures are null.
 """
 
 from __future__ import annotations
 
 import sys
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +22,19 @@ import numpy as np
 from benchmarks.common import pictures
 from benchmarks.common.command import as_command
 from benchmarks.common.tables import pivot_table
-from benchmarks.interference import forms, models
+from benchmarks.common.timing import one_thread
+from benchmarks.interference import a100, models, simulated
 from benchmarks.interference.coruns import CoRuns, errors, finish, folds, start_only
 from benchmarks.interference.cross_validation import adapt, cross_validate, repeat_gaps, repeats_of
 from benchmarks.interference.loaders import campaign, disb, find, igniter_v100
 from benchmarks.interference.online import Shift, shifts, split, update_cost_us
-from benchmarks.interference.ours import Form
 from envs.profiles import fit
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, log_of
 from traces.measurements import Measurements
 
+LOAD = 0.9  # of the simulated A100, at which its quantiles are judged
+QUICK_MS, FULL_MS = 10_000.0, 60_000.0  # simulated for that
 DATA = Path(__file__).resolve().parent.parent / "traces" / "data"
 
 
@@ -41,17 +47,19 @@ class PredictorBenchmark:
         repeats: folder of a campaign on the same machine that plays each co-location several times, on more streams.
         data: folder of the public sets; by default $STRAIT_DATA or shared/data.
         figure: PNG to write.
+        full: each pair of the A100 held out alone, and more rows in each fit (a quarter of an hour).
     """
 
     measurements: str = str(DATA / "cpu2")
     repeats: str = str(DATA / "cpu2-repeats")
     data: str | None = None
     figure: str | None = None
+    full: bool = False
 
 
-def slowdowns(data: CoRuns, own_forms: tuple[Form, ...], boosting: bool, fold: np.ndarray) -> dict[str, np.ndarray]:
+def slowdowns(data: CoRuns, boosting: bool, fold: np.ndarray) -> dict[str, np.ndarray]:
     """Slowdowns (S,) by model, each piece from a model that never saw its fold."""
-    return {name: cross_validate(data, make, fold) for name, make in models(own_forms, boosting).items()}
+    return {name: cross_validate(data, make, fold) for name, make in models(boosting=boosting).items()}
 
 
 def judge(title: str, data: CoRuns, result: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -68,7 +76,7 @@ def measure_public(config: PredictorBenchmark, boosting: bool) -> dict[str, dict
         print("skipped igniter_v100: not found; see --data")
     else:
         data = igniter_v100.load(folder)
-        slow = slowdowns(data, (forms.duration_form, forms.throughput_form), boosting, data.group)
+        slow = slowdowns(data, boosting, data.group)
         result = {name: finish(data, s) for name, s in slow.items()}
         result["ours, online"] = adapt(data, result["ours"])
         pairs = judge(f"igniter_v100: {len(data.variant)} latencies, one model pair left out at a time", data, result)
@@ -77,10 +85,10 @@ def measure_public(config: PredictorBenchmark, boosting: bool) -> dict[str, dict
         print("skipped disb: disb or glet not found; see --data")
     else:
         data = disb.load(folder, glet)
-        slow = slowdowns(data, (forms.open_form,), boosting, data.group)
+        slow = slowdowns(data, boosting, data.group)
         title = f"disb: {len(data.variant)} latencies, one workload left out at a time; utilisations are of relatives"
         workloads = judge(title, data, {name: finish(data, s) for name, s in slow.items()})
-    names = {"static": "ours", "online": "ours, online", "gpulet": "gpulet-linear", "solo": "solo"}
+    names = {"static": "ours", "online": "ours, online", "gpulet": "gpulet-linear", "ridge": "ridge", "solo": "solo"}
     return {
         data_set: {key: found[names[key]]["mape"] if found else None for key in keys}
         for data_set, found, keys in (("igniter_v100", pairs, names), ("disb", workloads, ("static", "gpulet")))
@@ -93,18 +101,13 @@ def by_count(predicted: np.ndarray, data: CoRuns, which: np.ndarray) -> dict[int
     return {n: errors(predicted[at], data.exec_ms[at]) for n, at in parts.items() if at.sum() >= 10}
 
 
-def with_corunners(data: CoRuns) -> np.ndarray:
-    """(N,) batches that ran beside others."""
-    return ~data.alone & (data.n_corunners > 0)
-
-
 def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tables of the CPU campaign: offline models, then the scheduler's predictor. Returns figures and what is drawn."""
     measurements = Measurements.load(config.measurements)
     streams = measurements.machine.streams
     data = campaign.load(measurements)
-    co = with_corunners(data)
-    slow = slowdowns(data, (forms.cores_form,), boosting, folds(data.group, 3))
+    co = data.beside_others
+    slow = slowdowns(data, boosting, folds(data.group, 3))
     result = {name: finish(data, s) for name, s in slow.items()}
     result["ours, set at start"] = start_only(data, slow["ours"])
     train, test, unseen = split(measurements, data.group)
@@ -137,13 +140,17 @@ def measure_campaign(config: PredictorBenchmark, boosting: bool) -> tuple[dict[s
         "floor": repeatability(config, profile),
     }
     recovery = max((shift.recovery for shift in tried), default=None)
-    cost_us = update_cost_us(profile, streams)
-    print(f"predict and update: {cost_us:.2f} us per batch, no allocation (compiled without a heap)")
-    drawn = {"data": data, "co": co, "result": result, "shifts": tried}
-    return {"cpu": figures, "recovery_batches": recovery, "coverage": cover, "update_us": cost_us}, drawn
+    drawn = {
+        "data": data,
+        "co": co,
+        "result": result,
+        "shifts": tried,
+        "cost_us": partial(update_cost_us, profile, streams),
+    }
+    return {"cpu": figures, "recovery_batches": recovery, "coverage": cover}, drawn
 
 
-def coverage(profile: Profile, streams: int, log: Log) -> dict[str, float]:
+def coverage(profile: Profile, streams: int, log: Log) -> dict[str, Any]:
     """Coverage in percent of the 90 and 95 % quantiles over all batches of runs that the prior never saw.
 
     All of them, since no one knows at dispatch which batches will get co-runners. The first quarter is left to learning.
@@ -169,7 +176,7 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
         print(f"skipped repeats: {config.repeats} has other models or batch sizes than {config.measurements}")
         return None
     data = campaign.load(measurements)
-    co, known, log = with_corunners(data), np.zeros(len(data.variant)), log_of(measurements)
+    co, known, log = data.beside_others, np.zeros(len(data.variant)), log_of(measurements)
     known[log.row] = MeasuredReplay(profile, machine.streams).run(log).known_ms
     gaps, at = repeat_gaps(repeats_of(measurements), np.log(data.exec_ms / known), co, data.start_ms)
     parts = {str(n): (gaps[data.n_corunners[at] == n], e) for n, e in by_count(known, data, co).items()}
@@ -192,6 +199,23 @@ def repeatability(config: PredictorBenchmark, profile: Profile) -> dict[str, Any
         "online_p90": whole["error_p90"],
         "online_by_co_runners": {n: figures["error"] for n, figures in found.items()},
     }
+
+
+def measure_a100(folder: Path | None, studied: Future[dict[str, a100.Judged]] | None) -> dict[str, Any]:
+    """Tables of the A100: models on unseen co-runs, and how the simulated device compares with the measured one."""
+    if folder is None or studied is None:
+        print("skipped abacus_a100: not found; see --data")
+        return {"pair": None, "triple": None, "mig": None, "simulated": None}
+    figures: dict[str, Any] = {}
+    for name, judged in studied.result().items():
+        chosen = ", ".join(f"{form} ({n} x)" for form, n in judged.chosen.items())
+        print(f"\nA100, unseen {name}: {len(judged.measured_ms)} ends; form chosen: {chosen} (errors in %)")
+        print(pivot_table(judged.errors))
+        figures[name] = {model: found["mape"] for model, found in judged.errors.items()}
+    figures["simulated"] = {name: errors(*ends)["mape"] for name, ends in simulated.whole_co_runs(folder).items()}
+    print("\nA100, whole models side by side as the simulator ends them, against the measured medians (errors in %)")
+    print(pivot_table({"simulated": figures["simulated"]}))
+    return figures
 
 
 def draw(data: CoRuns, co: np.ndarray, result: dict[str, np.ndarray], shifts: list[Shift]) -> Any:
@@ -225,13 +249,23 @@ def measure(config: PredictorBenchmark) -> dict[str, Any]:
     boosting = find_spec("sklearn") is not None
     if not boosting:
         print("skipped boosting: it needs scikit-learn; pip install strait-rl[bench]")
-    public = measure_public(config, boosting)
-    measured, drawn = measure_campaign(config, boosting)
-    figures = public | measured
+    folder, effort = find("abacus_a100", config.data), a100.FULL if config.full else a100.QUICK
+    # The longest part has a core of its own.
+    with one_thread(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        studied = pool.submit(a100.study, folder, effort, boosting) if folder else None
+        public = measure_public(config, boosting)
+        campaign_figures, drawn = measure_campaign(config, boosting)
+        profile = Profile.load("gpu-a100")
+        print(f"\n{profile.name}, simulated under Strait at load {LOAD}")
+        log = simulated.served_log(profile, LOAD, FULL_MS if config.full else QUICK_MS)
+        campaign_figures["coverage"]["a100"] = coverage(profile, simulated.STREAMS, log)
+        figures = {"a100": measure_a100(folder, studied)} | public | campaign_figures
+    cost_us = drawn.pop("cost_us")()
+    print(f"predict and update: {cost_us:.2f} us per batch, no allocation (compiled without a heap)")
     if config.figure is not None:
         pictures.save(draw(**drawn), config.figure)
         print(f"figure: {config.figure}")
-    return figures
+    return figures | {"update_us": cost_us}
 
 
 main = as_command(measure, PredictorBenchmark, "predictor", __doc__, tabulate=None)

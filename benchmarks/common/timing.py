@@ -7,6 +7,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 from traces.machine import cpu_name
@@ -25,6 +27,18 @@ def alternate(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
         for name, run in runs.items():
             got[name].append(run())
     return {name: statistics.median(values) for name, values in got.items()}
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Within it BLAS and OpenMP use one thread, where threadpoolctl is installed (it comes with scikit-learn).
+
+    Processes side by side that each take all cores wait for each other.
+    """
+    if find_spec("threadpoolctl") is None:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def timed(work: Callable[[], Any]) -> float:

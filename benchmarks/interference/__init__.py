@@ -9,15 +9,20 @@ from collections.abc import Callable
 
 from benchmarks.interference.baselines import Boosting, Constant, GpuletLinear, Ridge, Solo
 from benchmarks.interference.model import OfflineModel
-from benchmarks.interference.ours import Form, Ours
+from benchmarks.interference.nested import Chosen
 
 
-def models(forms: tuple[Form, ...], boosting: bool = True) -> dict[str, Callable[[], OfflineModel]]:
-    """Constructors of all models by name; ours has the given forms, and boosting needs scikit-learn."""
+def models(inner_folds: int = 4, boosting: bool = True) -> dict[str, Callable[[], OfflineModel]]:
+    """Constructors of all models by name.
+
+    Args:
+        inner_folds: of the training data, on which the form of ours is chosen.
+        boosting: whether scikit-learn is there.
+    """
     compared: dict[str, Callable[[], OfflineModel]] = {
         "solo": Solo,
         "constant": Constant,
         "gpulet-linear": GpuletLinear,
         "ridge": Ridge,
     }
-    return compared | ({"boosting": Boosting} if boosting else {}) | {"ours": lambda: Ours(forms)}
+    return compared | ({"boosting": Boosting} if boosting else {}) | {"ours": lambda: Chosen(inner_folds)}

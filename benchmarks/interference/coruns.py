@@ -61,6 +61,11 @@ class CoRuns(Segments):
         return out
 
     @property
+    def beside_others(self) -> np.ndarray:
+        """(N,) batches that ran beside others."""
+        return ~self.alone & (self.n_corunners > 0)
+
+    @property
     def first(self) -> np.ndarray:
         """(N,) first piece of each batch."""
         return np.unique(self.batch, return_index=True)[1]

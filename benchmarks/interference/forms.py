@@ -1,18 +1,21 @@
-"""Columns of our offline model for four ways in which a device is shared.
+"""Columns of our offline model for the ways in which a device is shared: the candidates that every data set chooses from.
 
-Each function gives the columns (S, C) of a piece's log slowdown and the ridge penalty of each column.
+Each function gives the columns (S, C) of a piece's log slowdown and the ridge penalty of each column. All of them hold for any
+number of co-runners, none included. benchmarks.interference.nested makes the choice, on training data alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
-from benchmarks.interference.coruns import CoRuns
+from benchmarks.interference.coruns import CoRuns, demand_features
 from envs.profiles.fit import demand_products
+
+Form = Callable[[CoRuns], tuple[csr_matrix, np.ndarray]]
 
 
 def _indicators(index: np.ndarray, n: int, value: np.ndarray | None = None) -> np.ndarray:
@@ -22,18 +25,22 @@ def _indicators(index: np.ndarray, n: int, value: np.ndarray | None = None) -> n
     return out
 
 
-def _standard(blocks: list[tuple[np.ndarray, float]]) -> tuple[csr_matrix, np.ndarray]:
-    """Columns scaled to unit variance behind a free constant."""
+def _standard(data: CoRuns, blocks: list[tuple[np.ndarray, float]]) -> tuple[csr_matrix, np.ndarray]:
+    """Columns scaled to unit variance, and a free constant; all are 0 where nothing runs beside."""
+    beside = np.any(data.there, axis=1)
     x = np.concatenate([b for b, _ in blocks], axis=1)
     penalty = np.concatenate([np.full(b.shape[1], p) for b, p in blocks])
-    x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-12)
-    return csr_matrix(np.concatenate([np.ones((len(x), 1)), x], axis=1)), np.concatenate(([1e-9], penalty))
+    x = (x - x[beside].mean(axis=0)) / (x[beside].std(axis=0) + 1e-12)
+    constant = np.ones((len(x), 1))
+    return csr_matrix(beside[:, None] * np.concatenate([constant, x], axis=1)), np.concatenate(([1e-9], penalty))
 
 
 class _Side(NamedTuple):
-    """One batch of each pair, all (S,): model index, solo time, batch size, demands on memory and cache, throughput alone."""
+    """A batch or its co-runners, all (S,): solo time, batch size, demands on memory and cache, throughput alone.
 
-    model: np.ndarray
+    Several co-runners count with their mean time and size, and the sums of the rest.
+    """
+
     t: np.ndarray
     size: np.ndarray
     memory: np.ndarray
@@ -41,41 +48,55 @@ class _Side(NamedTuple):
     rate: np.ndarray
 
 
-def _sides(data: CoRuns) -> Iterator[_Side]:
-    """The batch of each piece, and its only co-runner."""
-    own, other = data.variants()
-    for at in (own, other[:, 0]):
-        t, size = data.solo_ms[at], data.size[at]
-        yield _Side(data.model[at], t, size, data.demand[at, 1], data.demand[at, 2], size / t)
+def _sides(data: CoRuns) -> tuple[_Side, _Side]:
+    """The batch of each piece, and its co-runners; where there is none, itself."""
+    own, others = data.variants()
+    there = data.there.copy()
+    alone = ~there.any(axis=1)
+    others[alone, 0], there[alone, 0] = own[alone], True
+    return _side(data, own[:, None], np.ones((len(own), 1))), _side(data, others, there)
+
+
+def _side(data: CoRuns, at: np.ndarray, weight: np.ndarray) -> _Side:
+    """The variants (S, J) that count with a weight (S, J)."""
+    t, size = data.solo_ms[at], data.size[at]
+    sums = [(weight * x).sum(axis=1) for x in (t, size, data.demand[at, 1], data.demand[at, 2], size / t)]
+    n = weight.sum(axis=1)
+    return _Side(sums[0] / n, sums[1] / n, *sums[2:])
 
 
 def duration_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
-    """Two batches on parts of one device, seen through their durations.
+    """Batches on parts of one device, seen through their durations.
 
     A batch that is short beside its co-runner meets it at every moment; one that is long meets its pauses too. A model
     of many short kernels pays for scheduling, more for each at small batches (1 / T, 1 / size by model).
     """
     own, other = _sides(data)
-    n_models = len(np.unique(data.model))
+    n_models, model = int(data.model.max()) + 1, data.model[data.variants()[0]]
     relative = [own.t / (own.t + other.t), np.abs(np.log(own.t / other.t)), own.rate / other.t]
     demand = [other.memory * other.cache, own.cache * other.cache, own.memory * np.log(own.t)]
-    launch = [_indicators(own.model, n_models, 1.0 / of) for of in (own.t, own.size)]
-    return _standard([(np.column_stack(relative + demand), 1e-3), *((block, 1e-2) for block in launch)])
+    launch = [_indicators(model, n_models, 1.0 / of) for of in (own.t, own.size)]
+    return _standard(data, [(np.column_stack(relative + demand), 1e-3), *((block, 1e-2) for block in launch)])
 
 
 def throughput_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
-    """Two batches on parts of one device, seen through their throughputs, with shrunk effects of victim and aggressor."""
+    """Batches on parts of one device, seen through their throughputs, with shrunk effects of victim and aggressor."""
     own, other = _sides(data)
-    n_models, ratio = len(np.unique(data.model)), np.log(own.t / other.t)
+    mine, them = data.variants()
+    n_models, ratio = int(data.model.max()) + 1, np.log(own.t / other.t)
     shared = np.column_stack([ratio, own.rate * other.rate, np.abs(ratio), own.memory * other.cache])
-    blocks = [
-        (shared, 1e-3),
-        (_indicators(own.model, n_models, 1.0 / own.size), 1e-2),
-        (_indicators(other.model, n_models, other.rate), 1e-2),
-        (_indicators(own.model, n_models), 1.0),
-        (_indicators(other.model, n_models), 1.0),
+    aggressor = [
+        np.sum([_indicators(data.model[them[:, j]], n_models, x[:, j]) for j in range(them.shape[1])], axis=0)
+        for x in (data.there * data.size[them] / data.solo_ms[them], data.there)
     ]
-    return _standard(blocks)
+    victim = [_indicators(data.model[mine], n_models, x) for x in (1.0 / own.size, None)]
+    blocks = [(shared, 1e-3), (victim[0], 1e-2), (aggressor[0], 1e-2), (victim[1], 1.0), (aggressor[1], 1.0)]
+    return _standard(data, blocks)
+
+
+def demand_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
+    """Counts and demands of both sides and their products, as the scheduler's predictor has them, without any model's own."""
+    return _standard(data, [(demand_features(data), 1e-3)])
 
 
 def open_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
@@ -118,3 +139,14 @@ def cores_form(data: CoRuns) -> tuple[csr_matrix, np.ndarray]:
     x = hstack([csr_matrix(dense), effects, away], format="csr")
     n_effects = effects.shape[1] + n_variants
     return x, np.repeat([1e-6, 1e-4, 2e-4], [2, dense.shape[1] - 2, n_effects])
+
+
+# The candidates by name; where there are several forms, their log slowdowns are averaged.
+CANDIDATES: dict[str, tuple[Form, ...]] = {
+    "durations": (duration_form,),
+    "throughputs": (throughput_form,),
+    "durations and throughputs": (duration_form, throughput_form),
+    "demands": (demand_form,),
+    "open": (open_form,),
+    "cores": (cores_form,),
+}

@@ -6,16 +6,14 @@ solo time. The columns depend on how a device shares its parts, see benchmarks.i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from benchmarks.interference.coruns import CoRuns
+from benchmarks.interference.forms import Form
 from benchmarks.interference.model import bounded
 from envs.profiles.fit import fit_log_slowdown
 
-Form = Callable[[CoRuns], tuple[csr_matrix, np.ndarray]]
 # Below 1: a batch can beat the median solo run, on a thread that kept its memory or in a fast minute.
 LEAST = 0.3
 
@@ -30,17 +28,23 @@ class Ours:
     def __init__(self, forms: tuple[Form, ...]) -> None:
         self.forms = forms
         self.thetas: list[np.ndarray] = []
+        self.data: CoRuns | None = None
+
+    def columns(self, data: CoRuns) -> list[tuple[csr_matrix, np.ndarray]]:
+        """What each form gives for the data; kept, since a fit is often repeated on other batches of the same data."""
+        if self.data is not data:
+            self.data, self.kept = data, [form(data) for form in self.forms]
+        return self.kept
 
     def fit(self, data: CoRuns, train: np.ndarray) -> Ours:
         """Fit each form to the training batches."""
         self.thetas = []
-        for form in self.forms:
-            x, penalty = form(data)
+        for x, penalty in self.columns(data):
             start, log_solo = np.zeros(x.shape[1]), np.log(data.batch_solo_ms)
             self.thetas.append(fit_log_slowdown(data, x, log_solo, penalty, start, train=train))
         return self
 
     def slowdown(self, data: CoRuns) -> np.ndarray:
         """Slowdown of each piece (S,)."""
-        logs = [form(data)[0] @ theta for form, theta in zip(self.forms, self.thetas)]
+        logs = [x @ theta for (x, _), theta in zip(self.columns(data), self.thetas, strict=True)]
         return bounded(np.exp(np.mean(logs, axis=0)), LEAST)

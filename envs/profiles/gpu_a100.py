@@ -10,7 +10,7 @@ Copies follow from sizes, with bandwidths from public measurements; the cost of 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,7 @@ def build(data: Path, name: str = "gpu-a100") -> Profile:
     for b, size in enumerate(SIZES):
         runs_alone = whole_models(source, size)
         measured = whole_models(source, max(size, LEAST_MEASURED))
-        time, used = paths.alone(replace(runs_alone, ms=runs_alone.ms), factors_of=measured.items)
+        time, used = paths.alone(runs_alone, factors_of=measured.items)
         solo[:, b], share[:, b] = time[:, 0], used[:, 0]
     index = np.array([MODELS.index(model) for model, _ in source])
     by_model = logs[np.ix_(index, index)]

@@ -9,7 +9,10 @@ seen are predicted by the same few numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares, minimize
@@ -22,32 +25,43 @@ SMOOTH = 3e-4  # penalty on the squared difference of the logs of neighbouring l
 SHRINK = 0.02  # penalty on the logs of the factors
 ROWS = 6000  # drawn for the second step: enough for so few parameters
 EPS = 1e-9
+STEP = 1e-6  # of a finite difference
+START = (1.2, 0.05, 0.3, -0.05)  # of the slowdown of the device and of the host, and of both offsets, ms
+
+# Takes shares of the device alone and which ranges run now, (N, K) each; returns the slowdown (N, K) of each.
+Slowdown = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class LayerTimes:
+class LayerTimes(NamedTuple):
     """Times of each layer alone, (N_LAYERS,) ms: of the host, of the device for an empty batch, and for each item more."""
 
     host: np.ndarray
     device: np.ndarray
     device_per_item: np.ndarray
 
+    def at(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Time of each layer and the device's part of it, (V, N_LAYERS) ms each, at these numbers of items (V,)."""
+        device = self.device + self.device_per_item * items[:, None]
+        return norm(self.host, device), device
+
     def sums(self, runs: CoRuns) -> tuple[np.ndarray, np.ndarray]:
         """Time alone of each range and the device's part of it, (N, K) ms each."""
         items, at = np.unique(runs.items, return_inverse=True)
-        device = self.device + self.device_per_item * items[:, None]
-        both = [_cumulative(x) for x in (_norm(self.host, device), device)]
         at = at.reshape(runs.items.shape)
+        both = [np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1) for x in self.at(items)]
         whole, part = (x[at, runs.end] - x[at, runs.first] for x in both)
         return whole, part
 
+    def paths(self, runs: CoRuns) -> tuple[np.ndarray, np.ndarray]:
+        """Time of the host and of the device for each range, (N, K) ms each; their p-norm is its time alone."""
+        whole, part = self.sums(runs)
+        # Of sums that are themselves smooth maxima, what the device does not need is the host's.
+        return np.maximum(whole**SHARPNESS - part**SHARPNESS, 0.0) ** (1.0 / SHARPNESS), part
 
-def _norm(host: np.ndarray, device: np.ndarray) -> np.ndarray:
+
+def norm(host: np.ndarray, device: np.ndarray) -> np.ndarray:
+    """Smooth maximum of the times of both paths."""
     return (host**SHARPNESS + device**SHARPNESS) ** (1.0 / SHARPNESS)
-
-
-def _cumulative(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((len(x), 1)), np.cumsum(x, axis=1)], axis=1)
 
 
 def fit_layers(runs: CoRuns, iterations: int = 400) -> LayerTimes:
@@ -63,8 +77,7 @@ def fit_layers(runs: CoRuns, iterations: int = 400) -> LayerTimes:
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         host, device, per_item = np.exp(theta[:-1]).reshape(3, N_LAYERS)
         offset = np.exp(theta[-1])
-        executed = device + per_item * values[:, None]
-        layer = _norm(host, executed)
+        layer, executed = LayerTimes(host, device, per_item).at(values)
         predicted = (inside * layer[at]).sum(axis=1) + offset
         error = np.log(predicted / ms)
         held = np.clip(error, -HUBER, HUBER)
@@ -87,6 +100,33 @@ def fit_layers(runs: CoRuns, iterations: int = 400) -> LayerTimes:
         loss, np.append(start, np.log(0.3)), jac=True, method="L-BFGS-B", options={"maxiter": iterations}
     ).x
     return LayerTimes(*np.exp(found[:-1]).reshape(3, N_LAYERS))
+
+
+def end_ms(alone_ms: np.ndarray, share: np.ndarray, slowdown: Slowdown) -> np.ndarray:
+    """Time (N,) until all of each co-run have ended that began together.
+
+    Args:
+        alone_ms: (N, K) time alone of each range, 0 where a model does nothing.
+        share: (N, K) the device's share of it.
+        slowdown: what each is slowed by while some run.
+    """
+    left, now = alone_ms, np.zeros(len(alone_ms))
+    for _ in range(left.shape[1]):
+        running = left > EPS
+        slow = slowdown(share, running)
+        finish = np.where(running, left * slow, np.inf)
+        step = finish.min(axis=1)
+        step[~np.isfinite(step)] = 0.0
+        now += step
+        left = np.where(finish > step[:, None] * (1.0 + 1e-9), left - step[:, None] / slow, 0.0)
+        left[~running] = 0.0
+    return now
+
+
+def time_and_share(host: np.ndarray, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Time alone and the device's share of it, from the times of both paths, which are 0 where nothing runs."""
+    time = norm(host, device)
+    return time, np.minimum(device / np.maximum(time, EPS), 1.0)
 
 
 @dataclass(frozen=True)
@@ -120,61 +160,80 @@ class TwoPaths:
             runs: the ranges.
             factors_of: (N, K) items whose factors are taken where their own were not measured.
         """
-        whole, part = self.layers.sums(runs)
-        # Of sums that are themselves smooth maxima, what the device does not need is the host's.
-        host = np.maximum(whole**SHARPNESS - part**SHARPNESS, 0.0) ** (1.0 / SHARPNESS) * self.host_factor[runs.model]
+        host, device = self.layers.paths(runs)
         items = runs.items if factors_of is None else factors_of
         at = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
-        device = part * self.device_factor[runs.model, at]
-        time = np.where(runs.running, _norm(host, device), 0.0)
-        return time, np.where(runs.running, np.minimum(device / np.maximum(time, EPS), 1.0), 0.0)
-
-    def slowdown(self, share: np.ndarray, running: np.ndarray, pair: np.ndarray | None) -> np.ndarray:
-        """Slowdown (N, K) of each range while those run that do, by their shares of the device (N, K).
-
-        Args:
-            share: of the device, alone.
-            running: which ranges run now.
-            pair: (N, K, K) log of a factor on each range (second axis) for each other that runs; None: there is none.
-        """
-        mine = share * running
-        beside = mine.sum(axis=1, keepdims=True) - mine
-        others = running.sum(axis=1, keepdims=True) - running
-        slow = np.maximum(1.0 + self.host_slowdown * others, share * (1.0 + self.device_slowdown * beside))
-        return slow if pair is None else np.maximum(slow * np.exp((pair * running[:, None, :]).sum(axis=2)), 1.0)
+        return time_and_share(host * self.host_factor[runs.model], device * self.device_factor[runs.model, at])
 
     def end_ms(self, runs: CoRuns, pair: np.ndarray | None = None) -> np.ndarray:
-        """Predicted time (N,) until all have ended; ``pair`` as for ``slowdown``."""
-        left, share = self.alone(runs)
-        several = (left > 0).sum(axis=1) > 1
-        now = np.zeros(len(left))
-        for _ in range(left.shape[1]):
-            running = left > EPS
-            slow = self.slowdown(share, running, pair)
-            finish = np.where(running, left * slow, np.inf)
-            step = finish.min(axis=1)
-            step[~np.isfinite(step)] = 0.0
-            now += step
-            left = np.where(finish > step[:, None] * (1.0 + 1e-9), left - step[:, None] / slow, 0.0)
-            left[~running] = 0.0
-        return now + self.offset_ms + self.offset_more_ms * several
+        """Predicted time (N,) until all have ended.
+
+        Args:
+            runs: the co-runs.
+            pair: (N, K, K) log of a factor on each range (second axis) for each other that runs; None: there is none.
+        """
+
+        def slowdown(share: np.ndarray, running: np.ndarray) -> np.ndarray:
+            slow = slower_path((self.device_slowdown, self.host_slowdown), share, running)
+            if pair is None:
+                return slow
+            return np.maximum(slow * np.exp((pair * running[:, None, :]).sum(axis=2)), 1.0)
+
+        offset = self.offset_ms + self.offset_more_ms * (runs.running.sum(axis=1) > 1)
+        return end_ms(*self.alone(runs), slowdown) + offset
+
+
+def beside(x: np.ndarray) -> np.ndarray:
+    """Sum (N, K) over the others of each row."""
+    return x.sum(axis=1, keepdims=True) - x
+
+
+def slower_path(theta: Sequence[float], share: np.ndarray, running: np.ndarray) -> np.ndarray:
+    """Slowdown (N, K) where the slower of both paths counts; ``theta`` is that of the device, then that of the host."""
+    device, host = theta
+    return np.maximum(1.0 + host * beside(running.astype(float)), share * (1.0 + device * beside(share * running)))
 
 
 def fit_two_paths(runs: CoRuns, layers: LayerTimes, rows: int = ROWS, seed: int = 0) -> TwoPaths:
     """The whole from co-runs, ranges that run alone among them; ``rows`` of these are drawn."""
-    if len(runs) > rows:
-        runs = runs.take(np.random.default_rng(seed).choice(len(runs), rows, replace=False))
-    items = np.unique(runs.items)
-    n_factors = len(MODELS) * (1 + len(items))
+    runs = drawn(runs, rows, seed)
+    items, n_models = np.unique(runs.items), len(MODELS)
+    n_factors = n_models * (1 + len(items))
+    paths = np.stack(layers.paths(runs))
+    # Which factor each path of each range has: (2, N, K).
+    factor = np.stack([runs.model, n_models + runs.model * len(items) + np.searchsorted(items, runs.items)])
+    several, root = runs.running.sum(axis=1) > 1, np.sqrt(len(runs))
 
-    def model(theta: np.ndarray) -> TwoPaths:
-        factors = np.exp(theta[:n_factors])
-        host, device = factors[: len(MODELS)], factors[len(MODELS) :].reshape(len(MODELS), len(items))
-        return TwoPaths(layers, host, device, items, *theta[n_factors:].tolist())
+    def log_error(theta: np.ndarray, moved: np.ndarray | float = 0.0) -> np.ndarray:
+        time, share = time_and_share(*(paths * np.exp(theta[factor] + moved)))
+        *slopes, offset, more = theta[n_factors:]
+        end = end_ms(time, share, partial(slower_path, slopes)) + offset + more * several
+        return np.log(np.maximum(end, EPS) / runs.ms) / root
 
     def errors(theta: np.ndarray) -> np.ndarray:
-        error = np.log(np.maximum(model(theta).end_ms(runs), EPS) / runs.ms) / np.sqrt(len(runs))
-        return np.append(error, SHRINK * theta[:n_factors] / np.sqrt(n_factors))
+        return np.append(log_error(theta), SHRINK * theta[:n_factors] / np.sqrt(n_factors))
 
-    start = np.append(np.zeros(n_factors), [1.2, 0.05, 0.3, -0.05])
-    return model(least_squares(errors, start, loss="soft_l1", f_scale=HUBER / np.sqrt(len(runs)), max_nfev=12).x)
+    def slopes(theta: np.ndarray) -> np.ndarray:
+        # A factor moves only the rows with its model, so one difference for each place of a row gives the slopes of all.
+        out = np.zeros((len(runs) + n_factors, len(theta)))
+        out[len(runs) + np.arange(n_factors), np.arange(n_factors)] = SHRINK / np.sqrt(n_factors)
+        now, row = log_error(theta), np.arange(len(runs))
+        for path, place in np.ndindex(len(factor), runs.model.shape[1]):
+            moved = np.zeros(factor.shape)
+            moved[path, :, place] = STEP
+            out[row, factor[path, :, place]] += (log_error(theta, moved) - now) / STEP
+        for j in range(n_factors, len(theta)):
+            out[: len(runs), j] = (log_error(theta + STEP * (np.arange(len(theta)) == j)) - now) / STEP
+        return out
+
+    start = np.concatenate([np.zeros(n_factors), START])
+    found = least_squares(errors, start, jac=slopes, loss="soft_l1", f_scale=HUBER / root, max_nfev=12).x
+    host, device = np.split(np.exp(found[:n_factors]), [n_models])
+    return TwoPaths(layers, host, device.reshape(n_models, -1), items, *found[n_factors:].tolist())
+
+
+def drawn(runs: CoRuns, rows: int, seed: int = 0) -> CoRuns:
+    """So many of the rows, at random."""
+    if len(runs) <= rows:
+        return runs
+    return runs.take(np.random.default_rng(seed).choice(len(runs), rows, replace=False))

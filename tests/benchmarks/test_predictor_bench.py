@@ -121,11 +121,15 @@ def test_the_benchmark_prints_its_figures_last(profile: Profile, campaign: Measu
     assert bench.main([*arguments, "--figure", str(figure)]) == 0
     out = capsys.readouterr().out
     assert "skipped igniter_v100" in out and "skipped disb" in out and "skipped repeats" in out
+    assert "skipped abacus_a100" in out
     line = json.loads(out.splitlines()[-1])
-    assert set(line) == {"machine", "igniter_v100", "cpu", "disb", "recovery_batches", "coverage", "update_us"}
+    assert set(line) == {"machine", "igniter_v100", "cpu", "disb", "recovery_batches", "coverage", "update_us", "a100"}
     assert set(line["igniter_v100"].values()) == {None} and set(line["disb"].values()) == {None}
     assert set(line["cpu"]) == {"online", "static", "gpulet", "coarse", "p90", "floor"}
-    assert set(line["coverage"]) == {"90", "95"}
+    assert set(line["a100"]) == {"pair", "triple", "mig", "simulated"} and set(line["a100"].values()) == {None}
+    assert set(line["coverage"]) == {"90", "95", "a100"}
+    assert line["coverage"]["a100"]["90"] == pytest.approx(90, abs=2)
+    assert line["coverage"]["a100"]["95"] == pytest.approx(95, abs=2)
     assert line["cpu"]["static"] < line["cpu"]["gpulet"]
     assert figure.stat().st_size > 1000
 
