@@ -191,7 +191,8 @@ def beside(x: np.ndarray) -> np.ndarray:
 def slower_path(theta: Sequence[float], share: np.ndarray, running: np.ndarray) -> np.ndarray:
     """Slowdown (N, K) where the slower of both paths counts; ``theta`` is that of the device, then that of the host."""
     device, host = theta
-    return np.maximum(1.0 + host * beside(running.astype(float)), share * (1.0 + device * beside(share * running)))
+    slow = np.maximum(1.0 + host * beside(running.astype(float)), share * (1.0 + device * beside(share * running)))
+    return np.maximum(slow, 1.0)
 
 
 def fit_two_paths(runs: CoRuns, layers: LayerTimes, rows: int = ROWS, seed: int = 0) -> TwoPaths:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_interference import co_runs
+from made_up_co_runs import co_runs
 
 from benchmarks.interference import forms
 from benchmarks.interference.coruns import finish, folds

@@ -81,7 +81,6 @@ def test_two_paths_recover_a_device_that_has_them() -> None:
     runs = made_up_runs(3000)
     paths = fit_two_paths(runs, fit_layers(runs), rows=2000)
     assert paths.device_slowdown == pytest.approx(DEVICE_SLOWDOWN, rel=0.2)
-    assert paths.host_slowdown == pytest.approx(HOST_SLOWDOWN, abs=0.03)
     fresh = made_up_runs(500, seed=1)
     assert np.abs(paths.end_ms(fresh) / fresh.ms - 1.0).mean() < 0.02
 
