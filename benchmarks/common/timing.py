@@ -30,12 +30,13 @@ def alternate(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def one_thread() -> AbstractContextManager[Any]:
-    """Within it BLAS and OpenMP use one thread, where threadpoolctl is installed (it comes with scikit-learn).
+    """Within it BLAS and OpenMP use one thread, where scikit-learn is installed.
 
     Processes side by side that each take all cores wait for each other.
     """
-    if find_spec("threadpoolctl") is None:
+    if find_spec("sklearn") is None:
         return nullcontext()
+    import sklearn.ensemble  # noqa: F401  # limits hold for what is loaded when they are set, and this loads OpenMP
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1)
