@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.common.command import as_command
-from traces.errors import InputError
+from traces.settings import check_settings
 
 CODE = """
 import json, time
@@ -46,8 +46,7 @@ class ColdStartBenchmark:
     runs: int = 3
 
     def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise InputError(f"--runs: {self.runs}; must be at least 1")
+        check_settings(self, "--", {"runs": 1})
 
 
 def fresh_process(cache: str) -> dict[str, float]:

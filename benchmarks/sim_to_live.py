@@ -35,6 +35,7 @@ from serving.observers.overhead import Overhead, OverheadMeter, measure_overhead
 from serving.replay.live_runs import Machine, capacity_rps, open_machine
 from traces.files import atomic_write_text
 from traces.machine import MachineInfo
+from traces.settings import check_settings
 from traces.workload import HIGH, LOW
 
 TIE_POINTS = 1.0  # policies whose live weighted violations are closer than this have no order to keep
@@ -75,7 +76,7 @@ class SimToLiveBenchmark(LiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless_positive("worlds")
+        check_settings(self, "--", above={"worlds": 0})
         if self.quick:
             self.duration, self.repetitions = 1.0, 1
 

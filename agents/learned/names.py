@@ -2,7 +2,7 @@
 
 ``strait:no-interference`` is the policy ``strait`` under the switch ``no-interference``. Switches of the predictor change
 what the scheduler is told (its ``Tables``), those of the policy change parameters. Tuned parameters, written by agents.tune,
-apply unless told otherwise: those for the device's profile (agents/data/tuned-PROFILE.json), else agents/data/tuned.json.
+apply unless told otherwise: those for the device's profile (data/tuned-PROFILE.json), else data/tuned.json.
 """
 
 from __future__ import annotations

@@ -122,6 +122,10 @@ class Policy:
         """Forget everything; with n, be ready for that many schedulers."""
         self.memory = np.zeros((n or len(self.memory), MEMORY_SIZE))
 
+    def forget(self, which: np.ndarray) -> None:
+        """Forget the schedulers where ``which`` (N,) is set: their episodes begin anew."""
+        self.memory[which] = 0.0
+
     def check(self, state: SchedState, tables: Tables) -> None:
         """Raise InputError where the policy cannot decide for schedulers of this size; asked before the first decision."""
 

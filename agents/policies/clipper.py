@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_fit, note_left, observed_ms, solo_total
+from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_fit, note_left, observed_ms
+from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
 

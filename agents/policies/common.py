@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
 
@@ -96,23 +95,6 @@ def observed_ms(state, memory, env, stream):
 def note_left(state, memory, env, taken):
     """Remember whether requests stay queued after a decision that takes ``taken`` of them."""
     memory[env, EXACT] = 1.0 if state.scheduler[env].n_queued > taken else 0.0
-
-
-@njit
-def solo_total(tables, group, model, size):
-    """Copies and execution of a batch alone on the device, in ms."""
-    return tables.h2d[group, model, size] + tables.solo[group, model, size] + tables.d2h[group, model, size]
-
-
-@njit
-def alone_ms(state, tables, env, model, size):
-    """The same as it is predicted: with what was learned of this model and size, and with the device's present speed.
-
-    A device that is slower than it is told to be is no loss to those that run side by side.
-    """
-    group = env % tables.solo.shape[0]
-    slower = max(1.0 + state.bias[env, model, size], 1.0) * math.exp(state.scheduler[env].log_slowdown)
-    return solo_total(tables, group, model, size) + tables.solo[group, model, size] * (slower - 1.0)
 
 
 @njit

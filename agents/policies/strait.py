@@ -86,13 +86,9 @@ def _earned_per_ms(state, memory, env, high_weight, window):
     now = state.scheduler[env].now
     value = high_weight * state.count[env, HIGH, MET] + state.count[env, LOW, MET]
     own = memory[env]
-    if (
-        own[SINCE] == 0.0 or now < own[SINCE]
-    ):  # the first call, or that of another episode: what was met before is not of late
+    if own[SINCE] == 0.0:  # the first call: what was met before is not of late
         own[SEEN] = value
         own[SINCE] = now
-        own[FOLLOWED] = 0.0
-        own[RATE] = 0.0
     dt = now - own[SINCE]
     if dt > 0.0:
         own[RATE] = own[RATE] * math.exp(-dt / window) + (value - own[SEEN]) / window
@@ -103,41 +99,57 @@ def _earned_per_ms(state, memory, env, high_weight, window):
 
 
 @njit
-def _next_queue(state, tables, env, visited, params, log_price):
-    """The queue most worth serving by solo times, among those not ``visited`` (a bit mask).
+def _prospect(state, tables, env, priority, model, params, log_price):
+    """The rank of queue (priority, model) by solo times, and the time at which its slack will have shrunk to the price.
 
     Returns:
-        (place, wake): priority * M + model, -1 where none reaches the price; and the absolute time at which the first of those
-        that do not will, its slack having shrunk (inf: none).
+        (rank, due): -inf for an empty queue; absolute ms, inf where it is worth the price already or never will be.
     """
     group = env % tables.solo.shape[0]
     own = state.scheduler[env]
     slowdown = math.exp(own.log_slowdown)
     unit_ms = tables.device[group].unit_ms
+    log_weight = math.log(params[HIGH_WEIGHT]) if priority == HIGH else 0.0
+    queue = state.queue[env, priority, model]
+    rank = -np.inf
+    first = np.inf
+    if queue.length == 0:
+        return rank, first
+    slack = state.entry[env, priority, model, queue.head].deadline - own.now
+    for size in range(tables.size.shape[0]):
+        took = tables.solo[group, model, size] * slowdown
+        if tables.size[size] > queue.length or (size > 0 and took > slack):
+            break
+        worth = log_weight + math.log(tables.size[size] / took)
+        rank = max(rank, worth - _discount(slack - took, params, unit_ms))
+        due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
+        if worth > log_price and due > own.now:
+            first = min(first, due)
+    return rank, first
+
+
+@njit
+def _next_queue(state, tables, env, params, log_price, after):
+    """The queue of the highest rank behind ``after``, the (rank, place) of the last one; its place is priority * M + model.
+
+    Returns:
+        ((rank, place), wake): place -1 where none is left that reaches the price; and the absolute time at which the first of
+        those that do not will (inf: none).
+    """
     n_models = state.queue.shape[2]
+    last_rank, last_place = after
     best = -1
     best_rank = -np.inf
     wake = np.inf
-    for priority in range(2):
-        log_weight = math.log(params[HIGH_WEIGHT]) if priority == HIGH else 0.0
-        for model in range(n_models):
-            queue = state.queue[env, priority, model]
-            if queue.length == 0 or (visited >> (priority * n_models + model)) & 1:
-                continue
-            slack = state.entry[env, priority, model, queue.head].deadline - own.now
-            for size in range(tables.size.shape[0]):
-                took = tables.solo[group, model, size] * slowdown
-                if tables.size[size] > queue.length or (size > 0 and took > slack):
-                    break
-                worth = log_weight + math.log(tables.size[size] / took)
-                rank = worth - _discount(slack - took, params, unit_ms)
-                if rank > best_rank:
-                    best_rank = rank
-                    best = priority * n_models + model
-                due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
-                if worth > log_price and due > own.now:
-                    wake = min(wake, due)
-    return (best if best_rank >= log_price else -1), wake
+    for at in range(2 * n_models):
+        rank, due = _prospect(state, tables, env, at // n_models, at % n_models, params, log_price)
+        if rank > last_rank or (rank == last_rank and at <= last_place):
+            continue  # was tried
+        wake = min(wake, due)
+        if rank > best_rank:
+            best_rank = rank
+            best = at
+    return (best_rank, best if best_rank >= log_price else -1), wake
 
 
 @njit
@@ -228,15 +240,15 @@ def choose(state, tables, memory, env, params):
         at_once = parallelism(state, tables, env)
         price = params[PRICE] * earned_per_ms / at_once * (busy / at_once) ** params[LEVEL]
         log_price = math.log(price) if price > 0.0 else -np.inf
-    visited = 0
+    after = (np.inf, -1)
     while True:
-        at, wake = _next_queue(state, tables, env, visited, params, log_price)
+        after, wake = _next_queue(state, tables, env, params, log_price, after)
+        at = after[1]
         if at < 0:
             return defer_action(state, tables), wake
         size = _best_size(state, tables, env, at // n_models, at % n_models, params, log_price)
         if size >= 0:
             return action_of(tables, n_models, at // n_models, at % n_models, size), np.inf
-        visited |= 1 << at
 
 
 KIND = PolicyKind("strait", choose, StraitParams, "after Zhao and Georgantas, arXiv 2604.28175", adapts=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, largest_in_time, solo_total
-from envs.scheduling.forecast import in_flight
+from agents.policies.common import defer_action, largest_in_time
+from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
 

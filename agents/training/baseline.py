@@ -35,7 +35,7 @@ class Baseline:
         """Play the episodes that the worlds where ``which`` (N,) is set have just begun, and note the outcomes."""
         twins, policy = self.twins, self.reference
         twins.reset(self.worlds.seeds, which)
-        policy.memory[which] = 0.0
+        policy.forget(which)
         sim = twins.sim
         # Worlds that did not begin are done since their last episode: they are passed over.
         finish(policy, sim.arrays, policy.memory, 0, twins.n)

@@ -237,7 +237,7 @@ def _sample(
         rows = tried[:, 0] >= 0
         gains = twins.gains(tried, own, c.tau_ms)
         parts.append((worlds.obs[rows].astype(np.float16), own[rows], tried[rows], gains[rows]))
-        env.step(np.where(learner, logits.argmax(1), own))
+        teacher.forget(env.step(np.where(learner, logits.argmax(1), own))[2])
         if not another():
             break
     return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -21,7 +21,9 @@ def spread_out(env: SB3VecEnv, strait: Policy) -> None:
     for _ in range(MOST_STEPS):
         if ended.all():
             return
-        ended |= env.step(strait.actions(sim.state, sim.tables))[2]
+        done = env.step(strait.actions(sim.state, sim.tables))[2]
+        strait.forget(done)
+        ended |= done
 
 
 def normalise(policy: CandidatePolicy, env: SB3VecEnv, strait: Policy) -> None:
@@ -29,7 +31,7 @@ def normalise(policy: CandidatePolicy, env: SB3VecEnv, strait: Policy) -> None:
     worlds, seen = env.env.worlds, []
     for _ in range(STEPS):
         seen.append(worlds.obs.copy())
-        env.step(strait.actions(worlds.sim.state, worlds.sim.tables))
+        strait.forget(env.step(strait.actions(worlds.sim.state, worlds.sim.tables))[2])
     obs = np.concatenate(seen)[:MOST_OBSERVATIONS]
     rows = obs[:, :-N_SUMMARY].reshape(-1, N_CANDIDATE)
     policy.net.set_normalisation(torch.as_tensor(rows[rows[:, VALID] > 0.5]), torch.as_tensor(obs[:, -N_SUMMARY:]))

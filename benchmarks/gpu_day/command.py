@@ -22,6 +22,7 @@ from benchmarks.gpu_day.runner import DONE, Day, Terms
 from benchmarks.gpu_day.steps import STEPS
 from traces.command import run_command
 from traces.errors import InputError
+from traces.settings import check_settings
 
 
 @dataclass
@@ -56,9 +57,7 @@ class GpuDay:
     trials: int = 480
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "patience"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}: {getattr(self, name)}; must be above 0")
+        check_settings(self, "--", above={"seconds": 0, "patience": 0})
         known = [step.name for step in STEPS]
         for name in self.steps:
             if name not in known:

@@ -135,7 +135,7 @@ def _live(st, tb, n, n_models):
         advance(st, tb, 0, t)
         st.scheduler[0].next_stream = k
         refresh_forecast(st, tb, 0)
-        evaluate_candidate(st, tb, 0, m, b, 1.0)
+        evaluate_candidate(st, tb, 0, m, b)
         dispatch(st, tb, 0, action_of(tb, n_models, LOW, m, b))
 
 

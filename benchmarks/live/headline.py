@@ -30,6 +30,7 @@ from benchmarks.live.simulated import drift_corrected
 from envs.profiles.profile import Profile
 from serving.replay.live_runs import capacity_rps, open_machine
 from traces.files import atomic_write_text, rounded
+from traces.settings import check_settings
 from traces.workload import HIGH, LOW
 
 RATES = ("high", "low", "weighted")  # violations in percent
@@ -61,7 +62,7 @@ class LiveBenchmark(LiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unless_positive("slot")
+        check_settings(self, "--", above={"slot": 0})
 
 
 def frame_of(runs: Sequence[LiveRun], rates: np.ndarray | None = None) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from serving.observers.overhead import OverheadMeter
 from serving.replay.live_runs import Machine, run_live
 from serving.replay.workload import lay_out, read_source
 from traces.errors import InputError
+from traces.settings import check_settings
 from traces.workload import Workload, WorkloadConfig
 
 Say = Callable[[str], None]
@@ -54,18 +55,12 @@ class LiveSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.refuse_unless_positive("duration", "repetitions")
+        check_settings(self, "--", above={"duration": 0, "repetitions": 0})
         if not self.loads or min(self.loads) <= 0:
             raise InputError(f"--loads: {self.loads}; expected one or more numbers above 0")
         self.policies = [p for p in dict.fromkeys(self.policies) if p not in SHIPPED or SHIPPED[p].is_file()]
         for name in self.policies:
             resolve(name)
-
-    def refuse_unless_positive(self, *names: str) -> None:
-        """InputError that names the first of these settings that is not above 0."""
-        for name in names:
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name}: {getattr(self, name)}; must be above 0")
 
 
 @dataclass(frozen=True)

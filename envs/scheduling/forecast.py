@@ -6,6 +6,8 @@ more batch changes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.scheduling.jit import inlined
@@ -35,6 +37,21 @@ def place(state, env, priority, model, i):
     at = state.queue[env, priority, model].head + i
     places = state.entry.shape[3]
     return at - places if at >= places else at
+
+
+@inlined
+def solo_total(tables, group, model, size):
+    """Copies and execution of a batch alone on the device as it was profiled, in ms."""
+    return tables.h2d[group, model, size] + tables.solo[group, model, size] + tables.d2h[group, model, size]
+
+
+@inlined
+def alone_ms(state, tables, env, model, size):
+    """Predicted time of a batch on an idle device, dispatch included, by what was learned of it and of the device."""
+    group = env % tables.solo.shape[0]
+    slowdown = max(1.0 + state.bias[env, model, size], 1.0) * math.exp(state.scheduler[env].log_slowdown)
+    copies = tables.h2d[group, model, size] + tables.d2h[group, model, size]
+    return tables.device[group].dispatch_ms + copies + tables.solo[group, model, size] * slowdown
 
 
 @inlined
@@ -156,17 +173,13 @@ def predict_finishes(state, tables, env, model, size):
 
 
 @inlined
-def evaluate_candidate(state, tables, env, model, size, scale):
+def evaluate_candidate(state, tables, env, model, size):
     """Predict what dispatching (m, b) now does; call ``refresh_forecast`` first.
 
-    Args:
-        st: state. tb: tables. e: scheduler. m: model. b: batch-size index.
-        scale: factor on predicted durations (1, or a calibrated quantile).
-
     Returns:
-        (duration, late_high, late_low, delay_high, delay_low): predicted ms from now until the batch finishes, not scaled;
-        requests in flight that would meet their deadline as things stand, and would not with it, by priority; added
-        delay of the batches in flight in ms, by priority.
+        (duration, late_high, late_low, delay_high, delay_low): predicted ms from now until the batch finishes; requests in
+        flight that would meet their deadline as things stand, and would not with it, by priority; added delay of the
+        batches in flight in ms, by priority.
     """
     n = predict_finishes(state, tables, env, model, size)
     late_high = 0
@@ -177,15 +190,14 @@ def evaluate_candidate(state, tables, env, model, size, scale):
     for j in range(n):
         stream = int(state.scratch[env, STREAM, j])
         s = state.stream[env, stream]
-        finish = now + state.scratch[env, FINISH, j] * scale
-        before = now + (s.finish - now) * scale
+        finish = now + state.scratch[env, FINISH, j]
         flips = 0
         if finish > s.deadline:
-            flips = late_in_batch(state, env, stream, finish) - late_in_batch(state, env, stream, before)
+            flips = late_in_batch(state, env, stream, finish) - late_in_batch(state, env, stream, s.finish)
         if s.priority == HIGH:
             late_high += flips
-            delay_high += finish - before
+            delay_high += finish - s.finish
         else:
             late_low += flips
-            delay_low += finish - before
+            delay_low += finish - s.finish
     return state.scratch[env, FINISH, n], late_high, late_low, delay_high, delay_low

@@ -172,7 +172,7 @@ def observe(state, tables, env, out):
                 head = state.entry[env, priority, model, state.queue[env, priority, model].head]
                 span = max(head.deadline - head.arrival, 1e-3)
                 duration, late_high, late_low, delay_high, delay_low = evaluate_candidate(
-                    state, tables, env, model, size, 1.0
+                    state, tables, env, model, size
                 )
                 i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
                 out[i + VALID] = 1.0

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from envs.scheduling.forecast import in_flight, invalidate_forecast, place, predict_finishes
+from envs.scheduling.forecast import alone_ms, in_flight, invalidate_forecast, place, predict_finishes, solo_total
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import N_QUANTILES, learn
 from envs.scheduling.predictor import FINISH, STREAM, advance, choose_next_stream
@@ -193,15 +193,6 @@ def mask(state, tables, env, out):
 
 
 @inlined
-def _alone_ms(state, tables, env, model, size):
-    """Predicted time of a batch on an idle device, dispatch and copies included."""
-    group = env % tables.solo.shape[0]
-    slowdown = max(1.0 + state.bias[env, model, size], 1.0) * math.exp(state.scheduler[env].log_slowdown)
-    copies = tables.h2d[group, model, size] + tables.d2h[group, model, size]
-    return tables.device[group].dispatch_ms + copies + tables.solo[group, model, size] * slowdown
-
-
-@inlined
 def defer(state, tables, env, wake):
     """Dispatch nothing until the next event, or until time ``wake`` (ms; inf for no timer), whichever policy says so.
 
@@ -227,15 +218,15 @@ def defer(state, tables, env, wake):
                 continue
             deadline = head_deadline(state, env, priority, model)
             slack = deadline - own.now
-            alone_ms = _alone_ms(state, tables, env, model, 0)
+            alone = alone_ms(state, tables, env, model, 0)
             # Compared as it is set: a timer that rings at the time of a deferral must not end in the same one for ever.
-            latest = deadline - caution * alone_ms
+            latest = deadline - caution * alone
             if latest > own.now:
                 own.wake = min(own.wake, latest)
-            elif idle and slack >= alone_ms:
+            elif idle and slack >= alone:
                 size = 0
                 for larger in range(1, tables.size.shape[0]):
-                    if tables.size[larger] <= length and _alone_ms(state, tables, env, model, larger) <= slack:
+                    if tables.size[larger] <= length and alone_ms(state, tables, env, model, larger) <= slack:
                         size = larger
                 own.wake = np.inf
                 own.deferred = 0
@@ -374,7 +365,7 @@ def drop_unreachable(state, tables, env, scale):
     n = 0
     for priority in range(2):
         for model in range(state.queue.shape[2]):
-            need = scale * (tables.h2d[group, model, 0] + tables.solo[group, model, 0] + tables.d2h[group, model, 0])
+            need = scale * solo_total(tables, group, model, 0)
             n += _drop_heads(state, env, priority, model, now + need)
     return n
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.scheduling import rng
+from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
 
 # Columns of Generator.low and Generator.high.
@@ -106,6 +107,6 @@ def generate(world, tables, generator, env, seed):
         r.model = model
         r.arrival = t
         factor = value[FACTOR_HIGH] if r.priority == 0 else value[FACTOR_LOW]
-        r.deadline = t + factor * (tables.h2d[t_g, model, 0] + tables.solo[t_g, model, 0] + tables.d2h[t_g, model, 0])
+        r.deadline = t + factor * solo_total(tables, t_g, model, 0)
         n += 1
     world.episode[env].n = n

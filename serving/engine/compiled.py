@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import bind
 from envs.scheduling.operations import (
     can_dispatch,
@@ -119,8 +120,7 @@ def next_timer(state, tables, drop, grace):
             deadline = head_deadline(state, ENV, priority, model)
             first = min(first, deadline + grace)
             if drop > 0.0:
-                alone = tables.h2d[ENV, model, 0] + tables.solo[ENV, model, 0] + tables.d2h[ENV, model, 0]
-                first = min(first, deadline - drop * alone)
+                first = min(first, deadline - drop * solo_total(tables, ENV, model, 0))
     return first
 
 

@@ -186,6 +186,17 @@ def test_strait_batches_low_priority_where_nobody_else_waits() -> None:
     assert scene.ask("strait") == (1, 1, int(scene.tb.size[per_request.argmin()]))
 
 
+def test_strait_looks_at_every_queue_of_many_models() -> None:
+    sim = Simulator(synthetic_profile(40, seed=1), 1, 4)
+    clear(sim.state, sim.tables, 0)
+    solo = sim.tables.solo[0, :, 0]
+    # All but the last cannot be in time even alone: only that one is worth a batch, wherever it ranks.
+    for model in range(40):
+        enqueue(sim.state, sim.tables, 0, 0.0, 1, model, model, (2.0 if model == 39 else 0.5) * float(solo[model]))
+    action, _ = make_policy("strait").decide(sim.state, sim.tables)
+    assert candidate_of(sim.tables, 40, action) == (1, 39, 0)
+
+
 def test_without_priority_both_are_alike() -> None:
     policy, _ = resolve("strait:no-priority", use_tuned=False)
     for urgent in range(2):
