@@ -20,6 +20,7 @@ import numpy as np
 from numba import types
 
 from envs.scheduling.jit import bind, njit
+from envs.scheduling.quote import BY_PRIORITY
 from envs.scheduling.state import SchedState, Tables
 from traces.errors import InputError
 
@@ -37,6 +38,7 @@ class PolicyKind:
         source: where it is described.
         drop: whether it drops requests that are out of reach, unless told otherwise.
         adapts: whether it uses the online interference predictor.
+        order: which queued requests it serves before another, as ``envs.scheduling.quote`` counts what is ahead.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PolicyKind:
     source: str
     drop: bool = True
     adapts: bool = False
+    order: int = BY_PRIORITY
 
 
 def places(params: type) -> range:

@@ -16,6 +16,7 @@ from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
+from envs.scheduling.quote import BY_ARRIVAL
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,6 @@ def choose(state, tables, memory, env, params):
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-KIND = PolicyKind("clipper", choose, ClipperParams, "after Crankshaw et al., Clipper, NSDI 2017", drop=False)
+KIND = PolicyKind(
+    "clipper", choose, ClipperParams, "after Crankshaw et al., Clipper, NSDI 2017", drop=False, order=BY_ARRIVAL
+)

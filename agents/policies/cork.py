@@ -17,6 +17,7 @@ from agents.policies.common import defer_action, largest_fit, note_left, observe
 from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
+from envs.scheduling.quote import BY_DEADLINE
 
 MODELS = 8  # models that have a fit of their own in the 16 floats of memory; others share one
 
@@ -101,4 +102,4 @@ def choose(state, tables, memory, env, params):
     return action_of(tables, n_models, best_p, best_m, size), np.inf
 
 
-KIND = PolicyKind("cork", choose, CorkParams, "after BentoML's CORK dispatcher (adaptive batching)")
+KIND = PolicyKind("cork", choose, CorkParams, "after BentoML's CORK dispatcher (adaptive batching)", order=BY_DEADLINE)

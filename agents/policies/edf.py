@@ -9,6 +9,7 @@ import numpy as np
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue, largest_batch
 from envs.scheduling.jit import njit
+from envs.scheduling.quote import BY_DEADLINE
 
 
 @dataclass(frozen=True)
@@ -36,4 +37,4 @@ def choose(state, tables, memory, env, params):
     return largest_batch(state, tables, env, priority, model, params[MAX_BATCH])
 
 
-KIND = PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973")
+KIND = PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973", order=BY_DEADLINE)

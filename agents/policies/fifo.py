@@ -9,6 +9,7 @@ import numpy as np
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, largest_batch
 from envs.scheduling.jit import njit
+from envs.scheduling.quote import BY_ARRIVAL
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,6 @@ def choose(state, tables, memory, env, params):
     return largest_batch(state, tables, env, best_p, best_m, params[MAX_BATCH])
 
 
-KIND = PolicyKind("fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False)
+KIND = PolicyKind(
+    "fifo", choose, FifoParams, "folklore; what a plain inference server does", drop=False, order=BY_ARRIVAL
+)

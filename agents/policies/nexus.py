@@ -19,6 +19,7 @@ from agents.policies.common import defer_action
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
+from envs.scheduling.quote import BY_DEADLINE
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,4 @@ def choose(state, tables, memory, env, params):
     return defer_action(state, tables), np.inf
 
 
-KIND = PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019")
+KIND = PolicyKind("nexus", choose, NexusParams, "after Shen et al., Nexus, SOSP 2019", order=BY_DEADLINE)

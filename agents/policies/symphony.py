@@ -17,6 +17,7 @@ from agents.policies.common import defer_action, largest_in_time
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
+from envs.scheduling.quote import BY_DEADLINE
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,6 @@ def choose(state, tables, memory, env, params):
     return action, wake if best == np.inf else np.inf
 
 
-KIND = PolicyKind("symphony", choose, SymphonyParams, "after Chen et al., Symphony, arXiv 2308.07470")
+KIND = PolicyKind(
+    "symphony", choose, SymphonyParams, "after Chen et al., Symphony, arXiv 2308.07470", order=BY_DEADLINE
+)

@@ -158,24 +158,33 @@ def run_event(sim, env):
 
 
 @inlined
+def needs_decision(sim, env):
+    """Whether the scheduler has something to decide now. What its rules drop is dropped first; ``collect`` after it."""
+    state, tables, world = sim.state, sim.tables, sim.world
+    own = state.scheduler[env]
+    rules = world.rules[env]
+    while own.deferred == 0 and can_dispatch(state, env, tables):
+        if rules.drop_scale > 0.0 and drop_unreachable(state, tables, env, rules.drop_scale) > 0:
+            continue
+        if rules.grace_ms < np.inf and drop_late(state, env, rules.grace_ms) > 0:
+            continue
+        return True
+    return False
+
+
+@inlined
 def run_to_decision(sim, env):
     """Run events until the scheduler can decide something, or the episode is done."""
-    state, tables, world = sim.state, sim.tables, sim.world
-    episode = world.episode[env]
-    own = state.scheduler[env]
+    episode = sim.world.episode[env]
+    own = sim.state.scheduler[env]
     while episode.done == 0:
-        if own.deferred == 0 and can_dispatch(state, env, tables):
-            if (
-                world.rules[env].drop_scale > 0.0
-                and drop_unreachable(state, tables, env, world.rules[env].drop_scale) > 0
-            ):
-                continue
-            if world.rules[env].grace_ms < np.inf and drop_late(state, env, world.rules[env].grace_ms) > 0:
-                continue
-            break
-        run_event(sim, env)
+        ready = needs_decision(sim, env)
+        # Before the next event, whose time would count as that of the drops.
         if own.n_ended > 0:
             collect(sim, env)
+        if ready:
+            return
+        run_event(sim, env)
     if own.n_ended > 0:
         collect(sim, env)
 

@@ -1,0 +1,155 @@
+"""Are quotes true: ``python -m benchmarks.quotes``.
+
+Each simulated arrival is quoted before it is offered, and learned from once it has ended. By bins of the quoted probability,
+0.1 wide, the share that was in time should be the bin's mean. Also: the share that ended within each predicted quantile, the
+Brier score (mean squared error of the probability) beside that of always saying the mean, and the time of a quote with 256
+requests queued. Figures: ``{workload: {load: {bin: ...}}}``; ``quote_us``.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agents.evaluation.quoting import Quoted, run_quoted
+from agents.evaluation.suites import check_workload, seen_models, workload_for
+from agents.policies.registry import make_policy
+from benchmarks.common.command import as_command
+from benchmarks.common.tables import table
+from benchmarks.decision_latency import busy_simulator, fill
+from envs.profiles.profile import Profile
+from envs.scheduling.jit import bind
+from envs.scheduling.quote import BY_PRIORITY, ROW, Question, make_calibration, quote
+from envs.scheduling.state import LOW, QUANTILES
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.simulator import Simulator
+from traces.settings import check_settings
+from traces.workload import WorkloadConfig
+
+BINS = 10
+LEAST_IN_BIN = (
+    200  # requests below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points
+)
+QUEUED, TIMED, WARM = 256, 3000, 50
+
+
+@dataclass
+class QuotesBenchmark:
+    """What to measure.
+
+    Attributes:
+        policy: name of a policy.
+        profile: shipped profile by name, or a JSON file written by envs.fit.
+        workloads: names of workloads, see agents.evaluate.
+        loads: offered loads, as shares of the measured capacity.
+        requests: simulated for each workload and load, about.
+        seed: of the workload and the noise.
+    """
+
+    policy: str = "strait"
+    profile: str = "gpu-v100"
+    workloads: list[str] = field(default_factory=lambda: ["poisson", "bursty"])
+    loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
+    requests: int = 20_000
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self, "", {"requests": 1})
+
+
+def judge(quoted: Quoted) -> dict[str, Any]:
+    """Bins of the quoted probability, and scores over all requests."""
+    chance, in_time = quoted.probability, quoted.in_time
+    of = np.minimum((chance * BINS).astype(int), BINS - 1)
+    bins = {}
+    for number in np.unique(of):
+        mine = of == number
+        bins[f"{number / BINS:.1f}"] = {
+            "requests": int(mine.sum()),
+            "quoted": float(chance[mine].mean()),
+            "in_time": float(in_time[mine].mean()),
+        }
+    executed = np.isfinite(quoted.latency_ms)
+    share = in_time.mean()
+    return {
+        "bins": bins,
+        "worst_points": 100
+        * max((abs(b["in_time"] - b["quoted"]) for b in bins.values() if b["requests"] >= LEAST_IN_BIN), default=0.0),
+        "brier": float(((chance - in_time) ** 2).mean()),
+        "brier_of_mean": float(share * (1 - share)),
+        "within": {
+            f"p{100 * level:g}": float((quoted.latency_ms <= quoted.predicted_ms[:, place])[executed].mean())
+            for place, level in enumerate(QUANTILES)
+        },
+    }
+
+
+def quote_us(profile: Profile) -> dict[str, float]:
+    """Time of a quote with 256 requests queued and 4 batches in flight, called from Python, in microseconds."""
+    sim = busy_simulator(profile)
+    calibration, row = make_calibration(1, len(profile.models)), np.zeros(ROW)
+    question = Question(0.0, LOW, 0, 100.0, BY_PRIORITY)
+    args = (sim.state, sim.tables, calibration, 0)
+    bound = bind(quote, *args, question, row)
+    took = np.empty(TIMED)
+    gc.disable()
+    try:
+        for i in range(-WARM, TIMED):
+            fill(sim.state, sim.tables, np.uint64(i + WARM), QUEUED, 4)
+            now = float(sim.state.scheduler["now"][0])
+            question = Question(now, LOW, i % len(profile.models), now + 50.0, BY_PRIORITY)
+            begin = time.perf_counter_ns()
+            bound(*args, question, row)
+            if i >= 0:
+                took[i] = (time.perf_counter_ns() - begin) / 1e3
+    finally:
+        gc.enable()
+    p50, p99 = np.quantile(took, [0.5, 0.99]).tolist()
+    return {"p50": p50, "p99": p99}
+
+
+def measure(config: QuotesBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
+    full = Profile.load(config.profile)
+    profile = full.select(seen_models(full))
+    capacity = measure_capacity(profile)
+    policy = make_policy(config.policy)
+    result: dict[str, Any] = {}
+    for kind in config.workloads:
+        check_workload(kind, profile)
+        for load in config.loads:
+            rate = load * capacity
+            workload = workload_for(kind, rate, 1e3 * config.requests / rate, profile, WorkloadConfig(), config.seed)
+            sim = Simulator(profile, n_requests=len(workload))
+            result.setdefault(kind, {})[f"{load:g}"] = judge(run_quoted(sim, policy, [workload], [config.seed]))
+    return {**result, "quote_us": quote_us(profile)}
+
+
+def tabulate(result: dict[str, Any]) -> str:
+    """Share in time less the quoted probability, in points, by bin."""
+    heads = ["workload", "load", *(f"{i / BINS:.1f}" for i in range(BINS)), "worst", "Brier", "of the mean"]
+    rows = []
+    for kind, by_load in result.items():
+        if kind in ("machine", "quote_us"):
+            continue
+        for load, judged in by_load.items():
+            cells = []
+            for i in range(BINS):
+                one = judged["bins"].get(f"{i / BINS:.1f}")
+                many = one is not None and one["requests"] >= LEAST_IN_BIN
+                cells.append(f"{100 * (one['in_time'] - one['quoted']):+.1f}" if many else "")
+            scores = (f"{judged['worst_points']:.1f}", f"{judged['brier']:.3f}", f"{judged['brier_of_mean']:.3f}")
+            rows.append([kind, load, *cells, *scores])
+    took = result["quote_us"]
+    return table(heads, rows, left=2) + f"\n\na quote takes {took['p50']:.1f} us (p99 {took['p99']:.1f} us)"
+
+
+main = as_command(measure, QuotesBenchmark, "quotes", __doc__, tabulate)
+
+if __name__ == "__main__":
+    sys.exit(main())
