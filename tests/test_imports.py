@@ -13,8 +13,8 @@ LAYERS = ("traces", "envs", "agents", "serving", "benchmarks")
 # The rooms of each layer: a file imports from its own room and from those before it. "" is the layer's own folder.
 ROOMS = {
     "traces": ("", "formats", "twin"),
-    "envs": ("scheduling", "profiles", "simulation", "drawing", ""),
-    "agents": ("policies", "learned", "evaluation", "training", ""),
+    "envs": ("scheduling", "profiles", "simulation", "cluster", "drawing", ""),
+    "agents": ("policies", "learned", "evaluation", "routing", "training", ""),
     "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", ""),
     "benchmarks": ("common", "interference", "live", "", "gpu_day"),
 }

@@ -77,13 +77,19 @@ def bind_loop(
     if not hasattr(loop, "overloads"):
         return loop  # NUMBA_DISABLE_JIT=1
     state, tables = args[:2] if isinstance(args[0], SchedState) else (args[0].state, args[0].tables)
-    own = (*map(numba.typeof, (state, tables, memory)), types.int64, numba.typeof(params))
-    pointer = types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
-    signature = (pointer, *map(numba.typeof, (memory, params, *args)))
+    signature = (pointer_type(choose, memory, params, state, tables), *map(numba.typeof, (memory, params, *args)))
     if signature not in loop.overloads:
         loop.compile(signature)
-    choose.compile(own)  # type: ignore[attr-defined]
     return loop.overloads[signature].entry_point
+
+
+def pointer_type(
+    choose: Callable[..., tuple[int, float]], memory: np.ndarray, params: np.ndarray, state: SchedState, tables: Tables
+) -> Any:
+    """Type of ``choose`` as compiled loops take it; it is compiled for these arguments."""
+    own = (*map(numba.typeof, (state, tables, memory)), types.int64, numba.typeof(params))
+    choose.compile(own)  # type: ignore[attr-defined]
+    return types.FunctionType(types.Tuple((types.int64, types.float64))(*own))
 
 
 def call_compiled(

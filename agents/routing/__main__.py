@@ -1,0 +1,161 @@
+"""Routers compared on a simulated cluster: ``python -m agents.routing --accelerators 64``.
+
+The same arrivals and the same noise for each router; violations, and the paired difference of weighted violations from power of
+two with a 95 % bootstrap interval over the seeds. A load is a share of the capacity that the accelerators have together.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from agents.evaluation.statistics import bootstrap, difference, violations, weighted_rate
+from agents.evaluation.suites import check_workload, seen_models, workload_for
+from agents.learned.names import resolve
+from agents.routing.registry import router, routers
+from agents.routing.simulate import ClusterConfig, run_cluster
+from envs.profiles.profile import Profile
+from envs.simulation.capacity import measure_capacity
+from traces.command import run_command
+from traces.files import rounded
+from traces.settings import check_settings
+from traces.workload import WorkloadConfig
+
+REFERENCE = "power_of_two"
+
+
+@dataclass
+class RoutingConfig:
+    """What to compare.
+
+    Attributes:
+        accelerators: number of replicas.
+        profile: of each: shipped profile by name, or a JSON file written by envs.fit.
+        policy: on each: name, or path of a checkpoint.
+        routers: names; empty: all.
+        workloads: kinds of arrivals at the cluster, see agents.evaluate.
+        loads: offered loads, as shares of the capacity of all.
+        seeds: number of seeds.
+        first_seed: the first of them.
+        duration_ms: length of each run.
+        streams: of each accelerator.
+        doors: processes that route, each with knowledge of its own.
+        request_delay_ms: how long a request is on its way to a replica.
+        answer_delay_ms: how long an answer is, and so how old the router's knowledge is at least.
+        slow_share: share of the accelerators that are slower.
+        slow_factor: how many times as long they take.
+        json: print the JSON line only.
+    """
+
+    accelerators: int = 64
+    profile: str = "gpu-v100"
+    policy: str = "strait"
+    routers: list[str] = field(default_factory=list)
+    workloads: list[str] = field(default_factory=lambda: ["poisson", "bursty"])
+    loads: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    seeds: int = 10
+    first_seed: int = 1
+    duration_ms: float = 1000.0
+    streams: int = 4
+    doors: int = 1
+    request_delay_ms: float = 0.0
+    answer_delay_ms: float = 0.0
+    slow_share: float = 0.0
+    slow_factor: float = 2.0
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"accelerators": 1, "seeds": 1, "streams": 1, "doors": 1, "request_delay_ms": 0, "answer_delay_ms": 0}
+        check_settings(self, "--", {**least, "slow_share": 0}, {"loads": 0, "duration_ms": 0, "slow_factor": 0})
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """The cluster that these settings describe."""
+        return ClusterConfig(
+            accelerators=self.accelerators,
+            streams=self.streams,
+            doors=self.doors,
+            request_delay_ms=self.request_delay_ms,
+            answer_delay_ms=self.answer_delay_ms,
+            slow_share=self.slow_share,
+            slow_factor=self.slow_factor,
+        )
+
+
+def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:
+    """One row for each router, workload, load and seed; ``policy`` is the router, as the statistics call what they compare."""
+    full = Profile.load(config.profile)
+    profile = full.select(seen_models(full))
+    kinds = [router(name) for name in config.routers or routers()]
+    for name in config.workloads:
+        check_workload(name, profile)
+    cluster = config.cluster
+    capacity = measure_capacity(profile, config.streams) * cluster.capacity()
+    policy = resolve(config.policy)[0]
+    for name in config.workloads:
+        for load in config.loads:
+            for seed in range(config.first_seed, config.first_seed + config.seeds):
+                workload = workload_for(name, load * capacity, config.duration_ms, profile, WorkloadConfig(), seed)
+                for kind in kinds:
+                    count = run_cluster(profile, cluster, policy, kind, workload, seed).count
+                    violated, total = violations(count)
+                    high, low = (violated / total.clip(1)).tolist()
+                    yield {
+                        "policy": kind.name,
+                        "workload": name,
+                        "load": load,
+                        "seed": seed,
+                        "high": high,
+                        "low": low,
+                        "weighted": float(weighted_rate(violated, total)),
+                    }
+
+
+def digest(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rates in percent by workload, load and router, and the paired difference from power of two: [low, mean, high]."""
+    rows = []
+    for (workload, load), group in frame.groupby(["workload", "load"], sort=False):
+        for name, mine in group.groupby("policy", sort=False):
+            row: dict[str, Any] = {"workload": workload, "load": load, "router": name}
+            row |= {column: 100 * float(mine[column].mean()) for column in ("high", "low", "weighted")}
+            if REFERENCE in set(group["policy"]):
+                row["difference"] = list(bootstrap(100 * difference(group, str(name), REFERENCE)))
+            rows.append(row)
+    return rows
+
+
+def tabulate(rows: list[dict[str, Any]]) -> str:
+    """The table for people."""
+    lines = [
+        f"{'workload':<10}{'load':>5}  {'router':<20}{'high %':>8}{'low %':>8}{'weighted %':>11}   from {REFERENCE}"
+    ]
+    for row in rows:
+        line = f"{row['workload']:<10}{row['load']:>5g}  {row['router']:<20}"
+        line += f"{row['high']:>8.2f}{row['low']:>8.2f}{row['weighted']:>11.2f}"
+        if "difference" in row and row["router"] != REFERENCE:
+            low, mean, high = row["difference"]
+            line += f"   {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def run_command_line(config: RoutingConfig) -> None:
+    """Run what the settings ask for; the JSON line comes last."""
+    rows = digest(pd.DataFrame(runs(config)))
+    if not config.json:
+        print(tabulate(rows))
+    print(json.dumps(rounded({"accelerators": config.accelerators, "profile": config.profile, "routers": rows}, 5)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    return run_command(run_command_line, RoutingConfig, argv, "python -m agents.routing", __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""A simulated cluster from the first arrival to the last end, under a policy on each replica and a router before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from agents.evaluation.rollout import prepare
+from agents.policies import base as policies
+from agents.policies.base import Policy
+from agents.routing import base as routers
+from agents.routing.base import RouterKind
+from envs.cluster.cluster import (
+    Cluster,
+    begin_cluster,
+    hear,
+    make_cluster,
+    note_ended,
+    routed,
+    send_to,
+    with_speeds,
+)
+from envs.cluster.ledger import make_ledger
+from envs.profiles.profile import Profile
+from envs.scheduling import rng
+from envs.scheduling.jit import inlined, njit
+from envs.simulation.events import act, collect, needs_decision, next_event, run_event
+from envs.simulation.simulator import Simulator
+from traces.errors import InputError
+from traces.workload import Workload
+
+ROOM = 3.0  # requests that a replica has room for, over its share; and so many beside
+SPARE_ROOM = 1000
+
+
+@inlined
+def _run_until(choose, memory, params, sim, cluster, env, t):
+    """Run a world up to time t: its events before that, and the decisions that they lead to."""
+    state, tables, world = sim.state, sim.tables, sim.world
+    episode = world.episode[env]
+    own = state.scheduler[env]
+    while episode.done == 0:
+        ready = needs_decision(sim, env)
+        if own.n_ended > 0:
+            note_ended(sim, cluster, env)
+            collect(sim, env)
+        if ready:
+            action, wake = choose(state, tables, memory, env, params)
+            act(sim, env, action, wake)
+            continue
+        at, _ = next_event(state, world, env)
+        if at >= t and t < np.inf:
+            cluster.replica[env].next = at
+            return
+        run_event(sim, env)
+    if own.n_ended > 0:
+        note_ended(sim, cluster, env)
+        collect(sim, env)
+
+
+@njit
+def _run_cluster(choose, route, memory, params, sim, cluster, seed):
+    """Route all arrivals and run all worlds to their end. Returns the index of an arrival that found no room; -1: none."""
+    n = sim.world.episode.shape[0]
+    i = 0
+    last = cluster.arrival.shape[0]
+    while True:
+        t = cluster.arrival[i].time if i < last else np.inf
+        for env in range(n):
+            if cluster.replica[env].next < t or i == last:
+                _run_until(choose, memory, params, sim, cluster, env, t)
+            hear(cluster, env, t)
+        if i == last:
+            return -1
+        arrival = cluster.arrival[i]
+        env = route(cluster.ledger, cluster.profile, arrival.door, routed(arrival), rng.mix(seed, i))
+        if not send_to(sim, cluster, i, env):
+            return i
+        i += 1
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """A cluster.
+
+    Attributes:
+        accelerators: number of replicas, each with one.
+        streams: of each.
+        doors: processes that route; each knows its own requests and what answers tell.
+        request_delay_ms: how long a request is on its way. answer_delay_ms: how long an answer, and so how old at least the
+            router's knowledge is.
+        slow_share: share of the replicas that is slower. slow_factor: how many times as long it takes.
+        queue_places: places of each queue.
+    """
+
+    accelerators: int = 64
+    streams: int = 4
+    doors: int = 1
+    request_delay_ms: float = 0.0
+    answer_delay_ms: float = 0.0
+    slow_share: float = 0.0
+    slow_factor: float = 2.0
+    queue_places: int = 128
+
+    def slowness(self) -> np.ndarray:
+        """(N,) how many times as long each replica takes; the slow ones are spread evenly."""
+        n = self.accelerators
+        slow = np.floor(np.arange(1, n + 1) * self.slow_share) > np.floor(np.arange(n) * self.slow_share)
+        return np.where(slow, self.slow_factor, 1.0)
+
+    def capacity(self) -> float:
+        """What the replicas can do together, over what one of the profile can."""
+        return float((1.0 / self.slowness()).sum())
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """A cluster after a run.
+
+    Attributes:
+        sim: the worlds.
+        cluster: arrivals with where each went, and the ledgers.
+        count: (2, 6) requests by priority and outcome.
+    """
+
+    sim: Simulator
+    cluster: Cluster
+    count: np.ndarray
+
+
+def make_worlds(profile: Profile, config: ClusterConfig, n_requests: int) -> Simulator:
+    """The worlds of a cluster, with room for their share of so many requests."""
+    n = config.accelerators
+    room = n_requests if n == 1 else min(n_requests, int(ROOM * n_requests / n) + SPARE_ROOM)
+    tables, truth = profile.tables(), profile.truth(config.streams)
+    if config.slow_share > 0.0:
+        tables, truth = with_speeds(tables, truth, config.slowness())
+    return Simulator(profile, n, config.streams, max(room, 1), config.queue_places, tables=tables, truth=truth)
+
+
+def run_cluster(
+    profile: Profile, config: ClusterConfig, policy: Policy, router: RouterKind, workload: Workload, seed: int
+) -> ClusterRun:
+    """Run a workload through a cluster.
+
+    Args:
+        profile: of every replica, and what the router is told.
+        config: the cluster.
+        policy: decides on each replica.
+        router: chooses the replica.
+        workload: all requests.
+        seed: of the noise of all replicas and the draws of the router; compared routers meet the same arrivals.
+
+    Raises:
+        InputError: a replica was sent many times its share, so that it has no room.
+    """
+    sim = make_worlds(profile, config, len(workload))
+    none = Workload(*(np.empty(0),) * 4, profile.models)
+    with np.errstate(over="ignore"):
+        # The first world has the seed itself: a cluster of one is the simulator.
+        seeds = np.array([seed] + [rng.mix(np.uint64(seed), i) for i in range(1, sim.n)], np.uint64)
+    prepare(sim, policy, [none], seeds.tolist())
+    ledger = make_ledger(config.doors, sim.n, len(profile.models))
+    delays = (config.request_delay_ms, config.answer_delay_ms)
+    cluster = make_cluster(sim, ledger, workload, profile.tables(), delays)
+    begin_cluster(sim.arrays, cluster, seeds)
+    full = _call(policy, router, sim, cluster, seed)
+    if full >= 0:
+        raise InputError(f"router {router.name!r} sent one replica more than {sim.world.request.shape[1]} requests")
+    return ClusterRun(sim, cluster, sim.state.count.sum(axis=0))
+
+
+def _call(policy: Policy, router: RouterKind, sim: Simulator, cluster: Cluster, seed: int) -> int:
+    """``_run_cluster`` with both functions as pointers, so that one compiled loop serves all policies and routers."""
+    choose, route = policy.kind.choose, router.route
+    rest = (policy.memory, policy.vector, sim.arrays, cluster, np.uint64(seed))
+    loop: Any = _run_cluster
+    if hasattr(loop, "overloads"):
+        chooser = policies.pointer_type(choose, policy.memory, policy.vector, sim.state, sim.tables)
+        signature = (chooser, routers.pointer_type(router, cluster.ledger, cluster.profile), *map(numba.typeof, rest))
+        if signature not in loop.overloads:
+            loop.compile(signature)
+        loop = loop.overloads[signature].entry_point
+    return int(loop(choose, route, *rest))

@@ -1,0 +1,190 @@
+"""N simulated worlds behind a router: the worlds are those of ``envs.simulation``, a request goes into the one it is sent to.
+
+A cluster's arrivals are one stream. Before each, every world is run up to that time and what its answers told by then is in the
+ledger of the door that the request came to: so a router knows nothing before a live one would.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.cluster.ledger import Ledger, Routed, answered, send, told, write_held
+from envs.profiles.truth import Truth
+from envs.scheduling.jit import inlined, njit
+from envs.scheduling.state import DROPPED, WAITING, Tables, records
+from envs.simulation.events import begin
+from envs.simulation.simulator import Simulator
+from traces.workload import Workload
+
+arrival_t = np.dtype(
+    [
+        ("time", "f8"),
+        ("deadline", "f8"),  # absolute
+        ("model", "i8"),
+        ("priority", "i8"),
+        ("door", "i8"),
+        ("replica", "i8"),  # where it was sent
+        ("id", "i8"),  # of the request in that world
+        ("plain_ms", "f8"),  # as envs.cluster.ledger.send foretold
+    ],
+    align=True,
+)
+answer_t = np.dtype(
+    [
+        ("at", "f8"),  # when the request ended
+        ("arrival", "i4"),  # which
+        ("executed", "i8"),
+    ],
+    align=True,
+)
+replica_t = np.dtype(
+    [
+        ("next", "f8"),  # time of the world's next event
+        ("told", "i4"),  # answers that reached the door
+        ("n", "i4"),  # answers in all
+    ],
+    align=True,
+)
+
+
+class Cluster(NamedTuple):
+    """State of N simulated replicas beside their worlds.
+
+    Attributes:
+        arrival: (A,) records, all requests in order of time.
+        answer: (N, R) records, the ends of each world's requests in order of time.
+        held: (N, R, 2) work that the replica then held, by priority.
+        of: (N, R) index in ``arrival`` of each world's requests.
+        replica: (N,) records.
+        ledger: of the doors.
+        profile: tables of the profile that the router was told, whatever the replicas are (G = 1).
+        delay_ms: (2,) how long a request is on its way, and how long an answer.
+    """
+
+    arrival: np.ndarray
+    answer: np.ndarray
+    held: np.ndarray
+    of: np.ndarray
+    replica: np.ndarray
+    ledger: Ledger
+    profile: Tables
+    delay_ms: np.ndarray
+
+
+def make_cluster(
+    sim: Simulator, ledger: Ledger, workload: Workload, profile: Tables, delay_ms: tuple[float, float]
+) -> Cluster:
+    """A cluster of the worlds of ``sim`` with the arrivals of a workload, spread over the doors in turn."""
+    arrival = records((len(workload),), arrival_t)
+    index = np.array([sim.profile.index(model) for model in workload.models], np.int32)
+    arrival["time"] = workload.arrival_ms
+    arrival["deadline"] = workload.arrival_ms + workload.deadline_ms
+    arrival["model"] = index[workload.model] if len(workload) else 0
+    arrival["priority"] = workload.priority
+    arrival["door"] = np.arange(len(workload)) % len(ledger.sent)
+    shape = sim.world.request.shape
+    return Cluster(
+        arrival,
+        records(shape, answer_t),
+        np.zeros((*shape, 2)),
+        np.zeros(shape, np.int32),
+        records(shape[:1], replica_t),
+        ledger,
+        profile,
+        np.array(delay_ms),
+    )
+
+
+def with_speeds(tables: Tables, truth: Truth, slowness: np.ndarray) -> tuple[Tables, Truth]:
+    """Tables and truth of machines that take ``slowness`` (N,) times as long to execute; each knows itself."""
+    n = len(slowness)
+    own = Tables(
+        *(array if name == "size" else np.repeat(array, n, axis=0) for name, array in zip(Tables._fields, tables))
+    )
+    real = Truth(
+        *(array if name == "log_slowdown" else np.repeat(array, n, axis=0) for name, array in zip(Truth._fields, truth))
+    )
+    factor = slowness[:, None, None]
+    return own._replace(solo=own.solo * factor), real._replace(solo=real.solo * factor)
+
+
+@njit
+def begin_cluster(sim, cluster, seeds):
+    """Begin an episode without requests in every world; it ends as if the last arrival of all had come to it."""
+    n_arrivals = cluster.arrival.shape[0]
+    for env in range(seeds.shape[0]):
+        sim.world.episode[env].n = 0
+        begin(sim, env, seeds[env])
+        if n_arrivals > 0:
+            sim.world.episode[env].end += cluster.arrival[n_arrivals - 1].time + cluster.delay_ms[0]
+        cluster.replica[env].next = np.inf
+        cluster.replica[env].told = 0
+        cluster.replica[env].n = 0
+
+
+@inlined
+def note_ended(sim, cluster, env):
+    """Put the requests of a world that ended into its answers; to be called before they are collected."""
+    own = sim.state.scheduler[env]
+    if own.n_ended == 0:
+        return
+    replica = cluster.replica[env]
+    for i in range(own.n_ended):
+        ended = sim.state.ended[env, i]
+        answer = cluster.answer[env, replica.n]
+        answer.at = max(own.now, sim.world.request[env, ended.id].arrival)
+        answer.arrival = cluster.of[env, ended.id]
+        answer.executed = 0 if ended.outcome == DROPPED else 1
+        write_held(sim.state, cluster.profile, env, cluster.held[env, replica.n])
+        replica.n += 1
+
+
+@inlined
+def routed(arrival):
+    """An arrival as a router is asked about it."""
+    return Routed(arrival.time, arrival.priority, arrival.model, arrival.deadline)
+
+
+@inlined
+def hear(cluster, env, now):
+    """Note in the ledgers the answers of a world that have come by time ``now``."""
+    replica = cluster.replica[env]
+    delay = cluster.delay_ms[1]
+    while replica.told < replica.n and cluster.answer[env, replica.told].at + delay <= now:
+        answer = cluster.answer[env, replica.told]
+        arrival = cluster.arrival[answer.arrival]
+        took = answer.at + delay - arrival.time
+        answered(
+            cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, took, answer.executed
+        )
+        told(cluster.ledger, arrival.door, env, now, cluster.held[env, replica.told])
+        replica.told += 1
+
+
+@inlined
+def send_to(sim, cluster, i, env):
+    """Send arrival i to world ``env``. Returns False where that has no room for more requests."""
+    world = sim.world
+    n = world.episode[env].n
+    if n >= world.request.shape[1]:
+        return False
+    arrival = cluster.arrival[i]
+    arrival.replica = env
+    arrival.id = n
+    arrival.plain_ms = send(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival))
+    cluster.of[env, n] = i
+    r = world.request[env, n]
+    r.arrival = arrival.time + cluster.delay_ms[0]
+    r.deadline = arrival.deadline
+    r.model = arrival.model
+    r.priority = arrival.priority
+    r.outcome = WAITING
+    r.start = np.nan
+    r.finish = np.nan
+    r.batch = -1
+    r.baseline = 0
+    world.episode[env].n = n + 1
+    cluster.replica[env].next = min(cluster.replica[env].next, r.arrival)
+    return True

@@ -1,0 +1,251 @@
+"""What a router knows of its replicas: what it sent them, what came back, and what their answers tell.
+
+The simulated cluster and the live one keep the same ledger with the same functions. A router foretells when a replica would
+end a request from the work that is ahead of it there; how foretold and real times compare, the ledger learns for each replica, which
+finds slow machines, and for each priority, which holds what batching and streams side by side save. Work is counted in ms alone
+on the device of the profile, in the batches that the requests would form.
+
+Axes: D doors (processes that route, each with knowledge of its own), R replicas, 2 priorities, M models.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.scheduling.forecast import solo_total
+from envs.scheduling.jit import inlined, njit
+from envs.scheduling.state import HIGH, LOW, records
+
+SLOWNESS_RATE = 0.03  # of a replica's factor, for each answer
+BIAS_RATE = 0.01  # of the factor that all replicas share, by priority
+SPREAD_RATE = 0.01
+FIRST_SPREAD = 0.3  # of the log of real over foretold time
+MOST_SURPRISE = 1.0  # bound on that log: an outlier moves what is learned no further
+MOST_LOG_FACTOR = 3.0
+OTHERS_MS = 200.0  # time constant with which the work of other doors is forgotten
+LEAST_MS = 1e-3
+LOGISTIC = 1.7  # slope of the logistic curve that is nearest to the normal distribution
+
+replica_t = np.dtype(
+    [
+        ("up", "i4"),  # 1 while requests may be sent there
+        ("outstanding", "i4"),  # requests sent and not answered
+        ("log_slowness", "f8"),  # log of how much longer it takes than foretold, beside what all take
+        ("told_at", "f8"),  # when it last told its work
+    ],
+    align=True,
+)
+
+
+class Ledger(NamedTuple):
+    """What D doors know of R replicas.
+
+    Attributes:
+        replica: (D, R) records.
+        count: (D, R, 2, M) requests sent there and not answered.
+        work: (D, R, 2) their work, ms.
+        others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
+        sent: (D,) requests that were sent at all.
+        log_bias: (D, 2) log of real over foretold time, on average over the replicas.
+        spread: (D, 2) standard deviation of that log.
+    """
+
+    replica: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    work: np.ndarray
+    others: np.ndarray
+    sent: np.ndarray
+    log_bias: np.ndarray
+    spread: np.ndarray
+
+
+class Routed(NamedTuple):
+    """A request to be routed.
+
+    Attributes:
+        now: present time, ms.
+        priority: HIGH or LOW.
+        model: index.
+        deadline: absolute, ms.
+    """
+
+    now: float
+    priority: int
+    model: int
+    deadline: float
+
+
+def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
+    """The ledger of doors that have sent nothing yet; all replicas are up."""
+    ledger = Ledger(
+        records((doors, replicas), replica_t),
+        np.zeros((doors, replicas, 2, n_models), np.int64),
+        np.zeros((doors, replicas, 2)),
+        np.zeros((doors, replicas, 2)),
+        np.zeros(doors, np.int64),
+        np.zeros((doors, 2)),
+        np.full((doors, 2), FIRST_SPREAD),
+    )
+    ledger.replica["up"] = 1
+    return ledger
+
+
+@inlined
+def batches_ms(tables, model, n):
+    """Time alone on the device of n requests of a model, in largest batches and a rest; between sizes it is linear."""
+    sizes = tables.size.shape[0]
+    largest = tables.size[sizes - 1]
+    full = n // largest
+    rest = n - full * largest
+    total = full * solo_total(tables, 0, model, sizes - 1)
+    if rest == 0:
+        return total
+    above = 0
+    while tables.size[above] < rest:
+        above += 1
+    high = solo_total(tables, 0, model, above)
+    if tables.size[above] == rest:
+        return total + high
+    if above == 0:
+        return total + high
+    low = solo_total(tables, 0, model, above - 1)
+    part = (rest - tables.size[above - 1]) / (tables.size[above] - tables.size[above - 1])
+    return total + low + part * (high - low)
+
+
+@inlined
+def growth_ms(ledger, tables, door, replica, priority, model):
+    """Work that one more request adds to a replica: that of the batch it joins there, or of a batch of its own."""
+    n = ledger.count[door, replica, priority, model]
+    return batches_ms(tables, model, n + 1) - batches_ms(tables, model, n)
+
+
+@inlined
+def ahead_ms(ledger, door, replica, request):
+    """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
+    fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
+    ahead = ledger.work[door, replica, HIGH] + fade * ledger.others[door, replica, HIGH]
+    if request.priority != HIGH:
+        ahead += ledger.work[door, replica, LOW] + fade * ledger.others[door, replica, LOW]
+    return ahead
+
+
+@inlined
+def plain_ms(ledger, tables, door, replica, request):
+    """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
+    n = ledger.count[door, replica, request.priority, request.model]
+    own = batches_ms(tables, request.model, n % tables.size[tables.size.shape[0] - 1] + 1)
+    growth = growth_ms(ledger, tables, door, replica, request.priority, request.model)
+    return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
+
+
+@inlined
+def foretold_ms(ledger, tables, door, replica, request):
+    """The same as the replica's answers lead to expect."""
+    factor = ledger.log_bias[door, request.priority] + ledger.replica[door, replica].log_slowness
+    return plain_ms(ledger, tables, door, replica, request) * math.exp(factor)
+
+
+@inlined
+def chance(ledger, door, request, foretold):
+    """Probability that a request foretold to take so many ms is in time."""
+    slack = max(request.deadline - request.now, LEAST_MS)
+    z = math.log(slack / foretold) / ledger.spread[door, request.priority]
+    return 1.0 / (1.0 + math.exp(-LOGISTIC * min(max(z, -10.0), 10.0)))
+
+
+@njit
+def send(ledger, tables, door, replica, request):
+    """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
+    plain = plain_ms(ledger, tables, door, replica, request)
+    _change(ledger, tables, door, replica, request.priority, request.model, 1)
+    ledger.sent[door] += 1
+    return plain
+
+
+@inlined
+def _change(ledger, tables, door, replica, priority, model, by):
+    """Count a request more or less, with its work."""
+    n = ledger.count[door, replica, priority, model]
+    ledger.count[door, replica, priority, model] = n + by
+    ledger.replica[door, replica].outstanding += by
+    difference = batches_ms(tables, model, n + by) - batches_ms(tables, model, n)
+    # What is left of rounding must not add up.
+    left = ledger.work[door, replica, priority] + difference
+    ledger.work[door, replica, priority] = max(left, 0.0) if ledger.replica[door, replica].outstanding > 0 else 0.0
+
+
+@njit
+def answered(ledger, tables, door, replica, request, plain, took_ms, executed):
+    """Note that a request has ended, however it ended.
+
+    Args:
+        ledger, tables, door, replica: where it was sent.
+        request: as it was sent.
+        plain: what ``send`` returned.
+        took_ms: time from then to its end.
+        executed: 0 where it was dropped, which says that it would have taken longer than that; below 0 where it says nothing.
+    """
+    one = ledger.replica[door, replica]
+    _change(ledger, tables, door, replica, request.priority, request.model, -1)
+    if executed < 0:
+        return
+    priority = request.priority
+    expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
+    error = math.log(max(took_ms, LEAST_MS)) - expected
+    if executed == 0 and error <= 0.0:
+        return
+    error = min(max(error, -MOST_SURPRISE), MOST_SURPRISE)
+    one.log_slowness += SLOWNESS_RATE * error
+    # The replicas' own factors are about 0 on average: what all have in common is the bias.
+    one.log_slowness = min(max((1.0 - SLOWNESS_RATE * 0.1) * one.log_slowness, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
+    bias = ledger.log_bias[door, priority] + BIAS_RATE * error
+    ledger.log_bias[door, priority] = min(max(bias, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
+    variance = ledger.spread[door, priority] ** 2
+    ledger.spread[door, priority] = math.sqrt(max(variance + SPREAD_RATE * (error * error - variance), 0.0025))
+
+
+@njit
+def told(ledger, door, replica, now, held):
+    """Note the work that a replica says it holds, whoever sent it: what is not this door's own is that of others.
+
+    Args:
+        ledger, door, replica: which.
+        now: when that was, ms.
+        held: (2,) as ``write_held`` left it there.
+    """
+    ledger.replica[door, replica].told_at = now
+    for priority in range(2):
+        ledger.others[door, replica, priority] = max(held[priority] - ledger.work[door, replica, priority], 0.0)
+
+
+@njit
+def write_held(state, tables, env, held):
+    """Work that a replica holds by priority, queued and in flight, as ``Ledger.work`` counts it: into ``held`` (2,)."""
+    for priority in range(2):
+        held[priority] = 0.0
+        for model in range(state.queue.shape[2]):
+            n = state.queue[env, priority, model].length
+            for stream in range(state.stream.shape[1]):
+                s = state.stream[env, stream]
+                if s.busy == 1 and s.priority == priority and s.model == model:
+                    n += s.n
+            if n > 0:
+                held[priority] += batches_ms(tables, model, n)
+
+
+@njit
+def forget(ledger, door, replica):
+    """A replica is lost: nothing is sent there, and what was sent is not waited for."""
+    one = ledger.replica[door, replica]
+    one.up = 0
+    one.outstanding = 0
+    one.log_slowness = 0.0
+    for priority in range(2):
+        ledger.work[door, replica, priority] = 0.0
+        ledger.others[door, replica, priority] = 0.0
+        for model in range(ledger.count.shape[3]):
+            ledger.count[door, replica, priority, model] = 0

@@ -1,0 +1,153 @@
+"""Routers on the simulated cluster: a cluster of one is the simulator, requests are conserved, and quotes place better."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.evaluation.rollout import run
+from agents.evaluation.statistics import violations, weighted_rate
+from agents.evaluation.suites import workload_for
+from agents.policies.registry import make_policy
+from agents.routing.__main__ import main
+from agents.routing.registry import router, routers
+from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
+from envs.cluster.ledger import Routed, answered, forget, growth_ms, make_ledger, send
+from envs.profiles.profile import Profile
+from envs.scheduling.state import HIGH, LOW
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.simulator import Simulator
+from traces.workload import Workload, WorkloadConfig
+
+PROFILE = Profile.load("gpu-v100")
+TABLES = PROFILE.tables()
+COLUMNS = ("arrival", "start", "finish", "outcome", "batch", "model", "priority")
+
+
+def workload_at(load: float, n: float, duration_ms: float, seed: int, profile: Profile = PROFILE) -> Workload:
+    rate = load * n * measure_capacity(profile)
+    return workload_for("bursty", rate, duration_ms, profile, WorkloadConfig(), seed)
+
+
+def cluster_of(
+    config: ClusterConfig, name: str, workload: Workload, seed: int = 1, policy: str = "strait"
+) -> ClusterRun:
+    return run_cluster(PROFILE, config, make_policy(policy), router(name), workload, seed)
+
+
+@pytest.mark.parametrize("policy", ["strait", "edf", "clockwork", "triton"])
+@pytest.mark.parametrize("profile_name", ["gpu-v100", "cpu2-served"])
+def test_a_cluster_of_one_is_the_simulator_bit_for_bit(policy: str, profile_name: str) -> None:
+    profile = Profile.load(profile_name)
+    workload = workload_at(1.1, 1, 3000.0, 5, profile)
+    alone = Simulator(profile, n_requests=len(workload))
+    run(alone, make_policy(policy), [workload], [7])
+    cluster = run_cluster(profile, ClusterConfig(1), make_policy(policy), router("quote"), workload, 7)
+    for column in COLUMNS:
+        np.testing.assert_array_equal(alone.world.request[0][column], cluster.sim.world.request[0][column])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(routers())),
+    accelerators=st.integers(1, 9),
+    doors=st.integers(1, 3),
+    delays=st.tuples(st.floats(0, 20), st.floats(0, 60)),
+    load=st.floats(0.1, 2.0),
+    slow_share=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 2**32),
+)
+def test_each_request_goes_to_one_replica_and_ends_there_once(
+    name: str, accelerators: int, doors: int, delays: tuple[float, float], load: float, slow_share: float, seed: int
+) -> None:
+    config = ClusterConfig(accelerators, 4, doors, *delays, slow_share=slow_share)
+    workload = workload_at(load, accelerators, 150.0, seed)
+    done = cluster_of(config, name, workload, seed)
+    arrival, episode = done.cluster.arrival, done.sim.world.episode
+    assert done.count.sum() == len(workload) == episode["n"].sum()
+    assert done.count[:, 0].sum() == 0  # nothing waits
+    assert len({(int(a["replica"]), int(a["id"])) for a in arrival}) == len(workload)
+    for a in arrival[:50]:
+        request = done.sim.world.request[a["replica"], a["id"]]
+        assert request["arrival"] == a["time"] + delays[0]
+        assert (request["deadline"], request["model"], request["priority"]) == (
+            a["deadline"],
+            a["model"],
+            a["priority"],
+        )
+        assert request["finish"] >= request["arrival"]
+    # All answers were heard, so that nothing is outstanding in any ledger.
+    ledger = done.cluster.ledger
+    assert (ledger.count == 0).all() and (ledger.replica["outstanding"] == 0).all()
+    assert ledger.sent.sum() == len(workload)
+    np.testing.assert_allclose(ledger.work, 0.0, atol=1e-6)
+
+
+def test_the_same_run_twice_is_the_same() -> None:
+    workload = workload_at(1.0, 4, 300.0, 2)
+    first, second = (cluster_of(ClusterConfig(4, answer_delay_ms=5.0), "quote", workload) for _ in range(2))
+    np.testing.assert_array_equal(first.cluster.arrival["replica"], second.cluster.arrival["replica"])
+    np.testing.assert_array_equal(first.count, second.count)
+
+
+@pytest.mark.parametrize("name", sorted(routers()))
+def test_a_lost_replica_gets_nothing_and_the_last_one_all(name: str) -> None:
+    ledger = make_ledger(1, 3, len(PROFILE.models))
+    kind = router(name)
+    for lost in (1, 0, 2):
+        forget(ledger, 0, lost)
+        for draw in range(40):
+            chosen = kind.route(ledger, TABLES, 0, Routed(0.0, draw % 2, 0, 50.0), np.uint64(draw))
+            assert chosen == -1 if lost == 2 else ledger.replica["up"][0, chosen] == 1
+
+
+def test_the_ledger_learns_which_replica_is_slow() -> None:
+    ledger = make_ledger(1, 2, len(PROFILE.models))
+    for i in range(300):
+        request = Routed(float(i), HIGH, 0, i + 50.0)
+        for replica, slowness in ((0, 1.0), (1, 2.5)):
+            plain = send(ledger, TABLES, 0, replica, request)
+            answered(ledger, TABLES, 0, replica, request, plain, slowness * plain, 1)
+    assert ledger.replica["log_slowness"][0, 1] - ledger.replica["log_slowness"][0, 0] > 0.6
+    assert router("quote").route(ledger, TABLES, 0, Routed(300.0, HIGH, 0, 350.0), np.uint64(0)) == 0
+
+
+def test_a_request_costs_less_where_it_joins_a_batch_of_its_model() -> None:
+    ledger = make_ledger(1, 2, len(PROFILE.models))
+    for model in range(len(PROFILE.models)):
+        idle = growth_ms(ledger, TABLES, 0, 1, LOW, model)
+        send(ledger, TABLES, 0, 0, Routed(0.0, LOW, model, 1e4))
+        assert growth_ms(ledger, TABLES, 0, 0, LOW, model) < idle
+
+
+def weighted(name: str, config: ClusterConfig, load: float, seed: int) -> float:
+    rate = load * config.capacity() * measure_capacity(PROFILE)
+    workload = workload_for("poisson", rate, 500.0, PROFILE, WorkloadConfig(), seed)
+    return float(weighted_rate(*violations(cluster_of(config, name, workload, seed).count)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ClusterConfig(16), ClusterConfig(16, slow_share=0.25), ClusterConfig(16, doors=2, answer_delay_ms=10.0)],
+    ids=["equal", "unequal", "two doors, old knowledge"],
+)
+def test_quotes_place_better_than_power_of_two(config: ClusterConfig) -> None:
+    gained = [weighted("power_of_two", config, 0.95, s) - weighted("quote", config, 0.95, s) for s in (1, 2)]
+    assert min(gained) > 0.005
+
+
+def test_the_command_prints_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--accelerators", "3", "--seeds", "2", "--duration_ms", "80", "--loads", "0.9", "--workloads", "poisson"]
+    assert main(flags) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(routers())
+    rows = {row["router"]: row for row in json.loads(last)["routers"]}
+    assert set(rows) == set(routers())
+    low, mean, high = rows["quote"]["difference"]
+    assert low <= mean <= high
+    assert main([*flags, "--routers", "nearest"]) == 2
+    assert "unknown router 'nearest'" in capsys.readouterr().err
