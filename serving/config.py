@@ -10,6 +10,7 @@ from typing import Any
 
 from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
+from serving.executors.sim import simulated_profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
 from traces.workload import WorkloadConfig
@@ -27,7 +28,7 @@ class ServeConfig(ApiConfig, EngineConfig):
             built-in models.
         policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors.
         streams: batches that may be in flight side by side.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N, or sim:PROFILE[:SLOWNESS], a simulated device that takes a profile's time and no CPU.
         profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.
         batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
         logdir: folder for TensorBoard.
@@ -98,9 +99,13 @@ class ServeConfig(ApiConfig, EngineConfig):
 
     @property
     def model_sources(self) -> list[str]:
-        """The words of `models`, one by one, or the names of the default set."""
+        """The words of `models`, one by one; by default those of a simulated device's profile, or the default set."""
         words = self.models.split(",") if isinstance(self.models, str) else self.models
-        return [word.strip() for word in words if word.strip()] or list(DEFAULT_MODELS)
+        given = [word.strip() for word in words if word.strip()]
+        simulated = simulated_profile(self.device)
+        if simulated is None or given:
+            return given or list(DEFAULT_MODELS)
+        return [f"{name}=builtin:empty" for name in simulated[0].models]
 
     @property
     def memory_bytes(self) -> int | None:

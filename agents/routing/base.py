@@ -2,8 +2,8 @@
 
 A router is one compiled function ``route(ledger, tables, door, request, draw) -> replica`` over a door's ledger: ``tables`` are
 those of the profile, ``request`` is an ``envs.cluster.ledger.Routed``, ``draw`` a uint64 to draw random numbers from. It
-returns the index of a replica that is up, or -1 where none is. It changes nothing, reads no clock and allocates nothing. The simulated
-cluster and the live door call the same function.
+returns the index of a replica that is up, or -1 where none is. It changes nothing, reads no clock and allocates nothing. The
+simulated cluster and the live door call the same function.
 
 To add one: write a file in agents/routing with a ``route`` and its ``KIND``, and add one line to agents/routing/registry.py.
 """

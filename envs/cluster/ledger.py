@@ -1,9 +1,9 @@
 """What a router knows of its replicas: what it sent them, what came back, and what their answers tell.
 
 The simulated cluster and the live one keep the same ledger with the same functions. A router foretells when a replica would
-end a request from the work that is ahead of it there; how foretold and real times compare, the ledger learns for each replica, which
-finds slow machines, and for each priority, which holds what batching and streams side by side save. Work is counted in ms alone
-on the device of the profile, in the batches that the requests would form.
+end a request from the work that is ahead of it there; how foretold and real times compare, the ledger learns for each replica,
+which finds slow machines, and for each priority, which holds what batching and streams side by side save. Work is counted in ms
+alone on the device of the profile, in the batches that the requests would form.
 
 Axes: D doors (processes that route, each with knowledge of its own), R replicas, 2 priorities, M models.
 """

@@ -33,7 +33,7 @@ def resolve_device(device: str) -> str:
         return "cpu"
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number.isdigit() or number == "" and ":" not in device):
-        raise InputError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+        raise InputError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N, sim:PROFILE")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
         raise InputError(f"device {device!r} is not here: {count} CUDA devices; use cpu or auto")

@@ -38,6 +38,7 @@ BUILTIN: dict[str, Builtin] = {
     "vit": Builtin("serving.models.builtin.vit:Vit", "vision-transformer", (3, 96, 96)),
     "unet": Builtin("serving.models.builtin.unet:Unet", "encoder-decoder", (3, 64, 64), default=False),
     "mixer": Builtin("serving.models.builtin.mixer:MlpMixer", "mlp", (3, 96, 96), default=False),
+    "empty": Builtin("serving.models.builtin.empty:Empty", "none", (16,), default=False),
 }
 
 DEFAULT_MODELS: tuple[str, ...] = tuple(name for name, model in BUILTIN.items() if model.default)
