@@ -29,8 +29,7 @@ from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
-from serving.executors.factory import make_executor
-from serving.models.load import load_model
+from serving.library import base_profile, open_models
 from serving.models.repository import ModelRepository, read_entries
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
@@ -40,7 +39,6 @@ from serving.observers.recorder import Recorder
 from serving.observers.report import print_replay, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
-from serving.profiling.calibrate import SHIPPED
 from serving.profiling.device_models import DeviceModels
 from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
@@ -68,14 +66,7 @@ class Server:
         self.entries = read_entries(config.model_sources)
         self.policy, self.adjust_tables = resolve_policy(config)
         self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
-        self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
-        if config.profile != "auto":
-            self.profile = self.profile.select(list(self.entries))
-        if self.profile.batch_sizes[0] != 1:
-            sizes = list(self.profile.batch_sizes)
-            raise InputError(
-                f"--profile {config.profile}: batch sizes are {sizes}; they must begin with 1, for lone requests"
-            )
+        self.profile = base_profile(config, list(self.entries))
         self.tls = tls_context(config)
         if self.source is None:
             check_addresses(config)
@@ -97,19 +88,7 @@ class Server:
         Raises:
             InputError: a model cannot be loaded, does not fit the memory limit, or fails.
         """
-        config = self.config
-        executor = make_executor(config.device, config.streams)
-        try:
-            log.info("device %s, %d streams", executor.device.name, config.streams)
-            sizes = config.batch_sizes or self.profile.batch_sizes
-            models = DeviceModels(executor, self.profile, sizes, config.memory_bytes)
-            for entry in self.entries.values():
-                models.load(load_model(entry.spec))
-            profile = models.measure(tuple(self.entries)) if config.profile == "auto" else self.profile
-            return OpenServer(self, models, profile)
-        except BaseException:
-            executor.close(1.0)
-            raise
+        return OpenServer(self, *open_models(self.config, self.entries, self.profile))
 
 
 class Replay(NamedTuple):

@@ -24,6 +24,7 @@ from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
 from serving.engine.ledger import Ledger, unreachable
 from serving.engine.model_set import join_profiles
+from serving.engine.quotes import Quotes
 from serving.engine.request import (
     FAULT,
     FULL,
@@ -61,6 +62,7 @@ class Engine:
 
     Attributes:
         scheduler: what the policy knows and decides on.
+        quotes: what a request could expect, see `serving.engine.quotes`.
         observers: see the end of each request and batch.
         offered: (2,) requests offered by priority.
         ended: (2, 6) requests ended, by priority and outcome.
@@ -85,7 +87,8 @@ class Engine:
                 raise InputError(f"model {name!r} is in the profile, but not loaded")
         self.scheduler = LiveScheduler(profile, adjust_tables, executor.streams, self.config.queue_places)
         self.guard = GuardedPolicy(policy, self.scheduler, self.config.decision_budget_ms)
-        self.observers: list[Observer] = []
+        self.quotes = Quotes(self.scheduler, lambda: self.guard.order, self.now_ms)
+        self.observers: list[Observer] = [self.quotes]
         self.ledger = Ledger(self.observers)
         self.offered, self.ended = self.ledger.offered, self.ledger.ended
         self.batches = 0
@@ -195,6 +198,7 @@ class Engine:
             request = Request(result, m, one, loop.create_future())
             requests.append(request)
             ledger.open(request)
+            self.quotes.arrives(result, m)
             if not self.accepting:
                 ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
             elif not scheduler.arrive(now, arrival, priority, m, result.id, result.deadline_ms):

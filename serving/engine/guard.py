@@ -82,6 +82,11 @@ class GuardedPolicy:
         return self.policy.name if self.replaced is None else self.fallback.name
 
     @property
+    def order(self) -> int:
+        """Which queued requests the policy in force serves before another, see `agents.policies.base.PolicyKind`."""
+        return (self.policy if self.replaced is None else self.fallback).kind.order
+
+    @property
     def drop(self) -> float:
         """Scale of solo latency at which the policy in force gives requests up; 0 never."""
         return float(self.policy.drop if self.replaced is None else self.fallback.drop)

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, OUTCOMES, PRIORITIES
 from serving.engine.request import LEFT, UNLOADED, Observer, Origin, Request, RequestResult
 
 
@@ -87,6 +87,13 @@ class Ledger:
     def _show(self, result: RequestResult) -> None:
         for observer in self._observers:
             observer.request_ended(result)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Requests that ended, by priority and outcome."""
+        return {
+            priority: {outcome: int(self.ended[number, place]) for place, outcome in enumerate(OUTCOMES) if place}
+            for number, priority in enumerate(PRIORITIES)
+        }
 
     async def empty(self) -> None:
         """Wait until no request is inside."""

@@ -1,4 +1,4 @@
-"""A simulated device: a batch takes the time that a profile says, and no CPU, so that two cores hold a cluster of honest timing.
+"""A simulated device: a batch takes the time that a profile says, and no CPU; two cores can hold a cluster of honest timing.
 
 Batches in flight slow each other as the simulator's truth has it (envs.simulation.device): by what they share, pair by pair.
 Outputs are zeros.

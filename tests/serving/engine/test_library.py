@@ -1,0 +1,107 @@
+"""The engine as a library, on a simulated device."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.executors.factory import make_executor
+from serving.library import HIGH, LOW, LibraryEngine, open_engine
+from traces.errors import InputError
+
+VALUES = np.zeros(16, np.float32)
+
+
+@asynccontextmanager
+async def opened(**settings: Any) -> AsyncIterator[LibraryEngine]:
+    async with open_engine(device="sim:gpu-v100", profile="gpu-v100", **settings) as engine:
+        yield engine
+
+
+def test_a_request_is_served_quoted_and_counted() -> None:
+    async def scenario() -> None:
+        async with opened() as engine:
+            assert set(engine.models) == {"alexnet", "resnet50", "ssd", "vgg19"}
+            result = await engine.infer("resnet50", VALUES, HIGH, 1000.0)
+            assert result.outcome == "met"
+            assert result.output is not None and result.output.shape == (16,)
+            assert (
+                engine.quote("resnet50", HIGH, 1000.0).probability > 0.5 > engine.quote("vgg19", LOW, 0.1).probability
+            )
+            levels = engine.quote("resnet50", HIGH, 50.0).finish_ms
+            assert list(levels) == [0.5, 0.9, 0.95]
+            state = engine.state()
+            assert (state.queued, state.in_flight, state.free_streams) == ({"high": 0, "low": 0}, 0, 4)
+            assert state.ended["high"]["met"] == 1
+        assert (await engine.infer("resnet50", VALUES)).outcome == "dropped"  # it is closed
+
+    asyncio.run(scenario())
+
+
+def test_what_is_queued_lowers_the_quote_and_what_ends_is_learned() -> None:
+    async def scenario() -> None:
+        async with opened() as engine:
+            before = engine.quote("vgg19", LOW, 60.0)
+            waiting = [asyncio.ensure_future(engine.infer("vgg19", VALUES, LOW, 5000.0)) for _ in range(100)]
+            await asyncio.sleep(0)
+            behind = engine.quote("vgg19", LOW, 60.0)
+            assert behind.finish_ms[0.5] > 3 * before.finish_ms[0.5]
+            assert behind.probability < before.probability
+            assert {result.outcome for result in await asyncio.gather(*waiting)} == {"met"}
+            assert engine.quote("vgg19", LOW, 60.0).probability > behind.probability
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"model": "no-such"}, "model 'no-such' is not served"),
+        ({"values": np.zeros(3, np.float32)}, "takes float32 (16,)"),
+        ({"priority": 7}, "priority is 7"),
+        ({"deadline_ms": 0.0}, "it must be a number above 0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call: dict[str, Any], message: str) -> None:
+    async def scenario() -> None:
+        async with opened() as engine:
+            await engine.infer(**({"model": "ssd", "values": VALUES} | call))
+
+    with pytest.raises(InputError) as caught:
+        asyncio.run(scenario())
+    assert message in str(caught.value)
+
+
+def test_unknown_settings_and_devices_are_refused() -> None:
+    async def scenario(**settings: Any) -> None:
+        async with open_engine(**settings):
+            raise AssertionError
+
+    for settings, message in (
+        ({"speed": 2}, "speed"),
+        ({"device": "sim"}, "it must name a profile"),
+        ({"device": "sim:gpu-v100:fast"}, "slowness 'fast'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            asyncio.run(scenario(**settings))
+
+
+def test_a_simulated_device_takes_the_time_of_the_profile_and_no_cpu() -> None:
+    with make_executor("sim:gpu-v100:3", 1) as slow, make_executor("sim:gpu-v100", 1) as plain:
+        from serving.models.load import load_model, spec_of
+
+        took = {}
+        for name, executor in (("slow", slow), ("plain", plain)):
+            executor.load(load_model(spec_of("vgg19=builtin:empty")))
+            cpu = time.process_time()
+            runs = executor.time_alone("vgg19", 32, 5)
+            took[name] = min(run.phases.exec_end_ms - run.phases.exec_start_ms for run in runs)
+            assert time.process_time() - cpu < 0.5 * 5 * took[name] / 1e3
+        assert took["plain"] >= 10.0
+        assert 2.0 < took["slow"] / took["plain"] < 4.0
