@@ -9,6 +9,8 @@ Examples:
   python serve.py --replay twin:azure_llm_2023 --load 1.1 --duration 30 --policy edf
   python serve.py --record run --logdir tb --timeline timeline.json
   python serve.py --config serve.yaml --port 9000      settings from a file; flags win
+  python serve.py --peer_port 9100                     a replica, which takes requests of doors on port 9100, too
+  python serve.py --peers host1:9100,host2:9100        a door: listens, and sends each request to one of two replicas
 
 SIGINT and SIGTERM drain and exit with status 0; the same again ends at once. SIGHUP reads the policy's checkpoint again. A
 model that crashes the process (a segmentation fault) ends it by that signal, with a line that names the signal.
@@ -29,10 +31,13 @@ def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
     # Imported after the flags are read, so that --help does not wait for torch.
-    from serving.server import run_server
+    if config.peers:
+        from serving.door import run_door as run
+    else:
+        from serving.server import run_server as run
 
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(run_server(config))
+        runner.run(run(config))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

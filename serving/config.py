@@ -42,6 +42,12 @@ class ServeConfig(ApiConfig, EngineConfig):
         high_fraction: share of high priority in made workloads.
         drain_timeout: seconds that a stopping server gives the requests inside.
         memory_limit: most that the weights of all models and one largest batch of each may take, e.g. 2G; none by default.
+        peer_port: port on which doors may send requests, for a replica of a cluster; 0 takes a free one, None takes none.
+        peers: HOST:PORT of replicas; this process then is a door, which listens and serves nothing itself.
+        router: how a door chooses a replica: quote, most_slack, power_of_two, join_shortest_queue, round_robin or random.
+        peer_retries: how often a request is sent again whose replica was lost.
+        peer_silence_ms: a replica that says nothing for so long is lost.
+        peer_ca: certificates (PEM) that vouch for those of the replicas; a door speaks TLS to them when it is given.
         explain: log what a trained policy thought of each candidate.
         log_level: debug, info, warning or error; debug logs every request.
         log_json: log one JSON object per line.
@@ -66,6 +72,12 @@ class ServeConfig(ApiConfig, EngineConfig):
     high_fraction: float = WorkloadConfig.high_fraction
     drain_timeout: float = 10.0
     memory_limit: str | None = None
+    peer_port: int | None = None
+    peers: list[str] = field(default_factory=list)
+    router: str = "quote"
+    peer_retries: int = 2
+    peer_silence_ms: float = 400.0
+    peer_ca: str | None = None
     explain: bool = False
     log_level: str = "info"
     log_json: bool = False
@@ -80,11 +92,12 @@ class ServeConfig(ApiConfig, EngineConfig):
             ("body_timeout_s", "keepalive_s"),
         )
         self._require("at least 1", lambda value: value >= 1, *counts)
-        above_0 = ("duration", "decision_budget_ms", "deadline_factor", "load", *times)
+        above_0 = ("peer_silence_ms", "duration", "decision_budget_ms", "deadline_factor", "load", *times)
         self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
-        at_least_0 = ("drain_timeout", "close_timeout_s", "grace_ms", "deadline_floor_ms")
+        at_least_0 = ("peer_retries", "drain_timeout", "close_timeout_s", "grace_ms", "deadline_floor_ms")
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
-        self._require("from 0 to 65535", lambda value: 0 <= value <= 65535, "port", "grpc_port")
+        ports = ("port", "grpc_port", "peer_port")
+        self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)
         self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction")
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")

@@ -25,6 +25,7 @@ from rich.console import Console
 from envs.profiles.profile import Profile
 from serving.api.dataplane import DataPlane
 from serving.api.listen import check_addresses, listen, tls_context
+from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
@@ -170,15 +171,20 @@ class OpenServer:
         engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
+        replica = None
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
             await engine.start()
             log.info("policy %s serves %s", engine.guard.name, ", ".join(engine.models))
             if listening:
-                for listener in await listen(plane, server.tls):
+                listeners = await listen(plane, server.tls)
+                if config.peer_port is not None:
+                    replica = Replica(plane)
+                    listeners.append(await listen_for_doors(replica, config.peer_port, server.tls))
+                for listener in listeners:
                     parts.push_async_callback(listener.close)
             freeze_garbage()
-            return RunningServer(config, engine, repository, reloader, parts.pop_all())
+            return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica)
 
     def _outputs(self, engine: Engine) -> list[Output]:
         config, models = self.server.config, self.models
@@ -207,6 +213,7 @@ class RunningServer:
         repository: of its models.
         reloader: changes its models and its policy.
         parts: what is closed at the end: listeners, then outputs.
+        replica: takes the requests of doors; None: there are none.
     """
 
     config: ServeConfig
@@ -214,6 +221,7 @@ class RunningServer:
     repository: ModelRepository
     reloader: Reloader
     parts: AsyncExitStack
+    replica: Replica | None = None
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Answer requests until `stopping` is set."""
@@ -241,6 +249,8 @@ class RunningServer:
         """Take no more requests, and let those inside end, for at most `drain_timeout` seconds."""
         if self.engine.accepting:
             log.info("draining for at most %g s", self.config.drain_timeout)
+            if self.replica is not None:
+                self.replica.drain()
             await self.engine.stop(self.config.drain_timeout)
 
     async def close(self) -> None:

@@ -14,10 +14,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from serving.api.dataplane import NO_TOKEN, Answer, Caller, DataPlane, Listener, allowed
 from serving.api.grpc_standard import standard_services
 from serving.api.infer_call import read_call, read_id
 from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView
+from serving.api.plane import NO_TOKEN, Answer, Caller, Listener, Plane, allowed
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import to_bytes
@@ -45,7 +45,7 @@ _CONTENTS = {
 Method = Callable[[Any, Caller], Any]
 
 
-async def start_grpc(plane: DataPlane) -> Listener:
+async def start_grpc(plane: Plane) -> Listener:
     """Serve gRPC where the settings of the data plane say. Keep what is returned: without it, gRPC closes its server.
 
     Args:
@@ -84,7 +84,7 @@ async def start_grpc(plane: DataPlane) -> Listener:
 class _Service:
     """One method per call; each takes the request and its caller."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: Plane) -> None:
         self.plane = plane
 
     def handler(self) -> grpc.GenericRpcHandler:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from serving.api.dataplane import DataPlane
+from serving.api.plane import Plane
 from serving.api.protocol import inference_pb2 as pb
 
 HEALTH = "grpc.health.v1.Health"
@@ -19,11 +19,11 @@ WATCH_S = 0.5  # between two looks for a client that watches
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)
 
 
-def standard_services(plane: DataPlane) -> tuple[grpc.GenericRpcHandler, ...]:
+def standard_services(plane: Plane) -> tuple[grpc.GenericRpcHandler, ...]:
     """Handlers of health and reflection. A service is healthy while requests are taken; so is each served model by its name."""
 
     def status(request: Any) -> int:
-        if request.service not in ("", *SERVICES, *plane.engine.models):
+        if request.service not in ("", *SERVICES, *plane.models):
             return SERVICE_UNKNOWN
         return SERVING if plane.ready else NOT_SERVING
 

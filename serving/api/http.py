@@ -19,13 +19,13 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from serving.api.dataplane import BIG, NO_TOKEN, Caller, DataPlane, Listener, allowed
 from serving.api.http_codec import HEADER_LENGTH, accepted_encoding, decompress, split, write_answer
 from serving.api.http_errors import PLANE, Runner, json_answer, refused_answer
 from serving.api.infer_call import check_fields, read_call, read_id
 from serving.api.json_codec import json_numbers, read_json
 from serving.api.json_process import SMALL, Buffer, JsonProcesses
 from serving.api.model_view import ModelView
+from serving.api.plane import BIG, NO_TOKEN, Caller, Listener, Plane, allowed
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.engine.request import UNNAMED
 from traces.errors import InputError
@@ -41,7 +41,7 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def start_http(plane: DataPlane, tls: ssl.SSLContext | None = None) -> Listener:
+async def start_http(plane: Plane, tls: ssl.SSLContext | None = None) -> Listener:
     """Serve HTTP where the settings of the data plane say.
 
     Args:
@@ -86,7 +86,7 @@ def api_document(version: str) -> dict[str, Any]:
     return document
 
 
-def _middleware(plane: DataPlane) -> Any:
+def _middleware(plane: Plane) -> Any:
     token = plane.config.token
 
     @web.middleware
@@ -164,7 +164,7 @@ async def _apart(work: Callable[[], T]) -> T:
 class _Routes:
     """The routes, and a method for each that is more than a look at the data plane."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: Plane) -> None:
         self.plane = plane
         self.processes = JsonProcesses()
         self.api = api_document(plane.server_metadata()["version"])
@@ -200,7 +200,7 @@ class _Routes:
 
     def statistics(self, request: web.Request) -> dict[str, Any]:
         # The path is also that of a model with this name.
-        own = self.plane.model("stats").metadata() if "stats" in self.plane.engine.models else {}
+        own = self.plane.model("stats").metadata() if "stats" in self.plane.models else {}
         return {"model_stats": self.plane.model_statistics()} | own
 
     async def ready(self, request: web.Request) -> web.Response:

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 from aiohttp.web import ContentCoding
 
-from serving.api.dataplane import Answer
 from serving.api.infer_call import InferCall
 from serving.api.json_process import Buffer
 from serving.api.model_view import OUTPUT, VERSION, ModelView
+from serving.api.plane import Answer
 from serving.api.refusal import too_large
 from serving.api.tensors import to_bytes
 from traces.errors import InputError

@@ -9,10 +9,10 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from serving.api.dataplane import Caller, DataPlane
+from serving.api.plane import Caller, Plane
 from serving.api.refusal import Kind, Refusal
 
-PLANE = web.AppKey("plane", DataPlane)
+PLANE = web.AppKey("plane", Plane)
 RETRY_AFTER_S = "1"
 
 
@@ -46,7 +46,7 @@ class Runner(web.AppRunner):
 
 
 class _Server(web.Server):
-    plane: DataPlane
+    plane: Plane
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)

@@ -8,8 +8,8 @@ import socket
 import ssl
 
 from serving.api.config import ApiConfig
-from serving.api.dataplane import DataPlane, Listener
 from serving.api.http import start_http
+from serving.api.plane import Listener, Plane
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
@@ -49,7 +49,7 @@ def check_addresses(config: ApiConfig) -> None:
             raise InputError(f"--host {config.host} --{flag} {port}: cannot listen: {error.strerror}") from None
 
 
-async def listen(plane: DataPlane, tls: ssl.SSLContext | None) -> list[Listener]:
+async def listen(plane: Plane, tls: ssl.SSLContext | None) -> list[Listener]:
     """Listen as the settings of the data plane say.
 
     Args:

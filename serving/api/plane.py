@@ -1,0 +1,338 @@
+"""What the server can be asked, whatever the protocol: HTTP and gRPC are thin handlers over one `Plane`.
+
+A handler turns its bytes into an array and a few plain values, asks here, and turns the answer or the `Refusal` into its own
+form. So the two cannot differ in what they take, refuse or count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from serving.api.config import ApiConfig
+from serving.api.infer_call import check_fields, check_schedule
+from serving.api.model_view import VERSION, ModelView
+from serving.api.refusal import Kind, Refusal
+from serving.engine.request import UNNAMED, Observer, Origin, Refused
+from serving.observers.statistics import Statistics
+from traces.errors import InputError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
+)  # fmt: skip
+HEAD_BYTES = 512  # of a body, left to what is not tensors
+BIG = 256 * 1024  # bytes that are copied or looked through on a thread
+LONGEST_NAME = 128  # of what a client calls its request, in headers and logs
+NO_TOKEN = "this server requires a bearer token, and there is none or a wrong one"
+
+
+class RepositoryApi(Protocol):
+    """Loads and unloads models while the server runs."""
+
+    def defaults(self, name: str) -> tuple[int | None, float | None]:
+        """Priority and deadline in ms of a model's requests that name none; None where it does not say."""
+
+    def index(self) -> list[dict[str, str]]:
+        """All models that could be served: name, version, state, reason."""
+
+    async def load(self, name: str) -> None:
+        """Make a model ready. Raises KeyError for an unknown one, InputError for one that cannot be loaded."""
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
+
+
+@dataclass(slots=True)
+class Caller:
+    """Whom an answer is for.
+
+    Attributes:
+        protocol: "http" or "grpc".
+        address: of the client, without its port.
+        origin: what the client says of its request.
+        left_ms: time that the client waits for the answer; None if it does not say.
+    """
+
+    protocol: str
+    address: str
+    origin: Origin = UNNAMED
+    left_ms: float | None = None
+
+    @staticmethod
+    def of(protocol: str, address: str, header: Callable[[str], str | None]) -> Caller:
+        """By the headers x-request-id and traceparent of a call; `header` gives one by its name in small letters."""
+        id_, trace = header("x-request-id"), header("traceparent")
+        return Caller(protocol, address, Origin(_shown(id_), _shown(trace)) if id_ or trace else UNNAMED)
+
+    def named(self, id_: str | None) -> None:
+        """Note the id in a request, which goes before that of its headers."""
+        if id_:
+            self.origin = self.origin._replace(client_id=_shown(id_))
+
+    def headers(self) -> dict[str, str]:
+        """What goes back with the answer, refusals too: x-request-id and traceparent."""
+        if self.origin is UNNAMED:
+            return {}
+        pairs = zip(("x-request-id", "traceparent"), self.origin)
+        return {name: value for name, value in pairs if value and value.isascii()}
+
+
+DIRECT = Caller("", "")  # nobody's, as in tests
+
+
+def _shown(text: str | None) -> str:
+    """A client's words, fit for a header and a line of a log."""
+    return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
+
+
+class Answer(NamedTuple):
+    """An answered request.
+
+    Attributes:
+        output: (n, *output_item).
+        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
+    """
+
+    output: np.ndarray
+    parameters: dict[str, int | str]
+
+
+class Listener(NamedTuple):
+    """HTTP or gRPC as it is served.
+
+    Attributes:
+        port: the port it listens on.
+        close: takes no more connections, and waits for the requests in hand, up to the limit `close_timeout_s`.
+    """
+
+    port: int
+    close: Callable[[], Awaitable[object]]
+
+
+class Plane(ABC):
+    """Answers what HTTP and gRPC ask; the kinds differ in who serves: `DataPlane` an engine, a cluster's plane its replicas.
+
+    Args:
+        config: what one client may ask, and defaults of its requests.
+        repository: loads and unloads models; None: the set of models is fixed.
+        metrics: gives the body of /metrics and its content type.
+    """
+
+    def __init__(
+        self,
+        config: ApiConfig,
+        repository: RepositoryApi | None = None,
+        metrics: Callable[[], tuple[bytes, str]] | None = None,
+    ) -> None:
+        self.config = config
+        self.repository = repository
+        self.metrics = metrics
+        self._statistics = Statistics()
+        self._names: tuple[str, ...] = ()
+        self._views: dict[str, ModelView] = {}
+        self._clients: dict[str, int] = {}
+
+    # What the kinds differ in.
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that are served; the same object until they change."""
+
+    @property
+    @abstractmethod
+    def queue_places(self) -> int:
+        """Requests that a queue holds, which are the most of one call."""
+
+    @property
+    @abstractmethod
+    def watching(self) -> Sequence[Observer]:
+        """Who is shown the calls that are refused."""
+
+    @abstractmethod
+    def _view_models(self) -> dict[str, ModelView]:
+        """The models as clients see them."""
+
+    @abstractmethod
+    async def serve(
+        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
+    ) -> Answer:
+        """Serve a call, whoever its client is; see `infer`."""
+
+    # What they have in common.
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return {"name": "strait", "version": package_version(), "extensions": list(EXTENSIONS)}
+
+    def model(self, name: str, version: str = "") -> ModelView:
+        """A served model.
+
+        Raises:
+            Refusal: no such model or version.
+        """
+        if self.models is not self._names:
+            self._names, self._views = self.models, self._view_models()
+        view = self._views.get(name)
+        if view is None:
+            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._names)}")
+        if version not in ("", VERSION):
+            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {VERSION}, not {version[:80]!r}")
+        return view
+
+    def model_statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
+        """Statistics of one model, or of all."""
+        if name:
+            self.model(name, version)
+        return [self._statistics.describe(one, VERSION) for one in ([name] if name else self.models)]
+
+    # Inference.
+
+    def most_items(self, view: ModelView, most_bytes: int | None = None) -> int:
+        """Most items of one call: what a queue holds, since they are taken all or not at all, and what a body holds.
+
+        Args:
+            view: the model.
+            most_bytes: of a message of the protocol, in and out; None: a body as HTTP takes it.
+        """
+        if most_bytes is None:
+            fitting = (self.config.max_body_bytes - HEAD_BYTES) // max(view.item_bytes, 1)
+        else:
+            fitting = (most_bytes - HEAD_BYTES) // max(view.item_bytes, view.output_item_bytes, 1)
+        return max(0, min(self.queue_places, self.config.max_per_client, fitting))
+
+    def model_config(self, name: str, version: str = "", most_bytes: int | None = None) -> dict[str, Any]:
+        """A model's configuration, with what one call and one client may ask; arguments as above."""
+        view = self.model(name, version)
+        limits = {name: getattr(self.config, name) for name in ("max_body_bytes", "max_grpc_bytes", "max_per_client")}
+        limits["queue_places"] = self.queue_places
+        return view.config(self.most_items(view, most_bytes), limits)
+
+    def refused(self, refusal: Refusal, caller: Caller) -> None:
+        """Show a refusal to those that watch, unless they have seen it as the end of a request."""
+        if not refusal.observed:
+            reason = refusal.kind.name.lower()
+            refused = Refused(caller.protocol, reason, str(refusal), caller.address, caller.origin)
+            for observer in self.watching:
+                observer.request_refused(refused)
+
+    def schedule(
+        self, view: ModelView, parameters: Mapping[str, Any], n: int, left_ms: float | None = None
+    ) -> tuple[int, float]:
+        """The engine's priority, and the deadline in ms, of a request of n items.
+
+        `priority` is 1 (high), 2 (low) or 0 (the model's default); `timeout` is in microseconds, 0 is the default: the time
+        that the client waits, if it says so, else the model's. No deadline is after the client has left.
+
+        Raises:
+            InputError: anything else.
+        """
+        check_schedule(parameters)
+        priority, timeout = parameters.get("priority", 0), parameters.get("timeout", 0)
+        deadline_ms = timeout / 1e3 if timeout else view.deadline_ms * n if left_ms is None else left_ms
+        if left_ms is not None:
+            deadline_ms = min(deadline_ms, left_ms)
+        return priority - 1 if priority else view.priority, deadline_ms
+
+    async def infer(
+        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller = DIRECT
+    ) -> Answer:
+        """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
+
+        Args:
+            view: the model.
+            values: (n, *view.item) of view.dtype.
+            priority: 0 (high) or 1 (low).
+            deadline_ms: from now.
+            caller: whose address the limit of each client counts.
+
+        Raises:
+            Refusal: an item was not answered, or the client has too many in flight.
+        """
+        n, most, client = len(values), self.config.max_per_client, caller.address
+        inside = self._clients.get(client, 0) + n
+        if inside > most:
+            held = f"this client has {inside - n} requests in flight; {most} are allowed (--max_per_client)"
+            raise Refusal(Kind.TOO_MANY, held)
+        self._clients[client] = inside
+        try:
+            return await self.serve(view, values, priority, deadline_ms, caller)
+        finally:
+            left = self._clients[client] - n
+            if left:
+                self._clients[client] = left
+            else:
+                del self._clients[client]
+
+    # The repository.
+
+    def repository_index(self, only_ready: bool = False) -> list[dict[str, str]]:
+        """All models that are or could be served."""
+        if self.repository is None:
+            state = "READY" if self.ready else "UNAVAILABLE"
+            rows = [{"name": n, "version": VERSION, "state": state, "reason": ""} for n in self.models]
+        else:
+            rows = self.repository.index()
+        return [row for row in rows if row["state"] == "READY" or not only_ready]
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Make a model of the repository ready; goes on when the caller leaves. There are no parameters."""
+        check_fields(parameters, frozenset(), "load", "parameter")
+        await self._change("load", name)
+
+    async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Serve a model no more; goes on when the caller leaves.
+
+        Args:
+            name: the model.
+            parameters: `unload_dependents`, which tritonclient always sends; no model here depends on another.
+        """
+        check_fields(parameters, frozenset(["unload_dependents"]), "unload", "parameter")
+        await self._change("unload", name)
+
+    async def _change(self, verb: str, name: str) -> None:
+        if self.repository is None:
+            raise Refusal(Kind.BAD_INPUT, f"this server cannot {verb} models: it has no repository")
+        change: Callable[[str], Awaitable[None]] = getattr(self.repository, verb)
+        try:
+            await asyncio.shield(asyncio.ensure_future(change(name)))
+        except KeyError:
+            missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
+            raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None
+        except InputError as error:
+            raise Refusal(Kind.BAD_INPUT, str(error)) from None
+        except Exception as error:  # a model's own code runs here
+            log.exception("cannot %s model %r", verb, name)
+            raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
+
+
+def allowed(token: str | None, header: str | None) -> bool:
+    """Whether an Authorization header carries the token; compared in constant time. Without a token all are allowed."""
+    if token is None:
+        return True
+    scheme, _, given = (header or "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
+    return right and scheme.lower() == "bearer"
+
+
+def package_version() -> str:
+    """Version of the installed package; "0" when it runs from a folder without being installed."""
+    try:
+        return version("strait-rl")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,264 @@
+"""A door's connection to one replica: kept open, opened again when it is lost, and given up when the replica is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from serving.api.refusal import Kind, Refusal
+from serving.cluster.frames import (
+    MOST_GREETING,
+    AnswerFrame,
+    FrameError,
+    FrameKind,
+    FrameReader,
+    InferFrame,
+    RefusalFrame,
+    cancel_frame,
+    open_frame,
+    ping_frame,
+    read_answer,
+    read_id,
+    read_pong,
+    read_refusal,
+    repository_frame,
+)
+
+log = logging.getLogger(__name__)
+
+PING_S = 0.1
+FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
+KINDS = list(Kind)
+
+
+class Lost(Exception):
+    """The replica was lost, or takes no more requests, before it answered."""
+
+
+class LinkConfig(NamedTuple):
+    """How a door speaks to its replicas.
+
+    Attributes:
+        token: shown to them; None: they ask for none.
+        tls: None without.
+        most_bytes: of one answer.
+        silence_s: a replica that says nothing for so long is lost.
+    """
+
+    token: str | None
+    tls: ssl.SSLContext | None
+    most_bytes: int
+    silence_s: float
+
+
+class Link:
+    """Sends requests to one replica.
+
+    Args:
+        host: of the replica.
+        port: where it takes doors.
+        config: how to speak to it.
+        on_change: called when the replica has come, has gone, or serves other models.
+        on_held: called with what the replica says that it holds.
+
+    Attributes:
+        greeting: what the replica said last of itself; None while it is away.
+        accepting: whether it takes requests.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        config: LinkConfig,
+        on_change: Callable[[Link], None],
+        on_held: Callable[[Link, tuple[float, float]], None],
+    ) -> None:
+        self.host, self.port = host, port
+        self._config = config
+        self.on_change, self.on_held = on_change, on_held
+        self.greeting: dict[str, Any] | None = None
+        self.accepting = False
+        self._connection: _Connection | None = None
+        self._waiting: dict[int, asyncio.Future[AnswerFrame | None]] = {}
+        self._last_id = 0
+        self._keeper = asyncio.ensure_future(self._keep())
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return f"{self.host}:{self.port}"
+
+    async def infer(self, request: InferFrame) -> AnswerFrame:
+        """Send a request (its id is set here) and wait for its answer; when the calling task is cancelled, so is it.
+
+        Raises:
+            Refusal: the replica refused it.
+            Lost: it did not answer.
+        """
+        self._last_id += 1
+        answer = await self._ask(self._last_id, request._replace(id=self._last_id).pack())
+        if answer is None:
+            raise Refusal(Kind.FAULT, f"replica {self.name} answered what was not asked")
+        return answer
+
+    async def change(self, load: bool, name: str) -> None:
+        """Load or unload a model there; errors as of `infer`."""
+        self._last_id += 1
+        await self._ask(self._last_id, repository_frame(self._last_id, load, name))
+
+    async def _ask(self, id_: int, frame: list[bytes | memoryview]) -> AnswerFrame | None:
+        if self._connection is None or not self.accepting:
+            raise Lost(f"replica {self.name} is away")
+        future: asyncio.Future[AnswerFrame | None] = asyncio.get_running_loop().create_future()
+        self._waiting[id_] = future
+        self._connection.write(frame)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._connection is not None:
+                self._connection.write(cancel_frame(id_))
+            raise
+        finally:
+            self._waiting.pop(id_, None)
+
+    async def close(self) -> None:
+        """End the connection; what waits for an answer is lost."""
+        self._keeper.cancel()
+        if self._connection is not None:
+            self._connection.close()
+        self._gone("the door closes")
+
+    async def _keep(self) -> None:
+        """Keep a connection: open it, watch it, and open it again once it is lost."""
+        loop, wait_s = asyncio.get_running_loop(), FIRST_RETRY_S
+        while True:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._config, self._on_frame), self.host, self.port, ssl=self._config.tls
+                )
+            except OSError as error:
+                log.debug("replica %s: %s", self.name, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LAST_RETRY_S)
+                continue
+            self._connection, wait_s = connection, FIRST_RETRY_S
+            why = await self._watch(connection)
+            connection.abort()
+            self._gone(why)
+            await asyncio.sleep(FIRST_RETRY_S)
+
+    async def _watch(self, connection: _Connection) -> str:
+        """Ping until the connection is lost or silent; returns why it is given up."""
+        loop = asyncio.get_running_loop()
+        connection.heard_s = loop.time()
+        while not connection.lost.done():
+            asked_s = loop.time()
+            connection.write(ping_frame())
+            await asyncio.wait([connection.lost], timeout=PING_S)
+            now = loop.time()
+            if now - asked_s > 2 * PING_S:
+                connection.heard_s = now  # the door itself stood still, so that it has not listened
+            if now - connection.heard_s > self._config.silence_s:
+                return f"it has said nothing for {now - connection.heard_s:.2f} s"
+        return connection.lost.result()
+
+    def _gone(self, why: str) -> None:
+        if self.greeting is not None:
+            log.warning("replica %s is lost: %s", self.name, why)
+        self._connection, self.greeting, self.accepting = None, None, False
+        self.on_change(self)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Lost(f"replica {self.name} is lost: {why}"))
+
+    def _on_frame(self, frame: memoryview) -> None:
+        kind = frame[0]
+        if kind == FrameKind.ANSWER:
+            answer = read_answer(frame)
+            self.on_held(self, answer.held)
+            self._end(answer.id, answer._replace(values=bytes(answer.values)))
+        elif kind == FrameKind.REFUSAL:
+            refusal = read_refusal(frame)
+            self.on_held(self, refusal.held)
+            self._refuse(refusal)
+        elif kind == FrameKind.PONG:
+            accepting, held = read_pong(frame)
+            self.on_held(self, held)
+            if accepting != self.accepting and self.greeting is not None:
+                self.accepting = accepting
+                self.on_change(self)
+        elif kind == FrameKind.DONE:
+            self._end(read_id(frame), None)
+        elif kind == FrameKind.GREETING:
+            try:
+                self.greeting = json.loads(bytes(frame[1:]))
+            except ValueError:
+                raise FrameError("its greeting is no JSON") from None
+            self.accepting = True
+            self.on_change(self)
+        else:
+            raise FrameError(f"a frame of kind {kind} does not come from a replica")
+
+    def _end(self, id_: int, answer: AnswerFrame | None) -> None:
+        future = self._waiting.get(id_)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _refuse(self, refused: RefusalFrame) -> None:
+        future = self._waiting.get(refused.id)
+        if future is None or future.done():
+            return
+        kind = KINDS[refused.reason] if refused.reason < len(KINDS) else Kind.FAULT
+        if kind is Kind.STOPPING:
+            future.set_exception(Lost(f"replica {self.name} takes no more requests"))
+        else:
+            future.set_exception(Refusal(kind, refused.message))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; `lost` says why it ended."""
+
+    def __init__(self, config: LinkConfig, on_frame: Callable[[memoryview], None]) -> None:
+        self._token = config.token
+        self._reader = FrameReader(max(config.most_bytes, MOST_GREETING), on_frame)
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.heard_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self.write(open_frame(self._token))
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_s = self._loop.time()
+        try:
+            self._reader.feed(data)
+        except (FrameError, UnicodeDecodeError) as error:
+            self._lost(str(error))
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(str(exc) if exc is not None else "it closed the connection")
+
+    def _lost(self, why: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(why)
+
+    def write(self, parts: list[bytes | memoryview]) -> None:
+        """Send a frame."""
+        if not self._transport.is_closing():
+            self._transport.writelines(parts)
+
+    def close(self) -> None:
+        """End the connection once what was written is sent."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()

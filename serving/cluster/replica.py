@@ -1,0 +1,263 @@
+"""The replica's side: takes the requests of doors over frames and serves them by the plane of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import ssl
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from envs.scheduling.state import PRIORITIES
+from serving.api.dataplane import DataPlane
+from serving.api.plane import Answer, Caller, Listener
+from serving.api.refusal import Kind, Refusal
+from serving.cluster.frames import (
+    MOST_TOKEN,
+    AnswerFrame,
+    FrameError,
+    FrameKind,
+    FrameReader,
+    InferFrame,
+    RefusalFrame,
+    done_frame,
+    greeting_frame,
+    pong_frame,
+    read_id,
+    read_open,
+    read_repository,
+    read_request,
+)
+from serving.cluster.routing import HeldWork
+from serving.engine.request import Origin
+from traces.errors import InputError
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES = 1024  # of a frame, beside its tensors
+KINDS = list(Kind)
+
+
+class Replica:
+    """What all doors of a replica share.
+
+    Args:
+        plane: of this process.
+    """
+
+    def __init__(self, plane: DataPlane) -> None:
+        self.plane = plane
+        self.doors: set[_Door] = set()
+        self._held_work = HeldWork(plane.engine.scheduler)
+
+    def held(self) -> tuple[float, float]:
+        """Work that the engine holds, by priority, in ms; see `envs.cluster.ledger`."""
+        return self._held_work()
+
+    def greeting(self) -> dict[str, Any]:
+        """What doors need to know: the models, as clients see them and as the scheduler does."""
+        plane, engine = self.plane, self.plane.engine
+        tables = engine.scheduler.tables
+        total = tables.h2d[0] + tables.solo[0] + tables.d2h[0]
+        models = []
+        for name in plane.models:
+            view = plane.model(name)
+            models.append(
+                {
+                    "name": name,
+                    "dtype": view.dtype.str,
+                    "item": list(view.item),
+                    "output_datatype": view.output_datatype,
+                    "output_item": list(view.output_item),
+                    "below": view.below,
+                    "deadline_ms": view.deadline_ms,
+                    "priority": view.priority,
+                    "total_ms": total[engine.scheduler.index[name]].tolist(),
+                }
+            )
+        return {
+            "models": models,
+            "batch_sizes": tables.size.tolist(),
+            "queue_places": plane.queue_places,
+            "index": plane.repository_index(),
+        }
+
+    def drain(self) -> None:
+        """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""
+        for door in self.doors:
+            door.write(pong_frame(False, self.held()))
+
+
+async def listen_for_doors(replica: Replica, port: int, tls: ssl.SSLContext | None) -> Listener:
+    """Listen for doors.
+
+    Raises:
+        InputError: the address is taken.
+    """
+    config = replica.plane.config
+    try:
+        server = await asyncio.get_running_loop().create_server(lambda: _Door(replica), config.host, port, ssl=tls)
+    except OSError as error:
+        raise InputError(f"--host {config.host} --peer_port {port}: cannot listen: {error.strerror}") from None
+    bound = server.sockets[0].getsockname()[1]
+    log.info("doors on %s:%d", config.host, bound)
+
+    async def close() -> None:
+        server.close()
+        for door in list(replica.doors):
+            door.close()
+
+    return Listener(bound, close)
+
+
+class _Door(asyncio.Protocol):
+    """One connection of a door. A frame that is none ends it, and with it the requests that came over it."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._plane = replica.plane
+        self._reader = FrameReader(MOST_TOKEN, self._on_frame)
+        self._admitted = False
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._address = ""
+        self._models: tuple[str, ...] = ()
+        self._transport: asyncio.Transport
+        self._takes: dict[int, Callable[[memoryview], None]] = {
+            FrameKind.REQUEST: self._on_request,
+            FrameKind.CANCEL: self._on_cancel,
+            FrameKind.PING: lambda frame: self.write(pong_frame(self._plane.ready, replica.held())),
+            FrameKind.REPOSITORY: self._on_repository,
+        }
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        peer = transport.get_extra_info("peername")
+        self._address = str(peer[0]) if peer else ""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._replica.doors.discard(self)
+        for task in self._tasks.values():
+            task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+        except FrameError as error:
+            log.warning("the connection from %s is closed: %s", self._address, error)
+            self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._transport.close()
+
+    def write(self, parts: list[bytes | memoryview]) -> None:
+        """Send a frame."""
+        if not self._transport.is_closing():
+            self._transport.writelines(parts)
+
+    def _on_frame(self, frame: memoryview) -> None:
+        if not self._admitted:
+            self._admit(read_open(frame))
+            return
+        take = self._takes.get(frame[0])
+        if take is None:
+            raise FrameError(f"a frame of kind {frame[0]} does not come from a door")
+        take(frame)
+
+    def _admit(self, token: bytes) -> None:
+        expected = self._plane.config.token
+        if expected is not None and not hmac.compare_digest(token, expected.encode()):
+            raise FrameError("it has no token, or a wrong one")
+        self._admitted = True
+        self._reader.most_bytes = self._plane.config.max_body_bytes + HEAD_BYTES
+        self._replica.doors.add(self)
+        self.greet()
+
+    def greet(self) -> None:
+        """Say what is served."""
+        self._models = self._plane.models
+        self.write(greeting_frame(self._replica.greeting()))
+
+    def _on_request(self, frame: memoryview) -> None:
+        request = read_request(frame)
+        self._start(request.id, self._infer(request, bytes(request.values)))
+
+    def _on_cancel(self, frame: memoryview) -> None:
+        task = self._tasks.get(read_id(frame))
+        if task is not None:
+            task.cancel()
+
+    def _on_repository(self, frame: memoryview) -> None:
+        id_, load, name = read_repository(frame)
+        self._start(id_, self._change(id_, load, name))
+
+    def _start(self, id_: int, work: Coroutine[Any, Any, None]) -> None:
+        if id_ in self._tasks:
+            work.close()
+            raise FrameError(f"request {id_} is under way already")
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[id_] = task
+        task.add_done_callback(partial(self._ended, id_))
+
+    def _ended(self, id_: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[id_]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a request of the door at %s failed", self._address, exc_info=error)
+            self._refuse(id_, Refusal(Kind.FAULT, "internal error; the replica's log says more"))
+
+    async def _infer(self, request: InferFrame, values: bytes) -> None:
+        """Serve a request. The door has checked it; that it fits the model is checked again, for the engine's sake."""
+        plane = self._plane
+        try:
+            if request.model >= len(self._models):
+                raise FrameError(f"there is no model {request.model}")
+            view = plane.model(self._models[request.model])
+            if request.items < 1 or request.items * view.item_bytes != len(values):
+                raise Refusal(Kind.BAD_INPUT, f"{len(values)} bytes are no {request.items} inputs of {view.name!r}")
+            if request.priority not in range(len(PRIORITIES)) or not request.left_ms > 0.0:
+                raise Refusal(Kind.UNREACHABLE, "the deadline had passed when the request came to the replica")
+            array = np.frombuffer(values, view.dtype).reshape(request.items, *view.item)
+            view.check_values(array)
+            origin = Origin(request.client_id.decode(errors="replace"), request.traceparent.decode(errors="replace"))
+            caller = Caller("peer", self._address, origin)
+            answer = await plane.serve(view, array, request.priority, request.left_ms, caller)
+        except Refusal as refusal:
+            self._refuse(request.id, refusal)
+        except InputError as error:
+            self._refuse(request.id, Refusal(Kind.BAD_INPUT, str(error)))
+        else:
+            self._answer(request.id, answer)
+
+    def _answer(self, id_: int, answer: Answer) -> None:
+        said, output = answer.parameters, np.ascontiguousarray(answer.output)
+        frame = AnswerFrame(
+            id_,
+            said["outcome"] == "late",
+            int(said["latency_us"]) / 1e3,
+            int(said["queue_us"]) / 1e3,
+            int(said["predicted_us"]) / 1e3,
+            int(said["batch_size"]),
+            self._replica.held(),
+            len(output),
+            output.tobytes(),
+        )
+        self.write(frame.pack())
+
+    def _refuse(self, id_: int, refusal: Refusal) -> None:
+        frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self._replica.held(), str(refusal))
+        self.write(frame.pack())
+
+    async def _change(self, id_: int, load: bool, name: str) -> None:
+        """Load or unload a model, and tell every door what is served now."""
+        try:
+            await (self._plane.load(name, {}) if load else self._plane.unload(name, {}))
+        except Refusal as refusal:
+            self._refuse(id_, refusal)
+            return
+        for door in self._replica.doors:
+            door.greet()
+        self.write(done_frame(id_))

@@ -1,0 +1,121 @@
+"""The live ledger of a door: the functions of the simulated cluster, bound to this process's arrays."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agents.routing.base import RouterKind
+from envs.cluster.ledger import Routed, answered, forget, make_ledger, send, told, write_held
+from envs.scheduling.jit import bind
+from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
+from serving.engine.compiled import ENV
+from serving.engine.scheduler import LiveScheduler
+
+DOOR = 0  # a process has one ledger
+
+
+class HeldWork:
+    """Tells the work that an engine holds, by priority, in ms; see `envs.cluster.ledger`."""
+
+    def __init__(self, scheduler: LiveScheduler) -> None:
+        self._scheduler = scheduler
+        self._held = np.zeros(2)
+        self._write = bind(write_held, scheduler.state, scheduler.tables, ENV, self._held)
+
+    def __call__(self) -> tuple[float, float]:
+        """The work now."""
+        self._write(self._scheduler.state, self._scheduler.tables, ENV, self._held)
+        return float(self._held[0]), float(self._held[1])
+
+
+class Sent(NamedTuple):
+    """Requests that were sent together.
+
+    Attributes:
+        replica: where.
+        request: as it was routed.
+        plain_ms: what the ledger foretold of each.
+    """
+
+    replica: int
+    request: Routed
+    plain_ms: list[float]
+
+
+def tables_of(batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]]) -> Tables:
+    """Tables of models of which only the time alone is known, copies and all: (M, B) ms."""
+    solo = np.ascontiguousarray(total_ms, float)[None]
+    none = np.zeros_like(solo)
+    return Tables(
+        size=np.array(batch_sizes, np.int32),
+        solo=solo,
+        h2d=none,
+        d2h=none.copy(),
+        demand=np.zeros((*solo.shape, N_DEMAND)),
+        share=np.ones_like(solo),
+        device=records((1,), device_t),
+        quantile=np.ones((1, len(QUANTILES))),
+        weight=np.zeros((1, N_FEATURES)),
+        cov=np.zeros((1, N_FEATURES, N_FEATURES)),
+    )
+
+
+class LiveLedger:
+    """What a door knows of its replicas, and where it sends requests.
+
+    Args:
+        kind: the router.
+        replicas: how many there are; all are away at first.
+        tables: of the models, see `tables_of`.
+    """
+
+    def __init__(self, kind: RouterKind, replicas: int, tables: Tables) -> None:
+        self.kind = kind
+        self.tables = tables
+        self.ledger = make_ledger(1, replicas, tables.solo.shape[1])
+        self.ledger.replica["up"] = 0
+        self._held = np.zeros(2)
+        request = Routed(0.0, 0, 0, 0.0)
+        ledger = self.ledger
+        self._route: Any = kind.bound(ledger, tables)
+        self._send = bind(send, ledger, tables, DOOR, 0, request)
+        self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, 0.0, 0)
+        self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
+        self._generation = [0] * replicas
+
+    def up(self, replica: int) -> None:
+        """A replica takes requests."""
+        self.ledger.replica["up"][DOOR, replica] = 1
+
+    def drains(self, replica: int) -> None:
+        """A replica takes no more requests, but answers those that it has."""
+        self.ledger.replica["up"][DOOR, replica] = 0
+
+    def away(self, replica: int) -> None:
+        """A replica is lost."""
+        self._generation[replica] += 1
+        forget(self.ledger, DOOR, replica)
+
+    def route(self, request: Routed, n: int) -> tuple[Sent, int] | None:
+        """Choose a replica for n items and count them there. Returns what `ended` takes; None where no replica is up."""
+        draw = np.uint64(random.getrandbits(64))
+        replica = self._route(self.ledger, self.tables, DOOR, request, draw)
+        if replica < 0:
+            return None
+        plain = [self._send(self.ledger, self.tables, DOOR, replica, request) for _ in range(n)]
+        return Sent(replica, request, plain), self._generation[replica]
+
+    def ended(self, sent: Sent, generation: int, took_ms: float, executed: int) -> None:
+        """Requests ended; see `envs.cluster.ledger.answered`. Those of a replica that was lost since are forgotten."""
+        if generation == self._generation[sent.replica]:
+            for plain in sent.plain_ms:
+                self._answered(self.ledger, self.tables, DOOR, sent.replica, sent.request, plain, took_ms, executed)
+
+    def told(self, replica: int, now: float, held: tuple[float, float]) -> None:
+        """A replica says what it holds."""
+        self._held[:] = held
+        self._told(self.ledger, DOOR, replica, now, self._held)

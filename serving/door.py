@@ -1,0 +1,84 @@
+"""A door: answers HTTP and gRPC, and sends what is asked to replicas on other processes or machines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+
+from agents.routing.registry import router
+from serving.api.listen import check_addresses, listen, tls_context
+from serving.cluster.link import LinkConfig
+from serving.cluster.remote_plane import RemotePlane
+from serving.cluster.replica import HEAD_BYTES
+from serving.config import ServeConfig
+from serving.engine.warmup import freeze_garbage
+from serving.server import Signals, done_before
+from traces.errors import InputError
+
+log = logging.getLogger("serving")
+
+
+def addresses(peers: list[str]) -> list[tuple[str, int]]:
+    """Host and port of each peer.
+
+    Raises:
+        InputError: one is not HOST:PORT, or is named twice.
+    """
+    found = []
+    for peer in peers:
+        host, colon, port = peer.strip().rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise InputError(f"--peers {peer!r}; expected HOST:PORT")
+        found.append((host.strip("[]"), int(port)))
+    if len(set(found)) < len(found):
+        raise InputError("--peers: a replica is named twice")
+    return found
+
+
+def peer_tls(config: ServeConfig) -> ssl.SSLContext | None:
+    """TLS to the replicas, whose certificates --peer_ca vouches for; None without.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if config.peer_ca is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.peer_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"--peer_ca {config.peer_ca}: {error}") from None
+
+
+def open_plane(config: ServeConfig) -> RemotePlane:
+    """The plane that the settings describe; it connects at once.
+
+    Raises:
+        InputError: an address or file is malformed, or there is no such router.
+    """
+    link = LinkConfig(config.token, peer_tls(config), config.max_body_bytes + HEAD_BYTES, config.peer_silence_ms / 1e3)
+    return RemotePlane(config, addresses(config.peers), router(config.router), link, config.peer_retries)
+
+
+async def run_door(config: ServeConfig) -> None:
+    """Answer until the process is stopped; SIGINT and SIGTERM close the door, the replicas go on.
+
+    Raises:
+        InputError: a setting is malformed, or an address is taken.
+    """
+    tls = tls_context(config)
+    check_addresses(config)
+    signals = Signals()
+    plane = open_plane(config)
+    try:
+        log.info("a door to %s by router %s", ", ".join(link.name for link in plane.links), plane.router.name)
+        if not await done_before(signals.stopping, asyncio.ensure_future(plane.some_replica())):
+            return
+        log.info("the replicas serve %s", ", ".join(plane.models))
+        listeners = await listen(plane, tls)
+        freeze_garbage()
+        await signals.stopping.wait()
+        for listener in listeners:
+            await listener.close()
+    finally:
+        await plane.close()
