@@ -8,7 +8,7 @@ are due, answered or not. Figures:
   and those whose answer the client had later than that after the request was due (``violations_at_client``),
 - ``status``: answers by HTTP status; ``once``: every request has exactly one answer and the server counted as many,
 - ``refusals``: for each status its number and latency; 503 (queue full) is known on arrival, and so is most of 504 (the queue
-  ahead puts the deadline out of reach, see `serving.api.admission`), the rest when waiting has made it so,
+  ahead puts the deadline out of reach, see `serving.engine.admission`), the rest when waiting has made it so,
 - ``rss_mb`` before and after, and ``rss_growth_percent``.
 """
 

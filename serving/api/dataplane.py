@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from envs.scheduling.state import LOW
-from serving.api.admission import Admission
 from serving.api.config import ApiConfig
 from serving.api.model_view import ModelView, view_model
 from serving.api.plane import BIG, Answer, Caller, Plane, RepositoryApi
 from serving.api.refusal import Kind, Refusal
+from serving.engine.admission import Admission
 from serving.engine.engine import Engine
 from serving.engine.request import Observer, Origin, Request, RequestResult
 

@@ -131,6 +131,7 @@ class Link:
         self._keeper.cancel()
         if self._connection is not None:
             self._connection.close()
+        self.greeting = None  # nobody is told that it is lost
         self._gone("the door closes")
 
     async def _keep(self) -> None:

@@ -10,8 +10,8 @@ import pytest
 from api_server import serving_plane, toy_profile
 
 from envs.scheduling.state import DROPPED
-from serving.api.admission import Admission
 from serving.api.refusal import Kind, Refusal
+from serving.engine.admission import Admission
 from serving.executors.cpu import CpuExecutor
 
 PROFILE = toy_profile()
