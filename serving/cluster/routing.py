@@ -107,6 +107,7 @@ class LiveLedger:
         if replica < 0:
             return None
         plain = [self._send(self.ledger, self.tables, DOOR, replica, request) for _ in range(n)]
+        self.ledger.sent[DOOR] -= n - 1  # a call counts once: by items, calls of two would all go to every other replica
         return Sent(replica, request, plain), self._generation[replica]
 
     def ended(self, sent: Sent, generation: int, took_ms: float, executed: int) -> None:

@@ -1,0 +1,245 @@
+"""A door and its replicas in one process: clients see what they see of one server; nothing is lost or answered twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from api_server import BLOCKS, FakeRepository, X, serving_plane, until
+from toy_models import GATE
+
+from agents.routing.registry import router
+from serving.api.dataplane import DataPlane
+from serving.api.plane import Listener
+from serving.api.refusal import Kind, Refusal
+from serving.cluster.frames import LENGTH, open_frame
+from serving.cluster.link import LinkConfig
+from serving.cluster.remote_plane import RemotePlane
+from serving.cluster.replica import Replica, listen_for_doors
+from serving.config import ServeConfig
+from serving.door import addresses
+from serving.executors.cpu import CpuExecutor
+from traces.errors import InputError
+
+LINK = LinkConfig(None, None, 2**20, 5.0)
+
+
+class Cluster:
+    """Two replicas on one device, and a door to them."""
+
+    def __init__(
+        self, planes: list[DataPlane], replicas: list[Replica], listeners: list[Listener], door: RemotePlane
+    ) -> None:
+        self.planes, self.replicas, self.listeners, self.door = planes, replicas, listeners, door
+
+    async def double(self, deadline_ms: float = 5000.0, priority: int = 0) -> np.ndarray:
+        answer = await self.door.infer(self.door.model("double"), X, priority, deadline_ms)
+        return answer.output
+
+    async def lose(self, place: int) -> None:
+        """End a replica's connections and listen no more, as if its process had died."""
+        await self.listeners[place].close()
+        for door in list(self.replicas[place].doors):
+            door._transport.abort()
+
+
+@asynccontextmanager
+async def cluster(
+    executors: list[CpuExecutor], name: str = "round_robin", link: LinkConfig = LINK, **settings: Any
+) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        planes = [
+            await stack.enter_async_context(serving_plane(executor, FakeRepository(), **settings))
+            for executor in executors
+        ]
+        replicas = [Replica(plane) for plane in planes]
+        listeners = [await listen_for_doors(replica, 0, None) for replica in replicas]
+        for listener in listeners:
+            stack.push_async_callback(listener.close)
+        config = ServeConfig(port=0, grpc_port=0)
+        peers = [("127.0.0.1", listener.port) for listener in listeners]
+        door = RemotePlane(config, peers, router(name), link, 2)
+        stack.push_async_callback(door.close)
+        await until(lambda: all(one.accepting for one in door.links))
+        yield Cluster(planes, replicas, listeners, door)
+
+
+@pytest.fixture
+def executors() -> Any:
+    from api_server import make_executor
+
+    made = [make_executor(), make_executor()]
+    yield made
+    for one in made:
+        one.close()
+
+
+def test_a_door_serves_what_its_replicas_serve(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            assert c.door.models == c.planes[0].models
+            for name in c.door.models:
+                assert c.door.model(name).metadata() == c.planes[0].model(name).metadata()
+                assert c.door.model(name).deadline_ms == c.planes[0].model(name).deadline_ms
+            for _ in range(6):
+                np.testing.assert_array_equal(await c.double(), 2 * X)
+            assert [int(plane.engine.offered.sum()) for plane in c.planes] == [6, 6]  # two items each, in turn
+            assert c.door.count["answered"] == 6
+            assert c.door.model_statistics("double")[0]["inference_stats"]["success"]["count"] == 12
+            assert b'strait_door_requests{event="answered"} 6.0' in c.door.metrics()[0]
+
+    asyncio.run(scenario())
+
+
+def test_refusals_mean_the_same_through_a_door(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            fails = np.full((1, 4), 666.0, np.float32)
+            for model, deadline_ms, kind in (("faulty", 5000.0, Kind.FAULT), ("double", 1e-4, Kind.UNREACHABLE)):
+                refusals = []
+                for plane in (c.planes[0], c.door):
+                    with pytest.raises(Refusal) as caught:
+                        await plane.infer(plane.model(model), fails, 0, deadline_ms)
+                    refusals.append(caught.value)
+                assert [one.kind for one in refusals] == [kind, kind]
+            with pytest.raises(Refusal, match="is not served"):
+                c.door.model("no-such")
+
+    asyncio.run(scenario())
+
+
+def test_what_a_lost_replica_had_is_answered_by_the_other_once(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            GATE.clear()
+            try:
+                slow = [
+                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), BLOCKS, 0, 20_000.0)) for _ in range(4)
+                ]
+                await until(lambda: all(plane.engine.in_flight for plane in c.planes))
+                await c.lose(0)
+                await until(lambda: c.door.count["retried"] == 2)
+            finally:
+                GATE.set()
+            answers = await asyncio.gather(*slow)
+            assert len(answers) == 4
+            assert c.door.count["answered"] == 4
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+            known = c.door._ledger.ledger  # type: ignore[union-attr]
+            assert known.replica["up"][0].tolist() == [0, 1]
+            assert (known.count == 0).all()
+
+    asyncio.run(scenario())
+
+
+def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_back_is_used(
+    executors: list[CpuExecutor],
+) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            for place in (0, 1):
+                await c.lose(place)
+            await until(lambda: not c.door.ready)
+            with pytest.raises(Refusal, match="no replica takes requests"):
+                await c.double()
+            port = c.door.links[1].port
+            again = await listen_for_doors(c.replicas[1], port, None)
+            await until(lambda: c.door.ready)
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+            await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_replica_loses_nothing_and_gets_nothing_more(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            c.replicas[0].drain()
+            await c.planes[0].engine.stop(5.0)
+            await until(lambda: not c.door.links[0].accepting)
+            before = int(c.planes[0].engine.offered.sum())
+            for _ in range(4):
+                np.testing.assert_array_equal(await c.double(), 2 * X)
+            assert int(c.planes[0].engine.offered.sum()) == before
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_takes_its_request_out_of_the_replica(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            GATE.clear()
+            try:
+                view = c.door.model("slow")
+                slow = [asyncio.ensure_future(c.door.infer(view, BLOCKS, 0, 20_000.0)) for _ in range(12)]
+                await until(lambda: sum(plane.engine.queued for plane in c.planes) > 0)
+                for one in slow:
+                    one.cancel()
+                await asyncio.gather(*slow, return_exceptions=True)
+                await until(lambda: sum(plane.engine.queued for plane in c.planes) == 0)
+            finally:
+                GATE.set()
+            assert not c.door._clients
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_replica_is_lost(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors, link=LINK._replace(silence_s=0.4)) as c:
+            for door in c.replicas[0].doors:
+                door.write = lambda parts: None  # type: ignore[method-assign]  # it hears, and says nothing
+            await until(lambda: not c.door.links[0].accepting)
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        LENGTH.pack(2**31),
+        b"".join(bytes(part) for part in open_frame("wrong")),
+        LENGTH.pack(3) + b"\x07ab",
+    ],
+    ids=["HTTP", "too long", "wrong token", "no greeting"],
+)
+def test_who_is_no_door_is_shown_out_and_the_doors_go_on(executors: list[CpuExecutor], sent: bytes) -> None:
+    async def scenario() -> None:
+        async with cluster(executors, link=LINK._replace(token="right"), token="right") as c:
+            reader, writer = await asyncio.open_connection("127.0.0.1", c.listeners[0].port)
+            writer.write(sent)
+            assert await asyncio.wait_for(reader.read(), 10.0) == b""
+            writer.close()
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+
+    asyncio.run(scenario())
+
+
+def test_models_are_loaded_on_every_replica(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            await c.door.load("other", {})
+            assert [plane.repository.calls for plane in c.planes] == [[("load", "other")]] * 2  # type: ignore[union-attr]
+            with pytest.raises(Refusal) as caught:
+                await c.door.unload("nowhere", {})
+            assert caught.value.kind is Kind.NOT_FOUND
+            assert {row["name"] for row in c.door.repository_index()} == {"double", "other"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("peer", ["host", "host:", ":80", "host:0", "host:99999", "host:x"])
+def test_malformed_peers_are_refused(peer: str) -> None:
+    with pytest.raises(InputError, match="expected HOST:PORT"):
+        addresses([peer])
+
+
+def test_a_peer_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="named twice"):
+        addresses(["a:1", "a:1"])
