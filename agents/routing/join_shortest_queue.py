@@ -8,8 +8,8 @@ from envs.scheduling.jit import njit
 
 
 @njit
-def shortest_queue(ledger, door, draw):
-    """The replica with the fewest requests outstanding; -1 where none is up."""
+def route(ledger, tables, door, request, draw):
+    """One choice, see the module's text."""
     n = ledger.replica.shape[1]
     start = int(rng.uniform(draw, 0) * n)
     best = -1
@@ -19,12 +19,6 @@ def shortest_queue(ledger, door, draw):
         if one.up == 1 and (best < 0 or one.outstanding < ledger.replica[door, best].outstanding):
             best = replica
     return best
-
-
-@njit
-def route(ledger, tables, door, request, draw):
-    """One choice, see the module's text."""
-    return shortest_queue(ledger, door, draw)
 
 
 KIND = RouterKind("join_shortest_queue", route, "Winston, Journal of Applied Probability 1977")

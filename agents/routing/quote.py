@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from agents.routing.base import RouterKind
-from agents.routing.join_shortest_queue import shortest_queue
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, plain_ms
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, inside, plain_ms
+from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
 # Both chosen on other seeds than those of the published table.
@@ -31,14 +31,31 @@ def route(ledger, tables, door, request, draw):
         one = ledger.replica[door, replica]
         if one.up == 0:
             continue
-        growth = growth_ms(ledger, tables, door, replica, request.priority, request.model)
+        growth = growth_ms(ledger, tables, door, replica, request)
         cost = plain_ms(ledger, tables, door, replica, request) + CHARGE * growth
         cost *= math.exp(one.log_slowness)
         if cost < least:
             least = cost
             best = replica
     if best >= 0 and chance(ledger, door, request, foretold_ms(ledger, tables, door, best, request)) < IN_TIME:
-        return shortest_queue(ledger, door, draw)
+        return _fewest_inside(ledger, door, request.now, draw)
+    return best
+
+
+@njit
+def _fewest_inside(ledger, door, now, draw):
+    """The replica with the fewest requests; the first of them from a random place on."""
+    n = ledger.replica.shape[1]
+    start = int(rng.uniform(draw, 0) * n)
+    best = -1
+    fewest = np.inf
+    for i in range(n):
+        replica = (start + i) % n
+        if ledger.replica[door, replica].up == 1:
+            there = inside(ledger, door, replica, now)
+            if there < fewest:
+                fewest = there
+                best = replica
     return best
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.cluster.ledger import Ledger, Routed, answered, send, told, write_held
+from envs.cluster.ledger import End, Ledger, Routed, answered, send, told, write_held
 from envs.profiles.truth import Truth
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import DROPPED, WAITING, Tables, records
@@ -156,9 +156,9 @@ def hear(cluster, env, now):
         answer = cluster.answer[env, replica.told]
         arrival = cluster.arrival[answer.arrival]
         took = answer.at + delay - arrival.time
-        answered(
-            cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, took, answer.executed
-        )
+        inside = answer.at - arrival.time - cluster.delay_ms[0]
+        end = End(took, inside, answer.executed)
+        answered(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, end)
         told(cluster.ledger, arrival.door, env, now, cluster.held[env, replica.told])
         replica.told += 1
 

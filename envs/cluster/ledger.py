@@ -17,11 +17,12 @@ import numpy as np
 
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.state import HIGH, LOW, records
+from envs.scheduling.state import HIGH, records
 
 SLOWNESS_RATE = 0.03  # of a replica's factor, for each answer
 BIAS_RATE = 0.01  # of the factor that all replicas share, by priority
 SPREAD_RATE = 0.01
+LATENCY_RATE = 0.02
 FIRST_SPREAD = 0.3  # of the log of real over foretold time
 MOST_SURPRISE = 1.0  # bound on that log: an outlier moves what is learned no further
 MOST_LOG_FACTOR = 3.0
@@ -35,6 +36,10 @@ replica_t = np.dtype(
         ("outstanding", "i4"),  # requests sent and not answered
         ("log_slowness", "f8"),  # log of how much longer it takes than foretold, beside what all take
         ("told_at", "f8"),  # when it last told its work
+        ("latency_ms", "f8"),  # mean time of requests inside it
+        ("age_ms", "f8"),  # mean time that requests and answers are on their way
+        ("recent_at", "f8"),  # when `recent` and `recent_work` were worked out
+        ("n_recent", "f8"),  # sum of `recent`
     ],
     align=True,
 )
@@ -47,6 +52,8 @@ class Ledger(NamedTuple):
         replica: (D, R) records.
         count: (D, R, 2, M) requests sent there and not answered.
         work: (D, R, 2) their work, ms.
+        recent: (D, R, 2, M) the same, as if each had ended once it was as old as requests get there: see ``_weight``.
+        recent_work: (D, R, 2) their work, ms.
         others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
         sent: (D,) requests that were sent at all.
         log_bias: (D, 2) log of real over foretold time, on average over the replicas.
@@ -56,10 +63,26 @@ class Ledger(NamedTuple):
     replica: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     work: np.ndarray
+    recent: np.ndarray
+    recent_work: np.ndarray
     others: np.ndarray
     sent: np.ndarray
     log_bias: np.ndarray
     spread: np.ndarray
+
+
+class End(NamedTuple):
+    """How a request ended.
+
+    Attributes:
+        took_ms: from when it was sent until its answer was there.
+        inside_ms: the part of it that it was in the replica.
+        executed: 0 where it was dropped, which says that it would have taken longer than that; below 0 where it says nothing.
+    """
+
+    took_ms: float
+    inside_ms: float
+    executed: int
 
 
 class Routed(NamedTuple):
@@ -84,6 +107,8 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
         records((doors, replicas), replica_t),
         np.zeros((doors, replicas, 2, n_models), np.int64),
         np.zeros((doors, replicas, 2)),
+        np.zeros((doors, replicas, 2, n_models)),
+        np.zeros((doors, replicas, 2)),
         np.zeros((doors, replicas, 2)),
         np.zeros(doors, np.int64),
         np.zeros((doors, 2)),
@@ -107,38 +132,70 @@ def batches_ms(tables, model, n):
     while tables.size[above] < rest:
         above += 1
     high = solo_total(tables, 0, model, above)
-    if tables.size[above] == rest:
-        return total + high
     if above == 0:
-        return total + high
+        return total + min(rest, 1.0) * high
     low = solo_total(tables, 0, model, above - 1)
     part = (rest - tables.size[above - 1]) / (tables.size[above] - tables.size[above - 1])
     return total + low + part * (high - low)
 
 
 @inlined
-def growth_ms(ledger, tables, door, replica, priority, model):
-    """Work that one more request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    n = ledger.count[door, replica, priority, model]
-    return batches_ms(tables, model, n + 1) - batches_ms(tables, model, n)
+def _weight(ledger, door, replica, now):
+    """How far to believe the ages of requests rather than that they were not answered; and what is left of `recent` now.
+
+    An answer that is long on its way leaves requests in ``count`` that have ended. Where that takes long beside the time inside
+    the replica, a request counts as ended once it is as old as requests get there.
+    """
+    one = ledger.replica[door, replica]
+    if one.age_ms <= 0.0 or one.latency_ms <= 0.0:
+        return 0.0, 1.0
+    left = math.exp(-max(now - one.recent_at, 0.0) / one.latency_ms)
+    return one.age_ms / (one.age_ms + one.latency_ms), left
+
+
+@inlined
+def _inside(known, recent, weight, left):
+    return (1.0 - weight) * known + weight * min(known, recent * left)
+
+
+@inlined
+def inside(ledger, door, replica, now):
+    """How many of the requests that were sent to a replica are likely to be there still."""
+    weight, left = _weight(ledger, door, replica, now)
+    one = ledger.replica[door, replica]
+    return _inside(float(one.outstanding), one.n_recent, weight, left)
+
+
+@inlined
+def growth_ms(ledger, tables, door, replica, request):
+    """Work that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
+    weight, left = _weight(ledger, door, replica, request.now)
+    priority, model = request.priority, request.model
+    n = _inside(
+        float(ledger.count[door, replica, priority, model]), ledger.recent[door, replica, priority, model], weight, left
+    )
+    return batches_ms(tables, model, n + 1.0) - batches_ms(tables, model, n)
 
 
 @inlined
 def ahead_ms(ledger, door, replica, request):
     """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
+    weight, left = _weight(ledger, door, replica, request.now)
     fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
-    ahead = ledger.work[door, replica, HIGH] + fade * ledger.others[door, replica, HIGH]
-    if request.priority != HIGH:
-        ahead += ledger.work[door, replica, LOW] + fade * ledger.others[door, replica, LOW]
+    ahead = 0.0
+    for priority in range(1 if request.priority == HIGH else 2):
+        ahead += _inside(
+            ledger.work[door, replica, priority], ledger.recent_work[door, replica, priority], weight, left
+        )
+        ahead += fade * ledger.others[door, replica, priority]
     return ahead
 
 
 @inlined
 def plain_ms(ledger, tables, door, replica, request):
     """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
-    n = ledger.count[door, replica, request.priority, request.model]
-    own = batches_ms(tables, request.model, n % tables.size[tables.size.shape[0] - 1] + 1)
-    growth = growth_ms(ledger, tables, door, replica, request.priority, request.model)
+    growth = growth_ms(ledger, tables, door, replica, request)
+    own = solo_total(tables, 0, request.model, 0)
     return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
 
 
@@ -161,9 +218,28 @@ def chance(ledger, door, request, foretold):
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
     plain = plain_ms(ledger, tables, door, replica, request)
+    _note_recent(ledger, tables, door, replica, request)
     _change(ledger, tables, door, replica, request.priority, request.model, 1)
     ledger.sent[door] += 1
     return plain
+
+
+@inlined
+def _note_recent(ledger, tables, door, replica, request):
+    """Count a request among those that were sent lately, and the others by as much less as time has passed."""
+    _, left = _weight(ledger, door, replica, request.now)
+    for priority in range(2):
+        ledger.recent_work[door, replica, priority] *= left
+        for model in range(ledger.recent.shape[3]):
+            ledger.recent[door, replica, priority, model] *= left
+    one = ledger.replica[door, replica]
+    one.recent_at = request.now
+    one.n_recent = one.n_recent * left + 1.0
+    n = ledger.recent[door, replica, request.priority, request.model]
+    ledger.recent[door, replica, request.priority, request.model] = n + 1.0
+    ledger.recent_work[door, replica, request.priority] += batches_ms(tables, request.model, n + 1.0) - batches_ms(
+        tables, request.model, n
+    )
 
 
 @inlined
@@ -179,24 +255,25 @@ def _change(ledger, tables, door, replica, priority, model, by):
 
 
 @njit
-def answered(ledger, tables, door, replica, request, plain, took_ms, executed):
+def answered(ledger, tables, door, replica, request, plain, end):
     """Note that a request has ended, however it ended.
 
     Args:
         ledger, tables, door, replica: where it was sent.
         request: as it was sent.
         plain: what ``send`` returned.
-        took_ms: time from then to its end.
-        executed: 0 where it was dropped, which says that it would have taken longer than that; below 0 where it says nothing.
+        end: how it ended.
     """
     one = ledger.replica[door, replica]
     _change(ledger, tables, door, replica, request.priority, request.model, -1)
-    if executed < 0:
+    if end.executed < 0:
         return
     priority = request.priority
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
-    error = math.log(max(took_ms, LEAST_MS)) - expected
-    if executed == 0 and error <= 0.0:
+    one.latency_ms += LATENCY_RATE * (end.inside_ms - one.latency_ms)
+    one.age_ms += LATENCY_RATE * (max(end.took_ms - end.inside_ms, 0.0) - one.age_ms)
+    error = math.log(max(end.inside_ms, LEAST_MS)) - expected
+    if end.executed == 0 and error <= 0.0:
         return
     error = min(max(error, -MOST_SURPRISE), MOST_SURPRISE)
     one.log_slowness += SLOWNESS_RATE * error
@@ -243,9 +320,12 @@ def forget(ledger, door, replica):
     one = ledger.replica[door, replica]
     one.up = 0
     one.outstanding = 0
+    one.n_recent = 0.0
     one.log_slowness = 0.0
     for priority in range(2):
         ledger.work[door, replica, priority] = 0.0
         ledger.others[door, replica, priority] = 0.0
+        ledger.recent_work[door, replica, priority] = 0.0
         for model in range(ledger.count.shape[3]):
+            ledger.recent[door, replica, priority, model] = 0.0
             ledger.count[door, replica, priority, model] = 0

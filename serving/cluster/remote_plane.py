@@ -12,7 +12,7 @@ import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import Routed
+from envs.cluster.ledger import End, Routed
 from envs.scheduling.state import PRIORITIES
 from serving.api.config import ApiConfig
 from serving.api.model_view import ModelView
@@ -161,14 +161,14 @@ class RemotePlane(Plane):
             if chosen is None:
                 raise self._end(view, priority, arrival, due, n, Refusal(Kind.STOPPING, "no replica takes requests"))
             sent, generation = chosen
-            executed = -1
+            executed, inside_ms = -1, 0.0
             try:
                 frame = InferFrame(
                     0, request.model, priority, due - now, n, caller.origin.client_id.encode(),
                     caller.origin.traceparent.encode(), body,
                 )  # fmt: skip
                 answer = await self.links[sent.replica].infer(frame)
-                executed = 1
+                executed, inside_ms = 1, answer.latency_ms
             except Lost as lost:
                 tries += 1
                 self.count["lost"] += 1
@@ -181,7 +181,8 @@ class RemotePlane(Plane):
                 self.count["refused"] += 1
                 raise self._end(view, priority, arrival, due, n, refusal) from None
             finally:
-                ledger.ended(sent, generation, _now_ms() - now, executed)
+                took_ms = _now_ms() - now
+                ledger.ended(sent, generation, End(took_ms, inside_ms if executed > 0 else took_ms, executed))
             self.count["answered"] += 1
             return self._answered(view, answer, priority, arrival, due)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import Routed, answered, forget, make_ledger, send, told, write_held
+from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_held
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from serving.engine.compiled import ENV
@@ -83,7 +83,7 @@ class LiveLedger:
         ledger = self.ledger
         self._route: Any = kind.bound(ledger, tables)
         self._send = bind(send, ledger, tables, DOOR, 0, request)
-        self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, 0.0, 0)
+        self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
         self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
         self._generation = [0] * replicas
 
@@ -107,14 +107,16 @@ class LiveLedger:
         if replica < 0:
             return None
         plain = [self._send(self.ledger, self.tables, DOOR, replica, request) for _ in range(n)]
-        self.ledger.sent[DOOR] -= n - 1  # a call counts once: by items, calls of two would all go to every other replica
+        self.ledger.sent[DOOR] -= (
+            n - 1
+        )  # a call counts once: by items, calls of two would all go to every other replica
         return Sent(replica, request, plain), self._generation[replica]
 
-    def ended(self, sent: Sent, generation: int, took_ms: float, executed: int) -> None:
+    def ended(self, sent: Sent, generation: int, end: End) -> None:
         """Requests ended; see `envs.cluster.ledger.answered`. Those of a replica that was lost since are forgotten."""
         if generation == self._generation[sent.replica]:
             for plain in sent.plain_ms:
-                self._answered(self.ledger, self.tables, DOOR, sent.replica, sent.request, plain, took_ms, executed)
+                self._answered(self.ledger, self.tables, DOOR, sent.replica, sent.request, plain, end)
 
     def told(self, replica: int, now: float, held: tuple[float, float]) -> None:
         """A replica says what it holds."""

@@ -16,7 +16,7 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.ledger import Routed, answered, forget, growth_ms, make_ledger, send
+from envs.cluster.ledger import End, Routed, answered, forget, growth_ms, make_ledger, send
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.capacity import measure_capacity
@@ -111,7 +111,7 @@ def test_the_ledger_learns_which_replica_is_slow() -> None:
         request = Routed(float(i), HIGH, 0, i + 50.0)
         for replica, slowness in ((0, 1.0), (1, 2.5)):
             plain = send(ledger, TABLES, 0, replica, request)
-            answered(ledger, TABLES, 0, replica, request, plain, slowness * plain, 1)
+            answered(ledger, TABLES, 0, replica, request, plain, End(slowness * plain, slowness * plain, 1))
     assert ledger.replica["log_slowness"][0, 1] - ledger.replica["log_slowness"][0, 0] > 0.6
     assert router("quote").route(ledger, TABLES, 0, Routed(300.0, HIGH, 0, 350.0), np.uint64(0)) == 0
 
@@ -119,9 +119,10 @@ def test_the_ledger_learns_which_replica_is_slow() -> None:
 def test_a_request_costs_less_where_it_joins_a_batch_of_its_model() -> None:
     ledger = make_ledger(1, 2, len(PROFILE.models))
     for model in range(len(PROFILE.models)):
-        idle = growth_ms(ledger, TABLES, 0, 1, LOW, model)
-        send(ledger, TABLES, 0, 0, Routed(0.0, LOW, model, 1e4))
-        assert growth_ms(ledger, TABLES, 0, 0, LOW, model) < idle
+        request = Routed(0.0, LOW, model, 1e4)
+        idle = growth_ms(ledger, TABLES, 0, 1, request)
+        send(ledger, TABLES, 0, 0, request)
+        assert growth_ms(ledger, TABLES, 0, 0, request) < idle
 
 
 def weighted(name: str, config: ClusterConfig, load: float, seed: int) -> float:
