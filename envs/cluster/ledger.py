@@ -215,6 +215,20 @@ def chance(ledger, door, request, foretold):
 
 
 @njit
+def best_chance(ledger, tables, door, request):
+    """Greatest probability to be in time that a replica which is up offers, and the time foretold there; (0, inf) for none."""
+    best = 0.0
+    least = np.inf
+    for replica in range(ledger.replica.shape[1]):
+        if ledger.replica[door, replica].up == 1:
+            foretold = foretold_ms(ledger, tables, door, replica, request)
+            if foretold < least:
+                least = foretold
+                best = chance(ledger, door, request, foretold)
+    return best, least
+
+
+@njit
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
     plain = plain_ms(ledger, tables, door, replica, request)

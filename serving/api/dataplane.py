@@ -14,6 +14,7 @@ from serving.api.plane import BIG, Answer, Caller, Plane, RepositoryApi
 from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine
+from serving.engine.quotes import Quote
 from serving.engine.request import Observer, Origin, Request, RequestResult
 
 
@@ -84,6 +85,13 @@ class DataPlane(Plane):
             # All have ended if all went well; if not, none is worth its time any more.
             for request in requests:
                 self.engine.cancel(request)
+
+    def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
+        """What a request could expect by the state of the engine; see `Plane.quote`."""
+        try:
+            return self.engine.quotes.quote(view.name, priority, deadline_ms)
+        except KeyError:
+            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
 
     def _offer(
         self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray], origin: Origin

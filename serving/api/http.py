@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -191,6 +192,7 @@ class _Routes:
             get(model, lambda request: self._model(request).metadata())
             router.add_get(f"{model}/ready", self.model_ready)
             get(f"{model}/config", lambda request: plane.model_config(*_model_of(request)))
+            get(f"{model}/quote", self.quote)
             get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
         post("/v2/repository/index", self.index)
         post("/v2/repository/models/{model:[^/]+}/load", self.load)
@@ -202,6 +204,20 @@ class _Routes:
         # The path is also that of a model with this name.
         own = self.plane.model("stats").metadata() if "stats" in self.plane.models else {}
         return {"model_stats": self.plane.model_statistics()} | own
+
+    def quote(self, request: web.Request) -> dict[str, Any]:
+        """What a request could expect; `priority` and `timeout` as its parameters, in the query."""
+        view = self._model(request)
+        check_fields(request.query, frozenset(["priority", "timeout"]), "the query", "parameter")
+        for name, value in request.query.items():
+            if not value.isdecimal():
+                raise InputError(f"{name}: {value[:80]!r}; it must be an integer of at least 0")
+        parameters = {name: int(value) for name, value in request.query.items()}
+        priority, deadline_ms = self.plane.schedule(view, parameters, 1)
+        probability, finish_ms = self.plane.quote(view, priority, deadline_ms)
+        finish_us = {f"p{100 * level:g}": round(1e3 * ms) for level, ms in finish_ms.items() if ms < math.inf}
+        asked = {"name": view.name, "priority": priority + 1, "timeout": round(1e3 * deadline_ms)}
+        return asked | {"probability": round(probability, 4), "finish_us": finish_us}
 
     async def ready(self, request: web.Request) -> web.Response:
         ready = self.plane.ready

@@ -21,6 +21,7 @@ from serving.api.config import ApiConfig
 from serving.api.infer_call import check_fields, check_schedule
 from serving.api.model_view import VERSION, ModelView
 from serving.api.refusal import Kind, Refusal
+from serving.engine.quotes import Quote
 from serving.engine.request import UNNAMED, Observer, Origin, Refused
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
@@ -173,6 +174,10 @@ class Plane(ABC):
         self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call, whoever its client is; see `infer`."""
+
+    @abstractmethod
+    def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
+        """What a request of one item could expect if it came now; nothing is offered. Raises Refusal: the model has gone."""
 
     # What they have in common.
 

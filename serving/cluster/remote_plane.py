@@ -22,6 +22,7 @@ from serving.api.tensors import DATATYPES
 from serving.cluster.frames import AnswerFrame, InferFrame
 from serving.cluster.link import Link, LinkConfig, Lost
 from serving.cluster.routing import LiveLedger, tables_of
+from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
 from traces.errors import InputError
 
@@ -185,6 +186,13 @@ class RemotePlane(Plane):
                 ledger.ended(sent, generation, End(took_ms, inside_ms if executed > 0 else took_ms, executed))
             self.count["answered"] += 1
             return self._answered(view, answer, priority, arrival, due)
+
+    def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
+        """What a request could expect by the ledger; see `Plane.quote`."""
+        if self._ledger is None or view.name not in self._served:
+            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
+        now = _now_ms()
+        return self._ledger.quote(Routed(now, priority, self._served.index(view.name), now + deadline_ms))
 
     def _answered(self, view: ModelView, answer: AnswerFrame, priority: int, arrival: float, due: float) -> Answer:
         now = _now_ms()

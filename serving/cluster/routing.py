@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_held
+from envs.cluster.ledger import End, Routed, answered, best_chance, forget, make_ledger, send, told, write_held
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from serving.engine.compiled import ENV
+from serving.engine.quotes import Quote
 from serving.engine.scheduler import LiveScheduler
 
 DOOR = 0  # a process has one ledger
+NORMAL = {level: NormalDist().inv_cdf(level) for level in QUANTILES}  # quantiles of the normal distribution
 
 
 class HeldWork:
@@ -84,6 +88,7 @@ class LiveLedger:
         self._route: Any = kind.bound(ledger, tables)
         self._send = bind(send, ledger, tables, DOOR, 0, request)
         self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
+        self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
         self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
         self._generation = [0] * replicas
 
@@ -111,6 +116,12 @@ class LiveLedger:
             n - 1
         )  # a call counts once: by items, calls of two would all go to every other replica
         return Sent(replica, request, plain), self._generation[replica]
+
+    def quote(self, request: Routed) -> Quote:
+        """What a request could expect on the replica that would end it first."""
+        probability, foretold = self._best_chance(self.ledger, self.tables, DOOR, request)
+        spread = float(self.ledger.spread[DOOR, request.priority])
+        return Quote(probability, {level: foretold * math.exp(z * spread) for level, z in NORMAL.items()})
 
     def ended(self, sent: Sent, generation: int, end: End) -> None:
         """Requests ended; see `envs.cluster.ledger.answered`. Those of a replica that was lost since are forgotten."""

@@ -92,7 +92,7 @@ def test_the_document_has_the_limits_and_names_of_the_server() -> None:
 def fits(value: Any, schema: dict[str, Any], where: str = "") -> None:
     """A small check of a value against a schema: types, required fields, enumerations."""
     schema = resolved(schema)
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+    kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "number": (int, float)}
     assert isinstance(value, kinds[schema["type"]]), f"{where}: {value!r}"
     assert "enum" not in schema or value in schema["enum"], f"{where}: {value!r}"
     for key in schema.get("required", []):

@@ -243,3 +243,16 @@ def test_malformed_peers_are_refused(peer: str) -> None:
 def test_a_peer_that_is_named_twice_is_refused() -> None:
     with pytest.raises(InputError, match="named twice"):
         addresses(["a:1", "a:1"])
+
+
+def test_a_door_quotes_what_its_replicas_could_do(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            view = c.door.model("double")
+            sure, never = c.door.quote(view, 0, 5000.0), c.door.quote(view, 0, 0.01)
+            assert sure.probability > 0.9 > 0.1 > never.probability
+            assert sure.finish_ms[0.5] < sure.finish_ms[0.9] < sure.finish_ms[0.95]
+            assert c.planes[0].quote(view, 0, 5000.0).probability > 0.9
+            assert all(plane.engine.offered.sum() == 0 for plane in c.planes)  # nothing is offered
+
+    asyncio.run(scenario())
