@@ -32,7 +32,7 @@ class DualPriorityEnv(gym.Env):
     | action | meaning |
     |---|---|
     | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
-    | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer_ms` |
+    | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer` mean solo latencies |
 
     A dispatch is valid when a stream is free, fewer than `max_batches_per_core` batches share its core (0: no limit) and the
     queue holds as many requests. DEFER is always valid. An action that is not valid counts as DEFER and is reported in
@@ -63,9 +63,9 @@ class DualPriorityEnv(gym.Env):
     | 15 | a larger batch is valid | 15 | idle cores, share |
 
     ## Rewards
-    At each decision minus the weights of the requests that ended badly since the last one: 5 for high and 1 for low priority
-    (`weights`), for each request that was late, dropped or refused. 0 is the best return. Decisions are not equally far
-    apart: discount by `info["dt_ms"]` where that matters.
+    At each decision minus the cost of the requests that ended badly since the last one (late, dropped or refused): 5 for
+    high and 1 for low priority. With another `high_weight` their ratio is that, and their sum stays 6. 0 is the best
+    return. Decisions are not equally far apart: discount by `info["dt_ms"]` where that matters.
 
     ## Starting State
     Time 0, empty queues, idle streams, and the interference predictor at its prior; the world has run to its first decision.

@@ -18,7 +18,6 @@ from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.config import EnvConfig
 from envs.simulation.worlds import Worlds, world_seed
-from traces.workload import HIGH_WEIGHT
 
 FIRST_SEED = 1 << 40  # far from the seeds of training
 
@@ -47,7 +46,6 @@ class PairedEvaluation:
         loads: offered loads over measured capacity.
         workloads: number of workloads at each load.
         duration_ms: length of each.
-        high_weight: what a violation of high priority counts; one of low priority counts 1.
         seed: of the first workload.
 
     Attributes:
@@ -62,12 +60,10 @@ class PairedEvaluation:
         loads: Sequence[float] = (0.8, 1.0, 1.2),
         workloads: int = 16,
         duration_ms: float = 4000.0,
-        high_weight: float = HIGH_WEIGHT,
         seed: int = FIRST_SEED,
     ) -> None:
         self.loads = tuple(loads)
         self.n = workloads
-        self.high_weight = high_weight
         self._batches = [
             Worlds(
                 replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
@@ -84,19 +80,20 @@ class PairedEvaluation:
         """Run ``policy`` on all workloads; loads are spread over two threads."""
         policy.reset(self.n)
         with ThreadPoolExecutor(2) as pool:
-            counts = np.array(list(pool.map(lambda worlds: self._run(worlds, policy), self._batches)))
-        violated, total = violations(counts)
+            counts, weights = zip(*pool.map(lambda worlds: self._run(worlds, policy), self._batches), strict=True)
+        violated, total = violations(np.array(counts))
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = violated / total
-        return Score(rate[..., HIGH], rate[..., LOW], weighted_rate(violated, total, self.high_weight))
+        return Score(rate[..., HIGH], rate[..., LOW], weighted_rate(violated, total, np.array(weights)))
 
-    def _run(self, worlds: Worlds, policy: Policy) -> np.ndarray:
+    def _run(self, worlds: Worlds, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of all workloads by outcome, and what a high-priority request counts in each."""
         sim = worlds.sim
         sim.world.rules["drop_scale"] = policy.drop
         worlds.reset(self._seeds)
         memory = np.zeros_like(policy.memory)
         finish(policy, sim.arrays, memory, 0, self.n)
-        return sim.state.count.copy()
+        return sim.state.count.copy(), sim.state.scheduler["high_weight"].copy()
 
     def difference(self, score: Score) -> tuple[np.ndarray, np.ndarray]:
         """Weighted violations of ``score`` minus the reference's, paired: mean (L,) and standard error (L,)."""

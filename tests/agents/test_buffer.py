@@ -57,7 +57,7 @@ def test_steps_without_time_do_not_discount() -> None:
 def test_buffer_notes_time_and_scales_rewards() -> None:
     clock = iter(np.array([[1.0, 2.0], [3.0, 4.0]]))
     box, actions = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
-    buffer = SemiMarkovBuffer(2, box, actions, n_envs=2, step_ms=lambda: next(clock), tau_ms=10.0, reward_scale=0.5)
+    buffer = SemiMarkovBuffer(2, box, actions, n_envs=2, elapsed=lambda: next(clock), tau=10.0, reward_scale=0.5)
     for t in range(2):
         buffer.add(
             np.zeros((2, 3), np.float32),

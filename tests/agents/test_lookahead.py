@@ -11,11 +11,10 @@ from tiny_training import ENV
 
 from agents.evaluation.clairvoyant import world_rows
 from agents.learned.forward import CHOSEN
-from agents.learned.network import MASKED
+from agents.learned.network import MASKED, weights_of
 from agents.learned.policy import LearnedPolicy
 from agents.policies.base import call_compiled
 from agents.policies.registry import make_policy
-from agents.training.callbacks import weights_of
 from agents.training.config import PPOConfig
 from agents.training.learner import SchedulerPPO, make_model
 from agents.training.lookahead import LookAheadConfig, Twins, _adopt, _gains_of, _propose, _return, look_ahead
@@ -159,5 +158,5 @@ def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match=r"ppo\.strait_bonus"):
         PPOConfig(strait_bonus=0.0)
-    with pytest.raises(InputError, match=r"look_ahead\.tau_ms"):
-        LookAheadConfig(tau_ms=0.0)
+    with pytest.raises(InputError, match=r"look_ahead\.tau"):
+        LookAheadConfig(tau=0.0)

@@ -129,7 +129,7 @@ def test_action_that_is_not_valid_defers_and_is_told(env: DualPriorityEnv) -> No
 
 def test_defer_timer_wakes_after_the_setting() -> None:
     # One request only: after it arrived nothing but the timer or its deadline can end a deferral.
-    env = DualPriorityEnv(EnvConfig(profile="synthetic:0", defer_ms=0.25, drop=0.0))
+    env = DualPriorityEnv(EnvConfig(profile="synthetic:0", defer=0.25, drop=0.0))
     one = Workload(np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int8), np.full(1, 100.0), ("model0",))
     _, info = env.reset(seed=0, options={"workload": one})
     _, _, _, _, info = env.step(int(env.action_space.n) - 1)
@@ -224,7 +224,7 @@ def test_bad_option_is_one_clear_line(env: DualPriorityEnv, options: dict, words
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer_ms": -1.0}, {"profile": "synthetic:x"}]
+    "settings", [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer": -1.0}, {"profile": "synthetic:x"}]
 )
 def test_bad_setting_is_refused(settings: dict) -> None:
     with pytest.raises(InputError):
