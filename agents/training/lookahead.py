@@ -4,8 +4,9 @@ From a state that a world stands in, some actions are taken in its twin (same se
 policy decides from there on for a while. The violations that this saves, over those after that policy's own action, are one
 sample of the action's advantage (rollout after Bertsekas, Tsitsiklis and Wu, 1997). All but the action is shared, so a sample
 varies far less than the return that PPO learns from. What a sample saw of the future is not in the observation, so that the
-network learns the mean over futures; ``CandidateNet.strait_bonus`` is then how much more an action must promise before it is
-preferred. First Strait goes on in the twins; in later rounds the network itself does (policy iteration).
+network learns the mean over futures; how much more an action must promise before it is preferred
+(``CandidateNet.strait_bonus``) is chosen on held-out workloads. First Strait goes on in the twins; in later rounds the network
+itself does (policy iteration).
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from agents.policies.base import Policy, call_compiled
 from agents.training.warm_start import actions_of
 from envs.mixed import TrainingEnv, convert_actions
 from envs.scheduling.jit import njit
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, WORTH
 from envs.scheduling.state import HIGH, MET, WAITING
 from envs.simulation.events import step, violation_cost
 from envs.simulation.worlds import Worlds
 from traces.settings import check_settings
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
-FLATTENED = 0.1  # factor on the logits that actions to try are drawn by
+MOST_GAIN = 10.0  # in violations of low priority; gains beyond are those of futures that came to differ by chance
+BY_WORTH = 1.5  # weight of a candidate's worth in the draw of actions to try
+BY_PREFERENCE = 3.0  # how much likelier the draw is what the learner prefers
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class LookAheadConfig:
         batch_size: states a gradient step.
         learning_rate: of Adam, falling linearly to a twentieth over a round.
         temperature: gain, in violations of low priority, that makes an action e times as likely.
-        defer_cost: gain that deferring must promise beyond what any action must.
+        margins: gains that an action must promise before it is preferred to Strait's: of these, the one is taken with which the
+            network does best on held-out workloads.
         emphasis: factor on what a violation of high priority costs in gains, over what it costs in rewards: above 1, low
             priority is not served at the cost of high.
     """
@@ -60,22 +65,20 @@ class LookAheadConfig:
     iterations: int = 0
     steps: int = 600
     share: float = 0.5
-    tries: int = 4
-    tau: float = 15.0
+    tries: int = 3
+    tau: float = 4.0
     epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
-    temperature: float = 0.1
-    defer_cost: float = 1.0
+    temperature: float = 0.25
+    margins: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
     emphasis: float = 1.4
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1) | {
-            "rounds": 0,
-            "iterations": 0,
-            "defer_cost": 0,
-        }
-        above = dict.fromkeys(("share", "tau", "learning_rate", "temperature", "emphasis"), 0)
+        whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1)
+        whole |= {"rounds": 0, "iterations": 0}
+        object.__setattr__(self, "margins", tuple(self.margins))
+        above = dict.fromkeys(("share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
         check_settings(self, "look_ahead.", whole, above, {"share": 1})
 
 
@@ -215,12 +218,22 @@ class Samples:
     gains: np.ndarray
 
 
-def _propose(logits: np.ndarray, usual: np.ndarray, tries: int, rng: np.random.Generator) -> np.ndarray:
-    """Actions to try (N, tries), drawn without repetition by their probability, never the usual one; -1 where none is left."""
-    # The largest are such a draw (Gumbel top-k). What is hardly ever preferred is tried now and then all the same.
-    key = FLATTENED * logits + rng.gumbel(size=logits.shape)
+def _propose(
+    obs: np.ndarray, logits: np.ndarray, usual: np.ndarray, tries: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Actions to try (N, tries), drawn without repetition, never the usual one; -1 where none is left.
+
+    Likelier are candidates that are worth much for what they cost, and what the learner prefers: there it must not be wrong.
+    """
+    n = len(usual)
+    worth = obs[:, :-N_SUMMARY].reshape(n, -1, N_CANDIDATE)[:, :, WORTH]
+    key = BY_WORTH * np.concatenate(
+        (worth, np.ones((n, 1))), 1
+    )  # DEFER as a candidate that is worth some more than usual
+    key[np.arange(n), logits.argmax(1)] += BY_PREFERENCE
+    key += rng.gumbel(size=logits.shape)  # the largest are then such a draw (Gumbel top-k)
     key[logits <= MASKED / 2] = -np.inf
-    key[np.arange(len(usual)), usual] = -np.inf
+    key[np.arange(n), usual] = -np.inf
     tried = np.argsort(-key, axis=1)[:, :tries]
     return np.where(np.isfinite(np.take_along_axis(key, tried, 1)), tried, -1).astype(np.int64)
 
@@ -271,7 +284,7 @@ class Practice:
             usual = actions_of(self.deciding, env)
             with torch.no_grad():
                 logits = self.policy.net(torch.as_tensor(env.obs))[0].numpy()
-            tried = _propose(logits, usual, c.tries, self.rng)
+            tried = _propose(env.obs, logits, usual, c.tries, self.rng)
             tried[self.rng.random(env.num_envs) >= c.share] = -1
             rows = tried[:, 0] >= 0
             gains = np.full(tried.shape, np.nan)
@@ -280,6 +293,7 @@ class Practice:
                 own_n = part.env.worlds.sim.n_actions
                 there, usual_there = (convert_actions(actions[at], n_actions, own_n) for actions in (tried, usual))
                 gains[at] = twins.gains(there, usual_there, deciding)
+            gains = np.clip(gains, -MOST_GAIN, MOST_GAIN)
             parts.append((env.obs[rows].astype(np.float16), usual[rows], tried[rows], gains[rows]))
             env.step(np.where(learner_acts, logits.argmax(1), usual))
             if not another():
@@ -323,27 +337,36 @@ def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
             seen += len(index)
 
 
-def _rescale(source: CandidateNet, target: CandidateNet, factor: float, defer_bias: float) -> None:
-    """Take over weights: logits times ``factor``, then ``defer_bias`` added to DEFER's; the target keeps its bonus."""
+def _rescale(source: CandidateNet, target: CandidateNet, factor: float) -> None:
+    """Take over weights, logits times ``factor``; the target keeps its bonus."""
     weights = source.state_dict()
     for layer in ("score", "defer_out"):
         for part in ("weight", "bias"):
             weights[f"{layer}.{part}"] = weights[f"{layer}.{part}"] * factor
-    weights["defer_out.bias"] = weights["defer_out.bias"] + defer_bias
     target.load_state_dict(weights | {"strait_bonus": target.strait_bonus.clone()})
 
 
 def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
     """Take over the fitted weights, gains divided by the temperature."""
-    _rescale(fitted, net, 1.0 / (SCALE * c.temperature), -c.defer_cost / c.temperature)
+    _rescale(fitted, net, 1.0 / (SCALE * c.temperature))
 
 
 def _gains_of(net: CandidateNet, c: LookAheadConfig) -> CandidateNet:
     """A network that says what gains ``net`` believes in: the inverse of ``_adopt``."""
     fitted = copy.deepcopy(net)
     fitted.strait_bonus.zero_()
-    _rescale(net, fitted, SCALE * c.temperature, SCALE * c.defer_cost)
+    _rescale(net, fitted, SCALE * c.temperature)
     return fitted
+
+
+def choose_margin(net: CandidateNet, c: LookAheadConfig, loss: Callable[[CandidateNet], float]) -> float:
+    """Let ``net`` ask for the margin with which ``loss`` of it is least; returns that loss."""
+    losses = []
+    for margin in c.margins:
+        net.strait_bonus.fill_(margin / c.temperature)
+        losses.append(loss(net))
+    net.strait_bonus.fill_(c.margins[int(np.argmin(losses))] / c.temperature)
+    return min(losses)
 
 
 def look_ahead(

@@ -18,7 +18,7 @@ import torch
 from stable_baselines3.common.callbacks import CallbackList
 
 from agents.learned.names import resolve
-from agents.learned.network import weights_of
+from agents.learned.network import CandidateNet, weights_of
 from agents.learned.policy_file import DEVICE, OWN, STRAIT_OF, read_policy, write_policy
 from agents.training.buffer import SemiMarkovBuffer
 from agents.training.callbacks import (
@@ -45,7 +45,7 @@ from agents.training.config import TrainConfig, one_line
 from agents.training.devices import Device, make_env
 from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
 from agents.training.learner import Clock, make_model
-from agents.training.lookahead import look_ahead
+from agents.training.lookahead import choose_margin, look_ahead
 from agents.training.paired_evaluation import FIRST_SEED, PairedEvaluation
 from agents.training.run_folder import (
     LAST,
@@ -188,11 +188,17 @@ class Trainer:
             strait = [device.strait_policy() for device in self.devices]  # that which the weights correct
         if c.look_ahead.rounds:
             look_ahead(policy, self.env, strait, c.look_ahead, c.threads, self._looked_enough, c.progress)
+            choose_margin(policy.net, c.look_ahead, self._loss)
         for device in self.devices:
             device.begin_baseline()
             device.baseline.began(np.ones(device.part.num_envs, bool))
         self.buffer.reward_scale = return_scale(policy, self.env, c.ppo.tau)
         self._stand()
+
+    def _loss(self, net: CandidateNet) -> float:
+        """Mean difference of a network from the reference on the workloads of the paired evaluation."""
+        weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+        return float(compare(self.devices, self.evaluation.evaluations, weights).mean[-1])
 
     def _take_weights(self, path: str | Path) -> None:
         policy: Any = self.model.policy
