@@ -36,7 +36,7 @@ CANDIDATE_FEATURES = {
     "harm_low": "low-priority ones, / 4",
     "delay_high": "delay added to high priority in flight, in mean solo latencies",
     "delay_low": "the same for low priority",
-    "worth": "log of the value expected to be met per ms of a stream, over what a full device earns of late",
+    "worth": "log of the value expected to be met per ms, over what a full device earns of late",
     "waited": "time the head has waited, share of its deadline",
     "left_in_queue": "log(1 + requests left in the queue)",
     "slowdown": "predicted slowdown - 1",
@@ -67,7 +67,7 @@ SUMMARY_FEATURES = {
     "idle_cores": "idle cores, share",
     "parallelism": "batches that the device does at once, share of K",
     "fullness": "log of the batches in flight over that",
-    "high_weight": "log of what a high-priority request counts, over 5",
+    "weight_of_high": "log of what a high-priority request counts, over 5",
     "earning": "log of the value met of late in a mean solo latency",
 }
 (

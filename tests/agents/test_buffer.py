@@ -68,7 +68,7 @@ def test_buffer_notes_time_and_scales_rewards() -> None:
             torch.zeros(2),
             action_masks=np.ones((2, 2), bool),
         )
-    assert buffer.dt_ms.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert buffer.dt.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert buffer.rewards.tolist() == [[-0.5, -1.0], [-0.5, -1.0]]
     buffer.compute_returns_and_advantage(torch.zeros(2, 1), np.ones(2, bool))
     assert np.array_equal(buffer.returns, buffer.advantages)

@@ -83,7 +83,7 @@ def test_spaces_follow_the_profile(env: DualPriorityEnv) -> None:
     profile = env.worlds.profile
     candidates = 2 * len(profile.models) * len(profile.batch_sizes)
     assert env.action_space == gym.spaces.Discrete(candidates + 1)
-    assert env.observation_space.shape == (16 * candidates + 16,)
+    assert env.observation_space.shape == (18 * candidates + 20,)
     assert env.observation_space.dtype == np.float32
     assert np.all(env.observation_space.high == 4.0) and np.all(env.observation_space.low == -4.0)
 
@@ -133,7 +133,8 @@ def test_defer_timer_wakes_after_the_setting() -> None:
     one = Workload(np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int8), np.full(1, 100.0), ("model0",))
     _, info = env.reset(seed=0, options={"workload": one})
     _, _, _, _, info = env.step(int(env.action_space.n) - 1)
-    assert info["dt_ms"] == pytest.approx(0.25)
+    unit_ms = float(env.worlds.sim.tables.device["unit_ms"][0])
+    assert info["dt_ms"] == pytest.approx(0.25 * unit_ms)
 
 
 def test_step_before_reset_is_refused(env: DualPriorityEnv) -> None:
