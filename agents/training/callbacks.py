@@ -17,9 +17,9 @@ from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
 from agents.evaluation import metric
+from agents.evaluation.paired import PairedEvaluation
 from agents.learned.network import weights_of
 from agents.training.devices import Device
-from agents.training.paired_evaluation import PairedEvaluation
 from envs.drawing.frame import draw
 from envs.mixed import TrainingEnv
 from envs.scheduling.state import OUTCOMES, PRIORITIES
@@ -144,7 +144,7 @@ def compare(
     return Comparison(np.append(mean, mean.mean()), np.append(error, whole), rates)
 
 
-def comparison_names(devices: Sequence[Device], loads: Sequence[float]) -> list[str]:
+def comparison_names(devices: Sequence[Device], loads: Sequence[float | None]) -> list[str]:
     """What the entries of a ``Comparison`` are, as in TensorBoard's tags."""
     if len(devices) == 1:
         return [f"load_{load:g}" for load in loads]

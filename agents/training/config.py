@@ -64,7 +64,7 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Settings of the comparison with the reference policy, on held-out workloads (agents.training.paired_evaluation).
+    """Settings of the comparison with the reference policy, on held-out workloads (agents.evaluation.paired).
 
     Attributes:
         loads: offered loads over measured capacity. workloads: number of workloads at each.

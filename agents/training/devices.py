@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from agents.evaluation.paired import PairedEvaluation
 from agents.learned.names import resolve
 from agents.learned.policy import LearnedPolicy
 from agents.policies.base import Policy
 from agents.training.baseline import Baseline
 from agents.training.config import TrainConfig
-from agents.training.paired_evaluation import PairedEvaluation
 from agents.training.strait_bonus import StraitBonus
 from envs.mixed import MixedVecEnv, TrainingEnv
 from envs.profiles.profile import Profile

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import CallbackList
 
+from agents.evaluation.paired import FIRST_SEED, PairedEvaluation
 from agents.learned.names import resolve
 from agents.learned.network import CandidateNet, weights_of
 from agents.learned.policy_file import DEVICE, OWN, STRAIT_OF, read_policy, write_policy
@@ -46,7 +47,6 @@ from agents.training.devices import Device, make_env
 from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
 from agents.training.learner import Clock, make_model
 from agents.training.lookahead import choose_margin, look_ahead
-from agents.training.paired_evaluation import FIRST_SEED, PairedEvaluation
 from agents.training.run_folder import (
     LAST,
     POLICY,

@@ -1,6 +1,7 @@
-"""Which of two policies is better: the same generated workloads and noise for both, at several loads.
+"""Which of two policies is better: the same workloads and noise for both, at several loads.
 
-Used while training (agents.training.trainer) to keep the best policy; for reports see ``agents.evaluate``.
+Used while training to keep the best policy (agents.training.trainer), and to choose one to serve with
+(agents.evaluation.choose); for reports see ``agents.evaluate``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.config import EnvConfig
 from envs.simulation.worlds import Worlds, world_seed
+from traces.workload import Workload
 
 FIRST_SEED = 1 << 40  # far from the seeds of training
 
@@ -43,10 +45,11 @@ class PairedEvaluation:
         config: settings of the environment; its ``load`` is replaced by each of ``loads``.
         profile: the profile that ``config`` names.
         reference: who to beat.
-        loads: offered loads over measured capacity.
+        loads: offered loads over measured capacity; None: the arrivals of ``workload`` at the rate that they have.
         workloads: number of workloads at each load.
         duration_ms: length of each.
         seed: of the first workload.
+        workload: recorded arrivals that windows are cut from; None: they are generated.
 
     Attributes:
         reference: score of the reference policy.
@@ -57,19 +60,26 @@ class PairedEvaluation:
         config: EnvConfig,
         profile: Profile,
         reference: Policy,
-        loads: Sequence[float] = (0.8, 1.0, 1.2),
+        loads: Sequence[float | None] = (0.8, 1.0, 1.2),
         workloads: int = 16,
         duration_ms: float = 4000.0,
         seed: int = FIRST_SEED,
+        workload: Workload | None = None,
     ) -> None:
         self.loads = tuple(loads)
         self.n = workloads
         self._batches = [
             Worlds(
-                replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
+                replace(
+                    config,
+                    load=None if load is None else (load, load),
+                    duration_ms=(duration_ms, duration_ms),
+                    n_requests=None,
+                ),
                 workloads,
                 autoreset=False,
                 profile=profile,
+                workload=workload,
             )
             for load in self.loads
         ]
@@ -95,7 +105,11 @@ class PairedEvaluation:
         finish(policy, sim.arrays, memory, 0, self.n)
         return sim.state.count.copy(), sim.state.scheduler["high_weight"].copy()
 
+    def paired(self, score: Score) -> np.ndarray:
+        """(L, W) weighted violations of ``score`` minus the reference's."""
+        return score.weighted - self.reference.weighted
+
     def difference(self, score: Score) -> tuple[np.ndarray, np.ndarray]:
         """Weighted violations of ``score`` minus the reference's, paired: mean (L,) and standard error (L,)."""
-        paired = score.weighted - self.reference.weighted
+        paired = self.paired(score)
         return paired.mean(axis=1), paired.std(axis=1, ddof=1 if self.n > 1 else 0) / np.sqrt(self.n)
