@@ -32,15 +32,15 @@ class DualPriorityEnv(gym.Env):
     | action | meaning |
     |---|---|
     | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
-    | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer_ms` |
+    | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer` mean solo latencies |
 
     A dispatch is valid when a stream is free, fewer than `max_batches_per_core` batches share its core (0: no limit) and the
     queue holds as many requests. DEFER is always valid. An action that is not valid counts as DEFER and is reported in
     `info["invalid_action"]`.
 
     ## Observation Space
-    `Box(-4, 4, (2 * M * B * 16 + 16,), float32)`: 16 features for each dispatch, in the order of the actions, all 0 where it
-    is not valid; then 16 of the system. Free of units: times are divided by the request's relative deadline or by the mean
+    `Box(-4, 4, (2 * M * B * 18 + 20,), float32)`: 18 features for each dispatch, in the order of the actions, all 0 where it
+    is not valid; then 20 of the system. Free of units: times are divided by the request's relative deadline or by the mean
     solo latency of the models, counts are logarithms or shares; everything is clipped to [-4, 4].
 
     | | feature of a dispatch | | feature of the system |
@@ -49,23 +49,27 @@ class DualPriorityEnv(gym.Env):
     | 1 | high priority | 1 | in flight, high, share of K |
     | 2 | slack of the head at the predicted finish, share of its deadline | 2 | in flight, low |
     | 3 | the same at the calibrated 90 % quantile | 3 | log(1 + queued), high |
-    | 4 | log of the predicted duration over the mean solo latency | 4 | log(1 + queued), low |
-    | 5 | batch size over the largest | 5 | log(1 + queued work), high |
-    | 6 | share of the batch predicted to be in time | 6 | log(1 + queued work), low |
-    | 7 | high-priority requests in flight it would make late, / 2 | 7 | offered work, high, over cores |
-    | 8 | low-priority ones, / 4 | 8 | offered work, low |
-    | 9 | delay added to high priority in flight, in mean solo latencies | 9 | time to the next predicted finish |
-    | 10 | the same for low priority | 10 | least slack in flight, high |
-    | 11 | time the head has waited, share of its deadline | 11 | least slack in flight, low |
-    | 12 | log(1 + requests left in the queue) | 12 | least slack queued, high |
-    | 13 | predicted slowdown - 1 | 13 | least slack queued, low |
-    | 14 | execution time per request over that of a batch of 1 | 14 | calibrated 90 % quantile |
-    | 15 | a larger batch is valid | 15 | idle cores, share |
+    | 4 | that, in ten mean solo latencies | 4 | log(1 + queued), low |
+    | 5 | log of the predicted duration over the mean solo latency | 5 | log(1 + queued work), high |
+    | 6 | batch size over the largest | 6 | log(1 + queued work), low |
+    | 7 | share of the batch expected to be in time | 7 | offered work, high, over what the device does at once |
+    | 8 | high-priority requests in flight that are expected to be met less, / 2 | 8 | offered work, low |
+    | 9 | low-priority ones, / 4 | 9 | time to the next predicted finish |
+    | 10 | delay added to high priority in flight, in mean solo latencies | 10 | least slack in flight, high |
+    | 11 | the same for low priority | 11 | least slack in flight, low |
+    | 12 | log of the value expected to be met per ms, over what a full device earns of late | 12 | least slack queued, high |
+    | 13 | time the head has waited, share of its deadline | 13 | least slack queued, low |
+    | 14 | log(1 + requests left in the queue) | 14 | calibrated 90 % quantile |
+    | 15 | predicted slowdown - 1 | 15 | idle cores, share |
+    | 16 | execution time per request over that of a batch of 1 | 16 | batches that the device does at once, share of K |
+    | 17 | a larger batch is valid | 17 | log of the batches in flight over that |
+    | 18 |  | 18 | log of what a high-priority request counts, over 5 |
+    | 19 |  | 19 | log of the value met of late in a mean solo latency |
 
     ## Rewards
-    At each decision minus the weights of the requests that ended badly since the last one: 5 for high and 1 for low priority
-    (`weights`), for each request that was late, dropped or refused. 0 is the best return. Decisions are not equally far
-    apart: discount by `info["dt_ms"]` where that matters.
+    At each decision minus the cost of the requests that ended badly since the last one (late, dropped or refused): 5 for
+    high and 1 for low priority. With another `high_weight` their ratio is that, and their sum stays 6. 0 is the best
+    return. Decisions are not equally far apart: discount by `info["dt_ms"]` where that matters.
 
     ## Starting State
     Time 0, empty queues, idle streams, and the interference predictor at its prior; the world has run to its first decision.

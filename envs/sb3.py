@@ -22,9 +22,9 @@ class SB3VecEnv(VecEnv):
     """A ``DualPriorityVectorEnv`` as stable-baselines3 and sb3-contrib want it.
 
     Observations and dones alternate between two buffers, so what ``step`` returned is valid until the step after next;
-    rewards, ``dt`` and ``masks`` are valid until the next step. ``infos`` is one list of empty dictionaries that is returned
-    again and again; a world whose episode ended has, for that step only, "terminal_observation", "episode" {"r", "l", "t"}
-    (return, decisions, ms), "outcomes" (2, 6) requests by priority and outcome, and "TimeLimit.truncated" False.
+    rewards, ``elapsed`` and ``masks`` are valid until the next step. ``infos`` is one list of empty dictionaries that is
+    returned again and again; a world whose episode ended has, for that step only, "terminal_observation", "episode" {"r",
+    "l", "t"} (return, decisions, ms), "outcomes" (2, 6) requests by priority and outcome, and "TimeLimit.truncated" False.
 
     Args:
         env: vector environment, or the number of worlds of one to make with ``settings``.
@@ -49,14 +49,30 @@ class SB3VecEnv(VecEnv):
         self.observed: Callable[[], None] | None = None
 
     @property
+    def obs(self) -> np.ndarray:
+        """(N, O) observations now; a view."""
+        return self.env.worlds.obs
+
+    @property
     def masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now; a view."""
         return self.env.worlds.masks
 
     @property
-    def dt(self) -> np.ndarray:
-        """(N,) ms that passed in the last step, for a discount by time; a view."""
-        return self.env.worlds.out.dt
+    def parts(self) -> list[SB3VecEnv]:
+        """The environments that this one is made of (``envs.mixed``): itself."""
+        return [self]
+
+    @property
+    def rows(self) -> list[slice]:
+        """Rows of the batch that each part is."""
+        return [slice(0, self.num_envs)]
+
+    @property
+    def elapsed(self) -> np.ndarray:
+        """(N,) time that passed in the last step, in mean solo latencies, for a discount by time."""
+        worlds = self.env.worlds
+        return worlds.out.dt / worlds.sim.tables.device["unit_ms"][0]
 
     def action_masks(self) -> np.ndarray:
         """(N, A) bool: valid actions now; a view."""

@@ -23,9 +23,10 @@ from agents.policies.base import Policy, call_compiled
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import valid
+from envs.scheduling.state import HIGH
 from envs.simulation.events import step
 from envs.simulation.simulator import Simulator
-from traces.workload import Workload, WorkloadConfig, make_workload
+from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig, make_workload
 
 NAME = "clairvoyant"
 HORIZON_MS = 500.0  # how far ahead the search judges a decision
@@ -233,7 +234,7 @@ def distances(
         if not proven:
             unproven += 1
             continue
-        weight = float(np.where(workload.priority == 0, *exact.truth.weight[0]).sum())
+        weight = float(np.where(workload.priority == HIGH, HIGH_WEIGHT, 1.0).sum())
         for name, cost in costs.items():
             share, least = 100 * cost / weight, 100 * optimum / weight
             rows.append((seed, name, share, least, share - least))

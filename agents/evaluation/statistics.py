@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from agents.evaluation import metric
-from envs.scheduling.state import MET
+from envs.scheduling.state import HIGH, LOW, MET
 from traces.workload import HIGH_WEIGHT
 
 PAIR = ["workload", "load", "seed"]  # what two policies share when they are compared
@@ -23,16 +23,16 @@ def violations(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return total - count[..., MET], total
 
 
-def weighted_rate(violated: np.ndarray, total: np.ndarray, high_weight: float = HIGH_WEIGHT) -> np.ndarray:
+def weighted_rate(violated: np.ndarray, total: np.ndarray, high_weight: float | np.ndarray = HIGH_WEIGHT) -> np.ndarray:
     """Share of violated weight (...): a high-priority request counts ``high_weight``, a low-priority one 1.
 
     Args:
         violated: (..., 2) requests that violated, by priority.
         total: (..., 2) all requests.
-        high_weight: what a high-priority request counts.
+        high_weight: what a high-priority request counts; one value, or (...,).
     """
-    weight = np.array([high_weight, 1.0])
-    return (violated @ weight) / np.maximum(total @ weight, 1e-9)
+    value, worth = (counts[..., HIGH] * high_weight + counts[..., LOW] for counts in (violated, total))
+    return value / np.maximum(worth, 1e-9)
 
 
 def bootstrap(values: np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float, float]:

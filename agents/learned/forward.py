@@ -20,9 +20,9 @@ from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
 from envs.scheduling.operations import batches_on_next_core, has_room
 
-# Head of the vector: width, deferral timer in ms, batches per core, logit of Strait's choice. Strait's parameters follow, then
-# the weights.
-HIDDEN, DEFER_MS, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
+# Head of the vector: width, deferral timer in mean solo latencies, batches per core, logit of Strait's choice. Strait's
+# parameters follow, then the weights.
+HIDDEN, DEFER_AFTER, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
 HEAD = STRAIT + len(fields(StraitParams))
 CHOSEN = (
     2.0  # VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid
@@ -60,12 +60,12 @@ def observation_of(memory: np.ndarray, hidden: int, n_candidates: int) -> np.nda
     return memory.view(np.float32)[at : at + observation_size(n_candidates)]
 
 
-def pack(weights: Mapping[str, np.ndarray], defer_ms: float, max_batches_per_core: float = 0.0) -> np.ndarray:
+def pack(weights: Mapping[str, np.ndarray], defer: float, max_batches_per_core: float = 0.0) -> np.ndarray:
     """The weights of a ``CandidateNet`` (its state dict as arrays) as one vector for ``choose``.
 
     Args:
         weights: arrays by name; the value head is not needed.
-        defer_ms: a deferral ends after so long, if no event ends it before.
+        defer: mean solo latencies after which a deferral ends, if no event ends it before.
         max_batches_per_core: batches that may share a core where the network decides; 0: no limit.
     """
     w = {k: np.array(v, np.float64) for k, v in weights.items()}
@@ -81,7 +81,7 @@ def pack(weights: Mapping[str, np.ndarray], defer_ms: float, max_batches_per_cor
         parts += [w[f"{layer}.bias"], w[f"{layer}.weight"].T.ravel()]
     flat = np.concatenate(parts).astype(np.float32)
     packed = np.zeros(HEAD + (len(flat) + 1) // 2)
-    packed[:STRAIT] = hidden, defer_ms, max_batches_per_core, w["strait_bonus"][0]
+    packed[:STRAIT] = hidden, defer, max_batches_per_core, w["strait_bonus"][0]
     packed[STRAIT:HEAD] = w["strait"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat
     return packed
@@ -248,4 +248,8 @@ def choose(state, tables, memory, env, params):
     if choice < n_candidates:
         obs[choice * N_CANDIDATE + VALID] = CHOSEN
     action = score(params, memory[env], n_candidates)
-    return action, (own.now + params[DEFER_MS] if action == n_candidates else np.inf)
+    return action, (
+        own.now + params[DEFER_AFTER] * tables.device[env % tables.solo.shape[0]].unit_ms
+        if action == n_candidates
+        else np.inf
+    )

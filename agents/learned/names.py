@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.learned.policy_file import DATA, SHIPPED
+from agents.learned.policy_file import DATA, DEVICE, SHIPPED, STRAIT_OF
 from agents.policies.base import Policy
 from agents.policies.registry import kinds, make_policy
 from envs.scheduling.state import Tables
@@ -99,7 +99,10 @@ def resolve(
     if name in SHIPPED or name.endswith(".safetensors"):
         from agents.learned.policy import load_policy
 
-        return load_policy(SHIPPED.get(name, Path(name)), n), _same
+        learned = load_policy(SHIPPED.get(name, Path(name)), n)
+        if learned.metadata.get(STRAIT_OF) == DEVICE:
+            learned.correct(resolve("strait", profile=profile)[0].vector)
+        return learned, _same
     kind, _, switch = name.partition(":")
     if switch and switch not in SWITCHES:
         raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")

@@ -189,3 +189,8 @@ class CandidatePolicy(MaskableActorCriticPolicy):
     def predict_values(self, obs: Tensor) -> Tensor:  # type: ignore[override]
         """Values (N, 1)."""
         return self.net(obs)[1][:, None]
+
+
+def weights_of(policy: CandidatePolicy) -> dict[str, np.ndarray]:
+    """The network's weights as arrays by name."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in policy.net.state_dict().items()}

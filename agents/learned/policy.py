@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.learned.forward import choose, logits_of, memory_size, pack
+from agents.learned.forward import HEAD, STRAIT, choose, logits_of, memory_size, pack
 from agents.learned.policy_file import read_policy
 from agents.policies.base import Policy, PolicyKind
 from envs.scheduling.state import SchedState, Tables
@@ -24,12 +24,12 @@ class LearnedParams:
     """Parameters of a trained policy beside its weights.
 
     Attributes:
-        defer_ms: a deferral ends after so long, if no event ends it before; as in training.
+        defer: mean solo latencies after which a deferral ends, if no event ends it before; as in training.
         max_batches_per_core: batches that may share a core where it decides, as in training (0: no limit); beyond that
             Strait does.
     """
 
-    defer_ms: float = 2.0
+    defer: float = 0.3
     max_batches_per_core: int = 0
 
 
@@ -58,8 +58,12 @@ class LearnedPolicy(Policy):
         super().__init__(KIND, n, drop, **params)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, self.params.defer_ms, self.params.max_batches_per_core)
+        self.vector = pack(weights, self.params.defer, self.params.max_batches_per_core)
         self.reset(n)
+
+    def correct(self, strait: np.ndarray) -> None:
+        """Correct the Strait with these values of its parameters."""
+        self.vector[STRAIT:HEAD] = strait
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
@@ -90,5 +94,5 @@ def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
     file = read_policy(path)
-    rules = {"defer_ms": file.defer_ms, "max_batches_per_core": file.max_batches_per_core}
+    rules = {"defer": file.defer, "max_batches_per_core": file.max_batches_per_core}
     return LearnedPolicy(file.weights, n, file.drop, file.metadata, **rules)

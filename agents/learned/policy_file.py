@@ -30,7 +30,7 @@ class PolicyFile:
 
     Attributes:
         weights: float32 arrays by name, normalisation included.
-        metadata: strings: format, schema, features, hidden, drop, defer_ms, command, seed and what else the writer noted.
+        metadata: strings: format, schema, features, hidden, drop, defer, command, seed and what else the writer noted.
     """
 
     weights: dict[str, np.ndarray]
@@ -42,9 +42,9 @@ class PolicyFile:
         return float(self.metadata["drop"])
 
     @property
-    def defer_ms(self) -> float:
+    def defer(self) -> float:
         """Deferral timer that it was trained with, in ms."""
-        return float(self.metadata["defer_ms"])
+        return float(self.metadata["defer"])
 
     @property
     def max_batches_per_core(self) -> int:
@@ -82,6 +82,10 @@ def shapes(hidden: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+# Note on whose parameters the Strait has that the network corrects: its own, or those tuned for the device that it serves on.
+STRAIT_OF, OWN, DEVICE = "strait_of", "network", "device"
+
+
 def write_policy(path: str | Path, weights: Mapping[str, np.ndarray], env: EnvConfig, notes: Mapping[str, str]) -> None:
     """Write a policy file, atomically.
 
@@ -99,7 +103,7 @@ def write_policy(path: str | Path, weights: Mapping[str, np.ndarray], env: EnvCo
         "summary_features": json.dumps(list(SUMMARY_FEATURES)),
         "hidden": str(arrays["summary.weight"].shape[0]),
         "drop": repr(float(env.drop)),
-        "defer_ms": repr(float(env.defer_ms)),
+        "defer": repr(float(env.defer)),
         "max_batches_per_core": str(env.max_batches_per_core),
     }
     with atomic_path(path) as temporary:
@@ -143,7 +147,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if theirs != tuple(mine):
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
-    for key in ("hidden", "drop", "defer_ms", "max_batches_per_core"):
+    for key in ("hidden", "drop", "defer", "max_batches_per_core"):
         try:
             value = float(metadata[key])
         except (KeyError, ValueError):

@@ -27,15 +27,14 @@ import numpy as np
 import traces.workload
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
-from envs.scheduling.forecast import in_flight, parallelism, place, predict_finishes, refresh_forecast
-from envs.scheduling.jit import njit
+from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
+from envs.scheduling.jit import inlined, njit
 from envs.scheduling.operations import action_of, has_room
-from envs.scheduling.predictor import FINISH, STREAM
-from envs.scheduling.state import HIGH, LOW, MET, P50, P90
+from envs.scheduling.predictor import FINISH
+from envs.scheduling.rates import earned_per_ms
+from envs.scheduling.state import HIGH, P90
+from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
 
-WINDOW = 20.0  # mean solo latencies over which the rate of earning is averaged
-SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
-LEAST = 1e-6  # earnings below this are none
 MOST_DISCOUNT = 5.0  # log of the largest: room that is nearly free is taken even by what could wait for long
 
 
@@ -44,7 +43,8 @@ class StraitParams:
     """Parameters.
 
     Attributes:
-        high_weight: what a high-priority request counts, a low-priority one being 1.
+        high_weight: what a high-priority request counts, a low-priority one being 1, where users ask for 5; scales with
+            what they ask for (``scheduler.high_weight``).
         price: price of room on a device that is just full, over what a stream has been earning lately; 0 never defers.
         level: how fast the price falls below that as the device empties, and rises above it as more batches are in flight.
         patience: slack, in mean solo latencies, at which the worth of a batch has fallen by e.
@@ -57,45 +57,17 @@ class StraitParams:
 
 
 HIGH_WEIGHT, PRICE, LEVEL, PATIENCE = places(StraitParams)
-# Places of the policy's memory: value met when last asked, when that was, time followed so far, value met per ms.
-SEEN, SINCE, FOLLOWED, RATE = range(4)
 
 
-@njit
-def _chance(ratio, spread_of):
-    """Chance that a batch ends within ``ratio`` times its predicted duration.
-
-    ``spread_of`` is that ratio's log as it was calibrated: its median, and how far its 90 % quantile lies above that.
-    """
-    median, spread = spread_of
-    z = (math.log(max(ratio, LEAST)) - median) / spread
-    if abs(z) > 3.0:
-        return 1.0 if z > 0.0 else 0.0
-    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * z))
+@inlined
+def _weight_of_high(state, env, params):
+    return params[HIGH_WEIGHT] * state.scheduler[env].high_weight / traces.workload.HIGH_WEIGHT
 
 
 @njit
 def _discount(spare_ms, params, unit_ms):
     """Log of what slack to spare takes from the worth of a batch."""
     return min(max(spare_ms, 0.0) / (params[PATIENCE] * unit_ms), MOST_DISCOUNT)
-
-
-@njit
-def _earned_per_ms(state, memory, env, high_weight, window):
-    """Value of the requests met per ms of late (exponential average over ``window`` ms)."""
-    now = state.scheduler[env].now
-    value = high_weight * state.count[env, HIGH, MET] + state.count[env, LOW, MET]
-    own = memory[env]
-    if own[SINCE] == 0.0:  # the first call: what was met before is not of late
-        own[SEEN] = value
-        own[SINCE] = now
-    dt = now - own[SINCE]
-    if dt > 0.0:
-        own[RATE] = own[RATE] * math.exp(-dt / window) + (value - own[SEEN]) / window
-        own[SEEN] = value
-        own[SINCE] = now
-        own[FOLLOWED] += dt
-    return own[RATE] / max(1.0 - math.exp(-own[FOLLOWED] / window), 0.05)
 
 
 @njit
@@ -109,7 +81,7 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     own = state.scheduler[env]
     slowdown = math.exp(own.log_slowdown)
     unit_ms = tables.device[group].unit_ms
-    log_weight = math.log(params[HIGH_WEIGHT]) if priority == HIGH else 0.0
+    log_weight = math.log(_weight_of_high(state, env, params)) if priority == HIGH else 0.0
     queue = state.queue[env, priority, model]
     rank = -np.inf
     first = np.inf
@@ -153,51 +125,15 @@ def _next_queue(state, tables, env, params, log_price, after):
 
 
 @njit
-def _expected_met(state, env, priority, model, n, duration, spread_of):
-    """Requests among the first n of queue (priority, model) that a batch of this predicted duration is expected to meet."""
-    now = state.scheduler[env].now
-    met = 0.0
-    for i in range(n):
-        deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
-        met += _chance((deadline - now) / duration, spread_of)
-    return met
-
-
-@njit
-def _disturbance(state, env, n_placed, high_weight, spread_of):
-    """What the candidate in the scratch does to the ``n_placed`` batches in flight.
-
-    Returns:
-        (harm, delay_ms): weighted requests that they are expected to meet less, and their delays in sum.
-    """
-    now = state.scheduler[env].now
-    harm = 0.0
-    delay_ms = 0.0
-    for j in range(n_placed):
-        stream = int(state.scratch[env, STREAM, j])
-        batch = state.stream[env, stream]
-        after = state.scratch[env, FINISH, j]
-        before = max(batch.finish - now, LEAST)
-        if after - before < LEAST:
-            continue
-        delay_ms += after - before
-        counts = high_weight if batch.priority == HIGH else 1.0
-        for i in range(batch.n):
-            left = state.member[env, stream, i].deadline - now
-            harm += counts * (_chance(left / before, spread_of) - _chance(left / after, spread_of))
-    return harm, delay_ms
-
-
-@njit
 def _best_size(state, tables, env, priority, model, params, log_price):
     """Batch-size index of queue (priority, model) that earns most for its cost; -1 where none is worth the price."""
     group = env % tables.solo.shape[0]
     queue = state.queue[env, priority, model]
     busy = in_flight(state, env)
     p90 = max(state.scale[env, busy, P90], 1.0)
-    median = math.log(max(state.scale[env, busy, P50], 0.5))
-    spread_of = (median, max(math.log(max(state.scale[env, busy, P90], 0.5)) - median, 0.01))
-    weight = params[HIGH_WEIGHT] if priority == HIGH else 1.0
+    spread_of = spread_of_prediction(state, env)
+    high_weight = _weight_of_high(state, env, params)
+    weight = high_weight if priority == HIGH else 1.0
     slack = state.entry[env, priority, model, queue.head].deadline - state.scheduler[env].now
     best = -1
     best_rate = -np.inf
@@ -210,13 +146,14 @@ def _best_size(state, tables, env, priority, model, params, log_price):
             continue
         n_placed = predict_finishes(state, tables, env, model, size)
         duration = state.scratch[env, FINISH, n_placed]
-        harm, delay_ms = _disturbance(state, env, n_placed, params[HIGH_WEIGHT], spread_of)
-        earned = weight * _expected_met(state, env, priority, model, n, duration, spread_of) - harm
+        harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
+        met = expected_met(state, env, priority, model, n, duration, spread_of)
+        earned = weight * met - high_weight * harm_high - harm_low
         if busy == 0:
             earned = max(earned, LEAST)  # nobody is harmed, and idling until the deadline gains nothing
         if earned < LEAST:
             continue
-        rate = math.log(earned / max(duration + delay_ms, LEAST))
+        rate = math.log(earned / max(duration + delay_high + delay_low, LEAST))
         discount = _discount(slack - duration * p90, params, tables.device[group].unit_ms)
         if rate > best_rate and rate - discount >= log_price:
             best_rate = rate
@@ -227,9 +164,6 @@ def _best_size(state, tables, env, priority, model, params, log_price):
 @njit
 def choose(state, tables, memory, env, params):
     """One decision, see the module's text."""
-    group = env % tables.solo.shape[0]
-    window = WINDOW * tables.device[group].unit_ms
-    earned_per_ms = _earned_per_ms(state, memory, env, params[HIGH_WEIGHT], window)
     if state.scheduler[env].n_queued == 0 or not has_room(state, tables, env):
         return defer_action(state, tables), np.inf
     refresh_forecast(state, tables, env)
@@ -238,7 +172,8 @@ def choose(state, tables, memory, env, params):
     log_price = -np.inf
     if busy > 0:
         at_once = parallelism(state, tables, env)
-        price = params[PRICE] * earned_per_ms / at_once * (busy / at_once) ** params[LEVEL]
+        earned = earned_per_ms(state, tables, env, _weight_of_high(state, env, params))
+        price = params[PRICE] * earned / at_once * (busy / at_once) ** params[LEVEL]
         log_price = math.log(price) if price > 0.0 else -np.inf
     after = (np.inf, -1)
     while True:

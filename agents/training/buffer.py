@@ -1,8 +1,8 @@
 """Rollout buffer of a semi-Markov decision process: the discount of a step is a function of the time that it took.
 
 Decisions of a scheduler are not evenly spaced: several fall on one instant, then milliseconds pass. With a discount a step,
-deferring often would make violations look far away. Here a reward that lies ``dt`` ms ahead counts ``exp(-dt / tau)``
-(Bradtke and Duff, Reinforcement Learning Methods for Continuous-Time Markov Decision Problems, 1994).
+deferring often would make violations look far away. Here a reward that lies ``dt`` mean solo latencies ahead counts
+``exp(-dt / tau)`` (Bradtke and Duff, Reinforcement Learning Methods for Continuous-Time Markov Decision Problems, 1994).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ def advantages(
     rewards: np.ndarray,
     values: np.ndarray,
     starts: np.ndarray,
-    dt_ms: np.ndarray,
+    dt: np.ndarray,
     last_values: np.ndarray,
     dones: np.ndarray,
-    tau_ms: float,
+    tau: float,
     gae_lambda: float,
 ) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al., 2016) with the discount ``exp(-dt / tau)`` of each step.
 
     Args:
         rewards: (T, N). values: (T, N) of the state before each step. starts: (T, N) whether an episode began there.
-        dt_ms: (T, N) time that each step took, ms.
+        dt: (T, N) time that each step took, in mean solo latencies.
         last_values: (N,) of the state after the last step. dones: (N,) whether the last step ended the episode.
-        tau_ms: time constant, ms. gae_lambda: trace decay a step.
+        tau: time constant, in the same. gae_lambda: trace decay a step.
 
     Returns:
         (T, N) float32.
     """
     out = np.zeros_like(rewards, dtype=np.float32)
-    gamma = np.exp(-dt_ms / tau_ms)
+    gamma = np.exp(-dt / tau)
     trace = np.zeros(rewards.shape[1])
     after = last_values.astype(np.float64)
     alive = 1.0 - dones.astype(np.float64)
@@ -55,35 +55,35 @@ class SemiMarkovBuffer(MaskableRolloutBuffer):
 
     Args:
         *args: as ``MaskableRolloutBuffer``; its gamma is not used.
-        step_ms: gives (N,) ms that the last step of each world took; asked once for each ``add``.
-        tau_ms: time constant of the discount.
+        elapsed: gives (N,) time that the last step of each world took; asked once for each ``add``.
+        tau: time constant of the discount.
         reward_scale: factor on rewards, so that values are about 1 in size.
         **kwargs: as ``MaskableRolloutBuffer``.
     """
 
-    dt_ms: np.ndarray
+    dt: np.ndarray
 
     def __init__(
         self,
         *args: Any,
-        step_ms: Callable[[], np.ndarray],
-        tau_ms: float,
+        elapsed: Callable[[], np.ndarray],
+        tau: float,
         reward_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self.step_ms = step_ms
-        self.tau_ms = tau_ms
+        self.elapsed = elapsed
+        self.tau = tau
         self.reward_scale = reward_scale
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         """Forget all steps."""
-        self.dt_ms = np.zeros((self.buffer_size, self.n_envs))
+        self.dt = np.zeros((self.buffer_size, self.n_envs))
         super().reset()
 
     def add(self, obs: np.ndarray, action: np.ndarray, reward: np.ndarray, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Add one step of all worlds, and the time that it took."""
-        self.dt_ms[self.pos] = self.step_ms()
+        self.dt[self.pos] = self.elapsed()
         super().add(obs, action, reward * self.reward_scale, *args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
@@ -92,10 +92,10 @@ class SemiMarkovBuffer(MaskableRolloutBuffer):
             self.rewards,
             self.values,
             self.episode_starts,
-            self.dt_ms,
+            self.dt,
             last_values.cpu().numpy().flatten(),
             dones,
-            self.tau_ms,
+            self.tau,
             self.gae_lambda,
         )
         self.returns = self.advantages + self.values

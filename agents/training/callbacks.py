@@ -7,9 +7,9 @@ resumed without a trace: nothing is pending there but what a checkpoint holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,20 +17,15 @@ from stable_baselines3.common.logger import Image
 from tqdm import tqdm
 
 from agents.evaluation import metric
-from agents.learned.network import CandidatePolicy
-from agents.learned.policy import LearnedPolicy
-from agents.training.paired_evaluation import PairedEvaluation, Score
+from agents.evaluation.paired import PairedEvaluation
+from agents.learned.network import weights_of
+from agents.training.devices import Device
 from envs.drawing.frame import draw
+from envs.mixed import TrainingEnv
 from envs.scheduling.state import OUTCOMES, PRIORITIES
 from envs.simulation.generate import RATE
-from envs.simulation.worlds import Worlds
 
 Z95 = 1.96  # half width of a 95 % interval, in standard errors
-
-
-def weights_of(policy: CandidatePolicy) -> dict[str, np.ndarray]:
-    """The network's weights as arrays by name."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in policy.net.state_dict().items()}
 
 
 class UpdateCallback(BaseCallback):
@@ -46,9 +41,9 @@ class UpdateCallback(BaseCallback):
 class RolloutCallback(UpdateCallback):
     """Records how the worlds went in each rollout, and writes all that was recorded after each update."""
 
-    def __init__(self, worlds: Worlds) -> None:
+    def __init__(self, env: TrainingEnv) -> None:
         super().__init__()
-        self.worlds = worlds
+        self.env = env
         self._counts = np.zeros((2, len(OUTCOMES)), np.int64)
         self._returns: list[float] = []
         self._lengths: list[int] = []
@@ -79,7 +74,8 @@ class RolloutCallback(UpdateCallback):
             record(metric.EPISODE_RETURN, float(np.mean(self._returns)))
             record(metric.EPISODE_LENGTH, float(np.mean(self._lengths)))
         # What the episodes under way offer.
-        loads = self.worlds.generator.drawn[:, RATE] * 1e3 / self.worlds.capacity_rps
+        every = [part.env.worlds for part in self.env.parts]
+        loads = np.concatenate([worlds.generator.drawn[:, RATE] * 1e3 / worlds.capacity_rps for worlds in every])
         for name, value in (("mean", loads.mean()), ("min", loads.min()), ("max", loads.max())):
             record(f"load/{name}", float(value))
         self._record_actions()
@@ -87,14 +83,17 @@ class RolloutCallback(UpdateCallback):
     def _record_actions(self) -> None:
         buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
         actions = buffer.actions.reshape(-1).astype(np.int64)
-        sizes = self.worlds.profile.batch_sizes
-        defer = self.worlds.sim.n_actions - 1
+        defer = buffer.action_masks.shape[-1] - 1
         # Where DEFER is the only valid action there was nothing to decide.
         free = buffer.action_masks.reshape(len(actions), -1)[:, :-1].any(axis=1)
-        share = np.bincount(actions[free], minlength=defer + 1) / max(int(free.sum()), 1)
-        dispatched = share[:defer].reshape(2, -1, len(sizes))
-        self.logger.record("action/defer", float(share[defer]))
+        self.logger.record("action/defer", float((actions[free] == defer).sum() / max(int(free.sum()), 1)))
         self.logger.record("action/free_to_choose", float(free.mean()))
+        if len(self.env.parts) == 1:  # else candidates of one place differ from device to device
+            self._record_candidates(np.bincount(actions[free], minlength=defer + 1) / max(int(free.sum()), 1))
+
+    def _record_candidates(self, share: np.ndarray) -> None:
+        sizes = self.env.parts[0].env.worlds.profile.batch_sizes
+        dispatched = share[:-1].reshape(2, -1, len(sizes))
         for p, name in enumerate(PRIORITIES):
             self.logger.record(f"action/{name}", float(dispatched[p].sum()))
         for b, size in enumerate(sizes):
@@ -106,26 +105,80 @@ class RolloutCallback(UpdateCallback):
         model.dump_logs(model.num_timesteps // (model.n_steps * model.n_envs))  # type: ignore[attr-defined,call-arg]
 
 
+class Comparison(NamedTuple):
+    """Result of the paired evaluation, one entry for each of ``names`` and one for all, in shares of violated weight.
+
+    Attributes:
+        mean: (N + 1,) the policy's minus the reference's. error: (N + 1,) standard error.
+        rates: by "policy" and "reference", (N, 2) violation rates of high and low priority.
+    """
+
+    mean: np.ndarray
+    error: np.ndarray
+    rates: dict[str, np.ndarray]
+
+
+def compare(
+    devices: Sequence[Device], evaluations: Sequence[PairedEvaluation], weights: Mapping[str, np.ndarray]
+) -> Comparison:
+    """Compare the network with these weights with the reference: by load on one device, else by device."""
+    scores = [
+        evaluation.score(device.learned(weights)) for device, evaluation in zip(devices, evaluations, strict=True)
+    ]
+    difference = np.array([e.difference(s) for e, s in zip(evaluations, scores, strict=True)])  # (D, 2, loads)
+    references = [evaluation.reference for evaluation in evaluations]
+    # (D, loads, 2) by policy.
+    rates = {
+        name: np.array([np.nanmean((s.high, s.low), axis=2).T for s in of])
+        for name, of in (("policy", scores), ("reference", references))
+    }
+    mean, error = difference[:, 0], difference[:, 1]
+    if len(devices) == 1:
+        mean, error = mean[0], error[0]
+        rates = {name: of[0] for name, of in rates.items()}
+    else:
+        error = np.sqrt((error**2).mean(axis=1) / error.shape[1])
+        mean = mean.mean(axis=1)
+        rates = {name: of.mean(axis=1) for name, of in rates.items()}
+    whole = np.sqrt((error**2).mean() / len(error))
+    return Comparison(np.append(mean, mean.mean()), np.append(error, whole), rates)
+
+
+def comparison_names(devices: Sequence[Device], loads: Sequence[float | None]) -> list[str]:
+    """What the entries of a ``Comparison`` are, as in TensorBoard's tags."""
+    if len(devices) == 1:
+        return [f"load_{load:g}" for load in loads]
+    return [Path(device.name).stem.replace(":", "_") for device in devices]
+
+
 class EvaluationCallback(UpdateCallback):
     """Compares the policy with the reference on held-out workloads, and keeps the best.
 
     Args:
-        evaluation: the comparison.
+        devices: the devices of the run.
+        evaluations: the comparison on each.
         every: decisions between comparisons.
         save: called with True when the policy is the best so far, after each comparison.
-        worlds: worlds that a picture is drawn of.
 
     Attributes:
+        names: what the entries of a comparison are.
         best: least mean difference so far, share of violated weight. last: number of decisions at the last comparison.
         latest: the last mean difference.
     """
 
-    def __init__(self, evaluation: PairedEvaluation, every: int, save: Callable[[bool], None], worlds: Worlds) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        evaluations: Sequence[PairedEvaluation],
+        every: int,
+        save: Callable[[bool], None],
+    ) -> None:
         super().__init__()
-        self.evaluation = evaluation
+        self.devices = devices
+        self.evaluations = evaluations
+        self.names = comparison_names(devices, evaluations[0].loads)
         self.every = every
         self.save = save
-        self.worlds = worlds
         self.best = np.inf
         self.last = -1
         self.latest = np.nan
@@ -140,66 +193,57 @@ class EvaluationCallback(UpdateCallback):
         steps = self.model.num_timesteps
         if steps == self.last:
             return
-        score = self._score()
+        found = self._compare()
         self.last = steps
-        self.latest = float(self.evaluation.difference(score)[0].mean())
-        self._record(score)
+        self.latest = float(found.mean[-1])
+        self._record(found)
         better = self.latest < self.best
         self.best = min(self.best, self.latest)
         self.logger.record("evaluation/best_difference", 100 * self.best)
         self.save(better)
 
-    def _score(self) -> Score:
-        config = self.worlds.config
-        weights = weights_of(self.model.policy)  # type: ignore[arg-type]
-        return self.evaluation.score(
-            LearnedPolicy(
-                weights, drop=config.drop, defer_ms=config.defer_ms, max_batches_per_core=config.max_batches_per_core
-            )
-        )
+    def _compare(self) -> Comparison:
+        return compare(self.devices, self.evaluations, weights_of(self.model.policy))  # type: ignore[arg-type]
 
     def seconds(self) -> float:
         """Time that a comparison takes now that all is compiled."""
         began = time.monotonic()
-        self._score()
+        self._compare()
         return time.monotonic() - began
 
-    def _record(self, score: Score) -> None:
+    def _record(self, found: Comparison) -> None:
         """Differences and rates in percentage points, see ``layout``."""
-        mean, error = self.evaluation.difference(score)
-        names = [f"load_{load:g}" for load in self.evaluation.loads] + ["all"]
-        mean = np.append(mean, mean.mean())
-        error = np.append(error, np.sqrt((error**2).mean() / len(error)))
-        for name, m, s in zip(names, mean, error, strict=True):
+        for name, m, s in zip((*self.names, "all"), found.mean, found.error, strict=True):
             self.logger.record(f"evaluation/difference/{name}", 100 * m)
             self.logger.record(f"evaluation/standard_error/{name}", 100 * s)
             self.logger.record(f"evaluation/lower/{name}", 100 * (m - Z95 * s))
             self.logger.record(f"evaluation/upper/{name}", 100 * (m + Z95 * s))
-        for who, rates in (("policy", score), ("reference", self.evaluation.reference)):
-            for i, name in enumerate(names[:-1]):
-                self.logger.record(f"evaluation_{who}/high/{name}", 100 * float(np.nanmean(rates.high[i])))
-                self.logger.record(f"evaluation_{who}/low/{name}", 100 * float(np.nanmean(rates.low[i])))
-        picture = draw(self.worlds.sim.state, self.worlds.profile.models)
+        for of, rates in found.rates.items():
+            for name, row in zip(self.names, rates, strict=True):
+                for priority, rate in zip(PRIORITIES, row, strict=True):
+                    self.logger.record(f"evaluation_{of}/{priority}/{name}", 100 * float(rate))
+        worlds = self.devices[0].worlds
+        picture = draw(worlds.sim.state, worlds.profile.models)
         self.logger.record("world/first", Image(picture, "HWC"), exclude=("stdout", "log", "json", "csv"))
 
 
-def layout(loads: tuple[float, ...], reference: str) -> dict[str, dict[str, list]]:
-    """TensorBoard's custom scalars: the first screen answers whether the policy is better than the reference."""
+def layout(names: Sequence[str], reference: str) -> dict[str, dict[str, list]]:
+    """TensorBoard's custom scalars by ``comparison_names``: the first screen says whether the policy beats the reference."""
 
     def margin(name: str) -> list:
         return ["Margin", [f"evaluation/{part}/{name}" for part in ("difference", "lower", "upper")]]
 
-    first = {"violated weight minus the reference's, all loads (percentage points, below 0 is better)": margin("all")}
+    first = {"violated weight minus the reference's, overall (percentage points, below 0 is better)": margin("all")}
     rates = {
-        f"{name} priority, load {load:g} (%)": [
+        f"{priority} priority, {name.replace('_', ' ')} (%)": [
             "Multiline",
-            [f"evaluation_policy/{name}/load_{load:g}", f"evaluation_reference/{name}/load_{load:g}"],
+            [f"evaluation_policy/{priority}/{name}", f"evaluation_reference/{priority}/{name}"],
         ]
-        for load in loads
-        for name in PRIORITIES
+        for name in names
+        for priority in PRIORITIES
     }
     return {
-        f"1 Is it better than {reference}?": first | {f"load {load:g}": margin(f"load_{load:g}") for load in loads},
+        f"1 Is it better than {reference}?": first | {name.replace("_", " "): margin(name) for name in names},
         "2 Violation rates, policy and reference": rates,
         "3 Is it learning?": {
             "violation rate while training": ["Multiline", list(metric.VIOLATION)],

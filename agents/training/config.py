@@ -32,7 +32,7 @@ class PPOConfig:
         ent_coef: weight of the entropy. vf_coef: weight of the value's squared error.
         max_grad_norm: longest gradient. target_kl: an update ends early at 1.5 times this divergence; None: never.
         gae_lambda: trace decay of the advantage estimates.
-        tau_ms: time constant of the discount, ms of the worlds' time.
+        tau: time constant of the discount, mean solo latencies.
         hidden: width of the network's layers.
         strait_bonus: logit that Strait's choice begins with (agents.training.strait_bonus).
     """
@@ -49,14 +49,14 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     target_kl: float | None = 0.03
     gae_lambda: float = 0.9
-    tau_ms: float = 1000.0
+    tau: float = 150.0
     hidden: int = 32
     strait_bonus: float = 4.5
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"), 1)
         numbers = dict.fromkeys(("final_rate", "ent_coef", "vf_coef", "gae_lambda"), 0)
-        above = ("learning_rate", "clip_range", "tau_ms", "max_grad_norm", "target_kl", "strait_bonus")
+        above = ("learning_rate", "clip_range", "tau", "max_grad_norm", "target_kl", "strait_bonus")
         check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), {"gae_lambda": 1})
         if self.n_envs * self.n_steps < 2:
             raise InputError("ppo: n_envs * n_steps is 1; must be at least 2 decisions an update")
@@ -64,7 +64,7 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Settings of the comparison with the reference policy, on held-out workloads (agents.training.paired_evaluation).
+    """Settings of the comparison with the reference policy, on held-out workloads (agents.evaluation.paired).
 
     Attributes:
         loads: offered loads over measured capacity. workloads: number of workloads at each.
@@ -103,6 +103,8 @@ class TrainConfig:
         threads: threads that step the worlds. torch_threads: threads that learn.
         progress: show a progress bar.
         env: the worlds.
+        profiles: devices that the worlds are spread over, so that the policy learns for all; empty: that of ``env``. Times in
+            ``env`` are then scaled by each device's mean solo latency, and all models of its profile are served.
         look_ahead: what the network learns before PPO.
         ppo: the algorithm.
         evaluation: the comparison with the reference.
@@ -123,12 +125,14 @@ class TrainConfig:
     torch_threads: int = 2
     progress: bool = False
     env: EnvConfig = field(default_factory=EnvConfig)
+    profiles: tuple[str, ...] = ()
     look_ahead: LookAheadConfig = field(default_factory=LookAheadConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         ones = dict.fromkeys(("eval_freq", "keep", "threads", "torch_threads"), 1)
+        object.__setattr__(self, "profiles", tuple(self.profiles))
         check_settings(self, "", {"n_timesteps": 0, "save_freq": 0} | ones, {"budget_s": 0})
         if Path(self.name).name != self.name:
             raise InputError(f"name: {self.name!r}; expected the name of a folder, without a path (see logdir)")

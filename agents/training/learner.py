@@ -11,7 +11,7 @@ from sb3_contrib import MaskablePPO
 from agents.learned.network import CandidatePolicy
 from agents.training.buffer import SemiMarkovBuffer
 from agents.training.config import PPOConfig
-from envs.sb3 import SB3VecEnv
+from envs.mixed import TrainingEnv
 
 
 class Clock:
@@ -79,7 +79,7 @@ class SchedulerPPO(MaskablePPO):
         self._current_progress_remaining = 1.0 - max(num_timesteps / max(total_timesteps, 1), self.share())
 
 
-def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, strait: Sequence[float]) -> SchedulerPPO:
+def make_model(config: PPOConfig, env: TrainingEnv, seed: int, strait: Sequence[float]) -> SchedulerPPO:
     """The learner, with new weights; ``strait``: values of Strait's parameters."""
     c = config
 
@@ -100,7 +100,7 @@ def make_model(config: PPOConfig, env: SB3VecEnv, seed: int, strait: Sequence[fl
         max_grad_norm=c.max_grad_norm,
         target_kl=c.target_kl,
         rollout_buffer_class=SemiMarkovBuffer,
-        rollout_buffer_kwargs={"step_ms": lambda: env.dt, "tau_ms": c.tau_ms},
+        rollout_buffer_kwargs={"elapsed": lambda: env.elapsed, "tau": c.tau},
         policy_kwargs={"hidden": c.hidden, "strait_bonus": c.strait_bonus, "strait": strait},
         seed=seed,
         device="cpu",

@@ -1,19 +1,21 @@
-"""Second part of the warm start: what an action other than Strait's would have gained, tried out in a copy of the world.
+"""Second part of the warm start: what an action other than the usual one would have gained, tried in a copy of the world.
 
-From a state that a world stands in, some actions are taken in its twin (same seed: same arrivals, device and noise), and
-Strait decides from there on for a while. The violations that this saves, over those after Strait's own action, are one sample
-of the action's advantage (rollout after Bertsekas, Tsitsiklis and Wu, 1997). All but the action is shared, so a sample varies
-far less than the return that PPO learns from. What a sample saw of the future is not in the observation, so that the network
-learns the mean over futures; ``CandidateNet.strait_bonus`` is then how much more an action must promise before it is preferred.
+From a state that a world stands in, some actions are taken in its twin (same seed: same arrivals, device and noise), and a
+policy decides from there on for a while. The violations that this saves, over those after that policy's own action, are one
+sample of the action's advantage (rollout after Bertsekas, Tsitsiklis and Wu, 1997). All but the action is shared, so a sample
+varies far less than the return that PPO learns from. What a sample saw of the future is not in the observation, so that the
+network learns the mean over futures; how much more an action must promise before it is preferred
+(``CandidateNet.strait_bonus``) is chosen on held-out workloads. First Strait goes on in the twins; in later rounds the network
+itself does (policy iteration).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,17 +23,22 @@ import torch
 from tqdm import tqdm
 
 from agents.evaluation.clairvoyant import copy_world, world_rows
-from agents.learned.network import MASKED, CandidateNet, CandidatePolicy
+from agents.learned.network import MASKED, CandidateNet, CandidatePolicy, weights_of
+from agents.learned.policy import LearnedPolicy
 from agents.policies.base import Policy, call_compiled
-from envs.sb3 import SB3VecEnv
+from agents.training.warm_start import actions_of
+from envs.mixed import TrainingEnv, convert_actions
 from envs.scheduling.jit import njit
-from envs.scheduling.state import MET, WAITING
-from envs.simulation.events import step
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, WORTH
+from envs.scheduling.state import HIGH, MET, WAITING
+from envs.simulation.events import step, violation_cost
 from envs.simulation.worlds import Worlds
 from traces.settings import check_settings
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
-FLATTENED = 0.1  # factor on the logits that actions to try are drawn by
+MOST_GAIN = 10.0  # in violations of low priority; gains beyond are those of futures that came to differ by chance
+BY_WORTH = 1.5  # weight of a candidate's worth in the draw of actions to try
+BY_PREFERENCE = 3.0  # how much likelier the draw is what the learner prefers
 
 
 @dataclass(frozen=True)
@@ -40,33 +47,38 @@ class LookAheadConfig:
 
     Attributes:
         rounds: times that samples are taken and learned from; 0: none. Strait acts in the first, in half of the worlds after.
+        iterations: rounds after those in which the network acts and goes on in the twins.
         steps: decisions of each world a round.
         share: share of decisions at which actions are tried. tries: actions tried there.
-        tau_ms: time constant of the discount by deadlines, ms; a trial lasts three of them.
+        tau: time constant of the discount by deadlines, mean solo latencies; a trial lasts three of them.
         epochs: passes over all samples a round.
         batch_size: states a gradient step.
         learning_rate: of Adam, falling linearly to a twentieth over a round.
         temperature: gain, in violations of low priority, that makes an action e times as likely.
-        defer_cost: gain that deferring must promise beyond what any action must.
-        high_weight: what a violation of high priority counts in gains, one of low priority being 1; more than in rewards, so
-            that low priority is not served at the cost of high.
+        margins: gains that an action must promise before it is preferred to Strait's: of these, the one is taken with which the
+            network does best on held-out workloads.
+        emphasis: factor on what a violation of high priority costs in gains, over what it costs in rewards: above 1, low
+            priority is not served at the cost of high.
     """
 
     rounds: int = 3
+    iterations: int = 0
     steps: int = 600
     share: float = 0.5
-    tries: int = 4
-    tau_ms: float = 100.0
+    tries: int = 3
+    tau: float = 4.0
     epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
-    temperature: float = 0.1
-    defer_cost: float = 1.0
-    high_weight: float = 7.0
+    temperature: float = 0.25
+    margins: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+    emphasis: float = 1.4
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1) | {"rounds": 0, "defer_cost": 0}
-        above = dict.fromkeys(("share", "tau_ms", "learning_rate", "temperature", "high_weight"), 0)
+        whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1)
+        whole |= {"rounds": 0, "iterations": 0}
+        object.__setattr__(self, "margins", tuple(self.margins))
+        above = dict.fromkeys(("share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
         check_settings(self, "look_ahead.", whole, above, {"share": 1})
 
 
@@ -88,43 +100,46 @@ class Trials(NamedTuple):
         here: rows of the worlds, as ``world_rows`` gives them.
         there: rows of their twins.
         tried: (N, K) actions; those below 0 are not tried.
-        own: (N,) the reference's own actions.
+        usual: (N,) the usual actions.
         wakes: (N,) times until which a deferral lasts.
-        tau: time constant of the discount, ms.
+        tau_ms: time constant of the discount, ms.
+        emphasis: see ``LookAheadConfig``.
         gains: (N, K) output.
     """
 
     here: tuple[np.ndarray, ...]
     there: tuple[np.ndarray, ...]
     tried: np.ndarray
-    own: np.ndarray
+    usual: np.ndarray
     wakes: np.ndarray
-    tau: float
+    tau_ms: float
+    emphasis: float
     gains: np.ndarray
 
 
 @njit
-def _return(choose, memory, params, sim, env, action, wake, tau):
-    """Return of world e when ``action`` is taken and the reference decides for 3 tau from then on.
+def _return(choose, memory, params, sim, env, action, wake, tau_ms, emphasis):
+    """Return of world e when ``action`` is taken and the policy decides for 3 tau from then on.
 
     Each request that is not met counts, discounted by how far its deadline lies ahead: at the time of its end it would seem a
     gain to be late later.
     """
-    state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
-    g = env % truth.solo.shape[0]
+    state, tables, world = sim.state, sim.tables, sim.world
+    high_weight = state.scheduler[env].high_weight
     began = state.scheduler[env].now
     first = _clear(world, env, began)
     step(sim, env, action, wake)
-    while world.episode[env].done == 0 and state.scheduler[env].now < began + 3.0 * tau:
+    while world.episode[env].done == 0 and state.scheduler[env].now < began + 3.0 * tau_ms:
         then, then_wake = choose(state, tables, memory, env, params)
         step(sim, env, then, then_wake)
     total = 0.0
     for i in range(first, world.episode[env].n):
         r = world.request[env, i]
-        if r.arrival > began + 3.0 * tau:
+        if r.arrival > began + 3.0 * tau_ms:
             break
-        if began < r.deadline <= began + 3.0 * tau and r.outcome != MET:
-            total -= truth.weight[g, r.priority] * math.exp((began - r.deadline) / tau)
+        if began < r.deadline <= began + 3.0 * tau_ms and r.outcome != MET:
+            cost = violation_cost(high_weight, r.priority) * (emphasis if r.priority == HIGH else 1.0)
+            total -= cost * math.exp((began - r.deadline) / tau_ms)
     return total
 
 
@@ -137,11 +152,13 @@ def _gains(choose, memory, params, sim, trials, lo, hi):
             trials.gains[env, i] = np.nan
             if trials.tried[env, i] < 0:
                 continue
-            # The reference's own action first, the others after it: one loop, so that the world is compiled once.
+            # The usual action first, the others after it: one loop, so that the world is compiled once.
             for own in range(1 if np.isnan(usual) else 0, -1, -1):
                 copy_world(trials.here, env, trials.there, env)
-                action = trials.own[env] if own == 1 else trials.tried[env, i]
-                value = _return(choose, memory, params, sim, env, action, trials.wakes[env], trials.tau)
+                action = trials.usual[env] if own == 1 else trials.tried[env, i]
+                value = _return(
+                    choose, memory, params, sim, env, action, trials.wakes[env], trials.tau_ms, trials.emphasis
+                )
                 if own == 1:
                     usual = value
                 else:
@@ -152,17 +169,16 @@ class Twins:
     """Copies of a batch's worlds to try actions in.
 
     Args:
-        worlds: the worlds, with autoreset. reference: who decides after the action, ready for ``worlds.n`` schedulers.
+        worlds: the worlds, with autoreset.
         threads: over which the worlds are spread.
-        high_weight: what a violation of high priority counts, one of low priority being 1.
+        c: settings.
     """
 
-    def __init__(self, worlds: Worlds, reference: Policy, threads: int, high_weight: float) -> None:
+    def __init__(self, worlds: Worlds, threads: int, c: LookAheadConfig) -> None:
         self.worlds = worlds
-        self.reference = reference
-        config = replace(worlds.config, weights=(high_weight, 1.0))
-        self.twins = Worlds(config, worlds.n, autoreset=False, profile=worlds.profile)
-        self.memory = np.zeros_like(reference.memory)
+        self.tau_ms = c.tau * float(worlds.sim.tables.device["unit_ms"][0])
+        self.emphasis = c.emphasis
+        self.twins = Worlds(worlds.config, worlds.n, autoreset=False, profile=worlds.profile)
         self.parts = [(worlds.n * i // threads, worlds.n * (i + 1) // threads) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
@@ -170,21 +186,19 @@ class Twins:
         """Begin the episodes that the worlds where ``which`` (N,) is set have just begun."""
         self.twins.reset(self.worlds.seeds, which)
 
-    def gains(self, tried: np.ndarray, own: np.ndarray, tau_ms: float) -> np.ndarray:
-        """Gain of each action (N, K) that is tried over the reference's own (N,), by discounted weight of violations.
+    def gains(self, tried: np.ndarray, own: np.ndarray, policy: Policy) -> np.ndarray:
+        """Gain of each action (N, K) that is tried over the usual one (N,), by discounted cost of violations.
 
-        Actions below 0 are not tried; their gain is nan.
+        ``policy`` decides after the action, in the twins. Actions below 0 are not tried; their gain is nan.
         """
-        sim, policy = self.twins.sim, self.reference
+        sim = self.twins.sim
         gains = np.zeros(tried.shape)
-        wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.config.defer_ms
-        # What the reference remembers of a world is copied with it.
-        here = (*world_rows(self.worlds.sim), policy.memory.view(np.uint8))
-        there = (*world_rows(sim), self.memory.view(np.uint8))
-        trials = Trials(here, there, tried, own, wakes, tau_ms, gains)
+        wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.sim.world.rules["defer_ms"]
+        here, there = world_rows(self.worlds.sim), world_rows(sim)
+        trials = Trials(here, there, tried, own, wakes, self.tau_ms, self.emphasis, gains)
 
         def part(lo: int, hi: int) -> None:
-            call_compiled(_gains, policy.kind.choose, self.memory, policy.vector, sim.arrays, trials, lo, hi)
+            call_compiled(_gains, policy.kind.choose, policy.memory, policy.vector, sim.arrays, trials, lo, hi)
 
         list(self.pool.map(lambda bounds: part(*bounds), self.parts))
         return gains
@@ -196,57 +210,107 @@ class Twins:
 
 @dataclass
 class Samples:
-    """States in which actions were tried, one row each: observations (float16), Strait's action, those tried, their gains."""
+    """States in which actions were tried, one row each: observations (float16), the usual action, those tried, their gains."""
 
     obs: np.ndarray
-    own: np.ndarray
+    usual: np.ndarray
     tried: np.ndarray
     gains: np.ndarray
 
 
-def _propose(logits: np.ndarray, own: np.ndarray, tries: int, rng: np.random.Generator) -> np.ndarray:
-    """Actions to try (N, tries), drawn without repetition by their probability, never Strait's own; -1 where none is left."""
-    # The largest are such a draw (Gumbel top-k). What is hardly ever preferred is tried now and then all the same.
-    key = FLATTENED * logits + rng.gumbel(size=logits.shape)
+def _propose(
+    obs: np.ndarray, logits: np.ndarray, usual: np.ndarray, tries: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Actions to try (N, tries), drawn without repetition, never the usual one; -1 where none is left.
+
+    Likelier are candidates that are worth much for what they cost, and what the learner prefers: there it must not be wrong.
+    """
+    n = len(usual)
+    worth = obs[:, :-N_SUMMARY].reshape(n, -1, N_CANDIDATE)[:, :, WORTH]
+    key = BY_WORTH * np.concatenate(
+        (worth, np.ones((n, 1))), 1
+    )  # DEFER as a candidate that is worth some more than usual
+    key[np.arange(n), logits.argmax(1)] += BY_PREFERENCE
+    key += rng.gumbel(size=logits.shape)  # the largest are then such a draw (Gumbel top-k)
     key[logits <= MASKED / 2] = -np.inf
-    key[np.arange(len(own)), own] = -np.inf
+    key[np.arange(n), usual] = -np.inf
     tried = np.argsort(-key, axis=1)[:, :tries]
     return np.where(np.isfinite(np.take_along_axis(key, tried, 1)), tried, -1).astype(np.int64)
 
 
-def _sample(
-    policy: CandidatePolicy,
-    env: SB3VecEnv,
-    twins: Twins,
-    teacher: Policy,
-    c: LookAheadConfig,
-    first: bool,
-    another: Callable[[], bool],
-) -> Samples:
-    """Take ``c.steps`` decisions in each world, trying actions on the way; fewer where ``another`` says no after one."""
-    worlds, n = env.env.worlds, env.num_envs
-    rng = np.random.default_rng(np.random.randint(2**31))
-    parts: list[tuple[np.ndarray, ...]] = []
-    learner = np.zeros(n, bool) if first else np.arange(n) % 2 == 1
-    for _ in range(c.steps):
-        own = teacher.actions(worlds.sim.state, worlds.sim.tables)
-        with torch.no_grad():
-            logits = policy.net(torch.as_tensor(worlds.obs))[0].numpy()
-        tried = _propose(logits, own, c.tries, rng)
-        tried[rng.random(n) >= c.share] = -1
-        rows = tried[:, 0] >= 0
-        gains = twins.gains(tried, own, c.tau_ms)
-        parts.append((worlds.obs[rows].astype(np.float16), own[rows], tried[rows], gains[rows]))
-        teacher.forget(env.step(np.where(learner, logits.argmax(1), own))[2])
-        if not another():
-            break
-    return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+class Practice:
+    """Worlds to learn in, their twins, and who decides in them.
+
+    Args:
+        policy: learner.
+        env: worlds under way, whose observations are marked (agents.training.strait_bonus).
+        strait: for each part of ``env``, Strait with the parameters that the marks are made with.
+        threads: to try actions on.
+        c: settings.
+    """
+
+    def __init__(
+        self, policy: CandidatePolicy, env: TrainingEnv, strait: Sequence[Policy], threads: int, c: LookAheadConfig
+    ) -> None:
+        self.policy = policy
+        self.env = env
+        self.strait = strait
+        self.c = c
+        self.rng = np.random.default_rng(np.random.randint(2**31))
+        self.deciding = list(strait)
+        self.twins = [Twins(part.env.worlds, threads, c) for part in env.parts]
+        for part, twins in zip(env.parts, self.twins, strict=True):
+            part.began = twins.began
+            twins.began(np.ones(part.num_envs, bool))
+
+    def let_learner_decide(self) -> None:
+        """From now on the network, as it is, decides in the twins."""
+        weights = weights_of(self.policy)
+        for i, (part, strait) in enumerate(zip(self.env.parts, self.strait, strict=True)):
+            c = part.env.worlds.config
+            mine = weights | {"strait": strait.vector}
+            self.deciding[i] = LearnedPolicy(
+                mine, part.num_envs, c.drop, defer=c.defer, max_batches_per_core=c.max_batches_per_core
+            )
+
+    def sample(self, learner_acts: np.ndarray, another: Callable[[], bool]) -> Samples:
+        """Take ``c.steps`` decisions in each world, trying actions on the way; fewer where ``another`` says no after one.
+
+        The learner acts in the worlds where ``learner_acts`` (N,) is set, who decides in the twins in the others.
+        """
+        env, c = self.env, self.c
+        parts: list[tuple[np.ndarray, ...]] = []
+        for _ in range(c.steps):
+            usual = actions_of(self.deciding, env)
+            with torch.no_grad():
+                logits = self.policy.net(torch.as_tensor(env.obs))[0].numpy()
+            tried = _propose(env.obs, logits, usual, c.tries, self.rng)
+            tried[self.rng.random(env.num_envs) >= c.share] = -1
+            rows = tried[:, 0] >= 0
+            gains = np.full(tried.shape, np.nan)
+            n_actions = env.masks.shape[1]
+            for part, at, twins, deciding in zip(env.parts, env.rows, self.twins, self.deciding, strict=True):
+                own_n = part.env.worlds.sim.n_actions
+                there, usual_there = (convert_actions(actions[at], n_actions, own_n) for actions in (tried, usual))
+                gains[at] = twins.gains(there, usual_there, deciding)
+            gains = np.clip(gains, -MOST_GAIN, MOST_GAIN)
+            parts.append((env.obs[rows].astype(np.float16), usual[rows], tried[rows], gains[rows]))
+            env.step(np.where(learner_acts, logits.argmax(1), usual))
+            if not another():
+                break
+        return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def close(self) -> None:
+        """Stop the twins."""
+        for part, twins in zip(self.env.parts, self.twins, strict=True):
+            part.began = None
+            twins.close()
 
 
 def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
     """Let differences of the net's logits be the gains, by least squares."""
     optimizer = torch.optim.Adam(net.parameters(), lr=c.learning_rate)
-    starts = np.cumsum([0] + [len(s.own) for s in samples])
+    starts = np.cumsum([0] + [len(s.usual) for s in samples])
     total = max(c.epochs * int(starts[-1]), 1)
     seen = 0
     for _ in range(c.epochs):
@@ -254,15 +318,15 @@ def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
         for begin in range(0, len(order), c.batch_size):
             index = np.sort(order[begin : begin + c.batch_size])
             parts = [
-                (s, index[(index >= a) & (index < a + len(s.own))] - a) for s, a in zip(samples, starts, strict=False)
+                (s, index[(index >= a) & (index < a + len(s.usual))] - a) for s, a in zip(samples, starts, strict=False)
             ]
             obs = torch.as_tensor(np.concatenate([s.obs[i] for s, i in parts]).astype(np.float32))
-            own = torch.as_tensor(np.concatenate([s.own[i] for s, i in parts]))
+            usual = torch.as_tensor(np.concatenate([s.usual[i] for s, i in parts]))
             tried = np.concatenate([s.tried[i] for s, i in parts])
             gains = np.concatenate([s.gains[i] for s, i in parts])
             known = torch.as_tensor(tried >= 0)
             logits = net(obs)[0]
-            more = logits.gather(1, torch.as_tensor(np.maximum(tried, 0))) - logits.gather(1, own[:, None])
+            more = logits.gather(1, torch.as_tensor(np.maximum(tried, 0))) - logits.gather(1, usual[:, None])
             error = (more - SCALE * torch.as_tensor(np.nan_to_num(gains)).float()) ** 2
             for group in optimizer.param_groups:
                 group["lr"] = c.learning_rate * (1.0 - 0.95 * seen / total)
@@ -273,52 +337,62 @@ def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
             seen += len(index)
 
 
-def _rescale(source: CandidateNet, target: CandidateNet, factor: float, defer_bias: float) -> None:
-    """Take over weights: logits times ``factor``, then ``defer_bias`` added to DEFER's; the target keeps its bonus."""
+def _rescale(source: CandidateNet, target: CandidateNet, factor: float) -> None:
+    """Take over weights, logits times ``factor``; the target keeps its bonus."""
     weights = source.state_dict()
     for layer in ("score", "defer_out"):
         for part in ("weight", "bias"):
             weights[f"{layer}.{part}"] = weights[f"{layer}.{part}"] * factor
-    weights["defer_out.bias"] = weights["defer_out.bias"] + defer_bias
     target.load_state_dict(weights | {"strait_bonus": target.strait_bonus.clone()})
 
 
 def _adopt(net: CandidateNet, fitted: CandidateNet, c: LookAheadConfig) -> None:
     """Take over the fitted weights, gains divided by the temperature."""
-    _rescale(fitted, net, 1.0 / (SCALE * c.temperature), -c.defer_cost / c.temperature)
+    _rescale(fitted, net, 1.0 / (SCALE * c.temperature))
 
 
 def _gains_of(net: CandidateNet, c: LookAheadConfig) -> CandidateNet:
     """A network that says what gains ``net`` believes in: the inverse of ``_adopt``."""
     fitted = copy.deepcopy(net)
     fitted.strait_bonus.zero_()
-    _rescale(net, fitted, SCALE * c.temperature, SCALE * c.defer_cost)
+    _rescale(net, fitted, SCALE * c.temperature)
     return fitted
+
+
+def choose_margin(net: CandidateNet, c: LookAheadConfig, loss: Callable[[CandidateNet], float]) -> float:
+    """Let ``net`` ask for the margin with which ``loss`` of it is least; returns that loss."""
+    losses = []
+    for margin in c.margins:
+        net.strait_bonus.fill_(margin / c.temperature)
+        losses.append(loss(net))
+    net.strait_bonus.fill_(c.margins[int(np.argmin(losses))] / c.temperature)
+    return min(losses)
 
 
 def look_ahead(
     policy: CandidatePolicy,
-    env: SB3VecEnv,
-    teacher: Policy,
+    env: TrainingEnv,
+    strait: Sequence[Policy],
     c: LookAheadConfig,
     threads: int,
     enough: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> int:
-    """Teach ``policy`` what actions would gain over Strait's; its input normalisation is set. Returns the decisions taken.
+    """Teach ``policy``, whose input normalisation is set, what actions would gain over the usual ones.
 
     Args:
         policy: learner; what it already prefers is where learning begins.
-        env: worlds under way, whose observations are marked (agents.training.strait_bonus).
-        teacher: Strait, ready for ``env.num_envs`` schedulers. c: settings. threads: to try actions on.
+        env, strait, c, threads: see ``Practice``.
         enough: asked after each decision whether to sample no more; what was sampled until then is learned from.
         progress: show a progress bar.
+
+    Returns:
+        The decisions taken.
     """
-    twins = Twins(env.env.worlds, teacher, threads, c.high_weight)
-    env.began = twins.began
-    twins.began(np.ones(env.num_envs, bool))
+    practice = Practice(policy, env, strait, threads, c)
     fitted = _gains_of(policy.net, c)
     samples: list[Samples] = []
+    rounds = c.rounds + c.iterations
     decided = 0
 
     def another() -> bool:
@@ -327,13 +401,16 @@ def look_ahead(
         bar.update()
         return not enough()
 
-    with tqdm(total=c.rounds * c.steps, desc="look ahead", unit="decision", disable=not progress) as bar:
-        for i in range(c.rounds):
-            samples.append(_sample(policy, env, twins, teacher, c, i == 0, another))
+    with tqdm(total=rounds * c.steps, desc="look ahead", unit="decision", disable=not progress) as bar:
+        for i in range(rounds):
+            acts = np.zeros(env.num_envs, bool) if i == 0 else np.arange(env.num_envs) % 2 == 1
+            if i >= c.rounds:
+                practice.let_learner_decide()
+                acts[:] = True
+            samples.append(practice.sample(acts, another))
             _fit(fitted, samples, c)
             _adopt(policy.net, fitted, c)
             if enough():
                 break
-    env.began = None
-    twins.close()
+    practice.close()
     return decided

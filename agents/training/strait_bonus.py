@@ -30,7 +30,6 @@ class StraitBonus:
     def observed(self) -> None:
         """Mark the present observations; a world where none is marked is one where Strait defers."""
         worlds = self.worlds
-        self.strait.forget(worlds.out.done)
         actions = self.strait.actions(worlds.sim.state, worlds.sim.tables)
         rows = np.flatnonzero(actions < worlds.sim.n_actions - 1)
         worlds.obs[rows, actions[rows] * N_CANDIDATE + VALID] = CHOSEN

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import CallbackList
 
+from agents.evaluation.paired import FIRST_SEED, PairedEvaluation
 from agents.learned.names import resolve
-from agents.learned.policy import load_policy
-from agents.learned.policy_file import read_policy, write_policy
-from agents.policies.base import Policy
-from agents.training.baseline import Baseline
+from agents.learned.network import CandidateNet, weights_of
+from agents.learned.policy_file import DEVICE, OWN, STRAIT_OF, read_policy, write_policy
 from agents.training.buffer import SemiMarkovBuffer
 from agents.training.callbacks import (
     CheckpointCallback,
@@ -29,8 +28,8 @@ from agents.training.callbacks import (
     ProgressCallback,
     RolloutCallback,
     UpdateCallback,
+    compare,
     layout,
-    weights_of,
 )
 from agents.training.checkpoint import (
     Checkpoint,
@@ -44,10 +43,10 @@ from agents.training.checkpoint import (
     write_checkpoint,
 )
 from agents.training.config import TrainConfig, one_line
+from agents.training.devices import Device, make_env
 from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
 from agents.training.learner import Clock, make_model
-from agents.training.lookahead import look_ahead
-from agents.training.paired_evaluation import FIRST_SEED, PairedEvaluation
+from agents.training.lookahead import choose_margin, look_ahead
 from agents.training.run_folder import (
     LAST,
     POLICY,
@@ -58,9 +57,7 @@ from agents.training.run_folder import (
     make_run_folder,
     note_run,
 )
-from agents.training.strait_bonus import StraitBonus
 from agents.training.warm_start import normalise, return_scale, spread_out
-from envs.sb3 import SB3VecEnv
 from traces.errors import InputError
 
 LOOK_AHEAD_SHARE = 0.5  # of a run's time, after which the look-ahead samples no more
@@ -99,35 +96,24 @@ class Trainer:
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
         self.config = config
         self.commit = git_commit()  # of the sources as they are loaded, whatever happens to them during the run
-        strait = self._strait()
-        self._resolve(config.reference)  # an unknown name is told before anything runs
+        resolve(config.reference)  # an unknown name is told before anything runs
         found = find_checkpoint(resume) if resume is not None else None
         start = read_checkpoint(found[1]) if found else None
         self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
         self.interrupted = False
         torch.set_num_threads(config.torch_threads)
-        self.env = SB3VecEnv(config.ppo.n_envs, config=config.env, threads=config.threads)
-        self.worlds = self.env.env.worlds
-        self.model = make_model(config.ppo, self.env, config.seed, strait.vector.tolist())
-        self.baseline = Baseline(self.worlds, self._resolve(config.reference, self.worlds.n))
-        if start is not None:
-            self.env.began = self.baseline.began
+        self.env = make_env(config)
+        self.devices = [Device(part, config) for part in self.env.parts]
+        self.model = make_model(config.ppo, self.env, config.seed, self.devices[0].strait.tolist())
+        for device in self.devices:
+            device.follow(device.strait)
         if start is None:
             self.run = make_run_folder(config)
-            self._follow()
         else:
             assert found is not None
             self._restore(found[1], start)
             self.run = found[0]
         self._add_callbacks(start)
-
-    def _resolve(self, name: str, n: int = 1, use_tuned: bool = True) -> Policy:
-        """A policy for n schedulers, with tuned parameters unless told otherwise."""
-        return resolve(name, n, use_tuned, self.config.tuned_for or self.config.env.profile)[0]
-
-    def _strait(self, n: int = 1) -> Policy:
-        """The Strait that the network begins with, for n schedulers."""
-        return self._resolve("strait", n, self.config.strait_tuned)
 
     @property
     def buffer(self) -> SemiMarkovBuffer:
@@ -137,11 +123,11 @@ class Trainer:
 
     def _add_callbacks(self, start: Checkpoint | None) -> None:
         c = self.config
-        evaluation = self._make_evaluation(c.evaluation.workloads, FIRST_SEED)
-        self.evaluation = EvaluationCallback(evaluation, c.eval_freq, self._save_policy, self.worlds)
+        evaluations = self._make_evaluations(c.evaluation.workloads, FIRST_SEED)
+        self.evaluation = EvaluationCallback(self.devices, evaluations, c.eval_freq, self._save_policy)
         self.saver = CheckpointCallback(c.save_freq, self.write_checkpoint)
         # The evaluation is recorded before the point is written, the checkpoint taken after it.
-        self.callbacks: list[UpdateCallback] = [self.evaluation, RolloutCallback(self.worlds), self.saver]
+        self.callbacks: list[UpdateCallback] = [self.evaluation, RolloutCallback(self.env), self.saver]
         if c.progress:
             self.callbacks.append(ProgressCallback(self._done, self.evaluation))
         if start is not None:
@@ -170,7 +156,8 @@ class Trainer:
             "command": command_line(WHERE),
             "seed": str(self.config.seed),
             "n_timesteps": str(self.model.num_timesteps),
-            "profile": self.config.env.profile,
+            "profile": ", ".join(device.name for device in self.devices),
+            STRAIT_OF: DEVICE if len(self.devices) > 1 else OWN,
             "git_commit": self.commit,
         }
 
@@ -192,21 +179,26 @@ class Trainer:
         c = self.config
         self.env.reset()
         policy: Any = self.model.policy
-        strait = self._strait(c.ppo.n_envs)
+        strait = [device.strait_policy() for device in self.devices]
         spread_out(self.env, strait)
         if start is None:
             normalise(policy, self.env, strait)
         else:
             self._take_weights(start)
-            strait.vector = policy.net.strait.numpy().astype(
-                float
-            )  # what it corrects is the Strait that it was trained with
+            strait = [device.strait_policy() for device in self.devices]  # that which the weights correct
         if c.look_ahead.rounds:
             look_ahead(policy, self.env, strait, c.look_ahead, c.threads, self._looked_enough, c.progress)
-        self.env.began = self.baseline.began
-        self.baseline.began(np.ones(c.ppo.n_envs, bool))
-        self.buffer.reward_scale = return_scale(policy, self.env, c.ppo.tau_ms)
+            choose_margin(policy.net, c.look_ahead, self._loss)
+        for device in self.devices:
+            device.begin_baseline()
+            device.baseline.began(np.ones(device.part.num_envs, bool))
+        self.buffer.reward_scale = return_scale(policy, self.env, c.ppo.tau)
         self._stand()
+
+    def _loss(self, net: CandidateNet) -> float:
+        """Mean difference of a network from the reference on the workloads of the paired evaluation."""
+        weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+        return float(compare(self.devices, self.evaluation.evaluations, weights).mean[-1])
 
     def _take_weights(self, path: str | Path) -> None:
         policy: Any = self.model.policy
@@ -215,25 +207,21 @@ class Trainer:
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         except RuntimeError as error:
             raise InputError(f"{path}: does not fit these settings ({one_line(error)})") from None
-        self._follow()
-
-    def _follow(self) -> None:
-        """Mark in the observations what the network starts from."""
-        policy: Any = self.model.policy
-        self.marks = StraitBonus(self.worlds, policy.net.strait.numpy())
-        self.env.observed = self.marks.observed
+        if len(self.devices) == 1:
+            self.devices[0].follow(policy.net.strait.numpy())
 
     def _stand(self) -> None:
         """Let the learner go on from where the worlds stand."""
-        self.model._last_obs = self.worlds.obs
-        self.model._last_episode_starts = self.worlds.out.done.copy()
+        self.model._last_obs = self.env.obs
+        self.model._last_episode_starts = np.concatenate([device.worlds.out.done for device in self.devices])
 
     def write_checkpoint(self) -> Path:
         """Write a checkpoint; the oldest beyond ``keep`` are removed."""
         model, env = self.model, self.config.env
-        arrays = {f"worlds.{k}": v for k, v in self.worlds.state_dict().items()} | random_arrays()
-        arrays["drawn"] = self.worlds.generator.drawn
-        arrays["strait_memory"] = self.marks.strait.memory
+        arrays = random_arrays()
+        for i, device in enumerate(self.devices):
+            arrays |= {f"worlds.{i}.{k}": v for k, v in device.worlds.state_dict().items()}
+            arrays[f"drawn.{i}"] = device.worlds.generator.drawn
         state = {
             "num_timesteps": model.num_timesteps,
             "n_updates": model._n_updates,
@@ -256,11 +244,15 @@ class Trainer:
         model, state = self.model, start.state
         policy: Any = model.policy
         try:
-            self.worlds.load_state_dict({k[7:]: v for k, v in start.arrays.items() if k.startswith("worlds.")})
-            self.worlds.generator.drawn[...] = start.arrays["drawn"]
+            for i, device in enumerate(self.devices):
+                prefix = f"worlds.{i}."
+                own = {k.removeprefix(prefix): v for k, v in start.arrays.items() if k.startswith(prefix)}
+                device.worlds.load_state_dict(own)
+                device.worlds.generator.drawn[...] = start.arrays[f"drawn.{i}"]
+                device.begin_baseline()
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
-            self._follow()
-            self.marks.strait.memory[...] = start.arrays["strait_memory"]
+            if len(self.devices) == 1:
+                self.devices[0].follow(policy.net.strait.numpy())
             load_optimizer(policy.optimizer, start.optimizer)
             set_random(start.arrays)
             model.num_timesteps = int(state["num_timesteps"])
@@ -272,17 +264,13 @@ class Trainer:
             raise InputError(f"{folder}: does not fit these settings ({one_line(error)})") from None
         self._stand()
 
-    def _make_evaluation(self, workloads: int, seed: int) -> PairedEvaluation:
-        c = self.config.evaluation
-        reference = self._resolve(self.config.reference, workloads)
-        weight = self.config.env.weights[0] / max(self.config.env.weights[1], 1e-9)
-        profile = self.worlds.profile
-        return PairedEvaluation(self.config.env, profile, reference, c.loads, workloads, c.duration_ms, weight, seed)
+    def _make_evaluations(self, workloads: int, seed: int) -> list[PairedEvaluation]:
+        return [device.comparison(workloads, seed) for device in self.devices]
 
     def learn(self) -> None:
         """Train to the end of decisions or time, or until interrupted."""
         model, c = self.model, self.config
-        self.logger = make_logger(self.run, c, layout(c.evaluation.loads, c.reference), model.num_timesteps)
+        self.logger = make_logger(self.run, c, layout(self.evaluation.names, c.reference), model.num_timesteps)
         model.set_logger(self.logger)
         callbacks = CallbackList(list(self.callbacks))
         callbacks.init_callback(model)
@@ -309,9 +297,10 @@ class Trainer:
     def confirm(self) -> tuple[float, float]:
         """Difference of the best policy from the reference, and its standard error, on workloads not used before."""
         n = self.config.evaluation.confirm
-        evaluation = self._make_evaluation(n, CONFIRM_SEED) if n else self.evaluation.evaluation
-        mean, error = evaluation.difference(evaluation.score(load_policy(self.run / POLICY)))
-        result = float(mean.mean()), float(np.sqrt((error**2).mean() / len(error)))
+        weights = read_policy(self.run / POLICY).weights
+        evaluations = self._make_evaluations(n, CONFIRM_SEED) if n else self.evaluation.evaluations
+        found = compare(self.devices, evaluations, weights)
+        result = float(found.mean[-1]), float(found.error[-1])
         for name, value in zip(("difference", "standard_error"), result, strict=True):
             self.logger.record(f"evaluation_confirmed/{name}", 100 * value)
         self.logger.dump(self.model.num_timesteps)

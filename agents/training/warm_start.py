@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from agents.learned.network import CandidatePolicy
 from agents.policies.base import Policy
-from envs.sb3 import SB3VecEnv
+from envs.mixed import TrainingEnv, convert_actions
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID
 
 STEPS = 96  # decisions of each world that normalisation and reward scale are taken from
@@ -15,47 +17,57 @@ MOST_OBSERVATIONS = 50_000
 MOST_STEPS = 4000  # decisions of each world after which even worlds whose episode did not end count as spread out
 
 
-def spread_out(env: SB3VecEnv, strait: Policy) -> None:
+def actions_of(policies: Sequence[Policy], env: TrainingEnv) -> np.ndarray:
+    """(N,) what the policies, one for each part of ``env``, would do now."""
+    n_actions = env.masks.shape[1]
+    own = []
+    for part, policy in zip(env.parts, policies, strict=True):
+        sim = part.env.worlds.sim
+        own.append(convert_actions(policy.actions(sim.state, sim.tables), sim.n_actions, n_actions))
+    return np.concatenate(own)
+
+
+def spread_out(env: TrainingEnv, strait: Sequence[Policy]) -> None:
     """Let Strait act until every world has ended an episode, so that worlds stand at all ages."""
-    sim, ended = env.env.worlds.sim, np.zeros(env.num_envs, bool)
+    ended = np.zeros(env.num_envs, bool)
     for _ in range(MOST_STEPS):
         if ended.all():
             return
-        done = env.step(strait.actions(sim.state, sim.tables))[2]
-        strait.forget(done)
-        ended |= done
+        ended |= env.step(actions_of(strait, env))[2]
 
 
-def normalise(policy: CandidatePolicy, env: SB3VecEnv, strait: Policy) -> None:
+def normalise(policy: CandidatePolicy, env: TrainingEnv, strait: Sequence[Policy]) -> None:
     """Set the network's input normalisation from what Strait meets."""
-    worlds, seen = env.env.worlds, []
+    rows, summaries = [], []
+    left = MOST_OBSERVATIONS
     for _ in range(STEPS):
-        seen.append(worlds.obs.copy())
-        strait.forget(env.step(strait.actions(worlds.sim.state, worlds.sim.tables))[2])
-    obs = np.concatenate(seen)[:MOST_OBSERVATIONS]
-    rows = obs[:, :-N_SUMMARY].reshape(-1, N_CANDIDATE)
-    policy.net.set_normalisation(torch.as_tensor(rows[rows[:, VALID] > 0.5]), torch.as_tensor(obs[:, -N_SUMMARY:]))
+        candidates = env.obs[:left, :-N_SUMMARY].reshape(-1, N_CANDIDATE)
+        rows.append(candidates[candidates[:, VALID] > 0.5])
+        summaries.append(env.obs[:left, -N_SUMMARY:].copy())
+        left -= len(summaries[-1])
+        env.step(actions_of(strait, env))
+    policy.net.set_normalisation(torch.as_tensor(np.concatenate(rows)), torch.as_tensor(np.concatenate(summaries)))
 
 
-def return_scale(policy: CandidatePolicy, env: SB3VecEnv, tau_ms: float) -> float:
+def return_scale(policy: CandidatePolicy, env: TrainingEnv, tau: float) -> float:
     """Factor that gives the learner's own discounted returns a standard deviation of 1."""
-    rewards, dt_ms = np.zeros((STEPS, env.num_envs)), np.zeros((STEPS, env.num_envs))
+    rewards, elapsed = np.zeros((STEPS, env.num_envs)), np.zeros((STEPS, env.num_envs))
     dones = np.zeros((STEPS, env.num_envs), bool)
     for t in range(STEPS):
         with torch.no_grad():
-            actions = policy(torch.as_tensor(env.env.worlds.obs))[0].numpy()
+            actions = policy(torch.as_tensor(env.obs))[0].numpy()
         _, rewards[t], dones[t], _ = env.step(actions)
-        dt_ms[t] = env.dt
-    returns = discounted(rewards, dones, dt_ms, tau_ms)
+        elapsed[t] = env.elapsed
+    returns = discounted(rewards, dones, elapsed, tau)
     # Those of the second half see too little of their future.
     return 1.0 / max(float(returns[: STEPS // 2 + 1].std()), 1e-3)
 
 
-def discounted(rewards: np.ndarray, dones: np.ndarray, dt_ms: np.ndarray, tau_ms: float) -> np.ndarray:
-    """Discounted returns (T, N) of rewards (T, N), where ``dones`` ends an episode and each step takes ``dt_ms``."""
+def discounted(rewards: np.ndarray, dones: np.ndarray, elapsed: np.ndarray, tau: float) -> np.ndarray:
+    """Discounted returns (T, N) of rewards (T, N), where ``dones`` ends an episode and each step takes ``elapsed`` (T, N)."""
     returns = np.zeros(rewards.shape)
     ahead = np.zeros(rewards.shape[1])
     for t in range(len(rewards) - 1, -1, -1):
-        ahead = rewards[t] + np.exp(-dt_ms[t] / tau_ms) * ~dones[t] * ahead
+        ahead = rewards[t] + np.exp(-elapsed[t] / tau) * ~dones[t] * ahead
         returns[t] = ahead
     return returns

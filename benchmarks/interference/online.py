@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.interference.coruns import folds
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, Replayed
-from envs.scheduling.forecast import evaluate_candidate, refresh_forecast
+from envs.scheduling.forecast import predict_finishes, refresh_forecast
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
 from envs.scheduling.predictor import advance
@@ -135,7 +135,7 @@ def _live(st, tb, n, n_models):
         advance(st, tb, 0, t)
         st.scheduler[0].next_stream = k
         refresh_forecast(st, tb, 0)
-        evaluate_candidate(st, tb, 0, m, b)
+        predict_finishes(st, tb, 0, m, b)
         dispatch(st, tb, 0, action_of(tb, n_models, LOW, m, b))
 
 

@@ -26,7 +26,6 @@ from envs.scheduling.predictor import (
 from envs.scheduling.state import COMPUTE, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from traces.errors import InputError
 from traces.files import atomic_write_text
-from traces.workload import HIGH_WEIGHT
 
 SCHEMA = "strait-profile/3"
 DATA = Path(__file__).resolve().parent / "data"
@@ -196,12 +195,11 @@ class Profile:
             cov=self.cov[None].copy(),
         )
 
-    def truth(self, n_streams: int, weights: tuple[float, float] = (HIGH_WEIGHT, 1.0), noise: bool = True) -> Truth:
+    def truth(self, n_streams: int, noise: bool = True) -> Truth:
         """What the simulated device does.
 
         Args:
             n_streams: number of streams K.
-            weights: what a violation of high and of low priority costs in the reward.
             noise: whether execution times vary and drift.
         """
         device = records((1,), truth_device_t)
@@ -219,7 +217,6 @@ class Profile:
             pair=self.pair[None].copy(),
             residual=np.exp(self.residual if noise else np.zeros(1))[None],
             device=device,
-            weight=np.array([weights], float),
             shared_core_wait_ms=np.array([self.shared_core_wait_ms], float).reshape(1, 2, 2),
             log_slowdown=self.log_slowdown[core, : None if noise else 0][None].copy(),
         )

@@ -39,7 +39,6 @@ class Truth(NamedTuple):
             that; a co-runner that has its core for a share of the time counts with that share.
         residual: (G, R) measured over fitted execution time; each batch draws one.
         device: (G,) records.
-        weight: (G, 2) cost of a violation in the reward, by priority.
         shared_core_wait_ms: (G, 2, 2) mean of what the hand-over of a batch and the sight of its end (rows HANDOVER and SEEN)
             take longer while batches share another core, and while they share its own (columns OTHER_CORE and OWN_CORE).
         log_slowdown: (1, K, S) log of the factor on execution times on each core at the knots of the drift, as it was
@@ -54,6 +53,5 @@ class Truth(NamedTuple):
     pair: np.ndarray
     residual: np.ndarray
     device: np.ndarray
-    weight: np.ndarray
     shared_core_wait_ms: np.ndarray
     log_slowdown: np.ndarray

@@ -1,7 +1,7 @@
-"""What a dispatch would do to the deadlines: the predictions that policies and observations are made of.
+"""What a dispatch would do: the predicted finish times that policies and observations are made of.
 
-``refresh_forecast`` predicts the finish of all in flight as things stand; ``evaluate_candidate`` then predicts what one
-more batch changes.
+``refresh_forecast`` predicts the finish of all in flight as things stand; ``predict_finishes`` then predicts what one more
+batch changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from envs.scheduling.predictor import (
     integrate,
     load_in_flight,
 )  # fmt: skip
-from envs.scheduling.state import CACHE, COMPUTE, HIGH, MEMORY
+from envs.scheduling.state import CACHE, COMPUTE, MEMORY
 
 
 @inlined
@@ -52,29 +52,6 @@ def alone_ms(state, tables, env, model, size):
     slowdown = max(1.0 + state.bias[env, model, size], 1.0) * math.exp(state.scheduler[env].log_slowdown)
     copies = tables.h2d[group, model, size] + tables.d2h[group, model, size]
     return tables.device[group].dispatch_ms + copies + tables.solo[group, model, size] * slowdown
-
-
-@inlined
-def late_in_batch(state, env, stream, finish):
-    """How many requests of the batch on stream k have a deadline before ``finish`` (absolute ms)."""
-    s = state.stream[env, stream]
-    if finish <= s.deadline:
-        return 0
-    n = 0
-    for i in range(s.n):
-        if state.member[env, stream, i].deadline < finish:
-            n += 1
-    return n
-
-
-@inlined
-def late_in_queue(state, env, priority, model, n, finish):
-    """How many of the first n requests of queue (p, m) have a deadline before ``finish`` (absolute ms)."""
-    late = 0
-    for i in range(n):
-        if state.entry[env, priority, model, place(state, env, priority, model, i)].deadline < finish:
-            late += 1
-    return late
 
 
 @inlined
@@ -170,34 +147,3 @@ def predict_finishes(state, tables, env, model, size):
     own.cached_size = size
     own.cached_at = own.now
     return n
-
-
-@inlined
-def evaluate_candidate(state, tables, env, model, size):
-    """Predict what dispatching (m, b) now does; call ``refresh_forecast`` first.
-
-    Returns:
-        (duration, late_high, late_low, delay_high, delay_low): predicted ms from now until the batch finishes; requests in
-        flight that would meet their deadline as things stand, and would not with it, by priority; added delay of the
-        batches in flight in ms, by priority.
-    """
-    n = predict_finishes(state, tables, env, model, size)
-    late_high = 0
-    late_low = 0
-    delay_high = 0.0
-    delay_low = 0.0
-    now = state.scheduler[env].now
-    for j in range(n):
-        stream = int(state.scratch[env, STREAM, j])
-        s = state.stream[env, stream]
-        finish = now + state.scratch[env, FINISH, j]
-        flips = 0
-        if finish > s.deadline:
-            flips = late_in_batch(state, env, stream, finish) - late_in_batch(state, env, stream, s.finish)
-        if s.priority == HIGH:
-            late_high += flips
-            delay_high += finish - s.finish
-        else:
-            late_low += flips
-            delay_low += finish - s.finish
-    return state.scratch[env, FINISH, n], late_high, late_low, delay_high, delay_low

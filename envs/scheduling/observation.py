@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 from itertools import zip_longest
 
-from envs.scheduling.forecast import evaluate_candidate, in_flight, late_in_queue, refresh_forecast
+from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
 from envs.scheduling.jit import inlined
-from envs.scheduling.operations import RATE_WINDOW_MS, has_room, head_deadline
+from envs.scheduling.operations import has_room, head_deadline
+from envs.scheduling.predictor import FINISH
+from envs.scheduling.rates import earned_per_ms, offered_rates
 from envs.scheduling.state import HIGH, P90
+from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
+from traces.workload import HIGH_WEIGHT
 
-SCHEMA = "strait-observation/2"
+SCHEMA = "strait-observation/3"
 LIMIT = 4.0
 
 # The features of a candidate, in order, each with what it means. The places below and the environment's table follow from it.
@@ -24,13 +28,15 @@ CANDIDATE_FEATURES = {
     "high_priority": "high priority",
     "slack": "slack of the head at the predicted finish, share of its deadline",
     "slack_p90": "the same at the calibrated 90 % quantile",
+    "spare": "that, in ten mean solo latencies",
     "duration": "log of the predicted duration over the mean solo latency",
     "size": "batch size over the largest",
-    "met_share": "share of the batch predicted to be in time",
-    "late_high": "high-priority requests in flight it would make late, / 2",
-    "late_low": "low-priority ones, / 4",
+    "met_share": "share of the batch expected to be in time",
+    "harm_high": "high-priority requests in flight that are expected to be met less, / 2",
+    "harm_low": "low-priority ones, / 4",
     "delay_high": "delay added to high priority in flight, in mean solo latencies",
     "delay_low": "the same for low priority",
+    "worth": "log of the value expected to be met per ms, over what a full device earns of late",
     "waited": "time the head has waited, share of its deadline",
     "left_in_queue": "log(1 + requests left in the queue)",
     "slowdown": "predicted slowdown - 1",
@@ -38,8 +44,8 @@ CANDIDATE_FEATURES = {
     "larger_fits": "a larger batch is valid",
 }
 (
-    VALID, HIGH_PRIORITY, SLACK, SLACK_P90, DURATION, SIZE, MET_SHARE, LATE_HIGH, LATE_LOW, DELAY_HIGH, DELAY_LOW, WAITED,
-    LEFT_IN_QUEUE, SLOWDOWN, BATCH_GAIN, LARGER_FITS,
+    VALID, HIGH_PRIORITY, SLACK, SLACK_P90, SPARE, DURATION, SIZE, MET_SHARE, HARM_HIGH, HARM_LOW, DELAY_HIGH, DELAY_LOW,
+    WORTH, WAITED, LEFT_IN_QUEUE, SLOWDOWN, BATCH_GAIN, LARGER_FITS,
 ) = range(len(CANDIDATE_FEATURES))  # fmt: skip
 # The features of the system that follow those of all candidates.
 SUMMARY_FEATURES = {
@@ -50,7 +56,7 @@ SUMMARY_FEATURES = {
     "queued_low": "log(1 + queued), low",
     "queued_work_high": "log(1 + queued work), high",
     "queued_work_low": "log(1 + queued work), low",
-    "rate_high": "offered work, high, over cores",
+    "rate_high": "offered work, high, over what the device does at once",
     "rate_low": "offered work, low",
     "next_finish": "time to the next predicted finish",
     "slack_in_flight_high": "least slack in flight, high",
@@ -59,11 +65,15 @@ SUMMARY_FEATURES = {
     "slack_queued_low": "least slack queued, low",
     "scale_p90": "calibrated 90 % quantile",
     "idle_cores": "idle cores, share",
+    "parallelism": "batches that the device does at once, share of K",
+    "fullness": "log of the batches in flight over that",
+    "weight_of_high": "log of what a high-priority request counts, over 5",
+    "earning": "log of the value met of late in a mean solo latency",
 }
 (
     FREE_STREAMS, IN_FLIGHT_HIGH, IN_FLIGHT_LOW, QUEUED_HIGH, QUEUED_LOW, QUEUED_WORK_HIGH, QUEUED_WORK_LOW, RATE_HIGH,
     RATE_LOW, NEXT_FINISH, SLACK_IN_FLIGHT_HIGH, SLACK_IN_FLIGHT_LOW, SLACK_QUEUED_HIGH, SLACK_QUEUED_LOW, SCALE_P90,
-    IDLE_CORES,
+    IDLE_CORES, PARALLELISM, FULLNESS, WEIGHT_OF_HIGH, EARNING,
 ) = range(len(SUMMARY_FEATURES))  # fmt: skip
 N_CANDIDATE = len(CANDIDATE_FEATURES)
 N_SUMMARY = len(SUMMARY_FEATURES)
@@ -86,7 +96,12 @@ def _clip(x):
 
 
 @inlined
-def _summary(state, tables, env, first, out, at):
+def _log(x):
+    return _clip(math.log(max(x, 1e-6)))
+
+
+@inlined
+def _summary(state, tables, env, first, at_once, earning, out, at):
     group = env % tables.solo.shape[0]
     own = state.scheduler[env]
     unit = tables.device[group].unit_ms
@@ -123,9 +138,9 @@ def _summary(state, tables, env, first, out, at):
         out[at + SLACK_QUEUED_HIGH + priority] = _clip(slack / unit)
     cores = min(int(tables.device[group].cores), n_streams)
     slots = cores if cores > 0 else n_streams
-    decay = math.exp(-(own.now - own.rate_time) / RATE_WINDOW_MS)
-    out[at + RATE_HIGH] = _clip(own.rate_high * decay / slots)
-    out[at + RATE_LOW] = _clip(own.rate_low * decay / slots)
+    rate_high, rate_low = offered_rates(state, tables, env)
+    out[at + RATE_HIGH] = _clip(rate_high / at_once)
+    out[at + RATE_LOW] = _clip(rate_low / at_once)
     out[at + NEXT_FINISH] = _clip(first / unit)
     out[at + SLACK_IN_FLIGHT_HIGH] = _clip(slack_high / unit)
     out[at + SLACK_IN_FLIGHT_LOW] = _clip(slack_low / unit)
@@ -138,6 +153,10 @@ def _summary(state, tables, env, first, out, at):
                 alone = 0
         idle += alone
     out[at + IDLE_CORES] = idle / slots
+    out[at + PARALLELISM] = at_once / n_streams
+    out[at + FULLNESS] = _log((fly_high + fly_low) / at_once)
+    out[at + WEIGHT_OF_HIGH] = _log(own.high_weight / HIGH_WEIGHT)
+    out[at + EARNING] = _log(earning * unit)
 
 
 @inlined
@@ -152,10 +171,13 @@ def observe(state, tables, env, out):
     largest = tables.size[n_sizes - 1]
     out[:] = 0.0
     first = refresh_forecast(state, tables, env)
-    _summary(state, tables, env, first, out, 2 * n_models * n_sizes * N_CANDIDATE)
+    at_once = parallelism(state, tables, env)
+    earning = earned_per_ms(state, tables, env, own.high_weight)
+    _summary(state, tables, env, first, at_once, earning, out, 2 * n_models * n_sizes * N_CANDIDATE)
     if own.n_queued == 0 or not has_room(state, tables, env):
         return
     scale = state.scale[env, in_flight(state, env), P90]
+    spread_of = spread_of_prediction(state, env)
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
     for model in range(n_models):
         longest = max(state.queue[env, 0, model].length, state.queue[env, 1, model].length)
@@ -165,27 +187,34 @@ def observe(state, tables, env, out):
                 break
             solo = tables.solo[group, model, size]
             larger = tables.size[min(size + 1, n_sizes - 1)]
+            n_placed = predict_finishes(state, tables, env, model, size)
+            duration = state.scratch[env, FINISH, n_placed]
+            harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
+            cost = max(duration + delay_high + delay_low, LEAST)
             for priority in range(2):
                 length = state.queue[env, priority, model].length
                 if n > length:
                     continue
                 head = state.entry[env, priority, model, state.queue[env, priority, model].head]
                 span = max(head.deadline - head.arrival, 1e-3)
-                duration, late_high, late_low, delay_high, delay_low = evaluate_candidate(
-                    state, tables, env, model, size
-                )
+                slack = head.deadline - now - duration
+                slack_p90 = head.deadline - now - duration * scale
+                met = expected_met(state, env, priority, model, n, duration, spread_of)
+                earned = (own.high_weight if priority == HIGH else 1.0) * met - own.high_weight * harm_high - harm_low
                 i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
                 out[i + VALID] = 1.0
                 out[i + HIGH_PRIORITY] = 1.0 - priority
-                out[i + SLACK] = _clip((head.deadline - now - duration) / span)
-                out[i + SLACK_P90] = _clip((head.deadline - now - duration * scale) / span)
-                out[i + DURATION] = _clip(math.log(max(duration / unit, 1e-3)))
+                out[i + SLACK] = _clip(slack / span)
+                out[i + SLACK_P90] = _clip(slack_p90 / span)
+                out[i + SPARE] = _clip(slack_p90 / (10.0 * unit))
+                out[i + DURATION] = _log(duration / unit)
                 out[i + SIZE] = n / largest
-                out[i + MET_SHARE] = 1.0 - late_in_queue(state, env, priority, model, n, now + duration) / n
-                out[i + LATE_HIGH] = _clip(late_high / 2.0)
-                out[i + LATE_LOW] = _clip(late_low / 4.0)
+                out[i + MET_SHARE] = met / n
+                out[i + HARM_HIGH] = _clip(harm_high / 2.0)
+                out[i + HARM_LOW] = _clip(harm_low / 4.0)
                 out[i + DELAY_HIGH] = _clip(delay_high / unit)
                 out[i + DELAY_LOW] = _clip(delay_low / unit)
+                out[i + WORTH] = _log(earned / cost / max(earning / at_once, LEAST / unit))
                 out[i + WAITED] = _clip((now - head.arrival) / span)
                 out[i + LEFT_IN_QUEUE] = _clip(math.log1p(length - n))
                 out[i + SLOWDOWN] = _clip(

@@ -6,17 +6,15 @@ caller (simulator or engine) collects them; a request enters that list exactly o
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from envs.scheduling.forecast import alone_ms, in_flight, invalidate_forecast, place, predict_finishes, solo_total
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import N_QUANTILES, learn
 from envs.scheduling.predictor import FINISH, STREAM, advance, choose_next_stream
-from envs.scheduling.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, MET, N_FEATURES, P95
+from envs.scheduling.rates import note_met, note_offered
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, N_FEATURES, P95
 
-RATE_WINDOW_MS = 200.0  # time constant of the offered-work averages
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
 
 
@@ -30,6 +28,9 @@ def clear(state, tables, env):
     own.rate_high = 0.0
     own.rate_low = 0.0
     own.rate_time = 0.0
+    own.met_high = 0.0
+    own.met_low = 0.0
+    own.met_time = 0.0
     own.next_batch = 0
     own.n_free = state.stream.shape[1]
     own.n_queued = 0
@@ -84,17 +85,7 @@ def head_deadline(state, env, priority, model):
 @inlined
 def enqueue(state, tables, env, t, priority, model, id_, deadline):
     """A request arrives at time t with an absolute deadline. Returns False, and drops it, when its queue is full."""
-    group = env % tables.solo.shape[0]
-    own = state.scheduler[env]
-    decay = math.exp(-(t - own.rate_time) / RATE_WINDOW_MS)
-    own.rate_time = t
-    own.rate_high *= decay
-    own.rate_low *= decay
-    offered = tables.solo[group, model, 0] / RATE_WINDOW_MS
-    if priority == HIGH:
-        own.rate_high += offered
-    else:
-        own.rate_low += offered
+    note_offered(state, tables, env, t, priority, model)
     q = state.queue[env, priority, model]
     if q.length >= state.entry.shape[3]:
         _end(state, env, id_, t, priority, model, -1, DROPPED)
@@ -104,7 +95,7 @@ def enqueue(state, tables, env, t, priority, model, id_, deadline):
     r.arrival = t
     r.deadline = deadline
     q.length += 1
-    own.n_queued += 1
+    state.scheduler[env].n_queued += 1
     return True
 
 
@@ -303,9 +294,13 @@ def complete(state, tables, env, t, stream, exec_ms):
 def end_batch(state, tables, env, t, stream, exec_ms):
     """``complete`` for a caller that has moved the state on to time t."""
     s = state.stream[env, stream]
+    n_met = 0
     for i in range(s.n):
         r = state.member[env, stream, i]
-        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, MET if t <= r.deadline else LATE)
+        met = t <= r.deadline
+        n_met += met
+        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, MET if met else LATE)
+    note_met(state, tables, env, t, s.priority, n_met)
     learn(state, tables, env, stream, exec_ms, t - s.start)
     _release(state, env, stream)
 

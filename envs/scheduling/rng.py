@@ -13,7 +13,7 @@ import numpy as np
 from envs.scheduling.jit import inlined
 
 # Streams that are derived from an episode's seed, each for one purpose: ``mix(seed, NOISE)``.
-NOISE, DRIFT, SHARED_CORE_WAIT, NEXT_EPISODE, DEVICE, STREAMS, WINDOW = 1, 2, 3, 7, 11, 12, 13
+NOISE, DRIFT, SHARED_CORE_WAIT, NEXT_EPISODE, DEVICE, STREAMS, WINDOW, HIGH_WEIGHT = 1, 2, 3, 7, 11, 12, 13, 14
 
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xBF58476D1CE4E5B9)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traces.workload import HIGH, LOW, PRIORITIES
+from traces.workload import HIGH, HIGH_WEIGHT, LOW, PRIORITIES
 
 __all__ = ["HIGH", "LOW", "PRIORITIES", "SchedState", "Tables", "make_state", "n_actions", "records"]
 
@@ -36,9 +36,13 @@ scheduler_t = np.dtype(
     [
         ("now", "f8"),  # time of the last event seen
         ("wake", "f8"),  # deferral timer; inf when none is set
+        ("high_weight", "f8"),  # what a high-priority request counts, a low-priority one being 1; outlives ``clear``
         ("rate_high", "f8"),  # offered high-priority work, ms of solo execution per ms (exponential average)
         ("rate_low", "f8"),
         ("rate_time", "f8"),  # time of the last update of both
+        ("met_high", "f8"),  # high-priority requests met per ms (exponential average)
+        ("met_low", "f8"),
+        ("met_time", "f8"),
         ("next_batch", "i8"),  # id of the next batch
         ("n_free", "i4"),  # free streams
         ("n_queued", "i4"),  # requests in all queues
@@ -188,8 +192,10 @@ def make_state(n: int, n_models: int, sizes: np.ndarray, n_streams: int, queue_p
         queue_places: places Q of each queue; a request that finds its queue full is refused.
     """
     largest = int(sizes[-1])
+    scheduler = records((n,), scheduler_t)
+    scheduler["high_weight"] = HIGH_WEIGHT
     return SchedState(
-        scheduler=records((n,), scheduler_t),
+        scheduler=scheduler,
         queue=records((n, 2, n_models), queue_t),
         entry=records((n, 2, n_models, queue_places), entry_t),
         stream=records((n, n_streams), stream_t),

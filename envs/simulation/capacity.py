@@ -17,7 +17,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import CACHE, bind
 from envs.scheduling.state import LOW, MET
-from envs.simulation.config import MAX_STREAMS, EnvConfig, RandomiseConfig
+from envs.simulation.config import MAX_STREAMS, EnvConfig
 from envs.simulation.generate import COLUMNS, Generator
 from envs.simulation.generate import make_generator as make_arrivals
 from envs.simulation.randomise import make_randomiser
@@ -123,7 +123,7 @@ def _begin(sim: Simulator) -> Callable[[np.ndarray], None]:
     sim.world.rules[:] = NEVER_DROP
     none = np.zeros((1, COLUMNS))
     generator = make_arrivals(none, none, np.full((1, n_models), 1.0 / n_models), np.zeros(1), n)
-    randomiser, _ = make_randomiser(sim.truth, RandomiseConfig(), sim.n_streams, n)
+    randomiser, _ = make_randomiser(sim.truth, EnvConfig(streams=sim.n_streams), n)
     source = EpisodeSource(generator, no_recording(), randomiser)
     args = (sim.arrays, source, make_step_output(n, sim.obs_size, sim.n_actions), 0, n)
     begin = (NO_ACTIONS, Begins(np.ones(n, bool), np.full(n, SEED, np.uint64)), False)

@@ -10,6 +10,7 @@ import numpy as np
 from envs.profiles.profile import Profile
 from traces.errors import InputError
 from traces.settings import check_settings, fits, read_settings
+from traces.workload import HIGH_WEIGHT
 
 Range = tuple[float, float]
 DEFAULT_PROFILE = "gpu-a100"
@@ -62,9 +63,9 @@ class EnvConfig:
         model_share: share of each model by name, any unit; None: equal.
         mix_spread: standard deviation of the log of a factor on each model's share, drawn for each episode.
         drop: a queued request is dropped when even this many times its solo latency is too late; 0 never drops.
-        defer_ms: a deferral ends after so long, if no event ends it before.
+        defer: mean solo latencies after which a deferral ends, if no event ends it before.
         end_ms: time after the last arrival until what still waits is dropped.
-        weights: cost in the reward of a violation of high and of low priority.
+        high_weight: what a high-priority request counts, a low-priority one being 1, in the reward and to the scheduler.
         noise: whether batches draw measured residuals and stragglers.
         queue_places: places of each queue; a request that finds none is refused (dropped).
         n_requests: room for the arrivals of one episode; None: enough for load and duration.
@@ -91,9 +92,9 @@ class EnvConfig:
     model_share: dict[str, float] | None = None
     mix_spread: float = 0.5
     drop: float = 1.0
-    defer_ms: float = 2.0
+    defer: float = 0.3
     end_ms: float = 2000.0
-    weights: Range = (5.0, 1.0)
+    high_weight: Range = (HIGH_WEIGHT, HIGH_WEIGHT)
     noise: bool = True
     queue_places: int = 128
     n_requests: int | None = None
@@ -103,14 +104,14 @@ class EnvConfig:
     def __post_init__(self) -> None:
         if isinstance(self.models, list):
             object.__setattr__(self, "models", tuple(self.models))
-        for name in (*RANGES, "weights"):
+        for name in RANGES:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_range(name, value))
         if isinstance(self.randomise, dict):
             object.__setattr__(self, "randomise", read_settings(RandomiseConfig, self.randomise, "randomise"))
         whole = {"streams": 1, "max_batches_per_core": 0, "queue_places": 1, "n_requests": 1}
-        numbers = {"drop": 0, "end_ms": 0, "mix_spread": 0, "weights": 0}
-        check_settings(self, "", whole | numbers, {"defer_ms": 0}, {"streams": MAX_STREAMS})
+        numbers = {"drop": 0, "end_ms": 0, "mix_spread": 0}
+        check_settings(self, "", whole | numbers, {"defer": 0}, {"streams": MAX_STREAMS})
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value[0] <= value[1] <= most:
@@ -127,6 +128,7 @@ RANGES: dict[str, Range] = {
     "burst_share": (0.0, 1.0),
     "burst_ms": (1e-3, 1e9),
     "high_fraction": (0.0, 1.0),
+    "high_weight": (1e-3, 1e6),
     "deadline_factor_high": (1e-3, 1e9),
     "deadline_factor_low": (1e-3, 1e9),
     "duration_ms": (0.0, 1e9),

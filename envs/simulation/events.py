@@ -23,7 +23,7 @@ from envs.scheduling.operations import (
     valid,
 )
 from envs.scheduling.predictor import advance
-from envs.scheduling.state import MET, WAITING
+from envs.scheduling.state import HIGH, MET, WAITING
 from envs.simulation.device import device_event, launch, progress
 from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
@@ -68,14 +68,19 @@ def begin(sim, env, seed):
 
 
 @inlined
+def violation_cost(high_weight, priority):
+    """What a violation costs in the reward: ``high_weight`` to 1, and 6 in sum, whatever the weight."""
+    return 6.0 / (1.0 + high_weight) * (high_weight if priority == HIGH else 1.0)
+
+
+@inlined
 def collect(sim, env):
     """Read the requests that ended: note their outcome and add their reward.
 
-    That is minus the weight of each violation; less those of a baseline (``baseline`` of the request), which is the outcome
+    That is minus the cost of each violation; less those of a baseline (``baseline`` of the request), which is the outcome
     under another policy, or 0.
     """
-    state, world, truth = sim.state, sim.world, sim.truth
-    group = env % truth.solo.shape[0]
+    state, world = sim.state, sim.world
     own = state.scheduler[env]
     episode = world.episode[env]
     for i in range(own.n_ended):
@@ -84,7 +89,7 @@ def collect(sim, env):
         r.outcome = d.outcome
         r.finish = max(own.now, r.arrival)
         violated = 0 if d.outcome == MET else 1
-        episode.reward -= truth.weight[group, d.priority] * (violated - r.baseline)
+        episode.reward -= violation_cost(own.high_weight, d.priority) * (violated - r.baseline)
     own.n_ended = 0
 
 

@@ -1,4 +1,4 @@
-"""Domain randomisation: each episode's device strays from what the scheduler is told."""
+"""What each episode draws beside its arrivals: how its device strays from what the scheduler is told, the weight of high."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 from envs.profiles.truth import Truth
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
-from envs.simulation.config import RandomiseConfig
+from envs.simulation.config import EnvConfig
 
-SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR, MIN_STREAMS = range(4)  # places of Randomiser.spread
+# Places of Randomiser.spread.
+SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR, MIN_STREAMS, LEAST_LOG_WEIGHT, MOST_LOG_WEIGHT = range(6)
 
 
 class Randomiser(NamedTuple):
@@ -21,7 +22,8 @@ class Randomiser(NamedTuple):
     Attributes:
         solo: (M, B) execution time as profiled; (0, 0) when the device does not change.
         pair: (M * B, M * B) logs of slowdown factors as profiled.
-        spread: (4,) settings of RandomiseConfig, by SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR and MIN_STREAMS.
+        spread: (6,) settings of RandomiseConfig, by SOLO_ERROR, DEVICE_ERROR, SLOWDOWN_ERROR and MIN_STREAMS; and the logs of
+            the ends of ``EnvConfig.high_weight``.
     """
 
     solo: np.ndarray
@@ -29,11 +31,13 @@ class Randomiser(NamedTuple):
     spread: np.ndarray
 
 
-def make_randomiser(truth: Truth, config: RandomiseConfig, n_streams: int, n: int) -> tuple[Randomiser, Truth]:
+def make_randomiser(truth: Truth, config: EnvConfig, n: int) -> tuple[Randomiser, Truth]:
     """The randomiser, and the truth it writes to: one device for each of n worlds if devices change."""
-    least = n_streams if config.min_streams is None else config.min_streams
-    spread = np.array([config.solo_error, config.device_error, config.slowdown_error, float(least)])
-    if not config.changes_device:
+    strays = config.randomise
+    least = config.streams if strays.min_streams is None else strays.min_streams
+    device = (strays.solo_error, strays.device_error, strays.slowdown_error)
+    spread = np.array([*device, float(least), *np.log(config.high_weight)])
+    if not strays.changes_device:
         return Randomiser(np.zeros((0, 0)), np.zeros((0, 0)), spread), truth
     own = truth._replace(solo=np.repeat(truth.solo, n, axis=0), pair=np.repeat(truth.pair, n, axis=0))
     # World code finds the row of every array but the drift by the first axis of ``solo``: all must have one for each world.
@@ -64,3 +68,11 @@ def draw_streams(randomiser, n_streams, seed):
     """Number of streams in the episode of ``seed``."""
     least = int(randomiser.spread[MIN_STREAMS])
     return least + int(rng.uniform(rng.mix(seed, rng.STREAMS), 0) * (n_streams - least + 1))
+
+
+@njit
+def draw_high_weight(randomiser, seed):
+    """What a high-priority request counts in the episode of ``seed``, a low-priority one being 1; even in its log."""
+    low = randomiser.spread[LEAST_LOG_WEIGHT]
+    high = randomiser.spread[MOST_LOG_WEIGHT]
+    return math.exp(low + (high - low) * rng.uniform(rng.mix(seed, rng.HIGH_WEIGHT), 0))

@@ -18,7 +18,7 @@ from envs.scheduling.operations import valid
 from envs.scheduling.state import OUTCOMES
 from envs.simulation.events import act, begin, run_to_decision
 from envs.simulation.generate import Generator, generate
-from envs.simulation.randomise import Randomiser, draw_device, draw_streams
+from envs.simulation.randomise import Randomiser, draw_device, draw_high_weight, draw_streams
 from envs.simulation.recording import Recording, cut
 
 NO_ACTIONS = np.zeros(0, np.int64)
@@ -54,7 +54,7 @@ class StepOutput(NamedTuple):
     Attributes:
         obs: (N, O) float32, observations.
         masks: (N, A) bool, valid actions.
-        reward: (N,) minus the weights of the violations since the last decision.
+        reward: (N,) minus the cost of the violations since the last decision.
         dt: (N,) ms between this decision and the next (or the end).
         done: (N,) bool, the episode ended.
         invalid: (N,) bool, the action was not valid and counted as DEFER.
@@ -107,6 +107,7 @@ def begin_episode(sim, source, env, seed):
     else:
         generate(world, tables, generator, env, seed)
     begin(sim, env, seed)
+    state.scheduler[env].high_weight = draw_high_weight(randomiser, seed)
     # Streams that an episode does not have are never free: the scheduler cannot tell them from a smaller device.
     state.scheduler[env].n_free = draw_streams(randomiser, state.stream.shape[1], seed)
 

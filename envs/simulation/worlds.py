@@ -75,13 +75,14 @@ class Worlds:
         self.profile = profile or served_profile(config)
         self.capacity_rps = measure_capacity(self.profile, config.streams, config.model_share, config.noise)
         self._set_source(config, workload)
-        truth = self.profile.truth(config.streams, config.weights, config.noise)
-        randomiser, truth = make_randomiser(truth, config.randomise, config.streams, n)
+        truth = self.profile.truth(config.streams, config.noise)
+        randomiser, truth = make_randomiser(truth, config, n)
         room = config.n_requests or self._room()
         self.sim = Simulator(self.profile, n, config.streams, room, config.queue_places, truth=truth)
         self._source = EpisodeSource(self.generator, self.recording, randomiser)
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
-        self.sim.world.rules[:] = (config.drop, config.defer_ms, config.end_ms, np.inf)
+        defer_ms = config.defer * float(self.sim.tables.device["unit_ms"][0])
+        self.sim.world.rules[:] = (config.drop, defer_ms, config.end_ms, np.inf)
         self.out = make_step_output(n, self.sim.obs_size, self.sim.n_actions)
         # What alternates with it: all else of both is the same.
         self._other = self.out._replace(obs=self.out.obs.copy(), masks=self.out.masks.copy())

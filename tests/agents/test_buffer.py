@@ -57,7 +57,7 @@ def test_steps_without_time_do_not_discount() -> None:
 def test_buffer_notes_time_and_scales_rewards() -> None:
     clock = iter(np.array([[1.0, 2.0], [3.0, 4.0]]))
     box, actions = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
-    buffer = SemiMarkovBuffer(2, box, actions, n_envs=2, step_ms=lambda: next(clock), tau_ms=10.0, reward_scale=0.5)
+    buffer = SemiMarkovBuffer(2, box, actions, n_envs=2, elapsed=lambda: next(clock), tau=10.0, reward_scale=0.5)
     for t in range(2):
         buffer.add(
             np.zeros((2, 3), np.float32),
@@ -68,7 +68,7 @@ def test_buffer_notes_time_and_scales_rewards() -> None:
             torch.zeros(2),
             action_masks=np.ones((2, 2), bool),
         )
-    assert buffer.dt_ms.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert buffer.dt.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert buffer.rewards.tolist() == [[-0.5, -1.0], [-0.5, -1.0]]
     buffer.compute_returns_and_advantage(torch.zeros(2, 1), np.ones(2, bool))
     assert np.array_equal(buffer.returns, buffer.advantages)

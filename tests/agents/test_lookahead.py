@@ -11,14 +11,23 @@ from tiny_training import ENV
 
 from agents.evaluation.clairvoyant import world_rows
 from agents.learned.forward import CHOSEN
-from agents.learned.network import MASKED
+from agents.learned.network import MASKED, weights_of
 from agents.learned.policy import LearnedPolicy
 from agents.policies.base import call_compiled
 from agents.policies.registry import make_policy
-from agents.training.callbacks import weights_of
 from agents.training.config import PPOConfig
 from agents.training.learner import SchedulerPPO, make_model
-from agents.training.lookahead import LookAheadConfig, Twins, _adopt, _gains_of, _propose, _return, look_ahead
+from agents.training.lookahead import (
+    LookAheadConfig,
+    Practice,
+    Twins,
+    _adopt,
+    _gains_of,
+    _propose,
+    _return,
+    choose_margin,
+    look_ahead,
+)
 from agents.training.strait_bonus import StraitBonus
 from agents.training.warm_start import normalise
 from envs.sb3 import SB3VecEnv
@@ -78,7 +87,7 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.worlds, make_policy("strait", N)
-    twins = Twins(batch, make_policy("strait", N), 2, 5.0)
+    twins = Twins(batch, 2, LookAheadConfig())
     env.began = twins.began
     twins.began(np.ones(N, bool))
     own, wakes = np.zeros(N, np.int64), np.zeros(N)
@@ -87,7 +96,7 @@ def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() ->
         strait.decide_all(batch.sim.state, batch.sim.tables, np.zeros(N, bool), own, wakes)
         other = np.array([rng.choice(np.flatnonzero(mask)) for mask in batch.masks])
         before = [rows.copy() for rows in world_rows(batch.sim)]
-        gains = twins.gains(np.stack([own, other, np.full(N, -1)], 1), own, 50.0)
+        gains = twins.gains(np.stack([own, other, np.full(N, -1)], 1), own, strait)
         assert all(np.array_equal(a, b) for a, b in zip(before, world_rows(batch.sim), strict=True))
         assert np.all(gains[:, 0] == 0.0) and np.all(np.isnan(gains[:, 2]))
         gained += list(gains[other != own, 1])
@@ -106,7 +115,7 @@ def test_being_late_later_gains_nothing() -> None:
     for action in ((sim.n_actions - 1) // 2, sim.n_actions - 1):
         sim.load([workload])
         sim.begin([0])
-        args = (sim.arrays, 0, action, np.inf, 50.0)
+        args = (sim.arrays, 0, action, np.inf, 50.0, 1.4)
         values.append(call_compiled(_return, strait.kind.choose, strait.memory, strait.vector, *args))
     assert values == [pytest.approx(-np.exp(-0.1 / 50.0))] * 2
 
@@ -126,10 +135,10 @@ def test_what_a_network_believes_is_found_again() -> None:
 def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
     env, model = started(strait_bonus=3.0)
     strait = make_policy("strait", N)
-    normalise(model.policy, env, strait)  # type: ignore[arg-type]
+    normalise(model.policy, env, [strait])  # type: ignore[arg-type]
     before = {k: v.clone() for k, v in model.policy.net.state_dict().items()}  # type: ignore[union-attr,operator]
     config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
-    steps = look_ahead(model.policy, env, strait, config, 1)  # type: ignore[arg-type]
+    steps = look_ahead(model.policy, env, [strait], config, 1)  # type: ignore[arg-type]
     after = model.policy.net.state_dict()  # type: ignore[union-attr,operator]
     assert steps == 2 * 60 * N
     assert float(after["strait_bonus"]) == 3.0 and torch.equal(after["strait"], before["strait"])
@@ -140,24 +149,44 @@ def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
 def test_look_ahead_ends_when_its_time_is_over_and_keeps_what_it_saw() -> None:
     env, model = started(strait_bonus=3.0)
     strait = make_policy("strait", N)
-    normalise(model.policy, env, strait)  # type: ignore[arg-type]
+    normalise(model.policy, env, [strait])  # type: ignore[arg-type]
     net: Any = model.policy.net
     before = net.score.weight.clone()
     left = iter([False] * 20 + [True] * 9)
     config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
-    assert look_ahead(model.policy, env, strait, config, 1, lambda: next(left)) == 21 * N  # type: ignore[arg-type]
+    assert look_ahead(model.policy, env, [strait], config, 1, lambda: next(left)) == 21 * N  # type: ignore[arg-type]
     assert not torch.equal(net.score.weight, before)
 
 
 def test_only_valid_actions_that_are_not_straits_are_tried() -> None:
     logits = np.full((50, 6), MASKED, np.float32)
     logits[:, [1, 3, 5]] = 100.0, -100.0, 0.0
-    tried = _propose(logits, np.full(50, 5), 4, np.random.default_rng(0))
+    obs = np.zeros((50, 5 * N_CANDIDATE + N_SUMMARY), np.float32)
+    tried = _propose(obs, logits, np.full(50, 5), 4, np.random.default_rng(0))
     assert np.array_equal(np.sort(tried, axis=1), np.tile([-1, -1, 1, 3], (50, 1)))
+
+
+def test_the_margin_is_the_one_that_loses_least() -> None:
+    _, model = started()
+    net: Any = model.policy.net
+    config = LookAheadConfig(margins=(0.5, 1.0, 2.0), temperature=0.25)
+    assert choose_margin(net, config, lambda n: abs(float(n.strait_bonus) - 4.1)) == pytest.approx(0.1)
+    assert float(net.strait_bonus) == 4.0
+
+
+def test_rounds_of_policy_iteration_let_the_network_decide_in_the_twins() -> None:
+    env, model = started(strait_bonus=0.5)
+    config = LookAheadConfig(rounds=1, iterations=1, steps=10, epochs=1, batch_size=64)
+    practice = Practice(model.policy, env, [make_policy("strait", N)], 1, config)  # type: ignore[arg-type]
+    practice.let_learner_decide()
+    sim = env.env.worlds.sim
+    logits = model.policy.net(torch.as_tensor(env.obs))[0].detach().numpy()  # type: ignore[union-attr,operator]
+    assert list(practice.deciding[0].actions(sim.state, sim.tables)) == list(logits.argmax(axis=1))
+    practice.close()
 
 
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match=r"ppo\.strait_bonus"):
         PPOConfig(strait_bonus=0.0)
-    with pytest.raises(InputError, match=r"look_ahead\.tau_ms"):
-        LookAheadConfig(tau_ms=0.0)
+    with pytest.raises(InputError, match=r"look_ahead\.tau"):
+        LookAheadConfig(tau=0.0)

@@ -20,7 +20,7 @@ def weights(hidden: int = 4) -> dict[str, np.ndarray]:
 
 
 def written(path: Path) -> Path:
-    write_policy(path, weights(), EnvConfig(drop=0.5, defer_ms=3.0), {"command": "python train.py", "seed": "7"})
+    write_policy(path, weights(), EnvConfig(drop=0.5, defer=3.0), {"command": "python train.py", "seed": "7"})
     return path
 
 
@@ -33,9 +33,9 @@ def changed(path: Path, arrays: dict | None = None, **metadata: str) -> Path:
 def test_reads_what_it_wrote(tmp_path: Path) -> None:
     file = read_policy(written(tmp_path / "new" / "policy.safetensors"))
     assert all(np.array_equal(file.weights[k], v) for k, v in weights().items())
-    assert (file.drop, file.defer_ms, file.metadata["seed"]) == (0.5, 3.0, "7")
+    assert (file.drop, file.defer, file.metadata["seed"]) == (0.5, 3.0, "7")
     policy = load_policy(tmp_path / "new" / "policy.safetensors", 2)
-    assert (policy.drop, policy.params.defer_ms, policy.hidden) == (0.5, 3.0, 4)
+    assert (policy.drop, policy.params.defer, policy.hidden) == (0.5, 3.0, 4)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["policy.safetensors"]
 
 

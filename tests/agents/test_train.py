@@ -225,7 +225,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("env: 3", [], "env: 3; expected a mapping"),
         ("env: {load: [2, 1]}", [], "load: (2.0, 1.0)"),
         ("- 1", [], "run.yaml"),
-        ("seed: 1", ["--ppo.tau_ms", "-1"], "ppo.tau_ms: -1.0"),
+        ("seed: 1", ["--ppo.tau", "-1"], "ppo.tau: -1.0"),
         ("seed: 1", ["--no-such-flag", "1"], "no_such_flag"),
         ("seed: 1", ["-n", "many"], "-n: 'many'"),
         ("seed: 1", ["--reference", "nobody"], "unknown policy 'nobody'"),

@@ -6,7 +6,6 @@ import numpy as np
 
 from agents.learned.network import CandidatePolicy
 from agents.policies.registry import make_policy
-from agents.policies.strait import SINCE
 from agents.training.warm_start import discounted, normalise, return_scale, spread_out
 from envs.sb3 import SB3VecEnv
 from envs.simulation.config import EnvConfig
@@ -24,11 +23,9 @@ def test_worlds_are_spread_out_and_inputs_get_a_common_size() -> None:
     env = SB3VecEnv(8, config=config)
     env.reset()
     strait = make_policy("strait", 8)
-    spread_out(env, strait)
-    now = env.env.worlds.sim.state.scheduler["now"]
-    assert (strait.memory[:, SINCE] <= now).all(), "what it remembers is of the episode under way"
+    spread_out(env, [strait])
     assert (env.env.worlds.sim.world.episode["number"] > 1).all() and len(set(env.env.worlds.seeds.tolist())) == 8
     policy = CandidatePolicy(env.observation_space, env.action_space, lambda _: 1e-3, hidden=8)
-    normalise(policy, env, strait)
+    normalise(policy, env, [strait])
     assert (policy.net.candidate_std > 0).all() and float(policy.net.candidate_mean.abs().max()) > 0
     assert np.isfinite(return_scale(policy, env, 100.0))

@@ -83,7 +83,7 @@ def test_spaces_follow_the_profile(env: DualPriorityEnv) -> None:
     profile = env.worlds.profile
     candidates = 2 * len(profile.models) * len(profile.batch_sizes)
     assert env.action_space == gym.spaces.Discrete(candidates + 1)
-    assert env.observation_space.shape == (16 * candidates + 16,)
+    assert env.observation_space.shape == (18 * candidates + 20,)
     assert env.observation_space.dtype == np.float32
     assert np.all(env.observation_space.high == 4.0) and np.all(env.observation_space.low == -4.0)
 
@@ -129,11 +129,12 @@ def test_action_that_is_not_valid_defers_and_is_told(env: DualPriorityEnv) -> No
 
 def test_defer_timer_wakes_after_the_setting() -> None:
     # One request only: after it arrived nothing but the timer or its deadline can end a deferral.
-    env = DualPriorityEnv(EnvConfig(profile="synthetic:0", defer_ms=0.25, drop=0.0))
+    env = DualPriorityEnv(EnvConfig(profile="synthetic:0", defer=0.25, drop=0.0))
     one = Workload(np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int8), np.full(1, 100.0), ("model0",))
     _, info = env.reset(seed=0, options={"workload": one})
     _, _, _, _, info = env.step(int(env.action_space.n) - 1)
-    assert info["dt_ms"] == pytest.approx(0.25)
+    unit_ms = float(env.worlds.sim.tables.device["unit_ms"][0])
+    assert info["dt_ms"] == pytest.approx(0.25 * unit_ms)
 
 
 def test_step_before_reset_is_refused(env: DualPriorityEnv) -> None:
@@ -224,7 +225,7 @@ def test_bad_option_is_one_clear_line(env: DualPriorityEnv, options: dict, words
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer_ms": -1.0}, {"profile": "synthetic:x"}]
+    "settings", [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer": -1.0}, {"profile": "synthetic:x"}]
 )
 def test_bad_setting_is_refused(settings: dict) -> None:
     with pytest.raises(InputError):

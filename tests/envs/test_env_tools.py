@@ -182,7 +182,7 @@ def test_single_environments_are_copied_with_their_wrappers(wrap: Callable[[gym.
         ({"load": True}, "load: True; expected a number or a pair"),
         ({"load": (0.5, "1")}, "load: .*; expected a number or a pair"),
         ({"burst": None}, "burst: None; expected"),
-        ({"weights": (-1.0, 1.0)}, "weights: .*; must be at least 0"),
+        ({"high_weight": (0.0, 1.0)}, "high_weight: .*; must be low and high from 0.001"),
         ({"drop": float("nan")}, "drop: nan; expected a number"),
         ({"end_ms": float("inf")}, "end_ms: inf; must be at least 0"),
         ({"models": "model0"}, "models: 'model0'; expected a list"),

@@ -71,7 +71,9 @@ async def over_grpc(plane: DataPlane) -> AsyncIterator[dict[str, Ask]]:
                         await call(message, metadata=metadata)
                 except grpc.aio.AioRpcError as error:
                     if error.code() is grpc.StatusCode.INTERNAL and "Internal error from Core" in str(error.details()):
-                        return await ask(header)  # grpcio's client lost the status: it wrote when the call had just ended
+                        return await ask(
+                            header
+                        )  # grpcio's client lost the status: it wrote when the call had just ended
                     assert error.code() is grpc.StatusCode.UNAUTHENTICATED and "bearer token" in (error.details() or "")
                     return True
                 return False

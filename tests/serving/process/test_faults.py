@@ -175,7 +175,7 @@ def test_a_corrupt_checkpoint_is_not_loaded_and_the_old_one_stays(tmp_path: Path
     path = tmp_path / "policy.safetensors"
     # Scores all candidates alike, and so takes the first.
     flat = {name: np.full(shape, float(name.endswith("_std")), np.float32) for name, shape in shapes(4).items()}
-    write_policy(path, flat, EnvConfig(drop=0.0, defer_ms=3.0), {})
+    write_policy(path, flat, EnvConfig(drop=0.0, defer=0.3), {})
     with served(tmp_path, {"double": "toy_models"}, f"--policy={path}") as server:
         good = path.read_bytes()
         for n, bad in enumerate((good[:100] + bytes(100), b"", good.replace(b"F32", b"F64")), 1):

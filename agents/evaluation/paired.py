@@ -1,6 +1,7 @@
-"""Which of two policies is better: the same generated workloads and noise for both, at several loads.
+"""Which of two policies is better: the same workloads and noise for both, at several loads.
 
-Used while training (agents.training.trainer) to keep the best policy; for reports see ``agents.evaluate``.
+Used while training to keep the best policy (agents.training.trainer), and to choose one to serve with
+(agents.evaluation.choose); for reports see ``agents.evaluate``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.config import EnvConfig
 from envs.simulation.worlds import Worlds, world_seed
-from traces.workload import HIGH_WEIGHT
+from traces.workload import Workload
 
 FIRST_SEED = 1 << 40  # far from the seeds of training
 
@@ -44,11 +45,11 @@ class PairedEvaluation:
         config: settings of the environment; its ``load`` is replaced by each of ``loads``.
         profile: the profile that ``config`` names.
         reference: who to beat.
-        loads: offered loads over measured capacity.
+        loads: offered loads over measured capacity; None: the arrivals of ``workload`` at the rate that they have.
         workloads: number of workloads at each load.
         duration_ms: length of each.
-        high_weight: what a violation of high priority counts; one of low priority counts 1.
         seed: of the first workload.
+        workload: recorded arrivals that windows are cut from; None: they are generated.
 
     Attributes:
         reference: score of the reference policy.
@@ -59,21 +60,26 @@ class PairedEvaluation:
         config: EnvConfig,
         profile: Profile,
         reference: Policy,
-        loads: Sequence[float] = (0.8, 1.0, 1.2),
+        loads: Sequence[float | None] = (0.8, 1.0, 1.2),
         workloads: int = 16,
         duration_ms: float = 4000.0,
-        high_weight: float = HIGH_WEIGHT,
         seed: int = FIRST_SEED,
+        workload: Workload | None = None,
     ) -> None:
         self.loads = tuple(loads)
         self.n = workloads
-        self.high_weight = high_weight
         self._batches = [
             Worlds(
-                replace(config, load=(load, load), duration_ms=(duration_ms, duration_ms), n_requests=None),
+                replace(
+                    config,
+                    load=None if load is None else (load, load),
+                    duration_ms=(duration_ms, duration_ms),
+                    n_requests=None,
+                ),
                 workloads,
                 autoreset=False,
                 profile=profile,
+                workload=workload,
             )
             for load in self.loads
         ]
@@ -84,21 +90,26 @@ class PairedEvaluation:
         """Run ``policy`` on all workloads; loads are spread over two threads."""
         policy.reset(self.n)
         with ThreadPoolExecutor(2) as pool:
-            counts = np.array(list(pool.map(lambda worlds: self._run(worlds, policy), self._batches)))
-        violated, total = violations(counts)
+            counts, weights = zip(*pool.map(lambda worlds: self._run(worlds, policy), self._batches), strict=True)
+        violated, total = violations(np.array(counts))
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = violated / total
-        return Score(rate[..., HIGH], rate[..., LOW], weighted_rate(violated, total, self.high_weight))
+        return Score(rate[..., HIGH], rate[..., LOW], weighted_rate(violated, total, np.array(weights)))
 
-    def _run(self, worlds: Worlds, policy: Policy) -> np.ndarray:
+    def _run(self, worlds: Worlds, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of all workloads by outcome, and what a high-priority request counts in each."""
         sim = worlds.sim
         sim.world.rules["drop_scale"] = policy.drop
         worlds.reset(self._seeds)
         memory = np.zeros_like(policy.memory)
         finish(policy, sim.arrays, memory, 0, self.n)
-        return sim.state.count.copy()
+        return sim.state.count.copy(), sim.state.scheduler["high_weight"].copy()
+
+    def paired(self, score: Score) -> np.ndarray:
+        """(L, W) weighted violations of ``score`` minus the reference's."""
+        return score.weighted - self.reference.weighted
 
     def difference(self, score: Score) -> tuple[np.ndarray, np.ndarray]:
         """Weighted violations of ``score`` minus the reference's, paired: mean (L,) and standard error (L,)."""
-        paired = score.weighted - self.reference.weighted
+        paired = self.paired(score)
         return paired.mean(axis=1), paired.std(axis=1, ddof=1 if self.n > 1 else 0) / np.sqrt(self.n)

@@ -1,0 +1,77 @@
+"""What a batch would be worth: the requests it is expected to meet, and what it takes from those in flight.
+
+Expectations are chances, not yes or no: with 10 % of slack to spare, a request whose prediction errs by 10 % is met by chance.
+"""
+
+from __future__ import annotations
+
+import math
+
+from envs.scheduling.forecast import in_flight, place
+from envs.scheduling.jit import inlined
+from envs.scheduling.predictor import FINISH, STREAM
+from envs.scheduling.state import HIGH, P50, P90
+
+SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
+LEAST = 1e-6  # times (ms) and earnings below this are none
+
+
+@inlined
+def spread_of_prediction(state, env):
+    """Log of actual over predicted time with what is in flight now: (median, how far the 90 % quantile lies above it)."""
+    busy = in_flight(state, env)
+    median = math.log(max(state.scale[env, busy, P50], 0.5))
+    return median, max(math.log(max(state.scale[env, busy, P90], 0.5)) - median, 0.01)
+
+
+@inlined
+def chance(ratio, spread_of):
+    """Chance that a batch ends within ``ratio`` times its predicted duration; ``spread_of`` from ``spread_of_prediction``."""
+    median, spread = spread_of
+    z = (math.log(max(ratio, LEAST)) - median) / spread
+    if abs(z) > 3.0:
+        return 1.0 if z > 0.0 else 0.0
+    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * z))
+
+
+@inlined
+def expected_met(state, env, priority, model, n, duration, spread_of):
+    """Requests among the first n of queue (p, m) that a batch of this predicted duration (ms) is expected to meet."""
+    now = state.scheduler[env].now
+    met = 0.0
+    for i in range(n):
+        deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
+        met += chance((deadline - now) / duration, spread_of)
+    return met
+
+
+@inlined
+def disturbance(state, env, n_placed, spread_of):
+    """What the candidate in the scratch (``forecast.predict_finishes``) does to the ``n_placed`` batches in flight.
+
+    Returns:
+        (harm_high, harm_low, delay_high, delay_low): requests that they are expected to meet less, and their delays in ms.
+    """
+    now = state.scheduler[env].now
+    harm_high = 0.0
+    harm_low = 0.0
+    delay_high = 0.0
+    delay_low = 0.0
+    for j in range(n_placed):
+        stream = int(state.scratch[env, STREAM, j])
+        batch = state.stream[env, stream]
+        after = state.scratch[env, FINISH, j]
+        before = max(batch.finish - now, LEAST)
+        if after - before < LEAST:
+            continue
+        harm = 0.0
+        for i in range(batch.n):
+            left = state.member[env, stream, i].deadline - now
+            harm += chance(left / before, spread_of) - chance(left / after, spread_of)
+        if batch.priority == HIGH:
+            harm_high += harm
+            delay_high += after - before
+        else:
+            harm_low += harm
+            delay_low += after - before
+    return harm_high, harm_low, delay_high, delay_low
