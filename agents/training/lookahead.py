@@ -47,6 +47,7 @@ class LookAheadConfig:
 
     Attributes:
         rounds: times that samples are taken and learned from; 0: none. Strait acts in the first, in half of the worlds after.
+        time_share: share of a run's time (``TrainConfig.budget_s``) after which no more samples are taken.
         iterations: rounds after those in which the network acts and goes on in the twins.
         steps: decisions of each world a round.
         share: share of decisions at which actions are tried. tries: actions tried there.
@@ -62,6 +63,7 @@ class LookAheadConfig:
     """
 
     rounds: int = 3
+    time_share: float = 0.5
     iterations: int = 0
     steps: int = 600
     share: float = 0.5
@@ -78,8 +80,8 @@ class LookAheadConfig:
         whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1)
         whole |= {"rounds": 0, "iterations": 0}
         object.__setattr__(self, "margins", tuple(self.margins))
-        above = dict.fromkeys(("share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
-        check_settings(self, "look_ahead.", whole, above, {"share": 1})
+        above = dict.fromkeys(("share", "time_share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
+        check_settings(self, "look_ahead.", whole, above, {"share": 1, "time_share": 1})
 
 
 @njit

@@ -60,7 +60,6 @@ from agents.training.run_folder import (
 from agents.training.warm_start import normalise, return_scale, spread_out
 from traces.errors import InputError
 
-LOOK_AHEAD_SHARE = 0.5  # of a run's time, after which the look-ahead samples no more
 CONFIRM_SEED = FIRST_SEED + (1 << 20)  # workloads that no choice between policies was made by
 
 
@@ -141,7 +140,7 @@ class Trainer:
         return max(self.model.num_timesteps / max(self.config.n_timesteps, 1), self.clock.share())
 
     def _looked_enough(self) -> bool:
-        return self.clock.share() > LOOK_AHEAD_SHARE
+        return self.clock.share() > self.config.look_ahead.time_share
 
     def _stopping(self) -> bool:
         return self.interrupted or self._done() >= 1.0
