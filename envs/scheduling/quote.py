@@ -17,8 +17,8 @@ import numpy as np
 from envs.scheduling.forecast import alone_ms, in_flight, solo_total
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import LEVELS, N_QUANTILES
-from envs.scheduling.operations import RATE_WINDOW_MS
 from envs.scheduling.predictor import FINISH, MAX_SLOWDOWN, integrate, load_in_flight
+from envs.scheduling.rates import offered_rates
 from envs.scheduling.state import HIGH, MET
 
 # Which queued requests a policy serves before another: those of high priority first and within a priority by deadline; by
@@ -238,9 +238,9 @@ def quote(state, tables, calibration, env, question, row):
     row[IN_FLIGHT_LEFT] = math.log1p(min(left / slack, 20.0))
     share = min(max(calibration.recent[env, question.priority], 0.02), 0.98)
     row[RECENT] = 0.5 * math.log(share / (1.0 - share))
-    decay = math.exp(-max(now - own.rate_time, 0.0) / RATE_WINDOW_MS)
-    row[OFFERED_HIGH] = math.log1p(min(own.rate_high * decay, 50.0))
-    row[OFFERED_LOW] = math.log1p(min(own.rate_low * decay, 50.0))
+    rate_high, rate_low = offered_rates(state, tables, env)
+    row[OFFERED_HIGH] = math.log1p(min(rate_high, 50.0))
+    row[OFFERED_LOW] = math.log1p(min(rate_low, 50.0))
     row[POSITION] = math.log1p(position)
     row[PREDICTED_MS] = predicted
     row[PRIORITY] = question.priority
