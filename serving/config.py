@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.choose import CANDIDATES
 from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
 from serving.executors.sim import simulated_profile
@@ -26,7 +27,10 @@ class ServeConfig(ApiConfig, EngineConfig):
         models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
             and YAML files that list models with their shapes (serving.models.repository). Empty: the default set of
             built-in models.
-        policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors.
+        policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors; or
+            auto: the one of `candidates` that does best in simulation on the models as measured.
+        candidates: policies that --policy auto chooses from.
+        compare_s: seconds between comparisons of the candidates on the requests of late, for --policy auto; 0: none.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda, cuda:N, or sim:PROFILE[:SLOWNESS], a simulated device that takes a profile's time and no CPU.
         profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.
@@ -58,6 +62,8 @@ class ServeConfig(ApiConfig, EngineConfig):
 
     models: list[str] | str = field(default_factory=list)
     policy: str = "strait"
+    candidates: tuple[str, ...] = CANDIDATES
+    compare_s: float = 600.0
     streams: int = 4
     device: str = "auto"
     profile: str = "auto"
@@ -94,7 +100,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         self._require("at least 1", lambda value: value >= 1, *counts)
         above_0 = ("peer_silence_ms", "duration", "decision_budget_ms", "deadline_factor", "load", *times)
         self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
-        at_least_0 = ("peer_retries", "drain_timeout", "close_timeout_s", "grace_ms", "deadline_floor_ms")
+        at_least_0 = ("peer_retries", "drain_timeout", "close_timeout_s", "compare_s", "grace_ms", "deadline_floor_ms")
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
         ports = ("port", "grpc_port", "peer_port")
         self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)

@@ -17,6 +17,7 @@ import numpy as np
 
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW, PRIORITIES
+from serving.choosing import policy_for
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.quotes import Quote
@@ -187,10 +188,11 @@ async def open_engine(models: Sequence[str] | str = (), **settings: Any) -> Asyn
     except TypeError as error:
         raise InputError(f"open_engine: {error}") from None
     entries = read_entries(config.model_sources)
-    policy, adjust_tables = resolve_policy(config)
+    resolve_policy(config)  # an unknown name is told before anything is loaded
     base = base_profile(config, list(entries))
     loop = asyncio.get_running_loop()
     on_device, profile = await loop.run_in_executor(None, open_models, config, entries, base)
+    policy, adjust_tables, _ = await policy_for(config, profile)
     engine = Engine(on_device.executor, profile, policy, config, adjust_tables)
     opened = LibraryEngine(engine, on_device, config.drain_timeout)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from agents.learned.names import SERVED, resolve
 from agents.policies.base import Policy
@@ -21,6 +22,7 @@ from traces.errors import InputError
 
 log = logging.getLogger("serving")
 
+AUTO = "auto"  # the policy that `serving.choosing` chooses
 NEXT = " (next)"  # behind the name of a model that is loaded, but not served yet; no name may hold it
 
 
@@ -30,7 +32,10 @@ def resolve_policy(config: ServeConfig) -> tuple[Policy, AdjustTables]:
     Raises:
         InputError: there is no such policy, or its file is malformed.
     """
-    policy, adjust_tables = resolve(config.policy, profile=SERVED)
+    if config.policy == AUTO:
+        for name in config.candidates:
+            resolve(name)  # an unknown one is told before anything runs
+    policy, adjust_tables = resolve("strait" if config.policy == AUTO else config.policy, profile=SERVED)
     if config.explain:
         require_learned(policy)
     return policy, adjust_tables
@@ -105,13 +110,23 @@ class Reloader:
         await self._quiet.do(self._models.executor.free_memory)
         log.info("model %s is unloaded", name)
 
+    async def install_policy(self, name: str) -> bool:
+        """Let another policy decide; one that cannot be read is refused, and the present one stays."""
+        return await self._install(replace(self._config, policy=name), "chosen")
+
     async def reload_policy(self) -> bool:
         """Read the policy again and let it decide; one that cannot be read is refused, and the present one stays."""
+        if self._config.policy == AUTO:
+            log.info("policy auto: a comparison every %g s chooses; nothing is reloaded", self._config.compare_s)
+            return False
+        return await self._install(self._config, "reloaded")
+
+    async def _install(self, config: ServeConfig, how: str) -> bool:
         try:
-            policy, adjust_tables = await asyncio.get_running_loop().run_in_executor(None, resolve_policy, self._config)
+            policy, adjust_tables = await asyncio.get_running_loop().run_in_executor(None, resolve_policy, config)
         except InputError as error:
             log.error("policy is not reloaded, %s stays in force: %s", self._engine.guard.name, error)
             return False
         await self._engine.reload_policy(policy, adjust_tables)
-        log.info("policy %s was reloaded", policy.name)
+        log.info("policy %s was %s", policy.name, how)
         return True

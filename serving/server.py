@@ -25,6 +25,7 @@ from rich.console import Console
 from envs.profiles.profile import Profile
 from serving.api.dataplane import DataPlane
 from serving.api.listen import check_addresses, listen, tls_context
+from serving.choosing import ShadowComparison, policy_for
 from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
@@ -65,7 +66,7 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.entries = read_entries(config.model_sources)
-        self.policy, self.adjust_tables = resolve_policy(config)
+        resolve_policy(config)  # an unknown name is told before anything is loaded
         self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
         self.profile = base_profile(config, list(self.entries))
         self.tls = tls_context(config)
@@ -159,7 +160,8 @@ class OpenServer:
             InputError: an address is taken, or a file or folder to write cannot be made.
         """
         config, server = self.server.config, self.server
-        engine = Engine(self.models.executor, self.profile, server.policy, config, server.adjust_tables)
+        policy, adjust_tables, chosen = await policy_for(config, self.profile)
+        engine = Engine(self.models.executor, self.profile, policy, config, adjust_tables)
         reloader = Reloader(config, self.models, engine)
         repository = ModelRepository(
             config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model
@@ -183,6 +185,11 @@ class OpenServer:
                     listeners.append(await listen_for_doors(replica, config.peer_port, server.tls))
                 for listener in listeners:
                     parts.push_async_callback(listener.close)
+            if chosen is not None and listening and config.compare_s > 0:
+                shadow = ShadowComparison(config, lambda: engine.profile, reloader.install_policy, chosen)
+                engine.observers.append(shadow)
+                metrics.differences = lambda: shadow.choice.differences
+                parts.callback(asyncio.ensure_future(shadow.run()).cancel)
             freeze_garbage()
             return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica)
 

@@ -86,6 +86,7 @@ class Engine:
             if name not in loaded:
                 raise InputError(f"model {name!r} is in the profile, but not loaded")
         self.scheduler = LiveScheduler(profile, adjust_tables, executor.streams, self.config.queue_places)
+        self.high_weight = self.config.high_weight
         self.guard = GuardedPolicy(policy, self.scheduler, self.config.decision_budget_ms)
         self.quotes = Quotes(self.scheduler, lambda: self.guard.order, self.now_ms)
         self.observers: list[Observer] = [self.quotes]
@@ -110,6 +111,15 @@ class Engine:
     def models(self) -> tuple[str, ...]:
         """Names of the models that are served; the same object until they change."""
         return self.scheduler.profile.models
+
+    @property
+    def high_weight(self) -> float:
+        """What a high-priority request counts to the policy, a low-priority one being 1; may be set while serving."""
+        return float(self.scheduler.state.scheduler["high_weight"][0])
+
+    @high_weight.setter
+    def high_weight(self, value: float) -> None:
+        self.scheduler.state.scheduler["high_weight"] = value
 
     @property
     def profile(self) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -65,9 +66,15 @@ class Metrics(Observer):
         self._fallbacks = Gauge("strait_policy_fallbacks", "Decisions taken by the fallback policy.", registry=registry)
         self._overruns = Gauge("strait_policy_overruns", "Decisions over their time budget.", registry=registry)
         self._replaced = Gauge("strait_policy_replaced", "1 when the policy was replaced.", registry=registry)
+        self._policy = Gauge("strait_policy", "1 for the policy in force.", ("policy",), registry=registry)
+        text = "Share of violated weight less Strait's, in the comparison of --policy auto."
+        self._difference = Gauge("strait_policy_difference", text, ("policy",), registry=registry)
+        text = "What a high-priority request counts, a low-priority one being 1."
+        self._high_weight = Gauge("strait_high_weight", text, registry=registry)
         self._accepting = Gauge("strait_accepting", "1 while requests are taken.", registry=registry)
         self._gpu: dict[str, Gauge] = {}
         self._decisions_seen = 0
+        self.differences: Callable[[], Mapping[str, tuple[float, float]]] = dict
 
     def request_ended(self, result: RequestResult) -> None:
         model, priority = result.model, PRIORITIES[result.priority]
@@ -108,6 +115,11 @@ class Metrics(Observer):
         self._overruns.set(engine.guard.overruns)
         self._replaced.set(engine.guard.replaced is not None)
         self._accepting.set(engine.accepting)
+        self._policy.clear()
+        self._policy.labels(engine.guard.name).set(1)
+        self._high_weight.set(engine.high_weight)
+        for name, (mean, _) in self.differences().items():
+            self._difference.labels(name).set(mean / 100)
         for name, value in engine.gauges().items():
             if name not in self._gpu:
                 self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,9 +61,7 @@ class Recorder(Output):
     def request_ended(self, result: RequestResult) -> None:
         """Keep when the engine was given it, which is when it arrived in the world that is learned from."""
         if result.arrival_ms >= 0 and result.deadline_ms > result.arrival_ms:
-            left_ms = max(result.deadline_ms - result.offered_ms, LEAST_MS)
-            origin = result.client_id, result.traceparent
-            self._arrivals.append((result.offered_ms, result.model, result.priority, left_ms, *origin))
+            self._arrivals.append((*asked(result), result.client_id, result.traceparent))
             self._changed = True
 
     def batch_ended(self, batch: BatchRecord) -> None:
@@ -88,9 +87,9 @@ class Recorder(Output):
         arrivals, batches = self._arrivals[:], self._batches[:]
         with self.written():
             folder = self.folder / f"{self._part:04d}"
-            frame = pd.DataFrame(arrivals, columns=["arrival", "model", "priority", "deadline", *Origin._fields])
-            frame = frame.sort_values("arrival")
-            _workload(frame, folder.parent.name).save(folder / "arrivals.parquet")
+            frame = pd.DataFrame(arrivals, columns=[*Asked._fields, *Origin._fields])
+            frame = frame.sort_values("arrival_ms")
+            workload_of(frame, folder.parent.name).save(folder / "arrivals.parquet")
             if (named := frame[list(Origin._fields)]).any(axis=None):
                 with atomic_path(folder / "clients.parquet") as path:
                     named.to_parquet(path, compression="zstd", index=False)
@@ -106,9 +105,30 @@ class Recorder(Output):
         self.flush()
 
 
-def _workload(frame: pd.DataFrame, name: str) -> Workload:
+class Asked(NamedTuple):
+    """A request as it was offered.
+
+    Attributes:
+        arrival_ms: when, on the engine's clock. model: its name. priority: 0 (high) or 1 (low).
+        deadline_ms: time that was left then.
+    """
+
+    arrival_ms: float
+    model: str
+    priority: int
+    deadline_ms: float
+
+
+def asked(result: RequestResult) -> Asked:
+    """What a request that ended had asked for."""
+    left_ms = max(result.deadline_ms - result.offered_ms, LEAST_MS)
+    return Asked(result.offered_ms, result.model, result.priority, left_ms)
+
+
+def workload_of(frame: pd.DataFrame, name: str) -> Workload:
+    """Requests as rows of ``Asked``, by arrival, as a workload."""
     models, names = pd.factorize(frame["model"], sort=True)
-    arrival, deadline = frame["arrival"].to_numpy(float), frame["deadline"].to_numpy(float)
+    arrival, deadline = frame["arrival_ms"].to_numpy(float), frame["deadline_ms"].to_numpy(float)
     return Workload(arrival, models, frame["priority"].to_numpy(), deadline, tuple(map(str, names)), name)
 
 
