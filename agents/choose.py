@@ -66,5 +66,10 @@ def choose(config: ChooseConfig) -> None:
     print(json.dumps(asdict(found)))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(choose, ChooseConfig, argv, "python -m agents.choose", __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(choose, ChooseConfig, None, "python -m agents.choose", __doc__))
+    sys.exit(main())
