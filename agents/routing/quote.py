@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, inside, plain_ms
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, load_of, plain_ms
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
@@ -52,7 +52,7 @@ def _fewest_inside(ledger, door, now, draw):
     for i in range(n):
         replica = (start + i) % n
         if ledger.replica[door, replica].up == 1:
-            there = (1.0 + inside(ledger, door, replica, now)) * math.exp(ledger.replica[door, replica].log_slowness)
+            there = load_of(ledger, door, replica, now)
             if there < fewest:
                 fewest = there
                 best = replica
