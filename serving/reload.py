@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from agents.learned.names import SERVED, resolve
 from agents.policies.base import Policy
@@ -12,11 +13,12 @@ from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
 from serving.executors.quiet import QuietThread
-from serving.models.load import load_model
+from serving.models.load import load_buckets
 from serving.models.repository import Entry
 from serving.models.served import ServedModel
+from serving.models.tensors import split_bucket
 from serving.observers.explain import require_learned
-from serving.profiling.device_models import DeviceModels
+from serving.profiling.device_models import DeviceModels, known_buckets
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
@@ -61,47 +63,68 @@ class Reloader:
         """
         models, executor = self._models, self._models.executor
         name = entry.spec.name
-        auto = self._config.profile == "auto"
-        known = None if auto else Profile.load(self._config.profile).select([name])
-        model = await self._quiet.do(load_model, entry.spec)
-        if name in self._engine.models and not self._has_room_beside(model):
+        profile = None if self._config.profile == "auto" else Profile.load(self._config.profile)
+        if profile is not None and not (buckets := known_buckets(profile, name)):
+            profile.select([name])
+        buckets = [] if profile is None else buckets
+        loaded = await self._quiet.do(load_buckets, entry.spec, buckets)
+        names = [model.name for model in loaded]
+        if self._buckets_of(name) and not self._has_room_beside(loaded):
             log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
-        before = models.described.get(name)
+        described = dict(models.described)
         try:
-            await self._quiet.do(models.load, model, NEXT)
-            if known is None:
-                known = await self._quiet.do(models.measure, (name,), NEXT)
+            await self._quiet.do(models.load, loaded, NEXT)
+            if profile is None:
+                known = await self._quiet.do(models.measure, names, NEXT)
             else:
-                await self._quiet.do(executor.warm_up, name + NEXT, models.batch_sizes, True)
-            self._engine.put_model(known, name + NEXT)
+                known = profile.select(names)
+                for one in names:
+                    await self._quiet.do(executor.warm_up, one + NEXT, models.batch_sizes, True)
+            gone = set(self._buckets_of(name)) - set(names)
+            for one in names:
+                self._engine.put_model(known.select([one]), one + NEXT)
         except Exception as error:
-            if name + NEXT in executor.models:
-                executor.unload(name + NEXT)
-            models.described.pop(name, None)
-            if before is not None:
-                models.described[name] = before
+            for one in {one + NEXT for one in names} & set(executor.models):
+                executor.unload(one)
+            models.described.clear()
+            models.described.update(described)
             raise InputError(str(error).replace(NEXT, "")) from error
+        for one in gone:
+            await self._engine.remove_model(one)
+            executor.unload(one)
         await self._quiet.do(executor.free_memory)
         log.info("model %s is served", name)
 
-    def _has_room_beside(self, model: ServedModel) -> bool:
+    def served_models(self) -> list[str]:
+        """Names of the models that are served, as clients know them."""
+        return list(dict.fromkeys(split_bucket(one)[0] for one in self._engine.models))
+
+    def _buckets_of(self, name: str) -> list[str]:
+        """The names under which a model is scheduled; none if it is not served."""
+        return [one for one in self._engine.models if split_bucket(one)[0] == name]
+
+    def _has_room_beside(self, loaded: Sequence[ServedModel]) -> bool:
         """Whether a model fits beside all that are loaded.
 
         Raises:
             InputError: it would not even fit in place of the one of its name.
         """
         try:
-            self._models.check_memory(model, NEXT)
+            self._models.check_memory(loaded, beside=True)
         except InputError:
-            self._models.check_memory(model)
+            self._models.check_memory(loaded)
             return False
         return True
 
     async def remove_model(self, name: str) -> None:
         """Serve a model no more; see `Engine.remove_model`."""
-        await self._engine.remove_model(name)
-        self._models.executor.unload(name)
+        scheduled = self._buckets_of(name) or [name]
+        if len(scheduled) == len(self._engine.models):
+            raise InputError(f"model {name!r} is the only one left; load another before it is unloaded")
+        for one in scheduled:
+            await self._engine.remove_model(one)
+            self._models.executor.unload(one)
         await self._quiet.do(self._models.executor.free_memory)
         log.info("model %s is unloaded", name)
 

@@ -30,8 +30,9 @@ from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
 from serving.executors.factory import make_executor
-from serving.models.load import load_model
+from serving.models.load import load_buckets, may_vary
 from serving.models.repository import ModelRepository, read_entries
+from serving.models.tensors import split_bucket
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
 from serving.observers.output import Output, saving
@@ -41,10 +42,10 @@ from serving.observers.report import print_replay, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
 from serving.profiling.calibrate import SHIPPED
-from serving.profiling.device_models import DeviceModels
+from serving.profiling.device_models import DeviceModels, known_buckets
 from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
-from serving.replay.workload import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
+from serving.replay.workload import DEFAULT_LOAD, Source, lay_out, mix_of, needs_load, read_source
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
@@ -67,17 +68,22 @@ class Server:
         self.config = config
         self.entries = read_entries(config.model_sources)
         self.policy, self.adjust_tables = resolve_policy(config)
-        self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
+        # A model that may vary is scheduled as buckets, which are known once it is loaded.
+        names = [name for name, entry in self.entries.items() if not may_vary(entry.spec)]
+        self.source: Source | None = None
+        if config.replay is not None and len(names) == len(self.entries):
+            self.source = read_source(config.replay, names, config.seed)
         self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
         if config.profile != "auto":
-            self.profile = self.profile.select(list(self.entries))
+            known = {split_bucket(name)[0] for name in self.profile.models}
+            self.profile.select([name for name in self.entries if name not in known or name in self.profile.models])
         if self.profile.batch_sizes[0] != 1:
             sizes = list(self.profile.batch_sizes)
             raise InputError(
                 f"--profile {config.profile}: batch sizes are {sizes}; they must begin with 1, for lone requests"
             )
         self.tls = tls_context(config)
-        if self.source is None:
+        if config.replay is None:
             check_addresses(config)
         self._check_outputs()
 
@@ -103,9 +109,12 @@ class Server:
             log.info("device %s, %d streams", executor.device.name, config.streams)
             sizes = config.batch_sizes or self.profile.batch_sizes
             models = DeviceModels(executor, self.profile, sizes, config.memory_bytes)
-            for entry in self.entries.values():
-                models.load(load_model(entry.spec))
-            profile = models.measure(tuple(self.entries)) if config.profile == "auto" else self.profile
+            auto, names = config.profile == "auto", []
+            for name, entry in self.entries.items():
+                buckets = load_buckets(entry.spec, () if auto else known_buckets(self.profile, name))
+                models.load(buckets)
+                names += [model.name for model in buckets]
+            profile = models.measure(names) if auto else self.profile.select(names)
             return OpenServer(self, models, profile)
         except BaseException:
             executor.close(1.0)
@@ -147,8 +156,10 @@ class OpenServer:
             InputError: nothing arrives in the time.
         """
         config, source = self.server.config, self.server.source
-        if source is None:
+        if config.replay is None:
             return None
+        if source is None:
+            source = read_source(config.replay, self.profile.models, config.seed)
         executor = self.models.executor
         inputs = make_inputs(executor, config.seed)
         load = config.load if config.load is not None or not needs_load(source) else DEFAULT_LOAD
@@ -182,7 +193,7 @@ class OpenServer:
         engine = Engine(self.models.executor, self.profile, server.policy, config, server.adjust_tables)
         reloader = Reloader(config, self.models, engine)
         repository = ModelRepository(
-            config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model
+            config.model_sources, reloader.served_models, reloader.add_model, reloader.remove_model
         )
         metrics = Metrics(engine)
         plane = DataPlane(engine, config, repository, metrics.render)

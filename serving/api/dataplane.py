@@ -11,19 +11,20 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from envs.scheduling.state import LOW
 from serving.api.admission import Admission
+from serving.api.answer import Answer, answer_of, ends_of, items_of
 from serving.api.config import ApiConfig
-from serving.api.infer_call import check_fields, check_schedule
-from serving.api.model_view import VERSION, ModelView, view_model
+from serving.api.infer_call import InferCall, check_fields, check_schedule
+from serving.api.model_view import ModelView, view_model
 from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
-from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request, RequestResult
+from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request
+from serving.models.served import Item, ServedModel
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 
@@ -97,18 +98,6 @@ def _shown(text: str | None) -> str:
     return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
 
 
-class Answer(NamedTuple):
-    """An answered request.
-
-    Attributes:
-        output: (n, *output_item).
-        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
-    """
-
-    output: np.ndarray
-    parameters: dict[str, int | str]
-
-
 class Listener(NamedTuple):
     """HTTP or gRPC as it is served.
 
@@ -171,27 +160,39 @@ class DataPlane:
             self._describe_models()
         view = self._views.get(name)
         if view is None:
-            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._names)}")
-        if version not in ("", VERSION):
-            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {VERSION}, not {version[:80]!r}")
+            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._views)}")
+        if version not in ("", view.version):
+            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {view.version}, not {version[:80]!r}")
         return view
 
     def model_statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
         """Statistics of one model, or of all."""
-        if name:
-            self.model(name, version)
-        return [self._statistics.describe(one, VERSION) for one in ([name] if name else self.engine.models)]
+        views = [self.model(name, version)] if name else self.models()
+        return [self._statistics.describe(view.name, view.version) for view in views]
+
+    def models(self) -> list[ModelView]:
+        """All models that are served."""
+        if self.engine.models is not self._names:
+            self._describe_models()
+        return list(self._views.values())
+
+    def serves(self, name: str) -> bool:
+        """Whether there is a model of this name."""
+        return name in [view.name for view in self.models()]
 
     def _describe_models(self) -> None:
         """Describe the models again: the engine serves others than before."""
         self._names = self.engine.models
         factor, floor_ms = self.config.deadline_factor, self.config.deadline_floor_ms
+        served: dict[str, list[ServedModel]] = {}
+        for one in self.engine.served().values():
+            served.setdefault(one.model, []).append(one)
         self._views = {}
-        for name, model in self.engine.served().items():
-            priority, deadline_ms = (None, None) if self.repository is None else self.repository.defaults(name)
-            if deadline_ms is None:
-                deadline_ms = max(floor_ms, factor * self.engine.scheduler.alone_ms(name))
-            self._views[name] = view_model(model, deadline_ms, LOW if priority is None else priority)
+        for name, models in served.items():
+            priority, given_ms = (None, None) if self.repository is None else self.repository.defaults(name)
+            alone_ms = [self.engine.scheduler.alone_ms(one.name) for one in models]
+            deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
+            self._views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
 
     # Inference.
 
@@ -242,13 +243,13 @@ class DataPlane:
         return priority - 1 if priority else view.priority, deadline_ms
 
     async def infer(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller = DIRECT
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller = DIRECT
     ) -> Answer:
         """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
 
         Args:
-            view: the model.
-            values: (n, *view.item) of view.dtype.
+            view: the model, or its bucket for items of the call's size.
+            call: what is asked.
             priority: 0 (high) or 1 (low).
             deadline_ms: from now.
             caller: whose address the limit of each client counts.
@@ -256,19 +257,20 @@ class DataPlane:
         Raises:
             Refusal: an item was not answered, or the client has too many in flight.
         """
-        n, most, client = len(values), self.config.max_per_client, caller.address
+        n, most, client = call.n_items, self.config.max_per_client, caller.address
         inside = self._clients.get(client, 0) + n
         if inside > most:
             held = f"this client has {inside - n} requests in flight; {most} are allowed (--max_per_client)"
             raise Refusal(Kind.TOO_MANY, held)
         self._clients[client] = inside
         try:
-            requests = self._offer(view.name, priority, deadline_ms, list(values), caller.origin)
+            requests = self._offer(view.scheduled, priority, deadline_ms, items_of(call.values), caller.origin)
             try:
-                results = await _ends(requests)
+                results = await ends_of(requests)
+                work = partial(answer_of, results, [(one.place, view.outputs[one.place]) for one in call.outputs])
                 if n * view.output_item_bytes < BIG:
-                    return _answer(results)
-                return await asyncio.get_running_loop().run_in_executor(None, _answer, results)
+                    return work()
+                return await asyncio.get_running_loop().run_in_executor(None, work)
             finally:
                 # All have ended if all went well; if not, none is worth its time any more.
                 for request in requests:
@@ -281,7 +283,7 @@ class DataPlane:
                 del self._clients[client]
 
     def _offer(
-        self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray], origin: Origin
+        self, model: str, priority: int, deadline_ms: float, values: list[Item], origin: Origin
     ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
         try:
@@ -299,7 +301,7 @@ class DataPlane:
         """All models that are or could be served."""
         if self.repository is None:
             state = "READY" if self.ready else "UNAVAILABLE"
-            rows = [{"name": n, "version": VERSION, "state": state, "reason": ""} for n in self.engine.models]
+            rows = [{"name": one.name, "version": one.version, "state": state, "reason": ""} for one in self.models()]
         else:
             rows = self.repository.index()
         return [row for row in rows if row["state"] == "READY" or not only_ready]
@@ -333,33 +335,6 @@ class DataPlane:
         except Exception as error:  # a model's own code runs here
             log.exception("cannot %s model %r", verb, name)
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
-
-
-async def _ends(requests: list[Request]) -> list[RequestResult]:
-    """The ends of all requests, or the Refusal of the first that was not answered."""
-    for request in requests:  # those that are refused on arrival, before waiting for the others
-        if request.future.done():
-            _answered(request.future.result())
-    return [_answered(await request.future) for request in requests]
-
-
-def _answered(result: RequestResult) -> RequestResult:
-    if not result.answered:
-        raise Refusal.of(result)
-    return result
-
-
-def _answer(results: list[RequestResult]) -> Answer:
-    outputs = [result.output for result in results if result.output is not None]
-    output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
-    worst: dict[str, int | str] = {
-        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
-        "latency_us": round(1e3 * max([one.latency_ms for one in results])),
-        "queue_us": round(1e3 * max([one.queue_ms for one in results])),
-        "batch_size": max([one.batch_size for one in results]),
-        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
-    }
-    return Answer(output, worst)
 
 
 def allowed(token: str | None, header: str | None) -> bool:

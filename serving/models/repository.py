@@ -4,9 +4,10 @@ A list of models is a YAML file (a list of entries), or a folder with one such f
 ``NAME.yaml`` per model. An entry has the fields of ``ModelSpec``, and the defaults of requests that name none:
 
     - name: classifier
-      source: classifier.pt          # beside this file, or builtin:NAME, or module:factory
-      input_shape: [3, 224, 224]
-      input_dtype: float32
+      source: classifier.pt          # beside this file, or builtin:NAME, hf:FOLDER or module:factory
+      input_shape: [3, 224, 224]     # of a model with one input; or:
+      inputs: {ids: {shape: [-1], datatype: INT64}, mask: [-1]}
+      max_size: 512                  # of what is -1
       priority: high
       timeout_ms: 50
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,12 @@ import yaml
 
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import builtin_spec, spec_of
-from serving.models.served import DTYPES, ModelSpec, ServedModel
+from serving.models.served import ModelSpec, ServedModel
+from serving.models.tensor_fields import is_buckets, is_integer, read_tensors
+from serving.models.tensors import NAMES
 from traces.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-
-
-def _is_integer(value: Any, least: int, below: float) -> bool:
-    return type(value) is int and least <= value < below
 
 
 _TEXT = ("text", lambda value: isinstance(value, str) and value != "")
@@ -43,11 +42,15 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": _TEXT,
     "input_shape": (
         "a list of sides, each an integer of at least 1",
-        lambda value: isinstance(value, list) and all(_is_integer(side, 1, 2**31) for side in value),
+        lambda value: isinstance(value, list) and all(is_integer(side, 1, 2**31) for side in value),
     ),
-    "input_dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
-    "input_high": ("an integer of at least 1", lambda value: _is_integer(value, 1, 2**63)),
-    "seed": ("an integer of at least 0", lambda value: _is_integer(value, 0, 2**63)),
+    "input_dtype": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
+    "buckets": ("a list of ascending sizes, each an integer of at least 1", is_buckets),
+    "max_size": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**31)),
+    "inputs": ("", lambda value: True),  # see read_tensors
+    "outputs": ("", lambda value: True),
+    "input_high": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**63)),
+    "seed": ("an integer of at least 0", lambda value: is_integer(value, 0, 2**63)),
     "compiled": ("true or false", lambda value: isinstance(value, bool)),
     "priority": ("'high' or 'low'", lambda value: value in ("high", "low")),
     "timeout_ms": (
@@ -148,11 +151,17 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
         if not holds(value):
             raise InputError(f"{where}: {key} is {value!r}; it must be {rule}")
     priority, timeout = values.pop("priority", None), values.pop("timeout_ms", None)
-    if "input_shape" in values:
-        values["input_shape"] = tuple(values["input_shape"])
+    for key in {"input_shape", "buckets"} & set(values):
+        values[key] = tuple(values[key])
+    for key in {"inputs", "outputs"} & set(values):
+        values[key] = read_tensors(values[key], f"{where}: {key}")
+    if "inputs" in values and "input_shape" in values:
+        raise InputError(f"{where}: input_shape is for a model with one input, {'input'!r}; give inputs or input_shape")
     spec = ModelSpec(**values, folder=str(folder.resolve()))
-    if spec.source.endswith((".pt", ".pt2")):
-        spec = replace(spec, source=str(_inside(folder, spec.source, where)))
+    scheme = "hf:" if spec.source.startswith("hf:") else ""
+    if scheme or spec.source.endswith((".pt", ".pt2", ".onnx")):
+        path = _inside(folder, spec.source.removeprefix(scheme), where)
+        spec = replace(spec, source=f"{scheme}{path}")
     return Entry(
         spec, None if priority is None else int(priority == "low"), None if timeout is None else float(timeout)
     )
@@ -167,24 +176,30 @@ def _inside(folder: Path, source: str, where: str) -> Path:
     return path
 
 
-def memory_of(model: ServedModel, largest_batch: int) -> int:
-    """Bytes that a model needs: its weights, and the inputs, activations and outputs of one largest batch."""
-    per_item = model.input_bytes_per_item + model.activation_bytes_per_item + model.output_bytes_per_item
-    return int(model.weight_bytes + largest_batch * per_item)
+def memory_of(models: Iterable[ServedModel], largest_batch: int) -> int:
+    """Bytes that models need: their weights, which buckets share, and inputs, activations and outputs of a largest batch."""
+    weights, batches = {}, 0.0
+    for model in models:
+        weights[id(model.module)] = model.weight_bytes
+        per_item = model.input_bytes_per_item + model.activation_bytes_per_item + model.output_bytes_per_item
+        batches += largest_batch * per_item
+    return int(sum(weights.values()) + batches)
 
 
-def check_memory(loaded: Sequence[ServedModel], new: ServedModel, largest_batch: int, limit: int | None) -> None:
-    """Refuse a model that does not fit.
+def check_memory(
+    loaded: Sequence[ServedModel], new: Sequence[ServedModel], largest_batch: int, limit: int | None
+) -> None:
+    """Refuse a model, or its buckets, that does not fit.
 
     Raises:
         InputError: with the model, what it needs and what is left.
     """
     if limit is None:
         return
-    need, used = memory_of(new, largest_batch), sum(memory_of(model, largest_batch) for model in loaded)
+    need, used = memory_of(new, largest_batch), memory_of(loaded, largest_batch)
     if used + need > limit:
         raise InputError(
-            f"model {new.name!r} needs {need / 2**20:.1f} MiB, and {max(limit - used, 0) / 2**20:.1f} MiB are left "
+            f"model {new[0].model!r} needs {need / 2**20:.1f} MiB, and {max(limit - used, 0) / 2**20:.1f} MiB are left "
             f"of the memory limit of {limit / 2**20:.1f} MiB; unload a model or raise --memory_limit"
         )
 

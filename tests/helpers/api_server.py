@@ -14,6 +14,7 @@ from toy_models import HELD
 from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.api.dataplane import DataPlane
+from serving.api.infer_call import InferCall, Wanted
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
@@ -37,6 +38,11 @@ def toy_profile() -> Profile:
     """Latencies of about 1 ms for the scheduler: the models are faster, so that requests with a normal deadline are met."""
     made = synthetic_profile(len(NAMES))
     return replace(made, models=NAMES, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
+
+
+def call_of(values: np.ndarray) -> InferCall:
+    """A call of a model with one input and one output."""
+    return InferCall(None, (values,), None, {}, (Wanted(0, binary=True),))
 
 
 class FakeRepository:

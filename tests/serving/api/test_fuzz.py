@@ -167,13 +167,13 @@ async def test_bytes_that_are_not_http_do_no_harm(executor: CpuExecutor) -> None
 
 def test_integers_that_would_break_the_model_and_its_batch_are_refused(executor: CpuExecutor) -> None:
     toy = executor.models["double"]
-    ours = view_model(replace(toy, source="builtin:bert", input_dtype="int64", input_high=100), 100.0, 1)
-    ours.check_values(np.array([[0, 99]]))
+    spec = replace(toy.inputs[0], datatype="INT64", high=100, bounded=True)
+    view = view_model([replace(toy, inputs=(spec,))], [100.0], 1)
+    view.check_values(spec, np.array([[0, 99]]))
     for wrong in (-1, 100):
         with pytest.raises(InputError, match="from 0 to 99"):
-            ours.check_values(np.array([[0, wrong]]))
-    theirs = view_model(replace(toy, input_dtype="int64", input_high=2), 100.0, 1)
-    theirs.check_values(np.array([[5000]]))  # of a user's model the bound is not known
+            view.check_values(spec, np.array([[0, wrong]]))
+    view.check_values(replace(spec, bounded=False), np.array([[5000]]))  # of a user's model the bound is not known
 
 
 async def test_a_view_is_renewed_when_the_engine_serves_other_models(executor: CpuExecutor) -> None:

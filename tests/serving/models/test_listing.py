@@ -21,8 +21,8 @@ from traces.errors import InputError
         ("seed: true", "an integer of at least 0"),
         ("input_high: 0", "an integer of at least 1"),
         ("input_high: 1e3", "an integer of at least 1"),
-        ("input_dtype: [float32]", "one of float32, "),
-        ("input_dtype: 3", "one of float32, "),
+        ("input_dtype: [float32]", "one of bool, "),
+        ("input_dtype: 3", "one of bool, "),
         ("input_shape: [true]", "a list of sides, each an integer of at least 1"),
         ("input_shape: 4", "a list of sides"),
         ("input_shape: null", "a list of sides"),
@@ -63,7 +63,7 @@ def test_a_factory_is_found(place: str, tmp_path: Path, monkeypatch: pytest.Monk
     (folder / f"{name}_part.py").write_text("width = 4")
     (lists / "models.yaml").write_text(f"- {{name: mine, source: '{name}:make', input_shape: [4]}}")
     entry = read_entries([str(lists)])["mine"]
-    assert load_model(entry.spec).output_shape == (2,)
+    assert load_model(entry.spec).outputs[0].shape == (2,)
 
 
 @pytest.mark.parametrize("sizes", [[2, 4], [0, 1], [4, 2, 1], [1, 1]])

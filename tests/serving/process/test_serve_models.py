@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import BLOCKS, until
+from api_server import BLOCKS, call_of, until
 
 from agents.policies.registry import make_policy
 from envs.scheduling.state import HIGH, LOW
@@ -95,8 +95,8 @@ async def test_a_model_is_loaded_again_under_traffic_and_no_request_fails(
 
         async def client(answers: list[float]) -> None:
             while not stop.is_set():
-                answer = await plane.infer(plane.model("double"), X[None], 0, 1e5)  # a Refusal would be raised
-                answers.append(float(answer.output[0, 1]))
+                answer = await plane.infer(plane.model("double"), call_of(X[None]), 0, 1e5)  # a Refusal would be raised
+                answers.append(float(answer.outputs[0][0, 1]))
                 await asyncio.sleep(0)
 
         clients = [asyncio.ensure_future(client(answers)) for answers in seen]
