@@ -13,8 +13,8 @@ from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
 from serving.executors.quiet import QuietThread
+from serving.models.listing import Entry
 from serving.models.load import load_buckets
-from serving.models.repository import Entry
 from serving.models.served import ServedModel
 from serving.models.tensors import split_bucket
 from serving.observers.explain import require_learned

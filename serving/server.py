@@ -30,8 +30,9 @@ from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
 from serving.executors.factory import make_executor
+from serving.models.listing import initial_entries
 from serving.models.load import load_buckets, may_vary
-from serving.models.repository import ModelRepository, read_entries
+from serving.models.repository import ModelRepository
 from serving.models.tensors import split_bucket
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
@@ -66,7 +67,7 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
-        self.entries = read_entries(config.model_sources)
+        self.entries = initial_entries(config.model_sources)
         self.policy, self.adjust_tables = resolve_policy(config)
         # A model that may vary is scheduled as buckets, which are known once it is loaded.
         names = [name for name, entry in self.entries.items() if not may_vary(entry.spec)]

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +24,7 @@ from serving.api.model_view import ModelView, view_model
 from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
 from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request
+from serving.models.listing import VERSION_MARK
 from serving.models.served import Item, ServedModel
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
@@ -48,10 +49,10 @@ class RepositoryApi(Protocol):
     def index(self) -> list[dict[str, str]]:
         """All models that could be served: name, version, state, reason."""
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, version: str = "") -> None:
         """Make a model ready. Raises KeyError for an unknown one, InputError for one that cannot be loaded."""
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
 
 
@@ -159,10 +160,13 @@ class DataPlane:
         if self.engine.models is not self._names:
             self._describe_models()
         view = self._views.get(name)
+        if version and (view is None or version != view.version):
+            view = self._views.get(f"{name}{VERSION_MARK}{version}", view)
         if view is None:
             raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._views)}")
         if version not in ("", view.version):
-            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {view.version}, not {version[:80]!r}")
+            has = ", ".join(view.versions)
+            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {has}, not {version[:80]!r}")
         return view
 
     def model_statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
@@ -193,6 +197,10 @@ class DataPlane:
             alone_ms = [self.engine.scheduler.alone_ms(one.name) for one in models]
             deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
             self._views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
+        versions: dict[str, tuple[str, ...]] = {}
+        for view in self._views.values():
+            versions[view.name] = (*versions.get(view.name, ()), view.version)
+        self._views = {name: replace(view, versions=versions[view.name]) for name, view in self._views.items()}
 
     # Inference.
 
@@ -307,26 +315,27 @@ class DataPlane:
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Make a model of the repository ready; goes on when the caller leaves. There are no parameters."""
-        check_fields(parameters, frozenset(), "load", "parameter")
-        await self._change("load", name)
+        """Make a model of the repository ready; goes on when the caller leaves. The parameter `version` chooses one."""
+        check_fields(parameters, frozenset(["version"]), "load", "parameter")
+        await self._change("load", name, parameters)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Serve a model no more; goes on when the caller leaves.
 
         Args:
             name: the model.
-            parameters: `unload_dependents`, which tritonclient always sends; no model here depends on another.
+            parameters: `version`, and `unload_dependents`, which tritonclient always sends; no model here depends on another.
         """
-        check_fields(parameters, frozenset(["unload_dependents"]), "unload", "parameter")
-        await self._change("unload", name)
+        check_fields(parameters, frozenset(["unload_dependents", "version"]), "unload", "parameter")
+        await self._change("unload", name, parameters)
 
-    async def _change(self, verb: str, name: str) -> None:
+    async def _change(self, verb: str, name: str, parameters: Mapping[str, Any]) -> None:
+        version = str(parameters.get("version", ""))[:80]
         if self.repository is None:
             raise Refusal(Kind.BAD_INPUT, f"this server cannot {verb} models: it has no repository")
-        change: Callable[[str], Awaitable[None]] = getattr(self.repository, verb)
+        change: Callable[[str, str], Awaitable[None]] = getattr(self.repository, verb)
         try:
-            await asyncio.shield(asyncio.ensure_future(change(name)))
+            await asyncio.shield(asyncio.ensure_future(change(name, version)))
         except KeyError:
             missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
             raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None

@@ -190,11 +190,11 @@ class _Service:
         return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
 
     async def repository_load(self, request: Any, caller: Caller) -> Any:
-        await self.plane.load(request.model_name, request.parameters)
+        await self.plane.load(request.model_name, _plain(request.parameters))
         return pb.RepositoryModelLoadResponse()
 
     async def repository_unload(self, request: Any, caller: Caller) -> Any:
-        await self.plane.unload(request.model_name, request.parameters)
+        await self.plane.unload(request.model_name, _plain(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
     # Inference.

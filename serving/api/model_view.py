@@ -26,6 +26,7 @@ class ModelView:
         name: its name.
         scheduled: the name under which it is scheduled.
         version: as clients name it.
+        versions: all that are served of it.
         platform: what runs it, in the protocol's words.
         inputs: its inputs.
         outputs: its outputs.
@@ -47,6 +48,7 @@ class ModelView:
     largest: int | None = None
     least: int = 1
     buckets: tuple[tuple[int, ModelView], ...] = ()
+    versions: tuple[str, ...] = ()
 
     @cached_property
     def item_bytes(self) -> int:
@@ -66,7 +68,7 @@ class ModelView:
         """The model's metadata."""
         return {
             "name": self.name,
-            "versions": [self.version],
+            "versions": list(self.versions or (self.version,)),
             "platform": self.platform,
             "inputs": [_metadata(spec) for spec in self.inputs],
             "outputs": [_metadata(spec) for spec in self.outputs],
@@ -114,7 +116,7 @@ def view_model(models: Sequence[ServedModel], deadlines_ms: Sequence[float], pri
     order = sorted(range(len(models)), key=lambda place: models[place].bucket or 0)
     views = [
         ModelView(
-            name=models[place].model,
+            name=models[place].model.partition(":")[0],
             scheduled=models[place].name,
             version=models[place].version,
             platform=models[place].platform,

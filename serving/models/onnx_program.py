@@ -12,7 +12,7 @@ import torch
 
 from serving.models.program import CONVENTIONS, Described, Output, Program
 from serving.models.served import Forward
-from serving.models.tensors import DATATYPES, NAMES, VARIES
+from serving.models.tensors import NAMES, VARIES
 from traces.errors import InputError
 
 _TYPES = {"float": "FP32", "double": "FP64", "float16": "FP16", "bfloat16": "BF16", "string": "BYTES"}
@@ -134,19 +134,13 @@ class _OnCuda:
             held += [pinned, on_device]
             binding.bind_input(name, "cuda", self._device, array.dtype, array.shape, on_device.data_ptr())
         for name in self._program.outputs:
-            text = self._program.datatypes[name] == "BYTES"
-            binding.bind_output(name, "cpu") if text else binding.bind_output(name, "cuda", self._device)
+            place = ("cpu", 0) if self._program.datatypes[name] == "BYTES" else ("cuda", self._device)
+            binding.bind_output(name, *place)
         session.run_with_iobinding(binding)
-        found = binding.get_outputs()
-        return tuple(self._landed(value, name) for value, name in zip(found, self._program.outputs))
-
-    def _landed(self, value: Any, name: str) -> np.ndarray:
-        """An output on the host; waits for the stream."""
-        if self._program.datatypes[name] == "BYTES":
-            return _bytes(value.numpy())
-        result = np.empty(value.shape(), DATATYPES[self._program.datatypes[name]])
-        result[...] = value.numpy()
-        return result
+        binding.synchronize_outputs()
+        found = binding.copy_outputs_to_cpu()
+        held.clear()
+        return tuple(_bytes(values) if values.dtype == object else values for values in found)
 
 
 def _described(inputs: Sequence[Any], where: str) -> Described:

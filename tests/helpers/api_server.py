@@ -60,10 +60,10 @@ class FakeRepository:
             {"name": "other", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
         ]
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, version: str = "") -> None:
         self._note("load", name)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         self._note("unload", name)
 
     def _note(self, verb: str, name: str) -> None:
