@@ -9,8 +9,7 @@ import numpy as np
 
 from serving.api.refusal import Refusal
 from serving.engine.request import Request, RequestResult
-from serving.models.served import Item
-from serving.models.tensors import TensorSpec
+from serving.models.tensors import Item, TensorSpec
 
 
 class Answer(NamedTuple):

@@ -25,7 +25,8 @@ from serving.api.refusal import Kind, Refusal
 from serving.engine.engine import Engine
 from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request
 from serving.models.listing import VERSION_MARK
-from serving.models.served import Item, ServedModel
+from serving.models.served import ServedModel
+from serving.models.tensors import Item
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 

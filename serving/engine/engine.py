@@ -43,7 +43,8 @@ from serving.engine.timers import Coalescer, Timer
 from serving.engine.warmup import warm_up
 from serving.executors.base import BatchResult
 from serving.executors.executor import Executor
-from serving.models.served import Item, ServedModel
+from serving.models.served import ServedModel
+from serving.models.tensors import Item
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)

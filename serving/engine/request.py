@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from envs.scheduling.state import OUTCOMES, WAITING
-from serving.models.served import Item
+from serving.models.tensors import Item
 from traces.measurements import Phases
 
 FULL, UNREACHABLE, STOPPING = "queue full", "deadline out of reach", "stopping"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.models.served import Item
+from serving.models.tensors import Item
 from traces.measurements import Phases
 
 

@@ -20,7 +20,8 @@ from serving.executors.device import probe_device, usable_cores
 from serving.executors.executor import Executor, LoadedModel
 from serving.executors.staging import copy_inputs, groups_of, rows_of
 from serving.executors.time_slices import SliceTimer
-from serving.models.served import TORCH_DTYPES, Forward, Item, ServedModel, host_array, host_view
+from serving.models.served import TORCH_DTYPES, Forward, ServedModel, host_array, host_view
+from serving.models.tensors import Item
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 

@@ -19,7 +19,8 @@ from serving.executors.device import gpu_state, probe_device
 from serving.executors.executor import Executor, LoadedModel
 from serving.executors.staging import copy_inputs, groups_of, rows_of
 from serving.models.compile import alike
-from serving.models.served import TORCH_DTYPES, Forward, Item, ServedModel, host_array, host_view
+from serving.models.served import TORCH_DTYPES, Forward, ServedModel, host_array, host_view
+from serving.models.tensors import Item
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 

@@ -25,7 +25,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms
-from serving.models.served import Forward, Item, ServedModel
+from serving.models.served import Forward, ServedModel
+from serving.models.tensors import Item
 from serving.models.users_code import error_line
 from traces.errors import InputError
 from traces.machine import DeviceInfo

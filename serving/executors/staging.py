@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from serving.models.buckets import cut_of
-from serving.models.served import Item, ServedModel
-from serving.models.tensors import VARIES, TensorSpec
+from serving.models.served import ServedModel
+from serving.models.tensors import VARIES, Item, TensorSpec
 
 
 def copy_inputs(items: Sequence[Item], staged: Sequence[np.ndarray], model: ServedModel) -> None:

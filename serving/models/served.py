@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving.models.tensors import NAMES, TensorSpec, split_bucket
+from serving.models.tensors import NAMES, Item, TensorSpec, split_bucket
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     datatype: getattr(torch, name) for name, datatype in NAMES.items() if datatype != "BYTES"
@@ -20,9 +20,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 Forward = Callable[..., Any]
 """A batched inference on one device: of a tensor (an array, if `ServedModel.on_host`) per input; one output or a tuple."""
-
-Item = tuple[np.ndarray, ...]
-"""The inputs, or the outputs, of one request: an array for each, without batch dimension."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ NAMES: dict[str, str] = {dtype.name: name for name, dtype in DATATYPES.items() i
 NAMES |= {"bfloat16": "BF16", "bytes": "BYTES"}
 """The protocol's name of each type by that of NumPy and PyTorch."""
 
+Item = tuple[np.ndarray, ...]
+"""The inputs, or the outputs, of one request: an array for each, without batch dimension."""
+
 VARIES = -1  # a size that may differ from item to item
 BUCKET_MARK = "@"  # between a model's name and its bucket; no model's name may hold it
 

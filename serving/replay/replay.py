@@ -15,7 +15,7 @@ from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.executors.executor import Executor
-from serving.models.served import Item
+from serving.models.tensors import Item
 from traces.workload import Workload
 
 POOL = 16  # different inputs per model

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import tensor_models
 import torch
-import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
+from triton_client import Client
 from tritonclient.utils import InferenceServerException
 
 from agents.policies.registry import make_policy
@@ -60,25 +58,6 @@ async def plane_of(executor: CpuExecutor) -> AsyncIterator[DataPlane]:
     finally:
         await engine.stop(5.0)
         assert engine.offered.sum() == engine.ended.sum()
-
-
-class Client:
-    """tritonclient over one of the protocols."""
-
-    def __init__(self, protocol: str, port: int) -> None:
-        self.module: Any = triton_http if protocol == "http" else triton_grpc
-        self.client = self.module.InferenceServerClient(f"127.0.0.1:{port}")
-        self.protocol = protocol
-
-    def tensor(self, name: str, values: np.ndarray, datatype: str) -> Any:
-        made = self.module.InferInput(name, values.shape, datatype)
-        made.set_data_from_numpy(values)
-        return made
-
-    def infer(self, model: str, outputs: list[str] | None = None, **values: tuple[np.ndarray, str]) -> Any:
-        inputs = [self.tensor(name, array, datatype) for name, (array, datatype) in values.items()]
-        wanted = None if outputs is None else [self.module.InferRequestedOutput(name) for name in outputs]
-        return self.client.infer(model, inputs, outputs=wanted)
 
 
 @pytest.fixture(params=["http", "grpc"])
