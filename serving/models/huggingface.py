@@ -18,8 +18,6 @@ from serving.models.torch_program import Loaded, TorchProgram, frozen_weights
 from serving.models.users_code import users_code
 from traces.errors import InputError
 
-_HIGH = 1000  # integer examples stay below it, and below the vocabulary's size
-
 
 def open_folder(folder: Path, where: str) -> TorchProgram:
     """The model in a folder.
@@ -75,7 +73,10 @@ class _FolderProgram(TorchProgram):
 def _inputs(kind: Any, config: Any, where: str) -> Described:
     """The inputs of a model by its modality."""
     main = kind.main_input_name
-    text = {"pad": getattr(config, "pad_token_id", None) or 0, "high": min(getattr(config, "vocab_size", 2), _HIGH)}
+    vocabulary = getattr(config, "vocab_size", None)
+    text = {"pad": getattr(config, "pad_token_id", None) or 0}
+    if vocabulary:  # a token outside of it would make the batch fail
+        text |= {"high": vocabulary, "bounded": True}
     forms: dict[str, dict[str, Any]] = {
         "input_ids": {"shape": (VARIES,), "datatype": "INT64"} | text,
         "pixel_values": {"shape": _image(config), "datatype": "FP32"},
@@ -92,6 +93,8 @@ def _inputs(kind: Any, config: Any, where: str) -> Described:
         for name in masked:
             if name in arguments or "kwargs" in kind.forward.__code__.co_varnames:
                 found[name] = CONVENTIONS[name] | {"shape": (VARIES,), "datatype": "INT64"}
+    if "token_type_ids" in found:
+        found["token_type_ids"] |= {"high": config.type_vocab_size, "bounded": True}
     return found
 
 

@@ -41,6 +41,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optional": ("true or false", lambda value: isinstance(value, bool)),
     "default": ("a number", _is_number),
     "pad": ("a number", _is_number),
+    "bounded": ("true or false", lambda value: isinstance(value, bool)),
     "high": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**63)),
 }
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from serving.models.served import ModelSpec
 
-IDS: dict[str, Any] = {"shape": (-1,), "datatype": "INT64", "high": 50}
+IDS: dict[str, Any] = {"shape": (-1,), "datatype": "INT64", "high": 50, "bounded": True}
+MASK: dict[str, Any] = {"shape": (-1,), "datatype": "INT64"}
+IMAGE: dict[str, Any] = {"shape": (2, 2), "datatype": "UINT8", "high": 5}
 
 
 class Masked(nn.Module):
@@ -93,11 +95,11 @@ def shout() -> Any:
 
 
 MODELS = {
-    "masked": ModelSpec("masked", "tensor_models:masked", inputs={"ids": IDS, "attention_mask": IDS}, max_size=32),
+    "masked": ModelSpec("masked", "tensor_models:masked", inputs={"ids": IDS, "attention_mask": MASK}, max_size=32),
     "tagger": ModelSpec("tagger", "tensor_models:Tagger", inputs={"ids": IDS}, buckets=(4, 16)),
     "smooth": ModelSpec("smooth", "tensor_models:Smooth", inputs={"signal": {"shape": (-1,)}}, buckets=(100, 200)),
     "unmasked": ModelSpec("unmasked", "tensor_models:Unmasked", inputs={"ids": IDS}, buckets=(8, 16)),
     "half": ModelSpec("half", "tensor_models:Half", inputs={"x": {"shape": (4,), "datatype": "BF16"}}),
-    "detect": ModelSpec("detect", "tensor_models:detect", inputs={"image": {"shape": (2, 2), "datatype": "UINT8", "high": 5}}),
+    "detect": ModelSpec("detect", "tensor_models:detect", inputs={"image": IMAGE}),
     "shout": ModelSpec("shout", "tensor_models:shout", inputs={"text": {"shape": (1,), "datatype": "BYTES"}}),
 }  # fmt: skip

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import tensor_models
 import torch
+from tensor_server import plane_of, tensor_executor
 from triton_client import Client
 from tritonclient.utils import InferenceServerException
 
-from agents.policies.registry import make_policy
-from envs.profiles.profile import synthetic_profile
-from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
 from serving.api.http import start_http
-from serving.config import ServeConfig
-from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
-from serving.models.load import load_buckets
 from serving.models.served import ServedModel
 
 Models = dict[str, ServedModel]  # the largest bucket of each
@@ -30,10 +23,7 @@ Models = dict[str, ServedModel]  # the largest bucket of each
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[CpuExecutor]:
-    made = CpuExecutor(2)
-    for spec in tensor_models.MODELS.values():
-        for model in load_buckets(spec):
-            made.load(model)
+    made = tensor_executor()
     yield made
     made.close()
 
@@ -41,23 +31,6 @@ def executor() -> Iterator[CpuExecutor]:
 @pytest.fixture(scope="module")
 def models(executor: CpuExecutor) -> Models:
     return {model.model: model for model in executor.models.values()}
-
-
-@asynccontextmanager
-async def plane_of(executor: CpuExecutor) -> AsyncIterator[DataPlane]:
-    names = tuple(executor.models)
-    made = synthetic_profile(len(names))
-    profile = replace(made, models=names, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
-    config = ServeConfig(port=0, grpc_port=0, deadline_floor_ms=5000.0)
-    engine = Engine(executor, profile, make_policy("edf", max_batch=4), config)
-    plane = DataPlane(engine, config)
-    engine.observers += plane.observers
-    await engine.start(warm_executor=False)
-    try:
-        yield plane
-    finally:
-        await engine.stop(5.0)
-        assert engine.offered.sum() == engine.ended.sum()
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -212,6 +185,7 @@ BAD: list[tuple[str, dict[str, tuple[np.ndarray, str]], str]] = [
     ("masked", {"ids": (ids((1, 4)), "INT64"), "extra": (ids((1, 4)), "INT64")}, "no tensor 'extra' here"),
     ("masked", {"ids": (ids((1, 4)).astype(np.int32), "INT32")}, "datatype is 'INT32'; expected INT64"),
     ("masked", {"ids": (ids((1, 4, 1)), "INT64")}, "expected ['n', -1], n the number of items, -1 any size"),
+    ("masked", {"ids": (ids((1, 4)) + 50, "INT64")}, "takes integers from 0 to 49"),
     ("masked", {"ids": (ids((1, 0)), "INT64")}, "-1 any size from 1"),
     ("masked", {"ids": (ids((1, 33)), "INT64")}, "size 33 is over 32, the most that model 'masked' takes"),
     ("masked", {"ids": (ids((2, 4)), "INT64"), "attention_mask": (ids((1, 4)), "INT64")}, "has 1 items; that of ids has 2"),

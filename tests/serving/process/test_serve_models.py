@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import toy_models
 from api_server import BLOCKS, call_of, until
 
 from agents.policies.registry import make_policy
 from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
+from serving.api.infer_call import InferCall, Wanted
+from serving.api.refusal import Refusal
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.models.load import load_model
@@ -267,3 +271,38 @@ async def test_a_model_whose_own_code_fails_while_it_is_loaded_is_unavailable_an
             "double": "READY",
             "unbuilt": "UNAVAILABLE",
         }
+
+
+async def test_versions_are_loaded_beside_each_other_and_buckets_come_and_go_with_their_model(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        folder = tmp_path / "net" / version
+        folder.mkdir(parents=True)
+        torch.jit.save(
+            torch.jit.script(toy_models.Double() if version == "1" else toy_models.Triple()), folder / "m.pt"
+        )
+    (tmp_path / "net" / "model.yaml").write_text("inputs: {x: [-1]}\nbuckets: [4, 8]\n")
+    async with serving(tmp_path, batch_sizes=[1, 2]) as server:
+        plane = DataPlane(server.engine, server.config, server.repository)
+        assert server.engine.models == ("net@4", "net@8")
+        assert plane.model("net").metadata()["versions"] == ["2"]
+        with pytest.raises(Refusal, match="has version 2, not '1'"):
+            plane.model("net", "1")
+        await plane.load("net", {"version": "1"})
+        for version, factor in (("", 3), ("2", 3), ("1", 2)):
+            view = plane.model("net", version)
+            call = InferCall(None, (np.ones((1, 6), np.float32),), 6, {}, (Wanted(0, binary=True),))
+            answer = await plane.infer(view.bucket(6), call, 0, 1e5)
+            assert answer.outputs[0].tolist() == [[factor] * 6]
+        assert plane.model("net", "1").metadata()["versions"] == ["2", "1"]
+        states = {(row["name"], row["version"]): row["state"] for row in plane.repository_index()}
+        assert states == {("net", "1"): "READY", ("net", "2"): "READY"}
+        await plane.unload("net", {"version": "1"})
+        with pytest.raises(Refusal, match="has version 2, not '1'"):
+            plane.model("net", "1")
+        with pytest.raises(Refusal, match="no model 'net'"):
+            await plane.load("net", {"version": "9"})
+        with pytest.raises(Refusal, match="the only one left"):
+            await plane.unload("net", {})
+        (tmp_path / "net" / "model.yaml").write_text("inputs: {x: [-1]}\nbuckets: [8, 16]\n")
+        await plane.load("net", {})
+        assert server.engine.models == ("net@8", "net@16") and plane.model("net").largest == 16
