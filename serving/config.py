@@ -40,7 +40,8 @@ class ServeConfig(ApiConfig, EngineConfig):
         seed: seed of --replay and of its inputs.
         high_fraction: share of high priority in made workloads.
         drain_timeout: seconds that a stopping server gives the requests inside.
-        memory_limit: most that the weights of all models and one largest batch of each may take, e.g. 2G; none by default.
+        memory_limit: most that the weights of the models in memory and one largest batch of each may take, e.g. 2G; those that
+            do not fit are loaded when a request asks for them, in place of those used least; none by default.
         explain: log what a trained policy thought of each candidate.
         log_level: debug, info, warning or error; debug logs every request.
         log_json: log one JSON object per line.

@@ -31,7 +31,7 @@ from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
 from serving.executors.factory import make_executor
 from serving.models.listing import initial_entries
-from serving.models.load import load_buckets, may_vary
+from serving.models.load import may_vary
 from serving.models.repository import ModelRepository
 from serving.models.tensors import split_bucket
 from serving.observers.explain import DecisionLog
@@ -43,10 +43,11 @@ from serving.observers.report import print_replay, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
 from serving.profiling.calibrate import SHIPPED
-from serving.profiling.device_models import DeviceModels, known_buckets
+from serving.profiling.device_models import DeviceModels
 from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
 from serving.replay.workload import DEFAULT_LOAD, Source, lay_out, mix_of, needs_load, read_source
+from serving.residency import Evicted, load_all
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
@@ -110,13 +111,11 @@ class Server:
             log.info("device %s, %d streams", executor.device.name, config.streams)
             sizes = config.batch_sizes or self.profile.batch_sizes
             models = DeviceModels(executor, self.profile, sizes, config.memory_bytes)
-            auto, names = config.profile == "auto", []
-            for name, entry in self.entries.items():
-                buckets = load_buckets(entry.spec, () if auto else known_buckets(self.profile, name))
-                models.load(buckets)
-                names += [model.name for model in buckets]
-            profile = models.measure(names) if auto else self.profile.select(names)
-            return OpenServer(self, models, profile)
+            names, evicted = load_all(self.entries, models, None if config.profile == "auto" else self.profile)
+            if evicted and config.replay is not None:
+                raise InputError("--replay needs all models in memory; raise --memory_limit or serve fewer")
+            profile = models.measure(names) if config.profile == "auto" else self.profile.select(names)
+            return OpenServer(self, models, profile, evicted)
         except BaseException:
             executor.close(1.0)
             raise
@@ -144,11 +143,13 @@ class OpenServer:
         server: with the settings.
         models: that are loaded.
         profile: of these.
+        evicted: models that did not fit the memory limit beside these.
     """
 
     server: Server
     models: DeviceModels
     profile: Profile
+    evicted: dict[str, Evicted]
 
     async def prepare_replay(self) -> Replay | None:
         """Lay out the workload of --replay, at a share of the capacity, which is measured; None without --replay.
@@ -192,15 +193,22 @@ class OpenServer:
         """
         config, server = self.server.config, self.server
         engine = Engine(self.models.executor, self.profile, server.policy, config, server.adjust_tables)
-        reloader = Reloader(config, self.models, engine)
+        reloader = Reloader(config, self.models, engine, server.entries, self.evicted)
         repository = ModelRepository(
             config.model_sources, reloader.served_models, reloader.add_model, reloader.remove_model
         )
+        repository.evicted = reloader.evicted
         metrics = Metrics(engine)
         plane = DataPlane(engine, config, repository, metrics.render)
         outputs = self._outputs(engine)
         # Whatever observes the engine is in this list.
-        engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
+        engine.observers += [
+            RequestLog(),
+            metrics,
+            reloader.last_use,
+            *outputs,
+            *(plane.observers if listening else ()),
+        ]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
         async with AsyncExitStack() as parts:

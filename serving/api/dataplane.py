@@ -7,18 +7,16 @@ form. So the two cannot differ in what they take, refuse or count.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
 from envs.scheduling.state import LOW
 from serving.api.admission import Admission
 from serving.api.answer import Answer, answer_of, ends_of, items_of
-from serving.api.config import ApiConfig
+from serving.api.config import ApiConfig, package_version
 from serving.api.infer_call import InferCall, check_fields, check_schedule
 from serving.api.model_view import ModelView, view_model
 from serving.api.refusal import Kind, Refusal
@@ -26,7 +24,7 @@ from serving.engine.engine import Engine
 from serving.engine.request import UNNAMED, Observer, Origin, Refused, Request
 from serving.models.listing import VERSION_MARK
 from serving.models.served import ServedModel
-from serving.models.tensors import Item
+from serving.models.tensors import Item, split_bucket
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 
@@ -43,6 +41,13 @@ NO_TOKEN = "this server requires a bearer token, and there is none or a wrong on
 
 class RepositoryApi(Protocol):
     """Loads and unloads models while the server runs."""
+
+    @property
+    def evicted(self) -> Mapping[str, Any]:
+        """Models that are out of memory (`serving.residency.Evicted`), by name."""
+
+    async def bring_back(self, name: str) -> None:
+        """Load a model that is out of memory. Raises InputError."""
 
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         """Priority and deadline in ms of a model's requests that name none; None where it does not say."""
@@ -140,6 +145,7 @@ class DataPlane:
         self._statistics = Statistics()
         self.observers: tuple[Observer, ...] = (self._admission, self._statistics)
         self._names: tuple[str, ...] = ()
+        self._n_evicted = 0
         self._views: dict[str, ModelView] = {}
         self._clients: dict[str, int] = {}
 
@@ -158,8 +164,7 @@ class DataPlane:
         Raises:
             Refusal: no such model or version.
         """
-        if self.engine.models is not self._names:
-            self._describe_models()
+        self._describe_models()
         view = self._views.get(name)
         if version and (view is None or version != view.version):
             view = self._views.get(f"{name}{VERSION_MARK}{version}", view)
@@ -177,8 +182,7 @@ class DataPlane:
 
     def models(self) -> list[ModelView]:
         """All models that are served."""
-        if self.engine.models is not self._names:
-            self._describe_models()
+        self._describe_models()
         return list(self._views.values())
 
     def serves(self, name: str) -> bool:
@@ -186,16 +190,27 @@ class DataPlane:
         return name in [view.name for view in self.models()]
 
     def _describe_models(self) -> None:
-        """Describe the models again: the engine serves others than before."""
-        self._names = self.engine.models
+        """Describe the models again if there are others than before."""
+        evicted = {} if self.repository is None else self.repository.evicted
+        if self.engine.models is self._names and len(evicted) == self._n_evicted:
+            return
+        self._names, self._n_evicted = self.engine.models, len(evicted)
         factor, floor_ms = self.config.deadline_factor, self.config.deadline_floor_ms
         served: dict[str, list[ServedModel]] = {}
         for one in self.engine.served().values():
             served.setdefault(one.model, []).append(one)
+        served |= {name: list(one.models) for name, one in evicted.items() if name not in served}
         self._views = {}
         for name, models in served.items():
             priority, given_ms = (None, None) if self.repository is None else self.repository.defaults(name)
-            alone_ms = [self.engine.scheduler.alone_ms(one.name) for one in models]
+            out = evicted.get(name)
+            at_hand = self.engine.scheduler.index
+            alone_ms = [
+                self.engine.scheduler.alone_ms(one.name)
+                if one.name in at_hand or out is None
+                else out.alone_ms[one.name]
+                for one in models
+            ]
             deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
             self._views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
         versions: dict[str, tuple[str, ...]] = {}
@@ -273,10 +288,16 @@ class DataPlane:
             raise Refusal(Kind.TOO_MANY, held)
         self._clients[client] = inside
         try:
-            requests = self._offer(view.scheduled, priority, deadline_ms, items_of(call.values), caller.origin)
+            loading_ms = 0.0
+            if not self.engine.serves(view.scheduled):
+                loading_ms = await self._bring_back(view, deadline_ms)
+            requests = self._offer(
+                view.scheduled, priority, deadline_ms - loading_ms, items_of(call.values), caller.origin
+            )
             try:
                 results = await ends_of(requests)
-                work = partial(answer_of, results, [(one.place, view.outputs[one.place]) for one in call.outputs])
+                outputs = [(one.place, view.outputs[one.place]) for one in call.outputs]
+                work = partial(answer_of, results, outputs, loading_ms)
                 if n * view.output_item_bytes < BIG:
                     return work()
                 return await asyncio.get_running_loop().run_in_executor(None, work)
@@ -290,6 +311,32 @@ class DataPlane:
                 self._clients[client] = left
             else:
                 del self._clients[client]
+
+    async def _bring_back(self, view: ModelView, deadline_ms: float) -> float:
+        """Have a model loaded that is out of memory, unless that takes longer than its deadline allows; ms that it took.
+
+        Raises:
+            Refusal: the deadline is out of reach, or it cannot be loaded.
+        """
+        name, begin_ms = split_bucket(view.scheduled)[0], self.engine.now_ms()
+        evicted = None if self.repository is None else self.repository.evicted.get(name)
+        if self.repository is None or evicted is None:
+            return 0.0  # it is not served any more, as `_offer` will say
+        finish_ms = evicted.load_ms + evicted.alone_ms[view.scheduled]
+        if finish_ms > deadline_ms:
+            raise Refusal(
+                Kind.UNREACHABLE,
+                f"deadline of {deadline_ms:.1f} ms is out of reach: model {view.name!r} must be loaded first, "
+                f"predicted finish at {finish_ms:.1f} ms",
+            )
+        try:
+            await asyncio.shield(asyncio.ensure_future(self.repository.bring_back(name)))
+        except InputError as error:
+            raise Refusal(Kind.FULL, str(error)) from None
+        waited_ms = self.engine.now_ms() - begin_ms
+        if waited_ms >= deadline_ms:
+            raise Refusal(Kind.UNREACHABLE, f"deadline of {deadline_ms:.1f} ms has passed while it was loaded")
+        return waited_ms
 
     def _offer(
         self, model: str, priority: int, deadline_ms: float, values: list[Item], origin: Origin
@@ -345,20 +392,3 @@ class DataPlane:
         except Exception as error:  # a model's own code runs here
             log.exception("cannot %s model %r", verb, name)
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
-
-
-def allowed(token: str | None, header: str | None) -> bool:
-    """Whether an Authorization header carries the token; compared in constant time. Without a token all are allowed."""
-    if token is None:
-        return True
-    scheme, _, given = (header or "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
-    return right and scheme.lower() == "bearer"
-
-
-def package_version() -> str:
-    """Version of the installed package; "0" when it runs from a folder without being installed."""
-    try:
-        return version("strait-rl")
-    except PackageNotFoundError:
-        return "0"

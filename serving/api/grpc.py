@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from serving.api.answer import Answer
-from serving.api.dataplane import NO_TOKEN, Caller, DataPlane, Listener, allowed
+from serving.api.config import allowed
+from serving.api.dataplane import NO_TOKEN, Caller, DataPlane, Listener
 from serving.api.grpc_standard import standard_services
 from serving.api.infer_call import InferCall, read_call, read_id
 from serving.api.model_view import ModelView

@@ -19,7 +19,8 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from serving.api.dataplane import BIG, NO_TOKEN, Caller, DataPlane, Listener, allowed
+from serving.api.config import allowed
+from serving.api.dataplane import BIG, NO_TOKEN, Caller, DataPlane, Listener
 from serving.api.http_codec import HEADER_LENGTH, accepted_encoding, decompress, split, write_answer
 from serving.api.http_errors import PLANE, Runner, json_answer, refused_answer
 from serving.api.infer_call import check_fields, read_call, read_id

@@ -131,6 +131,10 @@ class Engine:
         loaded = self.executor.models
         return {name: loaded[name] for name in self.models}
 
+    def serves(self, model: str) -> bool:
+        """Whether requests of a model are taken now."""
+        return model in self.scheduler.index and model not in self._leaving
+
     def gauges(self) -> dict[str, float]:
         """What the device says about itself; see `Executor.gauges`."""
         return self.executor.gauges()

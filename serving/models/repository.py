@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from serving.models.listing import VERSION_MARK, Entry, read_entries
 from serving.models.served import ServedModel
@@ -47,6 +48,9 @@ class ModelRepository:
         loaded: names of the models that are served now.
         load: makes a model be served, in place of one of its name.
         unload: ends that.
+
+    Attributes:
+        evicted: models that are out of memory, and loaded when they are asked for (`serving.residency.Evicted`).
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class ModelRepository:
         self._served = dict(self._entries)  # as they were when they were loaded
         self._state: dict[str, tuple[str, str]] = {}
         self._lock = asyncio.Lock()
+        self.evicted: Mapping[str, Any] = {}
 
     def entries(self) -> dict[str, Entry]:
         """All models that may be served; what the sources say now, or said last if they are broken now."""
@@ -82,7 +87,7 @@ class ModelRepository:
         names = [*self.entries(), *sorted(loaded - set(self._entries))]
         rows = []
         for name in names:
-            state, reason = ("READY", "") if name in loaded else ("UNAVAILABLE", "unloaded")
+            state, reason = ("READY", "") if name in loaded or name in self.evicted else ("UNAVAILABLE", "unloaded")
             state, reason = self._state.get(name, (state, reason))
             entry = self._entries.get(name, self._served.get(name))
             version = entry.spec.version if entry else "1"
@@ -125,6 +130,13 @@ class ModelRepository:
             self._state.pop(name, None)
             self._entries[name] = entry
 
+    async def bring_back(self, name: str) -> None:
+        """Load a model that was put out of memory, if it still is; errors as of `load`, but for KeyError."""
+        async with self._lock:
+            evicted = self.evicted.get(name)
+            if evicted is not None:
+                await self._load(evicted.entry)
+
     async def unload(self, name: str, version: str = "") -> None:
         """End a model: what is queued is dropped, what is in flight ends.
 
@@ -134,6 +146,9 @@ class ModelRepository:
         """
         async with self._lock:
             name = self._key(self._served, name, version)
+            if name in self.evicted and name not in self._loaded():
+                self.evicted.pop(name)  # type: ignore[attr-defined]
+                return
             if name not in self._loaded():
                 raise KeyError(name)
             self._state.pop(name, None)

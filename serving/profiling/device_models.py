@@ -12,6 +12,7 @@ from serving.models.repository import check_memory
 from serving.models.served import ServedModel
 from serving.models.tensors import split_bucket
 from serving.profiling.calibrate import SoloRun, calibrated, machine_of, measure_solo
+from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 
 log = logging.getLogger("serving")
@@ -67,6 +68,18 @@ class DeviceModels:
         name = models[0].model
         others = [other for other in self.executor.models.values() if beside or other.model != name]
         check_memory(others, models, self.batch_sizes[-1], self._memory_bytes)
+
+    def fits(self, models: Sequence[ServedModel], beside: bool = False) -> bool:
+        """Whether a model fits; arguments as of `check_memory`."""
+        try:
+            self.check_memory(models, beside)
+        except InputError:
+            return False
+        return True
+
+    def check_alone(self, models: Sequence[ServedModel]) -> None:
+        """Refuse a model that does not even fit alone; errors as of `load`."""
+        check_memory([], models, self.batch_sizes[-1], self._memory_bytes)
 
     def measure(self, names: Sequence[str], suffix: str = "") -> Profile:
         """Measure loaded models alone, and fit the base profile to that. Takes seconds.

@@ -50,6 +50,7 @@ class FakeRepository:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.evicted: dict[str, Any] = {}
 
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         return None, None
@@ -59,6 +60,9 @@ class FakeRepository:
             {"name": "double", "version": "1", "state": "READY", "reason": ""},
             {"name": "other", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
         ]
+
+    async def bring_back(self, name: str) -> None:
+        raise AssertionError("nothing is out of memory")
 
     async def load(self, name: str, version: str = "") -> None:
         self._note("load", name)

@@ -306,3 +306,45 @@ async def test_versions_are_loaded_beside_each_other_and_buckets_come_and_go_wit
         (tmp_path / "net" / "model.yaml").write_text("inputs: {x: [-1]}\nbuckets: [8, 16]\n")
         await plane.load("net", {})
         assert server.engine.models == ("net@8", "net@16") and plane.model("net").largest == 16
+
+
+WIDE = "- {{name: {0}, source: 'toy_models:wide', input_shape: [4], seed: {1}}}\n"
+
+
+async def test_models_over_the_memory_limit_take_turns_and_each_answers_as_itself(tmp_path: Path) -> None:
+    """Three models of 16 MiB where two fit: none is refused, each request is answered by its own model."""
+    (tmp_path / "models.yaml").write_text("".join(WIDE.format(name, seed) for seed, name in enumerate("abc")))
+    expected = {}
+    for seed, name in enumerate("abc"):
+        model = load_model(ModelSpec(name, "toy_models:wide", (4,), seed=seed))
+        expected[name] = model.module(torch.from_numpy(X[None]))[0].numpy()
+    async with serving(tmp_path, memory_limit="45M", batch_sizes=[1, 2], deadline_floor_ms=60_000.0) as server:
+        plane = DataPlane(server.engine, server.config, server.repository)
+        assert server.engine.models == ("b", "c") and set(server.repository.evicted) == {"a"}
+        assert {view.name for view in plane.models()} == set("abc"), "clients see all of them"
+        assert {row["state"] for row in plane.repository_index()} == {"READY"}
+
+        async def ask(name: str, priority: int = 1) -> dict[str, Any]:
+            view = plane.model(name)
+            priority, deadline_ms = plane.schedule(view, {"priority": priority + 1}, 1)
+            answer = await plane.infer(view, call_of(X[None]), priority, deadline_ms)
+            np.testing.assert_allclose(answer.outputs[0][0], expected[name], rtol=1e-3, atol=1e-3)
+            return dict(answer.parameters)
+
+        for name in "abcabc":
+            await ask(name)
+            assert len(server.engine.models) == 2 and name in server.engine.models
+        out = next(iter(server.repository.evicted))
+        evicted = server.repository.evicted[out]
+        with pytest.raises(Refusal, match="must be loaded first, predicted finish at"):
+            await plane.infer(plane.model(out), call_of(X[None]), 0, 0.5 * evicted.load_ms)
+        # A burst for all of them at once: a model is loaded once for all that wait for it.
+        answers = await asyncio.gather(*(ask(name) for name in "abc" * 4))
+        assert all(answer["outcome"] in ("met", "late") for answer in answers)
+        resident = server.engine.models[0]
+        out = next(iter(server.repository.evicted))
+        loading = asyncio.ensure_future(ask(out))
+        while not loading.done() and resident in server.engine.models:
+            await ask(resident, priority=0)
+        await loading
+        assert not server.engine.ledger.inside
