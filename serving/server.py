@@ -78,7 +78,8 @@ class Server:
         self.profile = Profile.load(SHIPPED if config.profile == "auto" else config.profile)
         if config.profile != "auto":
             known = {split_bucket(name)[0] for name in self.profile.models}
-            self.profile.select([name for name in self.entries if name not in known or name in self.profile.models])
+            if unknown := [name for name in self.entries if name not in known]:
+                self.profile.select(unknown)  # which says what it lacks
         if self.profile.batch_sizes[0] != 1:
             sizes = list(self.profile.batch_sizes)
             raise InputError(

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import toy_models
 from api_server import BLOCKS, call_of, until
 
 from agents.policies.registry import make_policy
+from envs.profiles.profile import synthetic_profile
 from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
 from serving.api.infer_call import InferCall, Wanted
@@ -348,3 +350,16 @@ async def test_models_over_the_memory_limit_take_turns_and_each_answers_as_itsel
             await ask(resident, priority=0)
         await loading
         assert not server.engine.ledger.inside
+
+
+async def test_buckets_that_are_not_given_are_those_of_the_profile(tmp_path: Path) -> None:
+    entry = "{name: tag, source: 'tensor_models:Tagger', inputs: {ids: {shape: [-1], datatype: int64, high: 50}}}"
+    (tmp_path / "models.yaml").write_text(f"- {entry}\n")
+    made = synthetic_profile(2)
+    replace(made, models=("tag@4", "tag@16")).save(tmp_path / "profile.json")
+    async with serving(tmp_path, profile=str(tmp_path / "profile.json")) as server:
+        assert server.engine.models == ("tag@4", "tag@16")
+        await server.repository.load("tag")
+        assert set(server.engine.models) == {"tag@4", "tag@16"}
+    with pytest.raises(InputError, match="lacks model 'bert'"):
+        Server(ServeConfig(models=["bert"], profile=str(tmp_path / "profile.json")))
