@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from triton_client import Client
+from tensor_server import Client
 
 from benchmarks.common.server import free_port
 from serving.config import ServeConfig

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensor_models
 import torch
-from tensor_server import plane_of, tensor_executor
-from triton_client import Client
+from tensor_server import Client, plane_of, tensor_executor
 from tritonclient.utils import InferenceServerException
 
 from serving.api.grpc import start_grpc
