@@ -63,7 +63,7 @@ def test_what_is_queued_lowers_the_quote_and_what_ends_is_learned() -> None:
     ("call", "message"),
     [
         ({"model": "no-such"}, "model 'no-such' is not served"),
-        ({"values": np.zeros(3, np.float32)}, "takes float32 (16,)"),
+        ({"values": np.zeros(3, np.float32)}, "takes FP32 [16]"),
         ({"priority": 7}, "priority is 7"),
         ({"deadline_ms": 0.0}, "it must be a number above 0"),
     ],
