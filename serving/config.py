@@ -10,7 +10,6 @@ from typing import Any
 
 from serving.api.config import ApiConfig
 from serving.engine.config import EngineConfig
-from serving.executors.sim import simulated_profile
 from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
 from traces.workload import WorkloadConfig
@@ -116,10 +115,12 @@ class ServeConfig(ApiConfig, EngineConfig):
         """The words of `models`, one by one; by default those of a simulated device's profile, or the default set."""
         words = self.models.split(",") if isinstance(self.models, str) else self.models
         given = [word.strip() for word in words if word.strip()]
-        simulated = simulated_profile(self.device)
-        if simulated is None or given:
+        if given or not self.device.startswith("sim"):
             return given or list(DEFAULT_MODELS)
-        return [f"{name}=builtin:empty" for name in simulated[0].models]
+        from serving.executors.sim import simulated_profile  # here, so that --help does not wait for torch
+
+        simulated = simulated_profile(self.device)
+        return [f"{name}=builtin:empty" for name in simulated[0].models] if simulated else list(DEFAULT_MODELS)
 
     @property
     def memory_bytes(self) -> int | None:

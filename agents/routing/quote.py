@@ -3,7 +3,7 @@
 A request that joins a batch of its model costs little where one that begins a batch costs much, and what it costs, others wait
 for. So its own time counts, and a share of the growth of the replica's work beside it: requests of a model gather as long as
 none is late for it, and replicas specialise without being told. A request that is unlikely to be in time anywhere goes where
-fewest are outstanding: it must not take the place of one that could be.
+fewest are for its speed: it must not take the place of one that could be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, inside, plain_ms
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, load_of, plain_ms
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
@@ -44,7 +44,7 @@ def route(ledger, tables, door, request, draw):
 
 @njit
 def _fewest_inside(ledger, door, now, draw):
-    """The replica with the fewest requests; the first of them from a random place on."""
+    """The replica with the fewest requests for its speed; the first of them from a random place on."""
     n = ledger.replica.shape[1]
     start = int(rng.uniform(draw, 0) * n)
     best = -1
@@ -52,7 +52,7 @@ def _fewest_inside(ledger, door, now, draw):
     for i in range(n):
         replica = (start + i) % n
         if ledger.replica[door, replica].up == 1:
-            there = inside(ledger, door, replica, now)
+            there = load_of(ledger, door, replica, now)
             if there < fewest:
                 fewest = there
                 best = replica

@@ -167,6 +167,17 @@ def inside(ledger, door, replica, now):
 
 
 @inlined
+def load_of(ledger, door, replica, now):
+    """Requests likely to be in a replica, and one more, for its speed; the older the knowledge, the less its speed is believed.
+
+    What was foretold from old knowledge errs in ways that look like a slow machine.
+    """
+    weight, _ = _weight(ledger, door, replica, now)
+    slowness = (1.0 - weight) ** 2 * ledger.replica[door, replica].log_slowness
+    return (1.0 + inside(ledger, door, replica, now)) * math.exp(slowness)
+
+
+@inlined
 def growth_ms(ledger, tables, door, replica, request):
     """Work that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
     weight, left = _weight(ledger, door, replica, request.now)
@@ -284,8 +295,10 @@ def answered(ledger, tables, door, replica, request, plain, end):
         return
     priority = request.priority
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
-    one.latency_ms += LATENCY_RATE * (end.inside_ms - one.latency_ms)
-    one.age_ms += LATENCY_RATE * (max(end.took_ms - end.inside_ms, 0.0) - one.age_ms)
+    # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.
+    rate = LATENCY_RATE if one.latency_ms > 0.0 else 1.0
+    one.latency_ms += rate * (end.inside_ms - one.latency_ms)
+    one.age_ms += rate * (max(end.took_ms - end.inside_ms, 0.0) - one.age_ms)
     error = math.log(max(end.inside_ms, LEAST_MS)) - expected
     if end.executed == 0 and error <= 0.0:
         return
