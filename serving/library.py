@@ -150,11 +150,12 @@ class LibraryEngine:
 
     Attributes:
         engine: the engine itself, to observe it or to change its models.
+        plane: answers by it as HTTP and gRPC would, e.g. for a replica of a cluster.
     """
 
     def __init__(self, parts: EngineParts, close_device: Callable[[float], None], drain_timeout_s: float) -> None:
         self.engine = parts.engine
-        self._plane = parts.plane
+        self.plane = parts.plane
         self._close_device = close_device
         self._drain_timeout_s = drain_timeout_s
         self._closed = False
@@ -162,7 +163,7 @@ class LibraryEngine:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that are served."""
-        return tuple(self._plane.views)
+        return tuple(self.plane.views)
 
     def inputs(self, model: str) -> tuple[TensorSpec, ...]:
         """The inputs of a model. Raises InputError: no such model."""
@@ -192,7 +193,7 @@ class LibraryEngine:
         if not self.engine.serves(view.scheduled):
             arrival = self.engine.now_ms()
             try:
-                loading_ms = await self._plane.bring_back(view, deadline_ms)
+                loading_ms = await self.plane.bring_back(view, deadline_ms)
             except Refusal as refusal:
                 return RequestResult(
                     id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=UNREACHABLE,
@@ -214,11 +215,11 @@ class LibraryEngine:
         view = self._view(model)
         if size is not None:
             view.check_size(size, "size")
-        return self._plane.quote(view.bucket(size), priority, deadline_ms)
+        return self.plane.quote(view.bucket(size), priority, deadline_ms)
 
     def _view(self, model: str) -> ModelView:
         try:
-            return self._plane.model(model)
+            return self.plane.model(model)
         except Refusal as refusal:
             raise InputError(str(refusal)) from None
 

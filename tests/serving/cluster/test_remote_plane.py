@@ -176,7 +176,7 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_replica(executors: li
             GATE.clear()
             try:
                 view = c.door.model("slow")
-                slow = [asyncio.ensure_future(c.door.infer(view, BLOCKS, 0, 20_000.0)) for _ in range(12)]
+                slow = [asyncio.ensure_future(c.door.infer(view, call_of(BLOCKS), 0, 20_000.0)) for _ in range(12)]
                 await until(lambda: sum(plane.engine.queued for plane in c.planes) > 0)
                 for one in slow:
                     one.cancel()
