@@ -38,6 +38,7 @@ from benchmarks.common.server import (
 )
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
+from serving.api.infer_call import whole_call
 from serving.api.plane import Plane
 from serving.api.refusal import Refusal
 from serving.cluster.remote_plane import RemotePlane
@@ -128,8 +129,9 @@ def by_plane(plane: Plane) -> Offer:
 
     async def offer(model: str, priority: int, deadline_ms: float) -> bool:
         view = plane.model(model)
+        zeros = np.zeros((1, *view.inputs[0].shape), view.inputs[0].dtype)
         try:
-            answer = await plane.infer(view, np.zeros((1, *view.item), view.dtype), priority, deadline_ms)
+            answer = await plane.infer(view, whole_call(view, zeros), priority, deadline_ms)
         except Refusal:
             return False
         return answer.parameters["outcome"] == "met"
@@ -141,7 +143,7 @@ def by_engine(engine: LibraryEngine) -> Offer:
     """Offers a request to an engine of this process."""
 
     async def offer(model: str, priority: int, deadline_ms: float) -> bool:
-        values = np.zeros(engine.engine.served()[model].input_shape, np.float32)
+        values = np.zeros(engine.inputs(model)[0].shape, np.float32)
         return (await engine.infer(model, values, priority, deadline_ms)).outcome == "met"
 
     return offer

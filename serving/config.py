@@ -44,7 +44,8 @@ class ServeConfig(ApiConfig, EngineConfig):
         seed: seed of --replay and of its inputs.
         high_fraction: share of high priority in made workloads.
         drain_timeout: seconds that a stopping server gives the requests inside.
-        memory_limit: most that the weights of all models and one largest batch of each may take, e.g. 2G; none by default.
+        memory_limit: most that the weights of the models in memory and one largest batch of each may take, e.g. 2G; those that
+            do not fit are loaded when a request asks for them, in place of those used least; none by default.
         peer_port: port on which doors may send requests, for a replica of a cluster; 0 takes a free one, None takes none.
         peers: HOST:PORT of replicas; this process then is a door, which listens and serves nothing itself.
         router: how a door chooses a replica: quote, most_slack, power_of_two, join_shortest_queue, round_robin or random.

@@ -74,7 +74,7 @@ async def run_door(config: ServeConfig) -> None:
         log.info("a door to %s by router %s", ", ".join(link.name for link in plane.links), plane.router.name)
         if not await done_before(signals.stopping, asyncio.ensure_future(plane.some_replica())):
             return
-        log.info("the replicas serve %s", ", ".join(plane.models))
+        log.info("the replicas serve %s", ", ".join(plane.views))
         listeners = await listen(plane, tls)
         freeze_garbage()
         await signals.stopping.wait()

@@ -1,7 +1,7 @@
 """The engine as a library: models on a device behind a policy, without addresses, signals or files.
 
 async with open_engine(["bert", "resnet"], policy="strait") as engine:
-    result = await engine.infer("bert", values, priority=HIGH, deadline_ms=50.0)
+    result = await engine.infer("bert", {"input": values}, priority=HIGH, deadline_ms=50.0)
     print(result.outcome, engine.quote("bert", HIGH, 50.0).probability, engine.state().queued)
 """
 
@@ -9,25 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from agents.policies.base import Policy
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW, PRIORITIES
+from serving.api.dataplane import DataPlane
+from serving.api.infer_call import left_out, same_size
+from serving.api.model_view import ModelView
+from serving.api.refusal import Refusal
 from serving.choosing import policy_for
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.quotes import Quote
-from serving.engine.request import RequestResult
+from serving.engine.request import UNREACHABLE, RequestResult
+from serving.engine.scheduler import AdjustTables
 from serving.executors.factory import make_executor
-from serving.models.load import load_model
-from serving.models.repository import Entry, read_entries
+from serving.models.listing import Entry, initial_entries
+from serving.models.repository import ModelRepository
+from serving.models.tensors import Item, TensorSpec, split_bucket
 from serving.profiling.calibrate import SHIPPED
 from serving.profiling.device_models import DeviceModels
-from serving.reload import resolve_policy
+from serving.reload import Reloader, resolve_policy
+from serving.residency import Evicted, load_all
 from traces.errors import InputError
 
 __all__ = ["HIGH", "LOW", "EngineState", "LibraryEngine", "base_profile", "open_engine", "open_models"]
@@ -36,15 +44,16 @@ log = logging.getLogger("serving")
 
 
 def base_profile(config: ServeConfig, models: Sequence[str]) -> Profile:
-    """The profile that the settings name, with these models; for "auto" the shipped one, to be measured on this machine.
+    """The profile that the settings name, which knows these models; for "auto" the shipped one, to be measured on this machine.
 
     Raises:
         InputError: there is none, it lacks a model, or it has no batch size for a lone request.
     """
     auto = config.profile == "auto"
     profile = Profile.load(SHIPPED if auto else config.profile)
-    if not auto:
-        profile = profile.select(list(models))
+    known = {split_bucket(name)[0] for name in profile.models}
+    if not auto and (unknown := [name for name in models if name not in known]):
+        profile.select(unknown)  # which says what it lacks
     if profile.batch_sizes[0] != 1:
         sizes = list(profile.batch_sizes)
         raise InputError(
@@ -53,16 +62,27 @@ def base_profile(config: ServeConfig, models: Sequence[str]) -> Profile:
     return profile
 
 
-def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile) -> tuple[DeviceModels, Profile]:
+class OpenModels(NamedTuple):
+    """Models on a device.
+
+    Attributes:
+        models: those that are loaded.
+        profile: what is known of them.
+        evicted: models that did not fit the memory limit beside these.
+    """
+
+    models: DeviceModels
+    profile: Profile
+    evicted: dict[str, Evicted]
+
+
+def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile) -> OpenModels:
     """Load the models and learn their latencies. Takes seconds, so call it off the loop.
 
     Args:
         config: settings.
         entries: the models.
         base: from `base_profile`.
-
-    Returns:
-        The models on their device, and what is known of them.
 
     Raises:
         InputError: a model cannot be loaded, does not fit the memory limit, or fails.
@@ -71,12 +91,43 @@ def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile
     try:
         log.info("device %s, %d streams", executor.device.name, config.streams)
         models = DeviceModels(executor, base, config.batch_sizes or base.batch_sizes, config.memory_bytes)
-        for entry in entries.values():
-            models.load(load_model(entry.spec))
-        return models, models.measure(tuple(entries)) if config.profile == "auto" else base
+        names, evicted = load_all(entries, models, None if config.profile == "auto" else base)
+        if evicted and config.replay is not None:
+            raise InputError("--replay needs all models in memory; raise --memory_limit or serve fewer")
+        profile = models.measure(names) if config.profile == "auto" else base.select(names)
+        return OpenModels(models, profile, evicted)
     except BaseException:
         executor.close(1.0)
         raise
+
+
+class EngineParts(NamedTuple):
+    """An engine, not started yet, and what changes its models.
+
+    Attributes:
+        engine: it.
+        reloader: changes its models and its policy; its `last_use` must observe the engine.
+        repository: of its models.
+        plane: answers by it; its `observers` must observe the engine.
+    """
+
+    engine: Engine
+    reloader: Reloader
+    repository: ModelRepository
+    plane: DataPlane
+
+
+def make_engine(
+    config: ServeConfig, entries: Mapping[str, Entry], opened: OpenModels, policy: Policy, adjust_tables: AdjustTables
+) -> EngineParts:
+    """An engine over loaded models, which brings those back that are out of memory when they are asked for."""
+    engine = Engine(opened.models.executor, opened.profile, policy, config, adjust_tables)
+    reloader = Reloader(config, opened.models, engine, entries, opened.evicted)
+    repository = ModelRepository(
+        config.model_sources, reloader.served_models, reloader.add_model, reloader.remove_model
+    )
+    repository.evicted = reloader.evicted
+    return EngineParts(engine, reloader, repository, DataPlane(engine, config, repository))
 
 
 class EngineState(NamedTuple):
@@ -100,53 +151,80 @@ class LibraryEngine:
 
     Attributes:
         engine: the engine itself, to observe it or to change its models.
+        plane: answers by it as HTTP and gRPC would, e.g. for a replica of a cluster.
     """
 
-    def __init__(self, engine: Engine, models: DeviceModels, drain_timeout_s: float) -> None:
-        self.engine = engine
-        self._models = models
+    def __init__(self, parts: EngineParts, close_device: Callable[[float], None], drain_timeout_s: float) -> None:
+        self.engine = parts.engine
+        self.plane = parts.plane
+        self._close_device = close_device
         self._drain_timeout_s = drain_timeout_s
         self._closed = False
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models that are served."""
-        return self.engine.models
+        return tuple(self.plane.views)
+
+    def inputs(self, model: str) -> tuple[TensorSpec, ...]:
+        """The inputs of a model. Raises InputError: no such model."""
+        return self._view(model).inputs
 
     async def infer(
-        self, model: str, values: np.ndarray, priority: int = LOW, deadline_ms: float = 100.0
+        self, model: str, values: Mapping[str, np.ndarray] | np.ndarray, priority: int = LOW, deadline_ms: float = 100.0
     ) -> RequestResult:
         """Serve one request; when the calling task is cancelled, so is the request.
 
         Args:
             model: name of a served model.
-            values: its input, without batch dimension.
+            values: its inputs by name, without batch dimension, those that are optional as you like; or its only input.
             priority: HIGH or LOW.
             deadline_ms: from now; inside, it is an absolute time, so that no wait is given to a request again.
 
         Returns:
-            How it ended: `outcome`, `output`, and times; a request that is refused or dropped has no output and says why.
+            How it ended: `outcome`, `outputs`, and times; a request that is refused or dropped has no outputs and says why.
 
         Raises:
             InputError: no such model, an input that it does not take, or a deadline that is no number above 0.
         """
-        self._check(model, priority, deadline_ms)
-        served = self.engine.served()[model]
-        if not served.takes(np.asarray(values)):
-            raise InputError(
-                f"model {model!r} takes {served.input_dtype} {served.input_shape}; "
-                f"got {np.asarray(values).dtype} {np.shape(values)}"
-            )
-        return await self.engine.submit(model, priority, deadline_ms, np.asarray(values, served.input_dtype))
+        self._check(priority, deadline_ms)
+        whole = self._view(model)
+        item, size = _item(whole, values)
+        view, loading_ms = whole.bucket(size), 0.0
+        if not self.engine.serves(view.scheduled):
+            arrival = self.engine.now_ms()
+            try:
+                loading_ms = await self.plane.bring_back(view, deadline_ms)
+            except Refusal as refusal:
+                return RequestResult(
+                    id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=UNREACHABLE,
+                    message=str(refusal), arrival_ms=arrival, deadline_ms=arrival + deadline_ms, offered_ms=arrival,
+                    finish_ms=self.engine.now_ms(),
+                )  # fmt: skip
+        return await self.engine.submit(view.scheduled, priority, deadline_ms - loading_ms, item)
 
-    def quote(self, model: str, priority: int = LOW, deadline_ms: float = 100.0) -> Quote:
-        """What such a request could expect if it came now; nothing is offered. Arguments and errors as of `infer`."""
-        self._check(model, priority, deadline_ms)
-        return self.engine.quotes.quote(model, priority, deadline_ms)
+    def quote(self, model: str, priority: int = LOW, deadline_ms: float = 100.0, size: int | None = None) -> Quote:
+        """What such a request could expect if it came now; nothing is offered.
 
-    def _check(self, model: str, priority: int, deadline_ms: float) -> None:
-        if model not in self.engine.models:
-            raise InputError(f"model {model!r} is not served; served are {', '.join(self.engine.models)}")
+        Args:
+            model: as of `infer`, as the rest and the errors.
+            priority: see there.
+            deadline_ms: see there.
+            size: that varies of its inputs; None stands for the largest.
+        """
+        self._check(priority, deadline_ms)
+        view = self._view(model)
+        if size is not None:
+            view.check_size(size, "size")
+        return self.plane.quote(view.bucket(size), priority, deadline_ms)
+
+    def _view(self, model: str) -> ModelView:
+        try:
+            return self.plane.model(model)
+        except Refusal as refusal:
+            raise InputError(str(refusal)) from None
+
+    def _check(self, priority: int, deadline_ms: float) -> None:
         if priority not in (HIGH, LOW):
             raise InputError(f"priority is {priority!r}; it must be {HIGH} (high) or {LOW} (low)")
         if not deadline_ms > 0:
@@ -169,7 +247,7 @@ class LibraryEngine:
             return
         self._closed = True
         await self.engine.stop(self._drain_timeout_s)
-        await asyncio.get_running_loop().run_in_executor(None, self._models.executor.close, 1.0)
+        await asyncio.get_running_loop().run_in_executor(None, self._close_device, 1.0)
 
 
 @asynccontextmanager
@@ -187,16 +265,45 @@ async def open_engine(models: Sequence[str] | str = (), **settings: Any) -> Asyn
         config = ServeConfig(models=models if isinstance(models, str) else list(models), **settings)
     except TypeError as error:
         raise InputError(f"open_engine: {error}") from None
-    entries = read_entries(config.model_sources)
+    entries = initial_entries(config.model_sources)
     resolve_policy(config)  # an unknown name is told before anything is loaded
     base = base_profile(config, list(entries))
     loop = asyncio.get_running_loop()
-    on_device, profile = await loop.run_in_executor(None, open_models, config, entries, base)
-    policy, adjust_tables, _ = await policy_for(config, profile)
-    engine = Engine(on_device.executor, profile, policy, config, adjust_tables)
-    opened = LibraryEngine(engine, on_device, config.drain_timeout)
+    on_device = await loop.run_in_executor(None, open_models, config, entries, base)
+    policy, adjust_tables, _ = await policy_for(config, on_device.profile)
+    parts = make_engine(config, entries, on_device, policy, adjust_tables)
+    parts.engine.observers.append(parts.reloader.last_use)
+    opened = LibraryEngine(parts, on_device.models.executor.close, config.drain_timeout)
     try:
-        await engine.start()
+        await parts.engine.start()
         yield opened
     finally:
         await opened.close()
+
+
+def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tuple[Item, int | None]:
+    """The inputs of a request in the model's order, those that were left out filled; and the size that varies."""
+    given = values if isinstance(values, Mapping) else {view.inputs[0].name: values}
+    names = ", ".join(spec.name for spec in view.inputs)
+    if unknown := set(given) - {spec.name for spec in view.inputs}:
+        raise InputError(f"model {view.name!r} has no input {min(map(str, unknown))!r}; it takes {names}")
+    arrays = {name: np.asarray(one) for name, one in given.items()}
+    size = None
+    for spec in view.inputs:
+        array = arrays.get(spec.name)
+        if array is None:
+            continue
+        if not spec.takes(array):
+            takes = f"{spec.datatype} {list(spec.shape)}"
+            raise InputError(f"{spec.name}: model {view.name!r} takes {takes}; got {array.dtype} {list(array.shape)}")
+        if spec.varies:
+            size = same_size(spec, array.shape, size, view)
+    item = []
+    for spec in view.inputs:
+        if spec.name in arrays:
+            made = np.asarray(arrays[spec.name], spec.dtype)
+        else:
+            made = left_out(spec, (), size)
+        view.check_values(spec, made)
+        item.append(made)
+    return tuple(item), size

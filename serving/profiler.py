@@ -23,8 +23,8 @@ from serving.executors.base import Batch, BatchResult, now_ms
 from serving.executors.executor import Executor
 from serving.executors.factory import make_executor
 from serving.models.builtin.registry import BUILTIN
-from serving.models.load import load_model
-from serving.models.repository import read_entries
+from serving.models.listing import initial_entries
+from serving.models.load import load_buckets
 from serving.models.served import ServedModel
 from serving.profiling.calibrate import machine_of
 from traces.command import run_command
@@ -185,7 +185,7 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
         raise InputError(f"--batch_sizes: {sizes}; they must be ascending, from at least 1")
     if config.repeats < 1:
         raise InputError(f"--repeats: {config.repeats}; it must be at least 1")
-    models = [load_model(entry.spec) for entry in read_entries(config.models).values()]
+    models = [one for entry in initial_entries(config.models).values() for one in load_buckets(entry.spec)]
     executor = make_executor(config.device, config.streams)
     try:
         machine = machine_of(executor, [ModelInfo(**model.describe()) for model in models], sizes, command)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agents.learned.names import SERVED, resolve
@@ -13,16 +15,19 @@ from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
 from serving.executors.quiet import QuietThread
-from serving.models.load import load_model
-from serving.models.repository import Entry
+from serving.models.listing import Entry
+from serving.models.load import load_buckets
 from serving.models.served import ServedModel
+from serving.models.tensors import split_bucket
 from serving.observers.explain import require_learned
-from serving.profiling.device_models import DeviceModels
+from serving.profiling.device_models import DeviceModels, known_buckets
+from serving.residency import Evicted, LastUse
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
 
 AUTO = "auto"  # the policy that `serving.choosing` chooses
+POLL_S = 0.005  # between two looks for a model without requests
 NEXT = " (next)"  # behind the name of a model that is loaded, but not served yet; no name may hold it
 
 
@@ -48,65 +53,129 @@ class Reloader:
         config: settings.
         models: on the device.
         engine: serves them; all methods are called on its loop.
+        entries: where the models come from that are served, by name.
+        evicted: those that did not fit the memory limit.
+
+    Attributes:
+        evicted: models that are out of memory, and served when a request asks for them.
+        last_use: observes the engine.
     """
 
-    def __init__(self, config: ServeConfig, models: DeviceModels, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: DeviceModels,
+        engine: Engine,
+        entries: Mapping[str, Entry],
+        evicted: Mapping[str, Evicted] | None = None,
+    ) -> None:
         self._config = config
         self._models = models
         self._engine = engine
         self._quiet = QuietThread()
+        self._entries = dict(entries)
+        self._load_ms: dict[str, float] = {name: one.load_ms for name, one in (evicted or {}).items()}
+        self.evicted = dict(evicted or {})
+        self.last_use = LastUse()
 
     async def add_model(self, entry: Entry) -> None:
         """Load a model, warm it up, measure it, and serve it, while others are served; until then one of its name is.
 
-        Where the memory limit has no room for both, the old one ends first.
+        Where the memory limit has no room, one of its name ends first, and then those are put out that were not used longest.
 
         Raises:
             InputError: it cannot be loaded, does not fit, or the profile lacks it; one of its name is then still served.
         """
         models, executor = self._models, self._models.executor
-        name = entry.spec.name
-        auto = self._config.profile == "auto"
-        known = None if auto else Profile.load(self._config.profile).select([name])
-        model = await self._quiet.do(load_model, entry.spec)
-        if name in self._engine.models and not self._has_room_beside(model):
+        name, begin_s = entry.spec.name, time.perf_counter()
+        evicted = self.evicted.get(name)
+        known = evicted.known if evicted is not None and evicted.entry == entry else None
+        if known is None and self._config.profile != "auto":
+            known = Profile.load(self._config.profile)
+            if not known_buckets(known, name):
+                known.select([name])
+        buckets = [] if known is None else known_buckets(known, name)
+        if evicted is not None:  # what it takes is known, so that there is room before it is loaded
+            await self._make_room(evicted.models)
+        loaded = await self._quiet.do(load_buckets, entry.spec, buckets)
+        names = [model.name for model in loaded]
+        models.check_alone(loaded)
+        if self._buckets_of(name) and not models.fits(loaded, beside=True):
             log.warning("model %s ends before it is loaded again: the memory limit has no room for both", name)
             await self.remove_model(name)
-        before = models.described.get(name)
+        await self._make_room(loaded)
+        described = dict(models.described)
         try:
-            await self._quiet.do(models.load, model, NEXT)
-            if known is None:
-                known = await self._quiet.do(models.measure, (name,), NEXT)
-            else:
-                await self._quiet.do(executor.warm_up, name + NEXT, models.batch_sizes, True)
-            self._engine.put_model(known, name + NEXT)
+            await self._quiet.do(models.load, loaded, NEXT)
+            for one in names if known is not None else ():
+                await self._quiet.do(executor.warm_up, one + NEXT, models.batch_sizes, True)
+            self._load_ms[name] = 1e3 * (time.perf_counter() - begin_s)
+            profile = known if known is not None else await self._quiet.do(models.measure, names, NEXT)
+            gone = set(self._buckets_of(name)) - set(names)
+            for one in names:
+                self._engine.put_model(profile.select([one]), one + NEXT)
         except Exception as error:
-            if name + NEXT in executor.models:
-                executor.unload(name + NEXT)
-            models.described.pop(name, None)
-            if before is not None:
-                models.described[name] = before
+            for one in {one + NEXT for one in names} & set(executor.models):
+                executor.unload(one)
+            models.described.clear()
+            models.described.update(described)
             raise InputError(str(error).replace(NEXT, "")) from error
+        self._entries[name] = entry
+        self.evicted.pop(name, None)
+        for one in gone:
+            await self._engine.remove_model(one)
+            executor.unload(one)
         await self._quiet.do(executor.free_memory)
         log.info("model %s is served", name)
 
-    def _has_room_beside(self, model: ServedModel) -> bool:
-        """Whether a model fits beside all that are loaded.
+    async def _make_room(self, loaded: Sequence[ServedModel]) -> None:
+        """Put models out, the one that was not used longest first, until another fits; waits for one without requests.
 
         Raises:
-            InputError: it would not even fit in place of the one of its name.
+            InputError: it fits only alone, and one model must stay.
         """
-        try:
-            self._models.check_memory(model, NEXT)
-        except InputError:
-            self._models.check_memory(model)
-            return False
-        return True
+        name, models = loaded[0].model, self._models
+        while not models.fits(loaded, beside=True):
+            others = [
+                one for one in self.served_models() if one not in (name, f"{name}{NEXT}") and one in self._entries
+            ]
+            if not others or len(self.served_models()) < 2:
+                models.check_memory(loaded, beside=True)
+            waiting = {split_bucket(one.result.model)[0] for one in self._engine.ledger.inside.values()}
+            idle = [one for one in others if one not in waiting]
+            if not idle:
+                await asyncio.sleep(POLL_S)
+                continue
+            await self._evict(self.last_use.oldest(idle))
+
+    async def _evict(self, name: str) -> None:
+        """Put a model out of memory; it is loaded again when a request asks for it."""
+        names, engine = self._buckets_of(name), self._engine
+        served = engine.served()
+        known = engine.profile.select(names)
+        self.evicted[name] = Evicted.of(
+            self._entries[name], [served[one] for one in names], known, self._load_ms.get(name, 0.0)
+        )
+        del served
+        log.info("model %s is put out of memory, where others are needed", name)
+        await self.remove_model(name)
+
+    def served_models(self) -> list[str]:
+        """Names of the models that are served, as clients know them."""
+        return list(dict.fromkeys(split_bucket(one)[0] for one in self._engine.models))
+
+    def _buckets_of(self, name: str) -> list[str]:
+        """The names under which a model is scheduled; none if it is not served."""
+        return [one for one in self._engine.models if split_bucket(one)[0] == name]
 
     async def remove_model(self, name: str) -> None:
         """Serve a model no more; see `Engine.remove_model`."""
-        await self._engine.remove_model(name)
-        self._models.executor.unload(name)
+        scheduled = self._buckets_of(name) or [name]
+        if len(scheduled) == len(self._engine.models):
+            raise InputError(f"model {name!r} is the only one left; load another before it is unloaded")
+        for one in scheduled:
+            await self._engine.remove_model(one)
+            self._models.executor.unload(one)
         await self._quiet.do(self._models.executor.free_memory)
         log.info("model %s is unloaded", name)
 

@@ -22,8 +22,6 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from envs.profiles.profile import Profile
-from serving.api.dataplane import DataPlane
 from serving.api.listen import check_addresses, listen, tls_context
 from serving.choosing import ShadowComparison, policy_for
 from serving.cluster.replica import Replica, listen_for_doors
@@ -31,8 +29,10 @@ from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.engine.warmup import freeze_garbage
-from serving.library import base_profile, open_models
-from serving.models.repository import ModelRepository, read_entries
+from serving.library import OpenModels, base_profile, make_engine, open_models
+from serving.models.listing import initial_entries
+from serving.models.load import may_vary
+from serving.models.repository import ModelRepository
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
 from serving.observers.output import Output, saving
@@ -41,10 +41,9 @@ from serving.observers.recorder import Recorder
 from serving.observers.report import print_replay, result_of
 from serving.observers.tensorboard import TensorBoardWriter
 from serving.observers.timeline import TimelineWriter
-from serving.profiling.device_models import DeviceModels
 from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
-from serving.replay.workload import DEFAULT_LOAD, lay_out, mix_of, needs_load, read_source
+from serving.replay.workload import DEFAULT_LOAD, Source, lay_out, mix_of, needs_load, read_source
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
@@ -65,12 +64,16 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
-        self.entries = read_entries(config.model_sources)
+        self.entries = initial_entries(config.model_sources)
         resolve_policy(config)  # an unknown name is told before anything is loaded
-        self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
+        # A model that may vary is scheduled as buckets, which are known once it is loaded.
+        names = [name for name, entry in self.entries.items() if not may_vary(entry.spec)]
+        self.source: Source | None = None
+        if config.replay is not None and len(names) == len(self.entries):
+            self.source = read_source(config.replay, names, config.seed)
         self.profile = base_profile(config, list(self.entries))
         self.tls = tls_context(config)
-        if self.source is None:
+        if config.replay is None:
             check_addresses(config)
         self._check_outputs()
 
@@ -90,7 +93,7 @@ class Server:
         Raises:
             InputError: a model cannot be loaded, does not fit the memory limit, or fails.
         """
-        return OpenServer(self, *open_models(self.config, self.entries, self.profile))
+        return OpenServer(self, open_models(self.config, self.entries, self.profile))
 
 
 class Replay(NamedTuple):
@@ -113,13 +116,11 @@ class OpenServer:
 
     Attributes:
         server: with the settings.
-        models: that are loaded.
-        profile: of these.
+        opened: the models.
     """
 
     server: Server
-    models: DeviceModels
-    profile: Profile
+    opened: OpenModels
 
     async def prepare_replay(self) -> Replay | None:
         """Lay out the workload of --replay, at a share of the capacity, which is measured; None without --replay.
@@ -128,20 +129,22 @@ class OpenServer:
             InputError: nothing arrives in the time.
         """
         config, source = self.server.config, self.server.source
-        if source is None:
+        if config.replay is None:
             return None
-        executor = self.models.executor
+        if source is None:
+            source = read_source(config.replay, self.opened.profile.models, config.seed)
+        executor = self.opened.models.executor
         inputs = make_inputs(executor, config.seed)
         load = config.load if config.load is not None or not needs_load(source) else DEFAULT_LOAD
         capacity = None
         if load is not None:
             capacity = await live_capacity(
-                executor, self.profile, inputs, CAPACITY_S, mix_of(source), config.seed, config
+                executor, self.opened.profile, inputs, CAPACITY_S, mix_of(source), config.seed, config
             )
             log.info("capacity is %.1f requests/s", capacity)
         mix = WorkloadConfig(high_fraction=config.high_fraction)
         rate = None if load is None or capacity is None else load * capacity
-        workload = lay_out(source, self.profile, rate, config.duration, mix, config.seed)
+        workload = lay_out(source, self.opened.profile, rate, config.duration, mix, config.seed)
         facts = {
             "trace": workload.name,
             "device": executor.device.name,
@@ -160,17 +163,19 @@ class OpenServer:
             InputError: an address is taken, or a file or folder to write cannot be made.
         """
         config, server = self.server.config, self.server
-        policy, adjust_tables, chosen = await policy_for(config, self.profile)
-        engine = Engine(self.models.executor, self.profile, policy, config, adjust_tables)
-        reloader = Reloader(config, self.models, engine)
-        repository = ModelRepository(
-            config.model_sources, lambda: engine.models, reloader.add_model, reloader.remove_model
-        )
+        policy, adjust_tables, chosen = await policy_for(config, self.opened.profile)
+        engine, reloader, repository, plane = make_engine(config, server.entries, self.opened, policy, adjust_tables)
         metrics = Metrics(engine)
-        plane = DataPlane(engine, config, repository, metrics.render)
+        plane.metrics = metrics.render
         outputs = self._outputs(engine)
         # Whatever observes the engine is in this list.
-        engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
+        engine.observers += [
+            RequestLog(),
+            metrics,
+            reloader.last_use,
+            *outputs,
+            *(plane.observers if listening else ()),
+        ]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
         replica = None
@@ -194,7 +199,7 @@ class OpenServer:
             return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica)
 
     def _outputs(self, engine: Engine) -> list[Output]:
-        config, models = self.server.config, self.models
+        config, models = self.server.config, self.opened.models
         outputs: list[Output] = []
         if config.record is not None:
             outputs.append(Recorder(config.record, models.info, lambda: models.solo))
@@ -207,7 +212,7 @@ class OpenServer:
 
     async def close(self) -> None:
         """Close the device."""
-        await asyncio.get_running_loop().run_in_executor(None, self.models.executor.close, 1.0)
+        await asyncio.get_running_loop().run_in_executor(None, self.opened.models.executor.close, 1.0)
 
 
 @dataclass

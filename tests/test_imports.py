@@ -21,7 +21,7 @@ ROOMS = {
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 MOST_FILES = 16
 # What is about the network itself; everything else outside serving runs without torch.
-NEEDS_TORCH = ("envs/sb3.py", "agents/learned/network.py", "agents/training/")
+NEEDS_TORCH = ("envs/sb3.py", "envs/mixed.py", "agents/learned/network.py", "agents/training/")
 TORCH = {"torch", "stable_baselines3", "sb3_contrib", "tensorboard"}
 
 

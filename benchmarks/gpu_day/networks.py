@@ -16,8 +16,8 @@ from serving.models.builtin.lstm import Lstm
 from serving.models.builtin.mobilenet import MobileNet
 from serving.models.builtin.registry import DEFAULT_MODELS
 from serving.models.builtin.vit import Vit
+from serving.models.listing import initial_entries
 from serving.models.load import load_model
-from serving.models.repository import read_entries
 from serving.models.served import ServedModel
 
 LISTING = Path(__file__).parent / "configs" / "networks.yaml"
@@ -114,8 +114,8 @@ def load_networks(device: str, models: Sequence[str] = ()) -> list[ServedModel]:
         InputError: a model fails on the CPU.
     """
     if models or device == "cpu":
-        return [load_model(entry.spec) for entry in read_entries(models or DEFAULT_MODELS).values()]
-    return [in_half(load_model(entry.spec)) for entry in read_entries([str(LISTING)]).values()]
+        return [load_model(entry.spec) for entry in initial_entries(models or DEFAULT_MODELS).values()]
+    return [in_half(load_model(entry.spec)) for entry in initial_entries([str(LISTING)]).values()]
 
 
 def in_half(model: ServedModel) -> ServedModel:

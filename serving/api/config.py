@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 
 @dataclass
@@ -46,3 +48,20 @@ class ApiConfig:
     body_timeout_s: float = 30.0
     keepalive_s: float = 75.0
     close_timeout_s: float = 5.0
+
+
+def allowed(token: str | None, header: str | None) -> bool:
+    """Whether an Authorization header carries the token; compared in constant time. Without a token all are allowed."""
+    if token is None:
+        return True
+    scheme, _, given = (header or "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
+    return right and scheme.lower() == "bearer"
+
+
+def package_version() -> str:
+    """Version of the installed package; "0" when it runs from a folder without being installed."""
+    try:
+        return version("strait-rl")
+    except PackageNotFoundError:
+        return "0"

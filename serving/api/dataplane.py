@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from envs.scheduling.state import LOW
+from envs.scheduling.state import LOW, QUANTILES
+from serving.api.answer import Answer, answer_of, ends_of, items_of
 from serving.api.config import ApiConfig
+from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView, view_model
-from serving.api.plane import BIG, Answer, Caller, Plane, RepositoryApi
+from serving.api.plane import BIG, Caller, Plane, RepositoryApi
 from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine
 from serving.engine.quotes import Quote
-from serving.engine.request import Observer, Origin, Request, RequestResult
+from serving.engine.request import Observer, Origin, Request
+from serving.models.served import ServedModel
+from serving.models.tensors import Item, split_bucket
+from traces.errors import InputError
 
 
 class DataPlane(Plane):
@@ -47,8 +52,8 @@ class DataPlane(Plane):
         return self.engine.accepting
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models that are served; the same object until they change."""
+    def scheduled(self) -> tuple[str, ...]:
+        """Names under which the models in memory are scheduled; the same object until they change."""
         return self.engine.models
 
     @property
@@ -62,25 +67,41 @@ class DataPlane(Plane):
         return self.engine.observers
 
     def _view_models(self) -> dict[str, ModelView]:
+        evicted = {} if self.repository is None else self.repository.evicted
         factor, floor_ms = self.config.deadline_factor, self.config.deadline_floor_ms
+        served: dict[str, list[ServedModel]] = {}
+        for one in self.engine.served().values():
+            served.setdefault(one.model, []).append(one)
+        served |= {name: list(one.models) for name, one in evicted.items() if name not in served}
         views = {}
-        for name, model in self.engine.served().items():
-            priority, deadline_ms = (None, None) if self.repository is None else self.repository.defaults(name)
-            if deadline_ms is None:
-                deadline_ms = max(floor_ms, factor * self.engine.scheduler.alone_ms(name))
-            views[name] = view_model(model, deadline_ms, LOW if priority is None else priority)
+        for name, models in served.items():
+            priority, given_ms = (None, None) if self.repository is None else self.repository.defaults(name)
+            out, at_hand = evicted.get(name), self.engine.scheduler.index
+            alone_ms = [
+                self.engine.scheduler.alone_ms(one.name)
+                if one.name in at_hand or out is None
+                else out.alone_ms[one.name]
+                for one in models
+            ]
+            deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
+            views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
         return views
 
     async def serve(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call; see `Plane.infer`."""
-        requests = self._offer(view.name, priority, deadline_ms, list(values), caller.origin)
+        loading_ms = 0.0
+        if not self.engine.serves(view.scheduled):
+            loading_ms = await self.bring_back(view, deadline_ms)
+        requests = self._offer(view.scheduled, priority, deadline_ms - loading_ms, items_of(call.values), caller.origin)
         try:
-            results = await _ends(requests)
-            if len(values) * view.output_item_bytes < BIG:
-                return _answer(results)
-            return await asyncio.get_running_loop().run_in_executor(None, _answer, results)
+            results = await ends_of(requests)
+            outputs = [(one.place, view.outputs[one.place]) for one in call.outputs]
+            work = partial(answer_of, results, outputs, loading_ms)
+            if call.n_items * view.output_item_bytes < BIG:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(None, work)
         finally:
             # All have ended if all went well; if not, none is worth its time any more.
             for request in requests:
@@ -89,12 +110,45 @@ class DataPlane(Plane):
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request could expect by the state of the engine; see `Plane.quote`."""
         try:
-            return self.engine.quotes.quote(view.name, priority, deadline_ms)
+            return self.engine.quotes.quote(view.scheduled, priority, deadline_ms)
         except KeyError:
-            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more") from None
+            out = self._evicted(view)
+        if out is None:
+            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
+        finish_ms = out.load_ms + out.alone_ms[view.scheduled]
+        return Quote(float(finish_ms <= deadline_ms), dict.fromkeys(QUANTILES, finish_ms))
+
+    async def bring_back(self, view: ModelView, deadline_ms: float) -> float:
+        """Have a model loaded that is out of memory, unless that takes longer than its deadline allows; ms that it took.
+
+        Raises:
+            Refusal: the deadline is out of reach, or it cannot be loaded.
+        """
+        begin_ms, evicted = self.engine.now_ms(), self._evicted(view)
+        if self.repository is None or evicted is None:
+            return 0.0  # it is not served any more, as `_offer` will say
+        finish_ms = evicted.load_ms + evicted.alone_ms[view.scheduled]
+        if finish_ms > deadline_ms:
+            raise Refusal(
+                Kind.UNREACHABLE,
+                f"deadline of {deadline_ms:.1f} ms is out of reach: model {view.name!r} must be loaded first, "
+                f"predicted finish at {finish_ms:.1f} ms",
+            )
+        try:
+            await asyncio.shield(asyncio.ensure_future(self.repository.bring_back(split_bucket(view.scheduled)[0])))
+        except InputError as error:
+            raise Refusal(Kind.FULL, str(error)) from None
+        waited_ms = self.engine.now_ms() - begin_ms
+        if waited_ms >= deadline_ms:
+            raise Refusal(Kind.UNREACHABLE, f"deadline of {deadline_ms:.1f} ms has passed while it was loaded")
+        return waited_ms
+
+    def _evicted(self, view: ModelView) -> Any:
+        """What is kept of a model that is out of memory; None if it is not."""
+        return None if self.repository is None else self.repository.evicted.get(split_bucket(view.scheduled)[0])
 
     def _offer(
-        self, model: str, priority: int, deadline_ms: float, values: list[np.ndarray], origin: Origin
+        self, model: str, priority: int, deadline_ms: float, values: list[Item], origin: Origin
     ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
         try:
@@ -105,30 +159,3 @@ class DataPlane(Plane):
         except KeyError:
             raise Refusal(Kind.NOT_FOUND, f"model {model!r} is not served any more") from None
         raise Refusal(Kind.UNREACHABLE, message, observed=True)
-
-
-async def _ends(requests: list[Request]) -> list[RequestResult]:
-    """The ends of all requests, or the Refusal of the first that was not answered."""
-    for request in requests:  # those that are refused on arrival, before waiting for the others
-        if request.future.done():
-            _answered(request.future.result())
-    return [_answered(await request.future) for request in requests]
-
-
-def _answered(result: RequestResult) -> RequestResult:
-    if not result.answered:
-        raise Refusal.of(result)
-    return result
-
-
-def _answer(results: list[RequestResult]) -> Answer:
-    outputs = [result.output for result in results if result.output is not None]
-    output = outputs[0][np.newaxis] if len(outputs) == 1 else np.stack(outputs)
-    worst: dict[str, int | str] = {
-        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
-        "latency_us": round(1e3 * max([one.latency_ms for one in results])),
-        "queue_us": round(1e3 * max([one.queue_ms for one in results])),
-        "batch_size": max([one.batch_size for one in results]),
-        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
-    }
-    return Answer(output, worst)

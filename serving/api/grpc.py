@@ -14,10 +14,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from serving.api.answer import Answer
+from serving.api.config import allowed
 from serving.api.grpc_standard import standard_services
-from serving.api.infer_call import read_call, read_id
-from serving.api.model_view import INPUT, OUTPUT, VERSION, ModelView
-from serving.api.plane import NO_TOKEN, Answer, Caller, Listener, Plane, allowed
+from serving.api.infer_call import InferCall, read_call, read_id
+from serving.api.model_view import ModelView
+from serving.api.plane import NO_TOKEN, Caller, Listener, Plane
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import to_bytes
@@ -35,11 +37,12 @@ COMPRESSIONS = {
 }
 STREAM_WINDOW = 256  # requests of one stream that are worked on at a time
 
-# Which field carries a tensor that is not raw; FP16 has none.
+# Which field carries a tensor that is not raw; FP16 and BF16 have none.
 _CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
 }  # fmt: skip
 
 Method = Callable[[Any, Caller], Any]
@@ -188,11 +191,11 @@ class _Service:
         return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
 
     async def repository_load(self, request: Any, caller: Caller) -> Any:
-        await self.plane.load(request.model_name, request.parameters)
+        await self.plane.load(request.model_name, _plain(request.parameters))
         return pb.RepositoryModelLoadResponse()
 
     async def repository_unload(self, request: Any, caller: Caller) -> Any:
-        await self.plane.unload(request.model_name, request.parameters)
+        await self.plane.unload(request.model_name, _plain(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
     # Inference.
@@ -201,11 +204,12 @@ class _Service:
         plane = self.plane
         caller.named(read_id({"id": request.id}))
         view = plane.model(request.model_name, request.model_version)
-        head, raw = _head(request, view.datatype)
+        head, raw = _head(request, {spec.name: spec.datatype for spec in view.inputs})
         call = read_call(head, raw, view, plane.most_items(view, plane.config.max_grpc_bytes))
-        priority, deadline_ms = plane.schedule(view, call.parameters, len(call.values), caller.left_ms)
-        answer = await plane.infer(view, call.values, priority, deadline_ms, caller)
-        return _write_answer(request.id, view, answer)
+        view = view.bucket(call.size)
+        priority, deadline_ms = plane.schedule(view, call.parameters, call.n_items, caller.left_ms)
+        answer = await plane.infer(view, call, priority, deadline_ms, caller)
+        return _write_answer(request.id, view, call, answer)
 
     async def model_stream_infer(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
         """Answers in the order of the requests, which are worked on side by side."""
@@ -244,33 +248,38 @@ class _Service:
             return pb.ModelStreamInferResponse(error_message=str(self._refused(error, caller)), infer_response=named)
 
 
-def _head(request: Any, datatype: str) -> tuple[dict[str, Any], bytes]:
-    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensor. `datatype`: the model's."""
+def _head(request: Any, datatypes: dict[str, str]) -> tuple[dict[str, Any], bytes]:
+    """A message as `read_call` takes it: its fields as JSON has them, and the bytes of its tensors, by the model's types."""
     raw = request.raw_input_contents
-    if len(raw) > 1 and len(request.inputs) == 1:
-        raise InputError(f"raw_input_contents holds {len(raw)} tensors; expected one, {INPUT!r}")
+    if raw and len(raw) != len(request.inputs):
+        raise InputError(f"raw_input_contents holds {len(raw)} tensors; expected {len(request.inputs)}, one per input")
     for part in (*request.inputs, *request.outputs):
         _check_known(part)
     head = {
         "id": request.id,
         "parameters": _plain(request.parameters),
-        "inputs": [_tensor(tensor, raw, datatype) for tensor in request.inputs],
+        "inputs": [
+            _tensor(tensor, raw[place] if raw else None, datatypes.get(tensor.name, ""))
+            for place, tensor in enumerate(request.inputs)
+        ],
         "outputs": [{"name": one.name, "parameters": _plain(one.parameters)} for one in request.outputs],
     }
-    return head, raw[0] if raw else b""
+    return head, raw[0] if len(raw) == 1 else b"".join(raw)
 
 
-def _tensor(tensor: Any, raw: Any, datatype: str) -> dict[str, Any]:
+def _tensor(tensor: Any, raw: bytes | None, datatype: str) -> dict[str, Any]:
     parameters = _plain(tensor.parameters)
     made = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "parameters": parameters}
     given = [(field.name, values) for field, values in tensor.contents.ListFields()]
-    if raw:
-        parameters.setdefault("binary_data_size", len(raw[0]))
+    if raw is not None:
+        if parameters.setdefault("binary_data_size", len(raw)) != len(raw):
+            size = str(parameters["binary_data_size"])[:80]
+            raise InputError(f"{tensor.name[:80]}: binary_data_size is {size}; it has {len(raw)} bytes")
         return made | ({"data": []} if given else {})
     expected = _CONTENTS.get(datatype)
-    if given and tensor.datatype == datatype and [name for name, _ in given] != [expected]:
+    if given and datatype and tensor.datatype == datatype and [name for name, _ in given] != [expected]:
         where = expected or "raw_input_contents"
-        raise InputError(f"{INPUT}: {datatype} is taken in {where}, not in {given[0][0]}")
+        raise InputError(f"{tensor.name}: {datatype} is taken in {where}, not in {given[0][0]}")
     return made | ({"data": list(given[0][1])} if given else {})
 
 
@@ -285,13 +294,14 @@ def _check_known(message: Any) -> None:
         raise InputError(f"the request: field number {field.field_number} is not supported")
 
 
-def _write_answer(id_: str, view: ModelView, answer: Answer) -> Any:
-    output = answer.output
-    response = pb.ModelInferResponse(model_name=view.name, model_version=VERSION, id=id_)
-    tensor = response.outputs.add()
-    tensor.name, tensor.datatype = OUTPUT, view.output_datatype
-    tensor.shape.extend(output.shape)
-    response.raw_output_contents.append(bytes(to_bytes(output)))
+def _write_answer(id_: str, view: ModelView, call: InferCall, answer: Answer) -> Any:
+    response = pb.ModelInferResponse(model_name=view.name, model_version=view.version, id=id_)
+    for wanted, output in zip(call.outputs, answer.outputs):
+        spec = view.outputs[wanted.place]
+        tensor = response.outputs.add()
+        tensor.name, tensor.datatype = spec.name, spec.datatype
+        tensor.shape.extend(output.shape)
+        response.raw_output_contents.append(bytes(to_bytes(output)))
     parameters = response.parameters
     for name, value in answer.parameters.items():
         if isinstance(value, str):

@@ -23,7 +23,7 @@ def standard_services(plane: Plane) -> tuple[grpc.GenericRpcHandler, ...]:
     """Handlers of health and reflection. A service is healthy while requests are taken; so is each served model by its name."""
 
     def status(request: Any) -> int:
-        if request.service not in ("", *SERVICES, *plane.models):
+        if request.service not in ("", *SERVICES) and not plane.serves(request.service):
             return SERVICE_UNKNOWN
         return SERVING if plane.ready else NOT_SERVING
 

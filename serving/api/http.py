@@ -20,14 +20,16 @@ import numpy as np
 import orjson
 from aiohttp import web
 
+from serving.api.config import allowed
 from serving.api.http_codec import HEADER_LENGTH, accepted_encoding, decompress, split, write_answer
 from serving.api.http_errors import PLANE, Runner, json_answer, refused_answer
 from serving.api.infer_call import check_fields, read_call, read_id
-from serving.api.json_codec import json_numbers, read_json
 from serving.api.json_process import SMALL, Buffer, JsonProcesses
 from serving.api.model_view import ModelView
-from serving.api.plane import BIG, NO_TOKEN, Caller, Listener, Plane, allowed
+from serving.api.plane import BIG, NO_TOKEN, Caller, Listener, Plane
+from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Kind, Refusal, too_large
+from serving.api.tensors import plain_values
 from serving.engine.request import UNNAMED
 from traces.errors import InputError
 
@@ -202,17 +204,21 @@ class _Routes:
 
     def statistics(self, request: web.Request) -> dict[str, Any]:
         # The path is also that of a model with this name.
-        own = self.plane.model("stats").metadata() if "stats" in self.plane.models else {}
+        own = self.plane.model("stats").metadata() if self.plane.serves("stats") else {}
         return {"model_stats": self.plane.model_statistics()} | own
 
     def quote(self, request: web.Request) -> dict[str, Any]:
-        """What a request could expect; `priority` and `timeout` as its parameters, in the query."""
+        """What a request could expect: `priority`, `timeout`, and `size`, that of its inputs which varies, are in the query."""
         view = self._model(request)
-        check_fields(request.query, frozenset(["priority", "timeout"]), "the query", "parameter")
+        check_fields(request.query, frozenset(["priority", "timeout", "size"]), "the query", "parameter")
         for name, value in request.query.items():
             if not value.isdecimal():
                 raise InputError(f"{name}: {value[:80]!r}; it must be an integer of at least 0")
         parameters = {name: int(value) for name, value in request.query.items()}
+        size = parameters.pop("size", None)
+        if size is not None:
+            view.check_size(size, "size")
+        view = view.bucket(size)
         priority, deadline_ms = self.plane.schedule(view, parameters, 1)
         probability, finish_ms = self.plane.quote(view, priority, deadline_ms)
         finish_us = {f"p{100 * level:g}": round(1e3 * ms) for level, ms in finish_ms.items() if ms < math.inf}
@@ -262,15 +268,22 @@ class _Routes:
             if len(binary):
                 raise InputError(f"the JSON part has {len(text)} bytes; beside binary tensors, {SMALL} are allowed")
             call = await self.processes.read(body, view, plane.most_items(view), caller.named)
-        priority, deadline_ms = plane.schedule(
-            view, {**_header_parameters(request), **call.parameters}, len(call.values)
-        )
-        answer = await plane.infer(view, call.values, priority, deadline_ms, caller)
-        numbers: Buffer = b""
-        if not call.binary:
-            small = answer.output.nbytes < SMALL
-            numbers = json_numbers(answer.output) if small else await self.processes.write(answer.output)
+        view = view.bucket(call.size)
+        parameters = {**_header_parameters(request), **call.parameters}
+        priority, deadline_ms = plane.schedule(view, parameters, call.n_items)
+        answer = await plane.infer(view, call, priority, deadline_ms, caller)
+        numbers = [
+            await self._numbers(array, view.outputs[wanted.place].datatype)
+            for wanted, array in zip(call.outputs, answer.outputs)
+            if not wanted.binary
+        ]
         return await _send(request, *write_answer(view, call, answer, numbers))
+
+    async def _numbers(self, array: np.ndarray, datatype: str) -> Buffer:
+        """An output as JSON."""
+        if array.nbytes < SMALL:
+            return json_numbers(plain_values(array, datatype))
+        return await self.processes.write(array, datatype)
 
     async def _body(self, request: web.Request, most: int) -> Buffer:
         encodings = [one.strip().lower() for one in request.headers.get("Content-Encoding", "").split(",")]

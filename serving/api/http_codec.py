@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from aiohttp.web import ContentCoding
 
+from serving.api.answer import Answer
 from serving.api.infer_call import InferCall
 from serving.api.json_process import Buffer
-from serving.api.model_view import OUTPUT, VERSION, ModelView
-from serving.api.plane import Answer
+from serving.api.model_view import ModelView
 from serving.api.refusal import too_large
 from serving.api.tensors import to_bytes
 from traces.errors import InputError
@@ -84,7 +85,7 @@ def split(body: Buffer, header_length: str | None) -> tuple[memoryview, memoryvi
 
 
 def write_answer(
-    view: ModelView, call: InferCall, answer: Answer, numbers: Buffer = b""
+    view: ModelView, call: InferCall, answer: Answer, numbers: Sequence[Buffer] = ()
 ) -> tuple[list[Buffer], dict[str, str]]:
     """The body of an answer, in parts, and its headers.
 
@@ -92,18 +93,27 @@ def write_answer(
         view: the model.
         call: the request.
         answer: to the request.
-        numbers: the output as JSON, unless it is to be binary.
+        numbers: those outputs as JSON that are not to be binary, in their order.
     """
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": view.output_datatype, "shape": answer.output.shape}
-    head: dict[str, Any] = {"model_name": view.name, "model_version": VERSION}
+    head: dict[str, Any] = {"model_name": view.name, "model_version": view.version}
     if call.id is not None:
         head["id"] = call.id
     head["parameters"] = answer.parameters
-    head["outputs"] = [output]
-    if not call.binary:
-        text = orjson.dumps(head)
-        return [text[:-3] + b',"data":', numbers, b"}]}"], {"Content-Type": "application/json"}
-    data = to_bytes(answer.output)
-    output["parameters"] = {"binary_data_size": len(data)}
-    text = orjson.dumps(head)
-    return [text, data], {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(text))}
+    text: list[Buffer] = [orjson.dumps(head)[:-1], b',"outputs":[']
+    data: list[Buffer] = []
+    as_json = iter(numbers)
+    for wanted, array in zip(call.outputs, answer.outputs):
+        spec = view.outputs[wanted.place]
+        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": array.shape}
+        if wanted.binary:
+            data.append(to_bytes(array))
+            text.append(orjson.dumps(output | {"parameters": {"binary_data_size": len(data[-1])}}))
+        else:
+            text += [orjson.dumps(output)[:-1] + b',"data":', next(as_json), b"}"]
+        text.append(b",")
+    text[-1] = b"]}"
+    if not data:
+        return text, {"Content-Type": "application/json"}
+    length = sum(map(len, text))
+    # One part per buffer: each that is sent costs a call.
+    return [b"".join(text), *data], {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(length)}

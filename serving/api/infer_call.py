@@ -1,17 +1,18 @@
 """A request for inference as both protocols mean it: what is known is checked, all else is refused, in the same words.
 
-HTTP hands in the JSON part of a body, gRPC a message in the same form, each with the bytes of the tensor that is binary.
+HTTP hands in the JSON part of a body, gRPC a message in the same form, each with the bytes of the tensors that are binary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.api.model_view import INPUT, OUTPUT, ModelView, check_name
+from serving.api.model_view import ModelView
 from serving.api.tensors import check_datatype, check_shape, from_bytes, from_values
+from serving.models.tensors import TensorSpec
 from traces.errors import InputError
 
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day
@@ -25,20 +26,44 @@ INPUT_FIELDS = frozenset(("name", "datatype", "shape", "data", "parameters"))
 OUTPUT_FIELDS = frozenset(("name", "parameters"))
 
 
+class Wanted(NamedTuple):
+    """An output that the client wants.
+
+    Attributes:
+        place: among the model's outputs.
+        binary: whether it is to be binary data.
+    """
+
+    place: int
+    binary: bool
+
+
 class InferCall(NamedTuple):
     """A checked request.
 
     Attributes:
         id: the client's, echoed; None if it gave none.
-        values: (n, *item) of the model's input type.
+        values: (n, *shape) for each of the model's inputs.
+        size: the size that varies of its items; None for a model of fixed sizes.
         parameters: `priority` and `timeout`, as far as they are given.
-        binary: whether the output is to be binary data.
+        outputs: that the client wants.
     """
 
     id: str | None
-    values: np.ndarray
+    values: tuple[np.ndarray, ...]
+    size: int | None
     parameters: Mapping[str, int]
-    binary: bool
+    outputs: tuple[Wanted, ...]
+
+    @property
+    def n_items(self) -> int:
+        """How many items it has."""
+        return len(self.values[0])
+
+
+def whole_call(view: ModelView, *values: np.ndarray) -> InferCall:
+    """A call for all outputs of a model of fixed sizes, by the program itself: (n, *shape) for each input."""
+    return InferCall(None, values, None, {}, tuple(Wanted(place, binary=True) for place in range(len(view.outputs))))
 
 
 def read_id(head: Mapping[str, Any]) -> str | None:
@@ -61,7 +86,7 @@ def read_call(head: Mapping[str, Any], binary: memoryview | bytes, view: ModelVi
 
     Args:
         head: its fields: id, parameters, inputs, outputs, as the protocol's JSON has them.
-        binary: the bytes of the tensor whose parameter binary_data_size says so.
+        binary: the bytes of the tensors whose parameter binary_data_size says so, in their order.
         view: the model.
         most: most items of one call.
 
@@ -72,15 +97,13 @@ def read_call(head: Mapping[str, Any], binary: memoryview | bytes, view: ModelVi
     id_, parameters = read_id(head), _parameters(head, "the request", PARAMETERS)
     if parameters and any(parameters.get(name) for name in SEQUENCE):
         raise InputError("sequence_id: stateful models are not supported")
-    inputs = head.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise InputError(f"inputs must be a list of exactly one tensor, {INPUT!r}")
-    wants_binary = _wants_binary(head, parameters)
+    values, size = _read_inputs(head.get("inputs"), binary, view, most)
+    outputs = _wanted(head.get("outputs"), parameters, view)
     asked: dict[str, Any] = {}
     if parameters:
         asked = {name: parameters[name] for name in ("priority", "timeout") if name in parameters}
         check_schedule(asked)
-    return InferCall(id_, _read_tensor(inputs[0], binary, view, most), asked, wants_binary)
+    return InferCall(id_, values, size, asked, outputs)
 
 
 def check_schedule(parameters: Mapping[str, Any]) -> None:
@@ -103,45 +126,120 @@ def check_fields(given: Mapping[str, Any], known: frozenset[str], where: str, wh
             )
 
 
-def _read_tensor(tensor: dict[str, Any], binary: memoryview | bytes, view: ModelView, most: int) -> np.ndarray:
-    check_fields(tensor, INPUT_FIELDS, INPUT)
-    check_name(tensor.get("name"), INPUT)
-    parameters = _parameters(tensor, INPUT, INPUT_PARAMETERS)
-    check_datatype(tensor.get("datatype"), view.datatype, INPUT)
-    shape = check_shape(tensor.get("shape"), view.item, most, INPUT)
+def _read_inputs(
+    given: Any, binary: memoryview | bytes, view: ModelView, most: int
+) -> tuple[tuple[np.ndarray, ...], int | None]:
+    """The model's inputs, those that were left out filled; and the size that varies."""
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        raise InputError(f"inputs must be a list of tensors; expected {_names(view.inputs)}")
+    places = {spec.name: place for place, spec in enumerate(view.inputs)}
+    found: list[np.ndarray | None] = [None] * len(places)
+    at, count, size = 0, 0, None
+    for tensor in given:
+        name = tensor.get("name")
+        place = places.get(name) if isinstance(name, str) else None
+        if place is None:
+            raise InputError(f"there is no tensor {str(name)[:80]!r} here; expected {_names(view.inputs)}")
+        if found[place] is not None:
+            raise InputError(f"{name}: given twice")
+        spec = view.inputs[place]
+        values, at = _read_tensor(tensor, binary, at, spec, most)
+        if count not in (0, len(values)):
+            raise InputError(f"{name}: shape has {len(values)} items; that of {given[0].get('name')} has {count}")
+        count = len(values)
+        if spec.varies:
+            size = same_size(spec, values.shape[1:], size, view)
+        view.check_values(spec, values)
+        found[place] = values
+    if at != len(binary):
+        raise InputError(f"{len(binary) - at} bytes follow the last of the binary tensors")
+    filled = [left_out(spec, (count,), size) if values is None else values for spec, values in zip(view.inputs, found)]
+    return tuple(filled), size
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r}{' (optional)' if spec.optional else ''}" for spec in specs)
+
+
+def same_size(spec: TensorSpec, shape: tuple[int, ...], size: int | None, view: ModelView) -> int:
+    """The size that varies, which is the same in all inputs, and fits into the largest bucket.
+
+    Args:
+        spec: an input of which a size varies.
+        shape: of one item of it.
+        size: of the inputs before it; None if it is the first.
+        view: the model.
+
+    Raises:
+        InputError: it is another size, or too small or large.
+    """
+    own = spec.size_of(shape)
+    if own is None or size not in (None, own):
+        raise InputError(
+            f"{spec.name}: shape is {['n', *shape]}; sizes that vary must be the same in all inputs"
+            + (f", here {size}" if size is not None else "")
+        )
+    view.check_size(own, spec.name)
+    return own
+
+
+def left_out(spec: TensorSpec, batch: tuple[int, ...], size: int | None) -> np.ndarray:
+    """An optional input that was left out, filled: (*batch, *shape). Raises InputError: it is not optional."""
+    if not spec.optional or (spec.varies and size is None):
+        raise InputError(f"input {spec.name!r} is missing")
+    return np.full((*batch, *spec.sized(size).shape), spec.fill(spec.default), spec.dtype)
+
+
+def _read_tensor(
+    tensor: dict[str, Any], binary: memoryview | bytes, at: int, spec: TensorSpec, most: int
+) -> tuple[np.ndarray, int]:
+    """One tensor, and where the bytes of the next one begin."""
+    name = spec.name
+    check_fields(tensor, INPUT_FIELDS, name)
+    parameters = _parameters(tensor, name, INPUT_PARAMETERS)
+    check_datatype(tensor.get("datatype"), spec.datatype, name)
+    shape = check_shape(tensor.get("shape"), spec.shape, most, name)
     size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in tensor:
-            raise InputError(f"{INPUT}: neither data nor the parameter binary_data_size")
-        if len(binary):
-            raise InputError(f"{INPUT}: data is in the JSON part, but {len(binary)} bytes follow it")
-        values = from_values(tensor["data"], view.dtype, shape, INPUT)
-    else:
-        if "data" in tensor:
-            raise InputError(f"{INPUT}: its data must be in one place; it is given both as numbers and as bytes")
-        if type(size) is not int or size != len(binary):
-            raise InputError(f"{INPUT}: binary_data_size is {str(size)[:80]}; {len(binary)} bytes follow the JSON part")
-        values = from_bytes(binary, view.dtype, shape, INPUT)
-    view.check_values(values)
-    return values
+            raise InputError(f"{name}: neither data nor the parameter binary_data_size")
+        return from_values(tensor["data"], spec, shape), at
+    if "data" in tensor:
+        raise InputError(f"{name}: its data must be in one place; it is given both as numbers and as bytes")
+    left = len(binary) - at
+    if type(size) is not int or not 0 <= size <= left:
+        raise InputError(f"{name}: binary_data_size is {str(size)[:80]}; {left} bytes follow the JSON part")
+    return from_bytes(binary[at : at + size], spec, shape), at + size
 
 
-def _wants_binary(head: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
+def _wanted(given: Any, parameters: Mapping[str, Any], view: ModelView) -> tuple[Wanted, ...]:
+    """The outputs that a client names, or all of them."""
     binary = parameters.get("binary_data_output", False)
-    outputs = head.get("outputs")
-    if outputs is not None:
-        if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
-            raise InputError(f"outputs must be a list of tensors; there is one, {OUTPUT!r}")
-        for output in reversed(outputs):  # it may be named again, as Triton has it; the first one counts
-            check_fields(output, OUTPUT_FIELDS, OUTPUT)
-            check_name(output.get("name"), OUTPUT)
-            own = _parameters(output, OUTPUT, OUTPUT_PARAMETERS)
+    wanted: dict[int, Wanted] = {}
+    if given is not None:
+        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+            raise InputError(f"outputs must be a list of tensors; there are {_names(view.outputs)}")
+        places = {spec.name: place for place, spec in enumerate(view.outputs)}
+        for output in given:
+            name = output.get("name")
+            place = places.get(name) if isinstance(name, str) else None
+            if place is None:
+                raise InputError(f"there is no tensor {str(name)[:80]!r} here; expected {_names(view.outputs)}")
+            check_fields(output, OUTPUT_FIELDS, view.outputs[place].name)
+            own = _parameters(output, view.outputs[place].name, OUTPUT_PARAMETERS)
             if own.get("classification"):
-                raise InputError(f"{OUTPUT}: classification is not supported")
-            binary = own.get("binary_data", parameters.get("binary_data_output", False))
-    if not isinstance(binary, bool):
-        raise InputError(f"binary_data is {str(binary)[:80]!r}; it must be true or false")
-    return binary
+                raise InputError(f"{name}: classification is not supported")
+            # It may be named again, as Triton has it; the first one counts.
+            wanted.setdefault(place, Wanted(place, _is_binary(own.get("binary_data", binary))))
+    if wanted:
+        return tuple(wanted.values())
+    return tuple(Wanted(place, _is_binary(binary)) for place in range(len(view.outputs)))
+
+
+def _is_binary(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"binary_data is {str(value)[:80]!r}; it must be true or false")
+    return value
 
 
 def _parameters(holder: Mapping[str, Any], where: str, known: frozenset[str]) -> dict[str, Any]:

@@ -16,16 +16,17 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import IO, Any
 
 import numpy as np
 import orjson
 
-from serving.api.infer_call import InferCall, read_call, read_id
-from serving.api.json_codec import json_numbers, read_json
+from serving.api.infer_call import InferCall, Wanted, read_call, read_id
 from serving.api.model_view import ModelView
-from serving.api.tensors import to_bytes
+from serving.api.protocol.json_codec import json_numbers, read_json
+from serving.api.tensors import from_bytes, plain_values, to_bytes
+from serving.models.tensors import TensorSpec
 from traces.errors import InputError
 
 SMALL = 128 * 1024  # bytes of JSON that are parsed or written in a few ms at most
@@ -55,17 +56,21 @@ class JsonProcesses:
         Raises:
             InputError: it is not what it should be.
         """
-        described = asdict(view) | {"dtype": view.dtype.str}
+        described = asdict(replace(view, buckets=()))
         result, data = await self._run({"view": described, "most": most}, body)
         named(result["id"])
         if "error" in result:
             raise InputError(result["error"])
-        values = data.view(view.dtype).reshape(result["shape"])
-        return InferCall(result["id"], values, result["parameters"], result["binary"])
+        values, at = [], 0
+        for spec, shape, length in zip(view.inputs, result["shapes"], result["lengths"]):
+            values.append(from_bytes(data.data[at : at + length], spec, tuple(shape)))
+            at += length
+        outputs = tuple(Wanted(*one) for one in result["outputs"])
+        return InferCall(result["id"], tuple(values), result["size"], result["parameters"], outputs)
 
-    async def write(self, array: np.ndarray) -> memoryview:
-        """What `json_numbers` makes of an array."""
-        job = {"dtype": array.dtype.str}
+    async def write(self, array: np.ndarray, datatype: str) -> memoryview:
+        """What `json_numbers` makes of an array of a type."""
+        job = {"datatype": datatype, "shape": array.shape}
         _, text = await self._run(job, to_bytes(array))
         return text.data
 
@@ -114,8 +119,14 @@ def main() -> None:
 
 def _done(job: dict[str, Any], data: np.ndarray) -> tuple[dict[str, Any], Buffer]:
     if "view" not in job:
-        return {}, json_numbers(data.view(job["dtype"]))
-    view = ModelView(**job["view"] | {"dtype": np.dtype(job["view"]["dtype"]), "item": tuple(job["view"]["item"])})
+        array = from_bytes(data.data, TensorSpec("", job["datatype"], ()), tuple(job["shape"]))
+        return {}, json_numbers(plain_values(array, job["datatype"]))
+    given = job["view"]
+    specs = {
+        side: tuple(TensorSpec(**one | {"shape": tuple(one["shape"])}) for one in given[side])
+        for side in ("inputs", "outputs")
+    }
+    view = ModelView(**given | specs)
     id_ = None
     try:
         head = read_json(data.data)
@@ -123,8 +134,16 @@ def _done(job: dict[str, Any], data: np.ndarray) -> tuple[dict[str, Any], Buffer
         call = read_call(head, b"", view, job["most"])
     except InputError as error:
         return {"id": id_, "error": str(error)}, b""
-    described = {"id": id_, "shape": call.values.shape, "parameters": call.parameters, "binary": call.binary}
-    return described, to_bytes(call.values)
+    parts = [to_bytes(values) for values in call.values]
+    described = {
+        "id": id_,
+        "shapes": [values.shape for values in call.values],
+        "lengths": [len(part) for part in parts],
+        "size": call.size,
+        "parameters": call.parameters,
+        "outputs": [tuple(one) for one in call.outputs],
+    }
+    return described, b"".join(parts)
 
 
 def _send(pipe: IO[bytes], head: dict[str, Any], data: Buffer) -> None:

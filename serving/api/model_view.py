@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.api.tensors import DATATYPES, datatype_of
+from serving.models.tensors import TensorSpec
 from traces.errors import InputError
 
 if TYPE_CHECKING:  # the process that parses JSON does without torch
     from serving.models.served import ServedModel
 
-VERSION = "1"  # each model has one version
-INPUT, OUTPUT = "input", "output"  # a model has one input and one output
-PLATFORM = "pytorch"
+_TYPES = {"BYTES": "TYPE_STRING"}  # in the configuration, where others have TYPE_ in front
 
 
 @dataclass(frozen=True)
@@ -26,44 +24,63 @@ class ModelView:
 
     Attributes:
         name: its name.
-        dtype: of its input.
-        datatype: the same in the protocol's words.
-        item: shape of one input.
-        output_datatype: of its output, in the protocol's words.
-        output_item: shape of one output.
-        below: integer inputs must be in [0, below); None when any will do.
+        scheduled: the name under which it is scheduled.
+        version: as clients name it.
+        versions: all that are served of it.
+        platform: what runs it, in the protocol's words.
+        inputs: its inputs.
+        outputs: its outputs.
         deadline_ms: of one item, for requests that name none.
         priority: 0 (high) or 1 (low), for requests that name none.
+        largest: the largest size that varies; None for a model of fixed sizes.
+        least: the least size that varies.
+        buckets: the model as it is scheduled for each of its sizes, ascending; none for a model of fixed sizes.
     """
 
     name: str
-    dtype: np.dtype
-    datatype: str
-    item: tuple[int, ...]
-    output_datatype: str
-    output_item: tuple[int, ...]
-    below: int | None
+    scheduled: str
+    version: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     deadline_ms: float
     priority: int
+    largest: int | None = None
+    least: int = 1
+    buckets: tuple[tuple[int, ModelView], ...] = ()
+    versions: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def item_bytes(self) -> int:
-        """Bytes of one input."""
-        return math.prod(self.item) * self.dtype.itemsize
+        """Bytes of the inputs of one item, at least."""
+        return sum(spec.item_bytes for spec in self.inputs)
 
-    @property
+    @cached_property
     def output_item_bytes(self) -> int:
-        """Bytes of one output."""
-        return math.prod(self.output_item) * DATATYPES[self.output_datatype].itemsize
+        """Bytes of the outputs of one item, at least."""
+        return sum(spec.item_bytes for spec in self.outputs)
+
+    def bucket(self, size: int | None) -> ModelView:
+        """The model as it is scheduled for items of a size, which is at most `largest`."""
+        return self if size is None else next(view for bound, view in self.buckets if size <= bound)
+
+    def check_size(self, size: int, where: str) -> None:
+        """Refuse a size of the inputs that the model does not take; `where` names it in the error."""
+        if self.largest is None:
+            raise InputError(f"{where}: the inputs of model {self.name!r} have fixed sizes")
+        if size > self.largest:
+            raise InputError(f"{where}: size {size} is over {self.largest}, the most that model {self.name!r} takes")
+        if size < self.least:
+            raise InputError(f"{where}: size {size} is under {self.least}, the least that model {self.name!r} takes")
 
     def metadata(self) -> dict[str, Any]:
         """The model's metadata."""
         return {
             "name": self.name,
-            "versions": [VERSION],
-            "platform": PLATFORM,
-            "inputs": [{"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.item]}],
-            "outputs": [{"name": OUTPUT, "datatype": self.output_datatype, "shape": [-1, *self.output_item]}],
+            "versions": list(self.versions or (self.version,)),
+            "platform": self.platform,
+            "inputs": [_metadata(spec) for spec in self.inputs],
+            "outputs": [_metadata(spec) for spec in self.outputs],
         }
 
     def config(self, most: int, limits: Mapping[str, int]) -> dict[str, Any]:
@@ -73,40 +90,54 @@ class ModelView:
             most: most items of one call.
             limits: further ones, by their flags.
         """
+        parameters = dict(limits) | ({"buckets": [size for size, _ in self.buckets]} if self.buckets else {})
         return {
             "name": self.name,
-            "platform": PLATFORM,
+            "platform": self.platform,
             "max_batch_size": most,
-            "parameters": {name: {"string_value": str(value)} for name, value in limits.items()},
-            "input": [{"name": INPUT, "data_type": f"TYPE_{self.datatype}", "dims": self.item}],
-            "output": [{"name": OUTPUT, "data_type": f"TYPE_{self.output_datatype}", "dims": self.output_item}],
+            "parameters": {name: {"string_value": str(value)} for name, value in parameters.items()},
+            "input": [_config(spec) | ({"optional": True} if spec.optional else {}) for spec in self.inputs],
+            "output": [_config(spec) for spec in self.outputs],
         }
 
-    def check_values(self, values: np.ndarray) -> None:
+    def check_values(self, spec: TensorSpec, values: np.ndarray) -> None:
         """Refuse numbers that would make the model fail, and with it the other requests of its batch."""
-        if self.below is not None and (values.min() < 0 or values.max() >= self.below):
-            raise InputError(f"{INPUT}: model {self.name!r} takes integers from 0 to {self.below - 1}")
+        if spec.bounded and (values.min() < 0 or values.max() >= spec.high):
+            raise InputError(f"{spec.name}: model {self.name!r} takes integers from 0 to {spec.high - 1}")
 
 
-def view_model(model: ServedModel, deadline_ms: float, priority: int) -> ModelView:
-    """Work a loaded model's view out."""
-    dtype = np.dtype(model.input_dtype)
-    # Only of our own models do we know that input_high is a bound and not just an example.
-    bounded = model.source.startswith("builtin:") and dtype.kind in "iu"
-    return ModelView(
-        name=model.name,
-        dtype=dtype,
-        datatype=datatype_of(dtype),
-        item=tuple(model.input_shape),
-        output_datatype=datatype_of(model.output_dtype),
-        output_item=tuple(model.output_shape),
-        below=model.input_high if bounded else None,
-        deadline_ms=deadline_ms,
-        priority=priority,
-    )
+def _metadata(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
 
 
-def check_name(given: object, expected: str) -> None:
-    """Refuse a tensor of another name than the one that every model has."""
-    if given != expected:
-        raise InputError(f"there is no tensor {str(given)[:80]!r} here; expected {expected!r}")
+def _config(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": _TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"), "dims": spec.shape}
+
+
+def view_model(models: Sequence[ServedModel], deadlines_ms: Sequence[float], priority: int) -> ModelView:
+    """Work a loaded model's view out.
+
+    Args:
+        models: the model, or its buckets.
+        deadlines_ms: of one item of each.
+        priority: of requests that name none.
+    """
+    order = sorted(range(len(models)), key=lambda place: models[place].bucket or 0)
+    views = [
+        ModelView(
+            name=models[place].model.partition(":")[0],
+            scheduled=models[place].name,
+            version=models[place].version,
+            platform=models[place].platform,
+            inputs=models[place].inputs,
+            outputs=models[place].outputs,
+            deadline_ms=deadlines_ms[place],
+            priority=priority,
+        )
+        for place in order
+    ]
+    sizes = [models[place].bucket for place in order]
+    if sizes[-1] is None:
+        return views[0]
+    buckets = tuple((size or 0, view) for size, view in zip(sizes, views))
+    return replace(views[-1], largest=sizes[-1], least=models[order[0]].least, buckets=buckets)

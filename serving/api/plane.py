@@ -1,28 +1,26 @@
 """What the server can be asked, whatever the protocol: HTTP and gRPC are thin handlers over one `Plane`.
 
-A handler turns its bytes into an array and a few plain values, asks here, and turns the answer or the `Refusal` into its own
-form. So the two cannot differ in what they take, refuse or count.
+A handler turns its bytes into an `InferCall` and a few plain values, asks here, and turns the answer or the `Refusal` into its
+own form. So the two cannot differ in what they take, refuse or count.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from serving.api.config import ApiConfig
-from serving.api.infer_call import check_fields, check_schedule
-from serving.api.model_view import VERSION, ModelView
+from serving.api.answer import Answer
+from serving.api.config import ApiConfig, package_version
+from serving.api.infer_call import InferCall, check_fields, check_schedule
+from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal
 from serving.engine.quotes import Quote
 from serving.engine.request import UNNAMED, Observer, Origin, Refused
+from serving.models.listing import VERSION_MARK
 from serving.observers.statistics import Statistics
 from traces.errors import InputError
 
@@ -40,16 +38,23 @@ NO_TOKEN = "this server requires a bearer token, and there is none or a wrong on
 class RepositoryApi(Protocol):
     """Loads and unloads models while the server runs."""
 
+    @property
+    def evicted(self) -> Mapping[str, Any]:
+        """Models that are out of memory (`serving.residency.Evicted`), by name."""
+
+    async def bring_back(self, name: str) -> None:
+        """Load a model that is out of memory. Raises InputError."""
+
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         """Priority and deadline in ms of a model's requests that name none; None where it does not say."""
 
     def index(self) -> list[dict[str, str]]:
         """All models that could be served: name, version, state, reason."""
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, version: str = "") -> None:
         """Make a model ready. Raises KeyError for an unknown one, InputError for one that cannot be loaded."""
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
 
 
@@ -96,18 +101,6 @@ def _shown(text: str | None) -> str:
     return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
 
 
-class Answer(NamedTuple):
-    """An answered request.
-
-    Attributes:
-        output: (n, *output_item).
-        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
-    """
-
-    output: np.ndarray
-    parameters: dict[str, int | str]
-
-
 class Listener(NamedTuple):
     """HTTP or gRPC as it is served.
 
@@ -139,7 +132,8 @@ class Plane(ABC):
         self.repository = repository
         self.metrics = metrics
         self._statistics = Statistics()
-        self._names: tuple[str, ...] = ()
+        self._scheduled: tuple[str, ...] = ()
+        self._n_evicted = 0
         self._views: dict[str, ModelView] = {}
         self._clients: dict[str, int] = {}
 
@@ -152,8 +146,8 @@ class Plane(ABC):
 
     @property
     @abstractmethod
-    def models(self) -> tuple[str, ...]:
-        """Names of the models that are served; the same object until they change."""
+    def scheduled(self) -> tuple[str, ...]:
+        """Names under which the models in memory are scheduled, buckets one by one; the same object until they change."""
 
     @property
     @abstractmethod
@@ -167,11 +161,11 @@ class Plane(ABC):
 
     @abstractmethod
     def _view_models(self) -> dict[str, ModelView]:
-        """The models as clients see them."""
+        """The models as clients see them; a version that does not have the name alone by its name and `VERSION_MARK`."""
 
     @abstractmethod
     async def serve(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call, whoever its client is; see `infer`."""
 
@@ -185,26 +179,44 @@ class Plane(ABC):
         """Name, version and extensions of the server."""
         return {"name": "strait", "version": package_version(), "extensions": list(EXTENSIONS)}
 
+    @property
+    def views(self) -> dict[str, ModelView]:
+        """All models that are served, by name, described again if there are others than before."""
+        evicted = {} if self.repository is None else self.repository.evicted
+        if self.scheduled is not self._scheduled or len(evicted) != self._n_evicted:
+            self._scheduled, self._n_evicted = self.scheduled, len(evicted)
+            views = self._view_models()
+            versions: dict[str, tuple[str, ...]] = {}
+            for view in views.values():
+                versions[view.name] = (*versions.get(view.name, ()), view.version)
+            self._views = {name: replace(view, versions=versions[view.name]) for name, view in views.items()}
+        return self._views
+
     def model(self, name: str, version: str = "") -> ModelView:
         """A served model.
 
         Raises:
             Refusal: no such model or version.
         """
-        if self.models is not self._names:
-            self._names, self._views = self.models, self._view_models()
-        view = self._views.get(name)
+        views = self.views
+        view = views.get(name)
+        if version and (view is None or version != view.version):
+            view = views.get(f"{name}{VERSION_MARK}{version}", view)
         if view is None:
-            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(self._names)}")
-        if version not in ("", VERSION):
-            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {VERSION}, not {version[:80]!r}")
+            raise Refusal(Kind.NOT_FOUND, f"model {name[:80]!r} is not served; served are {', '.join(views)}")
+        if version not in ("", view.version):
+            has = ", ".join(view.versions)
+            raise Refusal(Kind.NOT_FOUND, f"model {name!r} has version {has}, not {version[:80]!r}")
         return view
 
     def model_statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
         """Statistics of one model, or of all."""
-        if name:
-            self.model(name, version)
-        return [self._statistics.describe(one, VERSION) for one in ([name] if name else self.models)]
+        views = [self.model(name, version)] if name else list(self.views.values())
+        return [self._statistics.describe(view.name, view.version) for view in views]
+
+    def serves(self, name: str) -> bool:
+        """Whether there is a model of this name."""
+        return name in [view.name for view in self.views.values()]
 
     # Inference.
 
@@ -255,13 +267,13 @@ class Plane(ABC):
         return priority - 1 if priority else view.priority, deadline_ms
 
     async def infer(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller = DIRECT
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller = DIRECT
     ) -> Answer:
         """Serve the n items of one call, all or none; when the calling task is cancelled, so are they.
 
         Args:
-            view: the model.
-            values: (n, *view.item) of view.dtype.
+            view: the model, or its bucket for items of the call's size.
+            call: what is asked.
             priority: 0 (high) or 1 (low).
             deadline_ms: from now.
             caller: whose address the limit of each client counts.
@@ -269,14 +281,14 @@ class Plane(ABC):
         Raises:
             Refusal: an item was not answered, or the client has too many in flight.
         """
-        n, most, client = len(values), self.config.max_per_client, caller.address
+        n, most, client = call.n_items, self.config.max_per_client, caller.address
         inside = self._clients.get(client, 0) + n
         if inside > most:
             held = f"this client has {inside - n} requests in flight; {most} are allowed (--max_per_client)"
             raise Refusal(Kind.TOO_MANY, held)
         self._clients[client] = inside
         try:
-            return await self.serve(view, values, priority, deadline_ms, caller)
+            return await self.serve(view, call, priority, deadline_ms, caller)
         finally:
             left = self._clients[client] - n
             if left:
@@ -290,32 +302,35 @@ class Plane(ABC):
         """All models that are or could be served."""
         if self.repository is None:
             state = "READY" if self.ready else "UNAVAILABLE"
-            rows = [{"name": n, "version": VERSION, "state": state, "reason": ""} for n in self.models]
+            rows = [
+                {"name": one.name, "version": one.version, "state": state, "reason": ""} for one in self.views.values()
+            ]
         else:
             rows = self.repository.index()
         return [row for row in rows if row["state"] == "READY" or not only_ready]
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Make a model of the repository ready; goes on when the caller leaves. There are no parameters."""
-        check_fields(parameters, frozenset(), "load", "parameter")
-        await self._change("load", name)
+        """Make a model of the repository ready; goes on when the caller leaves. The parameter `version` chooses one."""
+        check_fields(parameters, frozenset(["version"]), "load", "parameter")
+        await self._change("load", name, parameters)
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Serve a model no more; goes on when the caller leaves.
 
         Args:
             name: the model.
-            parameters: `unload_dependents`, which tritonclient always sends; no model here depends on another.
+            parameters: `version`, and `unload_dependents`, which tritonclient always sends; no model here depends on another.
         """
-        check_fields(parameters, frozenset(["unload_dependents"]), "unload", "parameter")
-        await self._change("unload", name)
+        check_fields(parameters, frozenset(["unload_dependents", "version"]), "unload", "parameter")
+        await self._change("unload", name, parameters)
 
-    async def _change(self, verb: str, name: str) -> None:
+    async def _change(self, verb: str, name: str, parameters: Mapping[str, Any]) -> None:
+        version = str(parameters.get("version", ""))[:80]
         if self.repository is None:
             raise Refusal(Kind.BAD_INPUT, f"this server cannot {verb} models: it has no repository")
-        change: Callable[[str], Awaitable[None]] = getattr(self.repository, verb)
+        change: Callable[[str, str], Awaitable[None]] = getattr(self.repository, verb)
         try:
-            await asyncio.shield(asyncio.ensure_future(change(name)))
+            await asyncio.shield(asyncio.ensure_future(change(name, version)))
         except KeyError:
             missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
             raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None
@@ -324,20 +339,3 @@ class Plane(ABC):
         except Exception as error:  # a model's own code runs here
             log.exception("cannot %s model %r", verb, name)
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
-
-
-def allowed(token: str | None, header: str | None) -> bool:
-    """Whether an Authorization header carries the token; compared in constant time. Without a token all are allowed."""
-    if token is None:
-        return True
-    scheme, _, given = (header or "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
-    return right and scheme.lower() == "bearer"
-
-
-def package_version() -> str:
-    """Version of the installed package; "0" when it runs from a folder without being installed."""
-    try:
-        return version("strait-rl")
-    except PackageNotFoundError:
-        return "0"

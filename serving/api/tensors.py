@@ -14,38 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from serving.models.tensors import VARIES, TensorSpec, bf16_bits, bf16_numbers
 from traces.errors import InputError
 
-DATATYPES: dict[str, np.dtype] = {
-    "BOOL": np.dtype("bool"),
-    "UINT8": np.dtype("uint8"),
-    "UINT16": np.dtype("uint16"),
-    "UINT32": np.dtype("uint32"),
-    "UINT64": np.dtype("uint64"),
-    "INT8": np.dtype("int8"),
-    "INT16": np.dtype("int16"),
-    "INT32": np.dtype("int32"),
-    "INT64": np.dtype("int64"),
-    "FP16": np.dtype("float16"),
-    "FP32": np.dtype("float32"),
-    "FP64": np.dtype("float64"),
-}
-"""The protocol's name of each type that is served. BYTES and BF16 are not: no model here takes them."""
-
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-
-
-def datatype_of(dtype: np.dtype | str) -> str:
-    """The protocol's name of a NumPy type."""
-    return _NAMES[np.dtype(dtype)]
+LENGTH = struct.Struct("<I")  # in front of each element of BYTES
 
 
 def check_datatype(datatype: object, expected: str, where: str) -> None:
     """Refuse a tensor that is not of the type `expected`; `where` names it in the error."""
     if datatype == expected:
         return
-    if datatype in ("BYTES", "BF16"):
-        raise InputError(f"{where}: datatype {datatype} is not supported; expected {expected}")
     raise InputError(f"{where}: datatype is {_short(datatype)}; expected {expected}")
 
 
@@ -54,7 +32,7 @@ def check_shape(shape: Any, item: tuple[int, ...], most: int, where: str) -> tup
 
     Args:
         shape: as the client wrote it.
-        item: shape of one item.
+        item: shape of one item; -1 where the size varies.
         most: most items of one call.
         where: names the tensor in the error.
 
@@ -63,8 +41,14 @@ def check_shape(shape: Any, item: tuple[int, ...], most: int, where: str) -> tup
     """
     if not isinstance(shape, (list, tuple)) or not _KINDS["i"][1].issuperset(map(type, shape)):
         raise InputError(f"{where}: shape is {_short(shape)}; it must be a list of integers")
-    if len(shape) != len(item) + 1 or tuple(shape[1:]) != item:
-        raise InputError(f"{where}: shape is {_short(list(shape))}; expected {['n', *item]}, n the number of items")
+    given = tuple(shape[1:])
+    if given != item and not (
+        len(given) == len(item) and all(a == b or (b == VARIES and a >= 1) for a, b in zip(given, item))
+    ):
+        varying = ", -1 any size from 1" if VARIES in item else ""
+        raise InputError(
+            f"{where}: shape is {_short(list(shape))}; expected {['n', *item]}, n the number of items{varying}"
+        )
     if most < 1:
         raise InputError(f"{where}: one item is more than a message may hold (--max_body_bytes, --max_grpc_bytes)")
     if not 1 <= shape[0] <= most:
@@ -72,23 +56,41 @@ def check_shape(shape: Any, item: tuple[int, ...], most: int, where: str) -> tup
     return tuple(shape)
 
 
-def from_values(data: Any, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """An array from a list of numbers, flat or nested as `shape` says.
+def from_values(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """An array from a list of numbers or texts, flat or nested as `shape` says.
 
     Raises:
-        InputError: other numbers than promised, or numbers that the type cannot hold.
+        InputError: others than promised, or numbers that the type cannot hold.
     """
+    where, dtype = spec.name, spec.dtype
     flat = _flat(data, shape, where)
     if len(flat) != math.prod(shape):
         raise InputError(f"{where}: data has {len(flat)} elements; shape {list(shape)} has {math.prod(shape)}")
+    if spec.datatype == "BF16":
+        dtype = np.dtype(np.float32)
     words, types = _KINDS[dtype.kind]
     if not types.issuperset(map(type, flat)):
-        raise InputError(f"{where}: data holds something else than {words} for {datatype_of(dtype)}")
+        raise InputError(f"{where}: data holds something else than {words} for {spec.datatype}")
+    if dtype.kind == "O":
+        return _objects([_encoded(one, where) for one in flat], shape)
     # Packing takes a fifth of the time of a way through NumPy's own types.
     try:
         made = np.frombuffer(struct.pack(f"={len(flat)}{_CODES.get(dtype.char, dtype.char)}", *flat), dtype)
     except (struct.error, OverflowError):
-        raise InputError(f"{where}: data holds a number that {datatype_of(dtype)} cannot") from None
+        raise InputError(f"{where}: data holds a number that {spec.datatype} cannot") from None
+    return (bf16_bits(made) if spec.datatype == "BF16" else made).reshape(shape)
+
+
+def _encoded(text: str | bytes, where: str) -> bytes:
+    try:
+        return text if isinstance(text, bytes) else text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InputError(f"{where}: data holds text that is not Unicode") from None
+
+
+def _objects(values: list[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    made = np.empty(len(values), object)
+    made[:] = values
     return made.reshape(shape)
 
 
@@ -111,16 +113,20 @@ _KINDS = {
     "i": ("integers", frozenset((int,))),
     "u": ("integers", frozenset((int,))),
     "b": ("true and false", frozenset((bool,))),
+    "O": ("texts", frozenset((str, bytes))),
 }
 _CODES = {"l": "q", "L": "Q"}  # `struct` has other codes for these than NumPy
 
 
-def from_bytes(buffer: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """An array over the bytes of a tensor: little-endian, row-major, not copied.
+def from_bytes(buffer: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """An array over the bytes of a tensor: little-endian, row-major, not copied; each element of BYTES behind its length.
 
     Raises:
         InputError: another number of bytes than promised.
     """
+    where, dtype = spec.name, spec.dtype
+    if dtype.kind == "O":
+        return _objects(_elements(buffer, math.prod(shape), where), shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(buffer) != expected:
         raise InputError(f"{where}: {len(buffer)} bytes of data; shape {list(shape)} has {expected}")
@@ -130,10 +136,34 @@ def from_bytes(buffer: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ..
     return made if sys.byteorder == "little" else made.byteswap()
 
 
+def _elements(buffer: bytes | memoryview, count: int, where: str) -> list[bytes]:
+    found, at = [], 0
+    for _ in range(count):
+        if at + LENGTH.size > len(buffer):
+            break
+        (length,) = LENGTH.unpack_from(buffer, at)
+        at += LENGTH.size + length
+        if at > len(buffer):
+            break
+        found.append(bytes(buffer[at - length : at]))
+    if len(found) != count or at != len(buffer):
+        raise InputError(
+            f"{where}: {len(buffer)} bytes of data do not hold {count} elements of BYTES, each behind 4 bytes of its length"
+        )
+    return found
+
+
 def to_bytes(array: np.ndarray) -> memoryview:
     """The bytes of a tensor: little-endian, row-major; not copied where they lie so."""
+    if array.dtype.kind == "O":
+        return memoryview(b"".join(part for one in array.ravel() for part in (LENGTH.pack(len(one)), one)))
     made = np.ascontiguousarray(array if sys.byteorder == "little" else array.byteswap())
     return made.reshape(-1).view(np.uint8).data
+
+
+def plain_values(array: np.ndarray, datatype: str) -> np.ndarray:
+    """A tensor as JSON has it: numbers for BF16."""
+    return bf16_numbers(array) if datatype == "BF16" else array
 
 
 def _short(value: object) -> str:

@@ -1,7 +1,8 @@
 """What doors and replicas send each other: length-prefixed frames of fixed layout, little-endian. Nothing is unpickled.
 
 A frame is its length after these 4 bytes, its kind, and what the kind has. Deadlines are sent as the time that is left, since
-machines have no clock in common. The names, types and shapes of models go once, as JSON, in the replica's greeting.
+machines have no clock in common. The names and types of models and tensors go once, as JSON, in the replica's greeting
+(`serving.cluster.greeting`); a tensor goes as its place among those of its model, its shape and its bytes.
 
 gRPC was measured first, as streams over the server's own API: 0.7 ms of CPU for a request on both sides together, against 0.1
 ms for frames. Where two cores serve models beside it, that is the difference between in time and late.
@@ -9,9 +10,8 @@ ms for frames. Where two cores serve models beside it, that is the difference be
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -36,16 +36,34 @@ class FrameKind(IntEnum):
     DONE = 10  # replica: it is loaded or unloaded
 
 
-_REQUEST = struct.Struct("<BQHBdIBB")  # kind, id, model, priority, ms left, items, lengths of id and traceparent
-_ANSWER = struct.Struct("<BQBdddIddI")  # kind, id, late, latency, queue, predicted, batch size, held (2), items
+# kind, id, model, priority, ms left, lengths of id and traceparent, number of outputs, number of inputs
+_REQUEST = struct.Struct("<BQHBdBBHH")
+_ANSWER = struct.Struct(
+    "<BQBdddIddH"
+)  # kind, id, late, latency, queue, predicted, batch size, held (2), number of outputs
+_TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 bytes each
 _REFUSAL = struct.Struct("<BQBBdd")  # kind, id, reason, seen by observers, held (2)
 _CANCEL = struct.Struct("<BQ")
 _PONG = struct.Struct("<BBdd")  # kind, accepting, held (2)
-_REPOSITORY = struct.Struct("<BQB")  # kind, id, load (1) or unload (0); then the name
+_REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
 class FrameError(Exception):
     """The other side does not speak this protocol; the message is one line."""
+
+
+class SentTensor(NamedTuple):
+    """An input or an output of all items of a request.
+
+    Attributes:
+        place: among those of its model.
+        shape: of the array, items first.
+        values: its bytes, as `serving.api.tensors.to_bytes` has them.
+    """
+
+    place: int
+    shape: tuple[int, ...]
+    values: bytes | memoryview
 
 
 class InferFrame(NamedTuple):
@@ -53,31 +71,33 @@ class InferFrame(NamedTuple):
 
     Attributes:
         id: the door's number.
-        model: place in the greeting's list.
+        model: place in the greeting's views; the bucket follows from the shapes of the inputs.
         priority: 0 (high) or 1 (low).
         left_ms: time to the deadline.
-        items: how many.
         client_id: see `serving.engine.request.Origin`.
         traceparent: see there.
-        values: bytes of the inputs, one after the other.
+        outputs: places of those that the client wants.
+        inputs: all of the model's.
     """
 
     id: int
     model: int
     priority: int
     left_ms: float
-    items: int
     client_id: bytes
     traceparent: bytes
-    values: bytes | memoryview
+    outputs: tuple[int, ...]
+    inputs: tuple[SentTensor, ...]
 
     def pack(self) -> list[bytes | memoryview]:
         """As sent."""
-        id_, trace = self.client_id[:255], self.traceparent[:255]
+        id_, trace, outputs = self.client_id[:255], self.traceparent[:255], self.outputs
         head = _REQUEST.pack(
-            FrameKind.REQUEST, self.id, self.model, self.priority, self.left_ms, self.items, len(id_), len(trace)
-        )
-        return framed(head + id_ + trace, self.values)
+            FrameKind.REQUEST, self.id, self.model, self.priority, self.left_ms, len(id_), len(trace), len(outputs),
+            len(self.inputs),
+        )  # fmt: skip
+        places = struct.pack(f"<{len(outputs)}H", *outputs)
+        return framed(head + id_ + trace + places, self.inputs)
 
 
 class AnswerFrame(NamedTuple):
@@ -91,8 +111,7 @@ class AnswerFrame(NamedTuple):
         predicted_ms: from dispatch to end.
         batch_size: requests in its batch.
         held: (2,) work that the replica holds, by priority, see `envs.cluster.ledger`.
-        items: how many.
-        values: bytes of the outputs.
+        outputs: those that the client wants.
     """
 
     id: int
@@ -102,16 +121,15 @@ class AnswerFrame(NamedTuple):
     predicted_ms: float
     batch_size: int
     held: tuple[float, float]
-    items: int
-    values: bytes | memoryview
+    outputs: tuple[SentTensor, ...]
 
     def pack(self) -> list[bytes | memoryview]:
         """As sent."""
         head = _ANSWER.pack(
             FrameKind.ANSWER, self.id, self.late, self.latency_ms, self.queue_ms, self.predicted_ms, self.batch_size,
-            *self.held, self.items,
+            *self.held, len(self.outputs),
         )  # fmt: skip
-        return framed(head, self.values)
+        return framed(head, self.outputs)
 
 
 class RefusalFrame(NamedTuple):
@@ -134,18 +152,22 @@ class RefusalFrame(NamedTuple):
     def pack(self) -> list[bytes | memoryview]:
         """As sent."""
         head = _REFUSAL.pack(FrameKind.REFUSAL, self.id, self.reason, self.observed, *self.held)
-        return framed(head + self.message.encode()[:4096], b"")
+        return framed(head + self.message.encode()[:4096])
 
 
-def framed(head: bytes, body: bytes | memoryview) -> list[bytes | memoryview]:
+def framed(head: bytes, tensors: Sequence[SentTensor] = ()) -> list[bytes | memoryview]:
     """A frame in the parts that are written, so that large tensors are not copied."""
-    prefix = LENGTH.pack(len(head) + len(body)) + head
-    return [prefix, body] if len(body) else [prefix]
+    sizes = 0
+    for place, shape, values in tensors:
+        head += _TENSOR.pack(place, len(shape), len(values)) + struct.pack(f"<{len(shape)}I", *shape)
+        sizes += len(values)
+    prefix = LENGTH.pack(len(head) + sizes) + head
+    return [prefix, *(one.values for one in tensors if len(one.values))]
 
 
 def open_frame(token: str | None) -> list[bytes | memoryview]:
     """The first frame of a door."""
-    return framed(bytes([FrameKind.OPEN]) + MAGIC, (token or "").encode())
+    return framed(bytes([FrameKind.OPEN]) + MAGIC + (token or "").encode())
 
 
 def read_open(frame: memoryview) -> bytes:
@@ -155,50 +177,65 @@ def read_open(frame: memoryview) -> bytes:
     return bytes(frame[1 + len(MAGIC) :])
 
 
-def greeting_frame(described: dict[str, Any]) -> list[bytes | memoryview]:
-    """What a replica says of itself."""
-    return framed(bytes([FrameKind.GREETING]), json.dumps(described).encode())
-
-
 def cancel_frame(id_: int) -> list[bytes | memoryview]:
     """Give a request up."""
-    return framed(_CANCEL.pack(FrameKind.CANCEL, id_), b"")
+    return framed(_CANCEL.pack(FrameKind.CANCEL, id_))
 
 
 def ping_frame() -> list[bytes | memoryview]:
     """Ask for a sign of life."""
-    return framed(bytes([FrameKind.PING]), b"")
+    return framed(bytes([FrameKind.PING]))
 
 
 def pong_frame(accepting: bool, held: tuple[float, float]) -> list[bytes | memoryview]:
     """The sign of life."""
-    return framed(_PONG.pack(FrameKind.PONG, accepting, *held), b"")
+    return framed(_PONG.pack(FrameKind.PONG, accepting, *held))
 
 
-def repository_frame(id_: int, load: bool, name: str) -> list[bytes | memoryview]:
-    """Load or unload a model."""
-    return framed(_REPOSITORY.pack(FrameKind.REPOSITORY, id_, load), name.encode()[:512])
+def repository_frame(id_: int, load: bool, name: str, version: str = "") -> list[bytes | memoryview]:
+    """Load or unload a model, or a version of it."""
+    given = version.encode()[:255]
+    return framed(_REPOSITORY.pack(FrameKind.REPOSITORY, id_, load, len(given)) + given + name.encode()[:512])
 
 
 def done_frame(id_: int) -> list[bytes | memoryview]:
     """That is done."""
-    return framed(_CANCEL.pack(FrameKind.DONE, id_), b"")
+    return framed(_CANCEL.pack(FrameKind.DONE, id_))
 
 
 def read_request(frame: memoryview) -> InferFrame:
-    """Raises FrameError where it is cut short."""
-    _, id_, model, priority, left_ms, items, n_id, n_trace = unpack(_REQUEST, frame)
+    """What is read of the frame is copied. Raises FrameError where it is cut short."""
+    _, id_, model, priority, left_ms, n_id, n_trace, n_outputs, n_inputs = unpack(_REQUEST, frame)
     at = _REQUEST.size
     client_id, at = bytes(frame[at : at + n_id]), at + n_id
     traceparent, at = bytes(frame[at : at + n_trace]), at + n_trace
-    return InferFrame(id_, model, priority, left_ms, items, client_id, traceparent, frame[at:])
+    outputs = unpack_numbers("H", n_outputs, frame, at)
+    inputs = _tensors(frame, at + 2 * n_outputs, n_inputs)
+    return InferFrame(id_, model, priority, left_ms, client_id, traceparent, outputs, inputs)
 
 
 def read_answer(frame: memoryview) -> AnswerFrame:
-    """Raises FrameError where it is cut short."""
-    _, id_, late, latency, queue, predicted, batch, high, low, items = unpack(_ANSWER, frame)
-    values = frame[_ANSWER.size :]
-    return AnswerFrame(id_, bool(late), latency, queue, predicted, batch, (high, low), items, values)
+    """What is read of the frame is copied. Raises FrameError where it is cut short."""
+    _, id_, late, latency, queue, predicted, batch, high, low, n_outputs = unpack(_ANSWER, frame)
+    outputs = _tensors(frame, _ANSWER.size, n_outputs)
+    return AnswerFrame(id_, bool(late), latency, queue, predicted, batch, (high, low), outputs)
+
+
+def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
+    """The tensors at the end of a frame: what is said of each, and then the bytes of each. They fill the frame."""
+    heads = []
+    for _ in range(count):
+        place, dimensions, size = unpack(_TENSOR, frame, at)
+        at += _TENSOR.size
+        heads.append((place, unpack_numbers("I", dimensions, frame, at), size))
+        at += 4 * dimensions
+    if at + sum(size for *_, size in heads) != len(frame):
+        raise FrameError(f"a frame of {len(frame)} bytes; its tensors say {at + sum(size for *_, size in heads)}")
+    found = []
+    for place, shape, size in heads:
+        found.append(SentTensor(place, shape, bytes(frame[at : at + size])))
+        at += size
+    return tuple(found)
 
 
 def read_refusal(frame: memoryview) -> RefusalFrame:
@@ -219,17 +256,27 @@ def read_pong(frame: memoryview) -> tuple[bool, tuple[float, float]]:
     return bool(accepting), (high, low)
 
 
-def read_repository(frame: memoryview) -> tuple[int, bool, str]:
-    """Number, whether to load, and the model's name. Raises FrameError."""
-    _, id_, load = unpack(_REPOSITORY, frame)
-    return id_, bool(load), bytes(frame[_REPOSITORY.size :]).decode(errors="replace")
+def read_repository(frame: memoryview) -> tuple[int, bool, str, str]:
+    """Number, whether to load, the model's name, and its version. Raises FrameError."""
+    _, id_, load, n_version = unpack(_REPOSITORY, frame)
+    at = _REPOSITORY.size + n_version
+    version, name = bytes(frame[_REPOSITORY.size : at]), bytes(frame[at:])
+    return id_, bool(load), name.decode(errors="replace"), version.decode(errors="replace")
 
 
-def unpack(layout: struct.Struct, frame: memoryview) -> tuple[Any, ...]:
-    """The fields of a layout. Raises FrameError where the frame is shorter."""
-    if len(frame) < layout.size:
-        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {layout.size}")
-    return layout.unpack_from(frame)
+def unpack(layout: struct.Struct, frame: memoryview, at: int = 0) -> tuple[Any, ...]:
+    """The fields of a layout at a place of a frame. Raises FrameError where the frame is shorter."""
+    if len(frame) < at + layout.size:
+        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {at + layout.size}")
+    return layout.unpack_from(frame, at)
+
+
+def unpack_numbers(code: str, count: int, frame: memoryview, at: int) -> tuple[int, ...]:
+    """As `unpack`, numbers of one of `struct`'s codes."""
+    end = at + count * struct.calcsize(f"<{code}")
+    if len(frame) < end:
+        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
+    return struct.unpack_from(f"<{count}{code}", frame, at)
 
 
 class FrameReader:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import ssl
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import (
@@ -27,6 +26,7 @@ from serving.cluster.frames import (
     read_refusal,
     repository_frame,
 )
+from serving.cluster.greeting import Greeting, read_greeting
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Link:
         self.host, self.port = host, port
         self._config = config
         self.on_change, self.on_held = on_change, on_held
-        self.greeting: dict[str, Any] | None = None
+        self.greeting: Greeting | None = None
         self.accepting = False
         self._connection: _Connection | None = None
         self._waiting: dict[int, asyncio.Future[AnswerFrame | None]] = {}
@@ -106,10 +106,10 @@ class Link:
             raise Refusal(Kind.FAULT, f"replica {self.name} answered what was not asked")
         return answer
 
-    async def change(self, load: bool, name: str) -> None:
+    async def change(self, load: bool, name: str, version: str) -> None:
         """Load or unload a model there; errors as of `infer`."""
         self._last_id += 1
-        await self._ask(self._last_id, repository_frame(self._last_id, load, name))
+        await self._ask(self._last_id, repository_frame(self._last_id, load, name, version))
 
     async def _ask(self, id_: int, frame: list[bytes | memoryview]) -> AnswerFrame | None:
         if self._connection is None or not self.accepting:
@@ -182,7 +182,7 @@ class Link:
         if kind == FrameKind.ANSWER:
             answer = read_answer(frame)
             self.on_held(self, answer.held)
-            self._end(answer.id, answer._replace(values=bytes(answer.values)))
+            self._end(answer.id, answer)
         elif kind == FrameKind.REFUSAL:
             refusal = read_refusal(frame)
             self.on_held(self, refusal.held)
@@ -196,10 +196,7 @@ class Link:
         elif kind == FrameKind.DONE:
             self._end(read_id(frame), None)
         elif kind == FrameKind.GREETING:
-            try:
-                self.greeting = json.loads(bytes(frame[1:]))
-            except ValueError:
-                raise FrameError("its greeting is no JSON") from None
+            self.greeting = read_greeting(frame)
             self.accepting = True
             self.on_change(self)
         else:

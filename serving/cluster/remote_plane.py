@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -14,17 +14,33 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from agents.routing.base import RouterKind
 from envs.cluster.ledger import End, Routed
 from envs.scheduling.state import PRIORITIES
+from serving.api.answer import Answer
 from serving.api.config import ApiConfig
+from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
-from serving.api.plane import Answer, Caller, Plane
+from serving.api.plane import Caller, Plane
 from serving.api.refusal import Kind, Refusal
-from serving.api.tensors import DATATYPES
-from serving.cluster.frames import AnswerFrame, InferFrame
+from serving.api.tensors import from_bytes, to_bytes
+from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor
+from serving.cluster.greeting import Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
 from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
+from serving.models.tensors import VARIES, TensorSpec
 from traces.errors import InputError
+
+
+class _Place(NamedTuple):
+    """Where a model stands.
+
+    Attributes:
+        view: among the greeting's views, its buckets together.
+        scheduled: among what the ledger schedules, its buckets one by one.
+    """
+
+    view: int
+    scheduled: int
 
 
 class RemotePlane(Plane):
@@ -52,7 +68,8 @@ class RemotePlane(Plane):
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
         self.observers: list[Observer] = [self._statistics]
-        self._greeting: dict[str, Any] = {}
+        self._greeting = Greeting({}, {}, [], 0, [])
+        self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
         self._ledger: LiveLedger | None = None
         self._id = 0
@@ -74,14 +91,14 @@ class RemotePlane(Plane):
         return any(link.accepting for link in self.links)
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models that the replicas serve."""
+    def scheduled(self) -> tuple[str, ...]:
+        """Names under which the replicas schedule their models."""
         return self._served
 
     @property
     def queue_places(self) -> int:
         """Requests that a queue of a replica holds."""
-        return int(self._greeting.get("queue_places", 0))
+        return self._greeting.queue_places
 
     @property
     def watching(self) -> Sequence[Observer]:
@@ -89,15 +106,7 @@ class RemotePlane(Plane):
         return self.observers
 
     def _view_models(self) -> dict[str, ModelView]:
-        views = {}
-        for one in self._greeting.get("models", []):
-            dtype = np.dtype(one["dtype"])
-            datatype = next(name for name, known in DATATYPES.items() if known == dtype)
-            shapes = tuple(one["item"]), one["output_datatype"], tuple(one["output_item"])
-            views[one["name"]] = ModelView(
-                one["name"], dtype, datatype, *shapes, one["below"], one["deadline_ms"], one["priority"]
-            )
-        return views
+        return dict(self._greeting.views)
 
     # Replicas come and go.
 
@@ -106,32 +115,38 @@ class RemotePlane(Plane):
             return  # the first of them, before all are made
         place = self.links.index(link)
         if link.greeting is not None:
-            served = tuple(one["name"] for one in link.greeting["models"])
-            if self._ledger is None or served != self._served:
-                self._serve_models(link.greeting, served)
+            if self._ledger is None or link.greeting.signature != self._greeting.signature:
+                self._serve_models(link.greeting)
             self._came.set()
         assert self._ledger is not None or link.greeting is None
         if self._ledger is None:
             return
         if link.greeting is None:
             self._ledger.away(place)
-        elif link.accepting and self._names_of(link) == self._served:
+        elif link.accepting and self._can_answer(link):
             self._ledger.up(place)
         else:
             self._ledger.drains(place)
 
-    def _serve_models(self, greeting: dict[str, Any], served: tuple[str, ...]) -> None:
+    def _serve_models(self, greeting: Greeting) -> None:
         """Serve what a replica serves. What the ledger learned is of other models now, so it begins anew."""
-        self._greeting, self._served = greeting, served
-        tables = tables_of(greeting["batch_sizes"], [one["total_ms"] for one in greeting["models"]])
-        self._ledger = LiveLedger(self.router, len(self.links), tables)
+        self._greeting, self._served = greeting, greeting.scheduled
+        own = {name: number for number, name in enumerate(greeting.scheduled)}
+        self._places = {
+            one.scheduled: _Place(number, own[one.scheduled])
+            for number, (name, view) in enumerate(greeting.views.items())
+            for one in scheduled_views({name: view})
+        }
+        self._ledger = LiveLedger(
+            self.router, len(self.links), tables_of(greeting.batch_sizes, list(greeting.total_ms.values()))
+        )
         for place, link in enumerate(self.links):
-            if link.accepting and self._names_of(link) == served:
+            if link.accepting and self._can_answer(link):
                 self._ledger.up(place)
 
-    @staticmethod
-    def _names_of(link: Link) -> tuple[str, ...]:
-        return tuple(one["name"] for one in link.greeting["models"]) if link.greeting else ()
+    def _can_answer(self, link: Link) -> bool:
+        """Whether a replica serves the models that this door serves."""
+        return link.greeting is not None and link.greeting.signature == self._greeting.signature
 
     def _on_held(self, link: Link, held: tuple[float, float]) -> None:
         if self._ledger is not None:
@@ -140,12 +155,13 @@ class RemotePlane(Plane):
     # Requests.
 
     async def serve(
-        self, view: ModelView, values: np.ndarray, priority: int, deadline_ms: float, caller: Caller
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call; see `Plane.infer`."""
         arrival = _now_ms()
-        due, n, tries = arrival + deadline_ms, len(values), 0
-        body = np.ascontiguousarray(values, view.dtype).data.cast("B")
+        due, n, tries = arrival + deadline_ms, call.n_items, 0
+        inputs = tuple(SentTensor(place, one.shape, to_bytes(one)) for place, one in enumerate(call.values))
+        outputs = tuple(one.place for one in call.outputs)
         self.count["sent"] += 1
         while True:
             now = _now_ms()
@@ -154,10 +170,8 @@ class RemotePlane(Plane):
                 raise self._end(
                     view, priority, arrival, due, n, Refusal(Kind.UNREACHABLE, _too_late(deadline_ms, tries))
                 )
-            ledger = self._ledger
-            if ledger is None or view.name not in self._served:
-                raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
-            request = Routed(now, priority, self._served.index(view.name), due)
+            ledger, place = self._place(view)
+            request = Routed(now, priority, place.scheduled, due)
             chosen = ledger.route(request, n)
             if chosen is None:
                 raise self._end(view, priority, arrival, due, n, Refusal(Kind.STOPPING, "no replica takes requests"))
@@ -165,8 +179,8 @@ class RemotePlane(Plane):
             executed, inside_ms = -1, 0.0
             try:
                 frame = InferFrame(
-                    0, request.model, priority, due - now, n, caller.origin.client_id.encode(),
-                    caller.origin.traceparent.encode(), body,
+                    0, place.view, priority, due - now, caller.origin.client_id.encode(),
+                    caller.origin.traceparent.encode(), outputs, inputs,
                 )  # fmt: skip
                 answer = await self.links[sent.replica].infer(frame)
                 executed, inside_ms = 1, answer.latency_ms
@@ -185,26 +199,33 @@ class RemotePlane(Plane):
                 took_ms = _now_ms() - now
                 ledger.ended(sent, generation, End(took_ms, inside_ms if executed > 0 else took_ms, executed))
             self.count["answered"] += 1
-            return self._answered(view, answer, priority, arrival, due)
+            return self._answered(view, call, answer, priority, arrival, due)
 
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request could expect by the ledger; see `Plane.quote`."""
-        if self._ledger is None or view.name not in self._served:
-            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
+        ledger, place = self._place(view)
         now = _now_ms()
-        return self._ledger.quote(Routed(now, priority, self._served.index(view.name), now + deadline_ms))
+        return ledger.quote(Routed(now, priority, place.scheduled, now + deadline_ms))
 
-    def _answered(self, view: ModelView, answer: AnswerFrame, priority: int, arrival: float, due: float) -> Answer:
-        now = _now_ms()
-        output_dtype = DATATYPES[view.output_datatype]
-        if answer.items * view.output_item_bytes != len(answer.values):
-            raise Refusal(Kind.FAULT, f"a replica answered {len(answer.values)} bytes for {answer.items} items")
-        output = np.frombuffer(answer.values, output_dtype).reshape(answer.items, *view.output_item)
+    def _place(self, view: ModelView) -> tuple[LiveLedger, _Place]:
+        place = self._places.get(view.scheduled)
+        if self._ledger is None or place is None:
+            raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
+        return self._ledger, place
+
+    def _answered(
+        self, view: ModelView, call: InferCall, answer: AnswerFrame, priority: int, arrival: float, due: float
+    ) -> Answer:
+        now, n = _now_ms(), call.n_items
+        if [one.place for one in answer.outputs] != [one.place for one in call.outputs]:
+            raise Refusal(Kind.FAULT, f"a replica answered {len(answer.outputs)} other outputs than were asked for")
+        outputs = tuple(_output(view.outputs[one.place], one, n) for one in answer.outputs)
         late = answer.late or now > due  # the way back counts
-        for _ in range(answer.items):
+        for _ in range(n):
             self._show(
-                view.name, priority, arrival, due, "late" if late else "met", now - answer.latency_ms + answer.queue_ms
-            )
+                view.scheduled, priority, arrival, due, "late" if late else "met",
+                now - answer.latency_ms + answer.queue_ms,
+            )  # fmt: skip
         parameters: dict[str, int | str] = {
             "outcome": "late" if late else "met",
             "latency_us": round(1e3 * (now - arrival)),
@@ -212,12 +233,12 @@ class RemotePlane(Plane):
             "batch_size": answer.batch_size,
             "predicted_us": round(1e3 * answer.predicted_ms),
         }
-        return Answer(output, parameters)
+        return Answer(outputs, parameters)
 
     def _end(self, view: ModelView, priority: int, arrival: float, due: float, n: int, refusal: Refusal) -> Refusal:
         """Show the end of the items of a call that is not answered; they were requests here, whatever the replica saw."""
         for _ in range(n):
-            self._show(view.name, priority, arrival, due, "dropped", float("nan"), str(refusal))
+            self._show(view.scheduled, priority, arrival, due, "dropped", float("nan"), str(refusal))
         refusal.observed = True
         return refusal
 
@@ -266,29 +287,47 @@ class _Repository:
     def __init__(self, plane: RemotePlane) -> None:
         self._plane = plane
 
+    @property
+    def evicted(self) -> Mapping[str, Any]:
+        return {}  # the replicas themselves load what is out of their memory
+
+    async def bring_back(self, name: str) -> None:
+        """The replicas do."""
+
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         return None, None  # they come with the models' views
 
     def index(self) -> list[dict[str, str]]:
-        return list(self._plane._greeting.get("index", []))
+        return list(self._plane._greeting.repository)
 
-    async def load(self, name: str) -> None:
-        await self._change(True, name)
+    async def load(self, name: str, version: str = "") -> None:
+        await self._change(True, name, version)
 
-    async def unload(self, name: str) -> None:
-        await self._change(False, name)
+    async def unload(self, name: str, version: str = "") -> None:
+        await self._change(False, name, version)
 
-    async def _change(self, load: bool, name: str) -> None:
+    async def _change(self, load: bool, name: str, version: str) -> None:
         for link in self._plane.links:
             if link.accepting:
                 try:
-                    await link.change(load, name)
+                    await link.change(load, name, version)
                 except Refusal as refusal:
                     if refusal.kind is Kind.NOT_FOUND:
                         raise KeyError(name) from None
                     raise InputError(f"replica {link.name}: {refusal}") from None
                 except Lost as lost:
                     raise InputError(str(lost)) from None
+
+
+def _output(spec: TensorSpec, sent: SentTensor, n: int) -> np.ndarray:
+    """An output of n items. Raises Refusal: it is not as the model has it."""
+    fits = len(sent.shape) == 1 + len(spec.shape) and sent.shape[0] == n
+    if not fits or any(b not in (a, VARIES) for a, b in zip(sent.shape[1:], spec.shape)):
+        raise Refusal(Kind.FAULT, f"{spec.name}: a replica answered shape {list(sent.shape)} for {n} items")
+    try:
+        return from_bytes(sent.values, spec, sent.shape)
+    except InputError as error:
+        raise Refusal(Kind.FAULT, f"a replica answered {error}") from None
 
 
 def _now_ms() -> float:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
-
 from envs.scheduling.state import PRIORITIES
+from serving.api.answer import Answer
 from serving.api.dataplane import DataPlane
-from serving.api.plane import Answer, Caller, Listener
+from serving.api.infer_call import InferCall, Wanted, same_size
+from serving.api.model_view import ModelView
+from serving.api.plane import Caller, Listener
 from serving.api.refusal import Kind, Refusal
+from serving.api.tensors import check_shape, from_bytes, to_bytes
 from serving.cluster.frames import (
     MOST_TOKEN,
     AnswerFrame,
@@ -24,16 +26,18 @@ from serving.cluster.frames import (
     FrameReader,
     InferFrame,
     RefusalFrame,
+    SentTensor,
     done_frame,
-    greeting_frame,
     pong_frame,
     read_id,
     read_open,
     read_repository,
     read_request,
 )
+from serving.cluster.greeting import Greeting, scheduled_views
 from serving.cluster.routing import HeldWork
 from serving.engine.request import Origin
+from serving.models.tensors import split_bucket
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -58,33 +62,27 @@ class Replica:
         """Work that the engine holds, by priority, in ms; see `envs.cluster.ledger`."""
         return self._held_work()
 
-    def greeting(self) -> dict[str, Any]:
-        """What doors need to know: the models, as clients see them and as the scheduler does."""
-        plane, engine = self.plane, self.plane.engine
-        tables = engine.scheduler.tables
-        total = tables.h2d[0] + tables.solo[0] + tables.d2h[0]
-        models = []
-        for name in plane.models:
-            view = plane.model(name)
-            models.append(
-                {
-                    "name": name,
-                    "dtype": view.dtype.str,
-                    "item": list(view.item),
-                    "output_datatype": view.output_datatype,
-                    "output_item": list(view.output_item),
-                    "below": view.below,
-                    "deadline_ms": view.deadline_ms,
-                    "priority": view.priority,
-                    "total_ms": total[engine.scheduler.index[name]].tolist(),
-                }
-            )
-        return {
-            "models": models,
-            "batch_sizes": tables.size.tolist(),
-            "queue_places": plane.queue_places,
-            "index": plane.repository_index(),
-        }
+    def greeting(self) -> Greeting:
+        """What doors need to know: the models, as clients see them and as the scheduler does.
+
+        Doors do not notice when a model is put out of memory or loaded again: they see all models, in the same order.
+        """
+        plane, scheduler = self.plane, self.plane.engine.scheduler
+        views = dict(sorted(plane.views.items()))
+        total_ms = {view.scheduled: self._total_ms(view.scheduled) for view in scheduled_views(views)}
+        return Greeting(views, total_ms, scheduler.tables.size.tolist(), plane.queue_places, plane.repository_index())
+
+    def _total_ms(self, name: str) -> list[float]:
+        scheduler, repository = self.plane.engine.scheduler, self.plane.repository
+        if name in scheduler.index:
+            tables, at = scheduler.tables, scheduler.index[name]
+            total = tables.h2d[0, at] + tables.solo[0, at] + tables.d2h[0, at]
+        else:
+            assert repository is not None
+            known = repository.evicted[split_bucket(name)[0]].known
+            at = known.models.index(name)
+            total = known.h2d_ms[at] + known.solo_ms[at] + known.d2h_ms[at]
+        return [float(one) for one in total]
 
     def drain(self) -> None:
         """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""
@@ -179,12 +177,13 @@ class _Door(asyncio.Protocol):
 
     def greet(self) -> None:
         """Say what is served."""
-        self._models = self._plane.models
-        self.write(greeting_frame(self._replica.greeting()))
+        greeting = self._replica.greeting()
+        self._models = tuple(greeting.views)
+        self.write(greeting.pack())
 
     def _on_request(self, frame: memoryview) -> None:
         request = read_request(frame)
-        self._start(request.id, self._infer(request, bytes(request.values)))
+        self._start(request.id, self._infer(request))
 
     def _on_cancel(self, frame: memoryview) -> None:
         task = self._tasks.get(read_id(frame))
@@ -192,8 +191,8 @@ class _Door(asyncio.Protocol):
             task.cancel()
 
     def _on_repository(self, frame: memoryview) -> None:
-        id_, load, name = read_repository(frame)
-        self._start(id_, self._change(id_, load, name))
+        id_, load, name, version = read_repository(frame)
+        self._start(id_, self._change(id_, load, name, version))
 
     def _start(self, id_: int, work: Coroutine[Any, Any, None]) -> None:
         if id_ in self._tasks:
@@ -209,41 +208,38 @@ class _Door(asyncio.Protocol):
             log.error("a request of the door at %s failed", self._address, exc_info=error)
             self._refuse(id_, Refusal(Kind.FAULT, "internal error; the replica's log says more"))
 
-    async def _infer(self, request: InferFrame, values: bytes) -> None:
+    async def _infer(self, request: InferFrame) -> None:
         """Serve a request. The door has checked it; that it fits the model is checked again, for the engine's sake."""
         plane = self._plane
         try:
             if request.model >= len(self._models):
                 raise FrameError(f"there is no model {request.model}")
             view = plane.model(self._models[request.model])
-            if request.items < 1 or request.items * view.item_bytes != len(values):
-                raise Refusal(Kind.BAD_INPUT, f"{len(values)} bytes are no {request.items} inputs of {view.name!r}")
             if request.priority not in range(len(PRIORITIES)) or not request.left_ms > 0.0:
                 raise Refusal(Kind.UNREACHABLE, "the deadline had passed when the request came to the replica")
-            array = np.frombuffer(values, view.dtype).reshape(request.items, *view.item)
-            view.check_values(array)
+            call = _call_of(request, view, plane.queue_places)
             origin = Origin(request.client_id.decode(errors="replace"), request.traceparent.decode(errors="replace"))
             caller = Caller("peer", self._address, origin)
-            answer = await plane.serve(view, array, request.priority, request.left_ms, caller)
+            answer = await plane.serve(view.bucket(call.size), call, request.priority, request.left_ms, caller)
         except Refusal as refusal:
             self._refuse(request.id, refusal)
         except InputError as error:
             self._refuse(request.id, Refusal(Kind.BAD_INPUT, str(error)))
         else:
-            self._answer(request.id, answer)
+            self._answer(request, answer)
 
-    def _answer(self, id_: int, answer: Answer) -> None:
-        said, output = answer.parameters, np.ascontiguousarray(answer.output)
+    def _answer(self, request: InferFrame, answer: Answer) -> None:
+        said = answer.parameters
+        pairs = zip(request.outputs, answer.outputs)
         frame = AnswerFrame(
-            id_,
+            request.id,
             said["outcome"] == "late",
             int(said["latency_us"]) / 1e3,
             int(said["queue_us"]) / 1e3,
             int(said["predicted_us"]) / 1e3,
             int(said["batch_size"]),
             self._replica.held(),
-            len(output),
-            output.tobytes(),
+            tuple(SentTensor(place, array.shape, to_bytes(array)) for place, array in pairs),
         )
         self.write(frame.pack())
 
@@ -251,13 +247,42 @@ class _Door(asyncio.Protocol):
         frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self._replica.held(), str(refusal))
         self.write(frame.pack())
 
-    async def _change(self, id_: int, load: bool, name: str) -> None:
+    async def _change(self, id_: int, load: bool, name: str, version: str) -> None:
         """Load or unload a model, and tell every door what is served now."""
+        asked = {"version": version} if version else {}
         try:
-            await (self._plane.load(name, {}) if load else self._plane.unload(name, {}))
+            await (self._plane.load(name, asked) if load else self._plane.unload(name, asked))
         except Refusal as refusal:
             self._refuse(id_, refusal)
             return
         for door in self._replica.doors:
             door.greet()
         self.write(done_frame(id_))
+
+
+def _call_of(request: InferFrame, view: ModelView, most: int) -> InferCall:
+    """What a door asks for.
+
+    Args:
+        request: the door's.
+        view: the model, its buckets together.
+        most: items of one call.
+
+    Raises:
+        InputError: it does not fit the model.
+    """
+    if [one.place for one in request.inputs] != [*range(len(view.inputs))]:
+        raise InputError(f"{len(request.inputs)} inputs do not fit model {view.name!r}, which has {len(view.inputs)}")
+    if not request.outputs or not all(place < len(view.outputs) for place in request.outputs):
+        raise InputError(f"outputs {list(request.outputs)} do not fit model {view.name!r}")
+    size, values = None, []
+    for spec, sent in zip(view.inputs, request.inputs):
+        shape = check_shape(sent.shape, spec.shape, most, spec.name)
+        if shape[0] != request.inputs[0].shape[0]:
+            raise InputError(f"{spec.name}: {shape[0]} items, where {request.inputs[0].shape[0]} come before")
+        if spec.varies:
+            size = same_size(spec, shape[1:], size, view)
+        array = from_bytes(sent.values, spec, shape)
+        view.check_values(spec, array)
+        values.append(array)
+    return InferCall(None, tuple(values), size, {}, tuple(Wanted(place, binary=True) for place in request.outputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,9 +70,8 @@ class BatchInFlight:
     def take(self, result: BatchResult) -> None:
         """Note the outputs or the error of the part that ran."""
         if result.error is None:
-            outputs: Sequence[np.ndarray] = result.outputs or ()
-            for request, output in zip(self.running, outputs):
-                request.result.output = output
+            for request, outputs in zip(self.running, result.outputs or ()):
+                request.result.outputs = outputs
             self.exec_ms += result.phases.exec_end_ms - result.phases.exec_start_ms
         elif len(self.running) > 1:
             middle = len(self.running) // 2
@@ -108,4 +106,4 @@ class BatchInFlight:
     @property
     def teaches(self) -> bool:
         """Whether its times say something about the device: it ran whole, and well."""
-        return not self.split and all(request.result.output is not None for request in self.requests)
+        return not self.split and all(request.result.outputs is not None for request in self.requests)

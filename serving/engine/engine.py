@@ -45,9 +45,12 @@ from serving.engine.warmup import warm_up
 from serving.executors.base import BatchResult
 from serving.executors.executor import Executor
 from serving.models.served import ServedModel
+from serving.models.tensors import Item
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
+
+Given = Item | np.ndarray
 
 
 class Engine:
@@ -141,6 +144,10 @@ class Engine:
         loaded = self.executor.models
         return {name: loaded[name] for name in self.models}
 
+    def serves(self, model: str) -> bool:
+        """Whether requests of a model are taken now."""
+        return model in self.scheduler.index and model not in self._leaving
+
     def gauges(self) -> dict[str, float]:
         """What the device says about itself; see `Executor.gauges`."""
         return self.executor.gauges()
@@ -161,12 +168,12 @@ class Engine:
         self._runner.start(loop)
         self.accepting = True
 
-    async def submit(self, model: str, priority: int, deadline_ms: float, values: np.ndarray) -> RequestResult:
+    async def submit(self, model: str, priority: int, deadline_ms: float, values: Given) -> RequestResult:
         """Serve one request; when the calling task is cancelled, so is the request. Arguments as in `offer`."""
         return (await self.submit_all(model, priority, deadline_ms, [values]))[0]
 
     async def submit_all(
-        self, model: str, priority: int, deadline_ms: float, values: Sequence[np.ndarray]
+        self, model: str, priority: int, deadline_ms: float, values: Sequence[Given]
     ) -> list[RequestResult]:
         """Serve several requests of one model and return when all have ended. Arguments as in `offer`."""
         requests = self.offer(model, priority, deadline_ms, values)
@@ -182,7 +189,7 @@ class Engine:
         model: str,
         priority: int,
         deadline_ms: float,
-        values: Sequence[np.ndarray],
+        values: Sequence[Given],
         arrival_ms: float | None = None,
         origin: Origin = UNNAMED,
     ) -> list[Request]:
@@ -192,7 +199,7 @@ class Engine:
             model: name of a served model.
             priority: 0 (high) or 1 (low).
             deadline_ms: relative to the arrival.
-            values: one input per request, of the model's input shape.
+            values: one item per request: an array for each input of the model, or the array of its only input.
             arrival_ms: when they arrived, if not now.
             origin: what their client says of them.
 
@@ -205,7 +212,7 @@ class Engine:
         requests = []
         for one in values:
             result = ledger.new(model, priority, arrival, arrival + deadline_ms, now, origin)
-            request = Request(result, m, one, loop.create_future())
+            request = Request(result, m, one if type(one) is tuple else (one,), loop.create_future())  # type: ignore[arg-type]
             requests.append(request)
             ledger.open(request)
             self.quotes.arrives(result, m)

@@ -62,7 +62,7 @@ class Ledger:
         # The state sees batches, not answers: it does not know that a client left, or that half of a batch succeeded.
         if request.discarded and reason != UNLOADED:
             outcome, reason, message = CANCELLED, LEFT, "cancelled in flight"
-        elif request.result.output is not None:
+        elif request.result.outputs is not None:
             # To the state, a batch that was halved has failed; its requests that have an output have not.
             met = outcome == MET or (outcome == FAILED and now_ms <= request.result.deadline_ms)
             outcome, reason, message = MET if met else LATE, "", ""

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from envs.scheduling.state import OUTCOMES, WAITING
+from serving.models.tensors import Item
 from traces.measurements import Phases
 
 FULL, UNREACHABLE, STOPPING = "queue full", "deadline out of reach", "stopping"
@@ -60,7 +61,7 @@ class RequestResult:
         model: name of its model.
         priority: 0 (high) or 1 (low).
         outcome: "met", "late", "dropped", "failed" or "cancelled"; "waiting" before that.
-        output: what the model answered, without batch dimension; None unless met or late.
+        outputs: what the model answered, an array for each output, without batch dimension; None unless met or late.
         reason: why it was dropped, failed or cancelled (one of the constants of this module), else "".
         message: one line for people that says more, else "".
         arrival_ms: when it arrived.
@@ -79,7 +80,7 @@ class RequestResult:
     model: str
     priority: int
     outcome: str = OUTCOMES[WAITING]
-    output: np.ndarray | None = None
+    outputs: Item | None = None
     reason: str = ""
     message: str = ""
     arrival_ms: float
@@ -92,6 +93,11 @@ class RequestResult:
     predicted_ms: float = math.nan
     client_id: str = ""
     traceparent: str = ""
+
+    @property
+    def output(self) -> np.ndarray | None:
+        """The first output."""
+        return None if self.outputs is None else self.outputs[0]
 
     @property
     def latency_ms(self) -> float:
@@ -116,14 +122,14 @@ class Request:
     Attributes:
         result: what is known of it so far; whole once it has ended.
         model_index: index of its model in the scheduling state.
-        values: its input, of the model's input shape; None once it has ended.
+        values: its inputs, an array for each; None once it has ended.
         future: gets the result.
         discarded: whether its client left while it was in flight.
     """
 
     result: RequestResult
     model_index: int
-    values: np.ndarray | None
+    values: Item | None
     future: asyncio.Future[RequestResult]
     discarded: bool = False
 

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from serving.models.tensors import Item
 from traces.measurements import Phases
 
 
@@ -19,13 +18,13 @@ class Batch:
         batch_id: the caller's number, handed back in the result.
         model: name of a loaded model.
         priority: 0 (high) or 1 (low).
-        inputs: one array per request, of the model's input_shape, without batch dimension.
+        inputs: one item per request: an array for each input of the model, without batch dimension.
     """
 
     batch_id: int
     model: str
     priority: int
-    inputs: list[np.ndarray]
+    inputs: list[Item]
 
 
 @dataclass(slots=True)
@@ -37,14 +36,14 @@ class BatchResult:
         stream: the stream that ran it.
         phases: on the clock of `time.perf_counter` in ms; those that a failed batch never reached have the time of its
             failure.
-        outputs: one array per request, without batch dimension; None after an error.
+        outputs: one item per request: an array for each output, without batch dimension; None after an error.
         error: one line, or None.
     """
 
     batch_id: int
     stream: int
     phases: Phases
-    outputs: list[np.ndarray] | None = None
+    outputs: list[Item] | None = None
     error: str | None = None
 
 

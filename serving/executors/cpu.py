@@ -9,6 +9,7 @@ import platform
 import struct
 import sys
 import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from serving.executors.base import Batch, OnResult, now_ms
 from serving.executors.device import probe_device, usable_cores
 from serving.executors.executor import Executor, LoadedModel
+from serving.executors.staging import copy_inputs, groups_of, rows_of
 from serving.executors.time_slices import SliceTimer
-from serving.models.served import DTYPES, Forward, ServedModel, host_array
+from serving.models.served import TORCH_DTYPES, Forward, ServedModel, host_array, host_view
+from serving.models.tensors import Item
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 
@@ -106,31 +109,48 @@ def _take_short_slices(thread: int, nice: int) -> None:
     ctypes.CDLL(None, use_errno=True).syscall(number, thread, attributes, 0)
 
 
-class _CpuStream:
-    """One stream's staging buffers, one per model, as large as the largest batch so far, and views of them, one per size.
+class _Slab(NamedTuple):
+    """The inputs of one batch size: as the model takes them, and as arrays over the same memory."""
 
-    Args:
-        running: (1,) uint8, 1 while a batch runs here.
-    """
+    given: list[Any]
+    rows: list[np.ndarray]
 
-    def __init__(self, running: np.ndarray) -> None:
-        self._running = running
-        self._staging: dict[LoadedModel, dict[int, tuple[Tensor, np.ndarray]]] = {}
 
-    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
+class HostStream:
+    """Runs models on the host: staging buffers, as large as the largest batch so far, and views of them, one per size."""
+
+    def __init__(self) -> None:
+        self._staging: dict[LoadedModel, dict[int, _Slab]] = {}
+
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[Item], Phases]:
         """Copy in, execute, copy out."""
-        self._running[0] = 1
-        try:
-            staged, rows = self._staged(model, len(batch.inputs))
-            start_ms = now_ms()
-            copy_inputs(batch.inputs, rows, model.served.name)
-            copied_ms = now_ms()
-            output = model.forward(staged)
+        served, items = model.served, batch.inputs
+        if served.exact:
+            return self._run_exact(model, items, dispatch_ms)
+        slab = self._staged(model, len(items))
+        start_ms = now_ms()
+        copy_inputs(items, slab.rows, served)
+        copied_ms = now_ms()
+        outputs = _on_host(model.forward(*slab.given))
+        executed_ms = now_ms()
+        rows = rows_of(outputs, served, items)
+        return rows, Phases(dispatch_ms, start_ms, copied_ms, copied_ms, executed_ms, now_ms())
+
+    def _run_exact(self, model: LoadedModel, items: list[Item], dispatch_ms: float) -> tuple[list[Item], Phases]:
+        """Run items that must not be padded, those of one size together."""
+        served, start_ms = model.served, now_ms()
+        found: dict[int, Item] = {}
+        copied_ms = executed_ms = start_ms
+        for group in groups_of(served, items):
+            own = [items[place] for place in group]
+            slab = _slab(served, len(own), served.size_of(own[0]))
+            copy_inputs(own, slab.rows, served)
+            copied_ms = now_ms() if copied_ms == start_ms else copied_ms
+            outputs = _on_host(model.forward(*slab.given))
             executed_ms = now_ms()
-            outputs = rows_of(host_array(output), model.served, len(batch.inputs))
-            return outputs, Phases(dispatch_ms, start_ms, copied_ms, copied_ms, executed_ms, now_ms())
-        finally:
-            self._running[0] = 0
+            found |= zip(group, rows_of(outputs, served, own))
+        rows = [found[place] for place in range(len(items))]
+        return rows, Phases(dispatch_ms, start_ms, copied_ms, copied_ms, executed_ms, now_ms())
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """Allocate the staging buffer."""
@@ -140,44 +160,53 @@ class _CpuStream:
         """Free the model's staging buffer."""
         self._staging.pop(model, None)
 
-    def _staged(self, model: LoadedModel, size: int) -> tuple[Tensor, np.ndarray]:
+    def _staged(self, model: LoadedModel, size: int) -> _Slab:
         views = self._staging.setdefault(model, {})
         view = views.get(size)
         if view is None:
             largest = max(views, default=0)
             if size > largest:
-                served = model.served
                 views.clear()
-                buffer = torch.zeros((size, *served.input_shape), dtype=DTYPES[served.input_dtype])
+                view = _slab(model.served, size, model.served.bucket)
             else:
-                buffer = views[largest][0][:size]
-            view = views[size] = buffer, buffer.numpy()
+                whole = views[largest]
+                view = _Slab([one[:size] for one in whole.given], [one[:size] for one in whole.rows])
+            views[size] = view
         return view
 
 
-def rows_of(outputs: np.ndarray, model: ServedModel, size: int) -> list[np.ndarray]:
-    """The outputs of a batch, one per request, copied.
+class _CpuStream(HostStream):
+    """One stream of the CPU.
 
-    Raises:
-        ValueError: they are not what the model answered when it was loaded: requests would get each other's rows.
+    Args:
+        running: (1,) uint8, 1 while a batch runs here.
     """
-    expected = (size, *model.output_shape)
-    if outputs.shape != expected or outputs.dtype != model.output_dtype:
-        raise ValueError(f"the output is {outputs.dtype} {outputs.shape}; expected {model.output_dtype} {expected}")
-    return list(outputs.copy())
 
+    def __init__(self, running: np.ndarray) -> None:
+        super().__init__()
+        self._running = running
 
-def copy_inputs(inputs: list[np.ndarray], staged: np.ndarray, name: str) -> None:
-    """Copy one array per request into the rows of `staged`.
-
-    Raises:
-        ValueError: an input has another shape, or a type that does not convert safely enough (float to integer).
-    """
-    item = staged.shape[1:]
-    for k, values in enumerate(inputs):
-        if values.shape != item:
-            raise ValueError(f"input of shape {values.shape}; model {name!r} takes {item}")
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[Item], Phases]:
+        """Run a batch, and say so meanwhile."""
+        self._running[0] = 1
         try:
-            np.copyto(staged[k, ...], values, casting="same_kind")
-        except TypeError:
-            raise ValueError(f"input of type {values.dtype}; model {name!r} takes {staged.dtype}") from None
+            return super().run(model, batch, dispatch_ms)
+        finally:
+            self._running[0] = 0
+
+
+def _slab(model: ServedModel, count: int, size: int | None) -> _Slab:
+    """Buffers for a number of items of a size."""
+    shapes = [(count, *spec.sized(size).shape) for spec in model.inputs]
+    if model.on_host:
+        rows = [np.zeros(shape, spec.dtype) for spec, shape in zip(model.inputs, shapes)]
+        return _Slab(list(rows), rows)
+    given = [torch.zeros(shape, dtype=TORCH_DTYPES[spec.datatype]) for spec, shape in zip(model.inputs, shapes)]
+    return _Slab(given, [host_view(one) for one in given])
+
+
+def _on_host(outputs: Any) -> list[Any]:
+    """What a forward returned, as arrays, or lists of one array per item."""
+    if isinstance(outputs, Tensor):
+        return [host_array(outputs)]
+    return [one if isinstance(one, list) else host_array(one) for one in outputs]

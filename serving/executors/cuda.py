@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from serving.executors.base import Batch, OnResult, now_ms
-from serving.executors.cpu import copy_inputs, rows_of
+from serving.executors.cpu import HostStream
 from serving.executors.cuda_api import CudaApi, CudaEvent, CudaGraph, TorchCuda, plain_error
 from serving.executors.device import gpu_state, probe_device
 from serving.executors.executor import Executor, LoadedModel
+from serving.executors.staging import copy_inputs, groups_of, rows_of
 from serving.models.compile import alike
-from serving.models.served import DTYPES, Forward, ServedModel, host_array
+from serving.models.served import TORCH_DTYPES, Forward, ServedModel, host_array, host_view
+from serving.models.tensors import Item
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
 
@@ -87,7 +88,7 @@ class _Recorded:
     """A graph with the device memory that it reads its inputs from."""
 
     graph: CudaGraph
-    inputs: Tensor
+    inputs: list[Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -95,17 +96,17 @@ class _Kept:
     """What one stream keeps for one model; buffers are as large as the largest batch so far.
 
     Attributes:
-        staged: pinned inputs.
+        staged: pinned inputs, one buffer for each.
         inputs: inputs on the device.
         pool: memory that all graphs share.
-        landed: pinned outputs.
+        landed: pinned outputs, by their place.
         graphs: by priority and batch size.
     """
 
-    staged: Tensor
-    inputs: Tensor
+    staged: list[Tensor]
+    inputs: list[Tensor]
     pool: Any
-    landed: Tensor | None = None
+    landed: dict[int, Tensor] = field(default_factory=dict)
     graphs: dict[tuple[int, int], _Recorded] = field(default_factory=dict)
 
 
@@ -123,32 +124,50 @@ class _CudaStream:
         self._events = tuple(api.make_event(blocking=True) for _ in range(4))
         self._clock = DeviceClock(api, self._streams[0])
         self._kept: dict[LoadedModel, _Kept] = {}
+        self._host = HostStream()
 
-    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[Item], Phases]:
         """Copy in, execute, copy out."""
-        outputs = rows_of(self._run(model, batch.inputs, batch.priority), model.served, len(batch.inputs))
-        started, copied, executed, finished = self._clock.times(self._events, dispatch_ms, now_ms())
-        return outputs, Phases(dispatch_ms, started, copied, copied, executed, finished)
+        served, items = model.served, batch.inputs
+        if served.on_host:
+            with self._api.on(self._streams[batch.priority]):  # for what it does on the device by itself
+                return self._host.run(model, batch, dispatch_ms)
+        found: dict[int, Item] = {}
+        times: list[list[float]] = []
+        for group in groups_of(served, items):
+            own = [items[place] for place in group]
+            landed = self._run(model, own, batch.priority)
+            found |= zip(group, rows_of([host_array(one) for one in landed], served, own))
+            times.append(self._clock.times(self._events, dispatch_ms, now_ms()))
+        (started, copied, *_), (*_, executed, finished) = times[0], times[-1]
+        rows = [found[place] for place in range(len(items))]
+        return rows, Phases(dispatch_ms, started, copied, copied, executed, finished)
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """Run the batch size on both CUDA streams, and record it where that gives the same answers."""
+        served = model.served
+        if served.on_host:
+            self._host.prepare(model, batch_size)
+            return
         rng = np.random.default_rng(0)
-        first, other = ([model.served.example(rng) for _ in range(batch_size)] for _ in range(2))
+        first, other = ([served.example(rng) for _ in range(batch_size)] for _ in range(2))
         for priority in PRIORITIES:
             # Libraries set themselves up in the first runs on a stream, which a capture would not survive.
-            expected = self._run(model, other, priority)
-            self._run(model, first, priority)
+            for group in groups_of(served, other):
+                expected = [one.clone() for one in self._run(model, [other[place] for place in group], priority)]
+                self._run(model, [first[0]] * len(group), priority)
             known = model in self._unrecordable or (priority, batch_size) in self._kept[model].graphs
-            if self._graphs and not known:
+            if self._graphs and not known and not served.exact:
                 self._record(model, priority, other, expected)
 
     def forget(self, model: LoadedModel) -> None:
         """Free the model's buffers and graphs; torch keeps their memory for the next model."""
         self._kept.pop(model, None)
+        self._host.forget(model)
         self._unrecordable.discard(model)
 
-    def _run(self, model: LoadedModel, inputs: Sequence[np.ndarray], priority: int) -> np.ndarray:
-        """Run one batch to its end and return its outputs, which are the caller's own.
+    def _run(self, model: LoadedModel, items: list[Item], priority: int) -> list[Tensor]:
+        """Run one batch to its end and return the pinned memory that holds its outputs until the next one.
 
         Raises:
             MemoryError: out of memory; what torch kept for later was given back, so that a smaller batch may fit.
@@ -156,9 +175,9 @@ class _CudaStream:
         stream = self._streams[priority]
         try:
             self._clock.keep()  # while the stream is idle
-            landed = self._launch(model, list(inputs), priority)
+            landed = self._launch(model, items, priority)
             self._events[-1].synchronize()
-            return host_array(landed).copy()
+            return landed
         except Exception as error:
             failure = plain_error(error)
         finally:
@@ -171,40 +190,46 @@ class _CudaStream:
             self._api.empty_cache()
         raise failure
 
-    def _launch(self, model: LoadedModel, inputs: list[np.ndarray], priority: int) -> Tensor:
+    def _launch(self, model: LoadedModel, items: list[Item], priority: int) -> list[Tensor]:
         """Start one batch; return the pinned memory that holds its outputs once the last event has passed."""
-        api, stream, size = self._api, self._streams[priority], len(inputs)
+        api, stream, count, served = self._api, self._streams[priority], len(items), model.served
         started, copied, executed, finished = self._events
         # Nothing here waits for the device: each call only puts work behind what the stream already has.
-        kept = self._room(model, size)
-        staged = kept.staged[:size]
-        copy_inputs(inputs, staged.numpy(), model.served.name)
-        recorded = None if model in self._unrecordable else kept.graphs.get((priority, size))
-        on_device = kept.inputs[:size] if recorded is None else recorded.inputs
+        kept = self._room(model, count)
+        specs = [spec.sized(served.size_of(items[0])) for spec in served.inputs] if served.exact else served.padded
+        staged = [_part(one, count, spec.shape) for one, spec in zip(kept.staged, specs)]
+        copy_inputs(items, [host_view(one) for one in staged], served)
+        recorded = None if model in self._unrecordable else kept.graphs.get((priority, count))
+        if recorded is None:
+            on_device = [_part(one, count, spec.shape) for one, spec in zip(kept.inputs, specs)]
+        else:
+            on_device = recorded.inputs
         with api.on(stream):
             started.record(stream)
-            api.copy(on_device, staged)
+            for target, source in zip(on_device, staged):
+                api.copy(target, source)
             copied.record(stream)
             if recorded is None:
-                output = model.forward(on_device)
+                outputs = _as_tuple(model.forward(*on_device))
             else:
                 recorded.graph.replay()
-                output = recorded.graph.output
+                outputs = recorded.graph.outputs
             executed.record(stream)
-            landed = self._landing(kept, output)
-            api.copy(landed, output)
+            landed = [self._landing(kept, place, output) for place, output in enumerate(outputs)]
+            for target, source in zip(landed, outputs):
+                api.copy(target, source)
             finished.record(stream)
         return landed
 
-    def _record(self, model: LoadedModel, priority: int, check: list[np.ndarray], expected: np.ndarray) -> None:
+    def _record(self, model: LoadedModel, priority: int, check: list[Item], expected: list[Tensor]) -> None:
         """Capture one batch size; its inputs on the device are not those of `check`, so that baked-in answers show."""
         kept, key = self._kept[model], (priority, len(check))
-        on_device = kept.inputs[: len(check)]
+        on_device = [one[: len(check)] for one in kept.inputs]
         stream = self._streams[priority]
         try:
-            graph = self._api.capture(stream, lambda: model.forward(on_device), kept.pool)
+            graph = self._api.capture(stream, lambda: _as_tuple(model.forward(*on_device)), kept.pool)
             kept.graphs[key] = _Recorded(graph, on_device)
-            if not alike(torch.from_numpy(self._run(model, check, priority)), torch.from_numpy(expected)):
+            if not alike(self._run(model, check, priority), expected):
                 raise ValueError("the recorded graph answers differently from the model")
         except Exception as error:  # whatever the model does that a capture does not allow; it runs as it did before
             # All of it: one model is either fast on every stream and at every size, or on none.
@@ -217,25 +242,37 @@ class _CudaStream:
     def _room(self, model: LoadedModel, size: int) -> _Kept:
         """Return what is kept for a model, its input buffers large enough."""
         kept = self._kept.get(model)
-        if kept is not None and len(kept.staged) >= size:
+        if kept is not None and len(kept.staged[0]) >= size:
             return kept
-        shape, dtype = (size, *model.served.input_shape), DTYPES[model.served.input_dtype]
+        buffers = [((size, *spec.shape), TORCH_DTYPES[spec.datatype]) for spec in model.served.padded]
         with self._api.on(self._streams[0]):
-            staged, inputs = self._api.pinned(shape, dtype), self._api.buffer(shape, dtype)
+            staged = [self._api.pinned(*one) for one in buffers]
+            inputs = [self._api.buffer(*one) for one in buffers]
         if kept is None:
             kept = self._kept[model] = _Kept(staged, inputs, self._api.make_pool())
         else:
             kept.staged, kept.inputs = staged, inputs
         return kept
 
-    def _landing(self, kept: _Kept, output: Tensor) -> Tensor:
+    def _landing(self, kept: _Kept, place: int, output: Tensor) -> Tensor:
         """Return pinned memory for an output."""
         size, *shape = output.shape
-        landed = kept.landed
+        landed = kept.landed.get(place)
         fits = landed is not None and landed.shape[1:] == output.shape[1:] and landed.dtype == output.dtype
         if landed is None or not fits or len(landed) < size:
-            landed = kept.landed = self._api.pinned((size, *shape), output.dtype)
+            landed = kept.landed[place] = self._api.pinned((size, *shape), output.dtype)
         return landed[:size]
+
+
+def _part(buffer: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+    """The first items of a buffer, or as much of its memory as items of a smaller shape take."""
+    if buffer.shape[1:] == shape:
+        return buffer[:count]
+    return buffer.view(-1)[: count * math.prod(shape)].view(count, *shape)
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 class DeviceClock:

@@ -33,10 +33,10 @@ class CudaEvent(Protocol):
 
 @dataclass(slots=True, eq=False)
 class CudaGraph:
-    """Recorded work: `replay` launches it on the current stream, and `output` holds its result then."""
+    """Recorded work: `replay` launches it on the current stream, and `outputs` hold its results then."""
 
     replay: Callable[[], None]
-    output: Tensor
+    outputs: tuple[Tensor, ...]
 
 
 class CudaApi(Protocol):
@@ -72,7 +72,7 @@ class CudaApi(Protocol):
     def make_pool(self) -> Any:
         """Return a memory pool, for graphs that never run at the same time."""
 
-    def capture(self, stream: Any, work: Callable[[], Tensor], pool: Any) -> CudaGraph:
+    def capture(self, stream: Any, work: Callable[[], tuple[Tensor, ...]], pool: Any) -> CudaGraph:
         """Record what `work` launches on an idle stream, without running it.
 
         Raises:
@@ -132,7 +132,7 @@ class TorchCuda:
     def make_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
-    def capture(self, stream: torch.cuda.Stream, work: Callable[[], Tensor], pool: Any) -> CudaGraph:
+    def capture(self, stream: torch.cuda.Stream, work: Callable[[], tuple[Tensor, ...]], pool: Any) -> CudaGraph:
         # Not by torch.cuda.graph: it stalls the whole device, and after one failed capture every later one fails in it
         # (it empties the cache, which torch before 2.14 refuses from then on).
         graph = torch.cuda.CUDAGraph()
@@ -141,7 +141,7 @@ class TorchCuda:
             # Other threads go on using the device meanwhile.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                output = work()
+                outputs = work()
             except BaseException:
                 with contextlib.suppress(Exception):  # that the capture is broken is known; the cause is worth more
                     graph.capture_end()
@@ -151,7 +151,7 @@ class TorchCuda:
                     torch._C._cuda_endAllocateToPool(self._device.index or 0, pool)
                 raise
             graph.capture_end()
-        return CudaGraph(graph.replay, output)
+        return CudaGraph(graph.replay, outputs)
 
     def empty_cache(self) -> None:
         with self._recording, contextlib.suppress(Exception):

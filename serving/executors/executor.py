@@ -26,6 +26,7 @@ import numpy as np
 
 from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms
 from serving.models.served import Forward, ServedModel
+from serving.models.tensors import Item
 from serving.models.users_code import error_line
 from traces.errors import InputError
 from traces.machine import DeviceInfo
@@ -54,7 +55,7 @@ class LoadedModel:
 class StreamRunner(Protocol):
     """Runs batches on one stream; made and used on that stream's worker thread only."""
 
-    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[Item], Phases]:
         """Run one batch to its end; returns its outputs, one per request, and its phases."""
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
@@ -241,7 +242,7 @@ class Executor(ABC):
     def _example(self, name: str, size: int, priority: int) -> tuple[LoadedModel, Batch]:
         with self._lock:
             model = self._model(name)
-        return model, Batch(-1, name, priority, [model.served.example(np.random.default_rng(0))] * size)
+        return model, Batch(-1, name, priority, _examples(model.served, size))
 
     def _wait_for(self, worker: _Worker, task: Callable[[StreamRunner], Result], batch: Batch) -> Result:
         try:
@@ -345,3 +346,9 @@ class Executor(ABC):
             self.on_result(result)
         except Exception:
             log.exception("on_result failed for batch %d", result.batch_id)
+
+
+def _examples(model: ServedModel, size: int) -> list[Item]:
+    """Items of a batch: all alike, but for a model that runs items of different sizes one after the other."""
+    rng = np.random.default_rng(0)
+    return [model.example(rng) for _ in range(size)] if model.exact else [model.example(rng)] * size

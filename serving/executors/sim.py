@@ -15,6 +15,7 @@ from envs.profiles.profile import Profile
 from serving.executors.base import Batch, OnResult, now_ms
 from serving.executors.executor import Executor, LoadedModel
 from serving.models.served import Forward, ServedModel
+from serving.models.tensors import Item
 from traces.errors import InputError
 from traces.machine import DeviceInfo
 from traces.measurements import Phases
@@ -68,6 +69,14 @@ class SimulatedExecutor(Executor):
 
     def _build(self, model: ServedModel) -> Forward:
         return lambda values: values  # never called
+
+
+def _answer(served: ServedModel, item: Item) -> Item:
+    """Nothing, in the form that the model's outputs have for an item."""
+    size = served.size_of(item)
+    shapes = [served.output_shape(place, size) for place in range(len(served.outputs))]
+    sides = [tuple(max(side, 0) for side in shape) for shape in shapes]
+    return tuple(np.full(shape, spec.fill(0.0), spec.dtype) for spec, shape in zip(served.outputs, sides))
 
 
 class _SharedDevice:
@@ -131,7 +140,7 @@ class _SimulatedStream:
         self._stream = stream
         self._never = threading.Event()
 
-    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[np.ndarray], Phases]:
+    def run(self, model: LoadedModel, batch: Batch, dispatch_ms: float) -> tuple[list[Item], Phases]:
         """Wait for the copies and the execution."""
         served, n = model.served, len(batch.inputs)
         place = self._shared.place(served.name, n)
@@ -141,8 +150,8 @@ class _SimulatedStream:
         self._shared.execute(self._stream, *place)
         executed = now_ms()
         self._never.wait(self._shared.d2h[place] / 1e3)
-        outputs = np.zeros((n, *served.output_shape), served.output_dtype)
-        return list(outputs), Phases(dispatch_ms, start, copied, copied, executed, now_ms())
+        rows = [_answer(served, item) for item in batch.inputs]
+        return rows, Phases(dispatch_ms, start, copied, copied, executed, now_ms())
 
     def prepare(self, model: LoadedModel, batch_size: int) -> None:
         """There is nothing to prepare."""

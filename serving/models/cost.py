@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 aten = torch.ops.aten
 
 
-def count_costs(forward: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[float, float]:
+def count_costs(forward: Callable[..., Any], batch: Sequence[Tensor]) -> tuple[float, float]:
     """Run `forward` once on `batch` and count.
 
     Args:
         forward: the batched inference, eager or TorchScript, on the CPU.
-        batch: an input of shape (batch, ...).
+        batch: each input, of shape (batch, ...).
 
     Returns:
         Floating-point operations and bytes written by operations, both per item of the batch. Counted are matrix
@@ -28,8 +28,8 @@ def count_costs(forward: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[flo
     flops = FlopCounterMode(display=False, custom_mapping=_EXTRA_FLOPS)
     written = _BytesWritten()
     with torch.no_grad(), written, flops:
-        forward(batch)
-    return flops.get_total_flops() / len(batch), written.total / len(batch)
+        forward(*batch)
+    return flops.get_total_flops() / len(batch[0]), written.total / len(batch[0])
 
 
 def count_weights(module: nn.Module) -> tuple[int, int]:

@@ -1,72 +1,121 @@
-"""Loads a model from its source: built-in, TorchScript file, torch.export file or Python factory."""
+"""Loads a model from its source, checks that it runs on batches, and counts its costs."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
+from torch import nn
 
+from serving.models.buckets import bucket_sizes, keeps_answers, learn_cuts, least_size
 from serving.models.builtin.registry import BUILTIN
-from serving.models.compile import compile_forward, silent_torchscript, uncompiled
-from serving.models.cost import count_costs, count_weights
-from serving.models.files import EXPORTED, TORCHSCRIPT, fixed_in_training, form_of
-from serving.models.served import DTYPES, Forward, ModelSpec, ServedModel, example_input, host_array
+from serving.models.program import ArrayProgram, Output, Program
+from serving.models.served import Forward, ModelSpec, ServedModel, SizeRule
+from serving.models.tensors import NAMES, VARIES, TensorSpec, bucket_name, datatype_of
+from serving.models.torch_program import Loaded, TorchProgram, file_module, frozen_weights
 from serving.models.users_code import users_code
 from traces.errors import InputError
 
+log = logging.getLogger(__name__)
+
+SOURCES = "builtin:NAME, hf:FOLDER, a .pt, .pt2 or .onnx file, or module:factory"
+
 
 def load_model(spec: ModelSpec) -> ServedModel:
-    """Load one model, check that it runs on batches, and count its costs.
+    """Load a model of fixed sizes; errors as of `load_buckets`.
 
-    Files are read by torch.jit.load and torch.export.load, which build graphs and run no code of the file's author;
-    nothing is unpickled. A factory is Python code of the user's own.
+    Raises:
+        InputError: its size varies.
+    """
+    models = load_buckets(spec)
+    if models[0].bucket is not None:
+        raise InputError(f"model {spec.name!r}: its size varies; it is loaded as buckets")
+    return models[0]
+
+
+def load_buckets(spec: ModelSpec, known: Sequence[int] = ()) -> tuple[ServedModel, ...]:
+    """Load a model: one of fixed sizes, or its buckets, which share its weights and its compiled form.
+
+    A factory is Python code of the user's own; files are only read.
+
+    Args:
+        spec: where it comes from.
+        known: buckets that a profile knows, for a model that does not name its own.
 
     Raises:
         InputError: unknown source, unreadable file, whatever the model's own code raises, or a model that does not map
-            (batch, *input_shape) to one tensor (batch, ...) of a known type for every batch size.
+            tensors (batch, ...) to tensors (batch, ...) of known types for every batch size.
     """
     spec = _with_defaults(spec)
     where = f"model {spec.name!r}"
-    shape, dtype = _checked_input(spec, where)
-    module = _load_module(spec, where)
-    rng = np.random.default_rng(spec.seed)
-    examples = np.stack([example_input(shape, dtype, spec.input_high, rng) for _ in range(4)])
-    example = torch.from_numpy(examples)
-    output = _checked_output(module, example, where)
-    weights, weight_bytes = count_weights(module)
-    with users_code(f"{where}: its operations cannot be counted"):
-        flops, activation_bytes = count_costs(module, example[:1])
+    program = _open(spec, where)
+    inputs = _inputs(spec, program, where)
+    program.bind([one.name for one in inputs], list(spec.outputs))
+    if isinstance(program, TorchProgram):
+        program.take([one.datatype for one in inputs])
+    sizes = bucket_sizes(spec, inputs, program.max_size, known, where)
+    probe = _Probe(program, inputs, spec, where)
+    outputs = [probe.outputs(size) for size in (sizes[0], sizes[-1])[: len(set(sizes))]]
+    described = _outputs(spec, program, outputs, where)
+    cuts: tuple[dict[int, SizeRule], ...] = tuple({} for _ in described)
+    exact = False
+    if sizes[0] is not None:
+        described, cuts = learn_cuts(probe.shapes, described, sizes)
+        exact = not keeps_answers(probe.run, inputs, cuts, sizes, probe.rng)
+        if exact:
+            log.warning(
+                "model %s answers otherwise when its inputs are padded: only items of one size run together; a mask among "
+                "its inputs would let all sizes of a bucket do so", spec.name,
+            )  # fmt: skip
+    least = least_size(probe.runs, sizes[0]) if exact and sizes[0] is not None else 1
+    weights, weight_bytes = program.weights()
 
+    @functools.cache
     def build(device: str) -> Forward:
-        # Device "cpu" shares the weights of `module`; any other gets a copy, because frozen graphs cannot be moved.
-        target = module if device == "cpu" else _load_module(spec, where, device)
-        return compile_forward(target, example.to(device), spec.name) if spec.compiled else uncompiled(target)
+        ends = (sizes[0], sizes[-1])[: len(set(sizes))]
+        return program.build(device, [probe.examples(size) for size in ends], spec.compiled, spec.name)
 
-    return ServedModel(
-        name=spec.name,
-        kind=spec.kind or "custom",
-        source=spec.source,
-        module=module,
-        build=build,
-        input_shape=shape,
-        input_dtype=dtype,
-        input_high=spec.input_high,
-        output_shape=tuple(output.shape[1:]),
-        output_dtype=str(output.dtype),
-        parameters=weights,
-        weight_bytes=weight_bytes,
-        flops_per_item=flops,
-        activation_bytes_per_item=activation_bytes,
-    )
+    def model(size: int | None) -> ServedModel:
+        with users_code(f"{where}: its operations cannot be counted"):
+            flops, activation_bytes = program.costs([one[:1] for one in probe.examples(size)])
+        return ServedModel(
+            name=bucket_name(spec.name, size),
+            kind=spec.kind or program.kind,
+            source=spec.source,
+            module=program.module,
+            build=build,
+            inputs=inputs,
+            outputs=described,
+            parameters=weights,
+            weight_bytes=weight_bytes,
+            flops_per_item=flops,
+            activation_bytes_per_item=activation_bytes,
+            bucket=size,
+            cuts=cuts,
+            exact=exact,
+            least=least,
+            on_host=program.on_host,
+            platform=program.platform,
+            version=spec.version,
+        )
+
+    return tuple(model(size) for size in sizes)
+
+
+def may_vary(spec: ModelSpec) -> bool:
+    """Whether a model may turn out to have buckets, which only loading it can say."""
+    fixed = spec.source.startswith("builtin:") or spec.input_shape is not None
+    said = [tensor.get("shape") for tensor in spec.inputs.values()]
+    return not fixed and not (said and all(shape is not None and VARIES not in shape for shape in said))
 
 
 def builtin_spec(name: str) -> ModelSpec:
@@ -105,80 +154,49 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
                    kind=spec.kind or own.kind)  # fmt: skip
 
 
-def _checked_input(spec: ModelSpec, where: str) -> tuple[tuple[int, ...], str]:
-    if spec.input_shape is None:
-        raise InputError(
-            f"{where}: {spec.source} needs input_shape, the shape of one input without the batch dimension"
-        )
-    if any(not isinstance(side, int) or side < 1 for side in spec.input_shape):
-        raise InputError(f"{where}: input_shape is {spec.input_shape}; every side must be a positive integer")
-    dtype = spec.input_dtype or "float32"
-    if dtype not in DTYPES:
-        raise InputError(f"{where}: input_dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    return tuple(spec.input_shape), dtype
-
-
-def _load_module(spec: ModelSpec, where: str, device: str = "cpu") -> nn.Module:
+def _open(spec: ModelSpec, where: str) -> Program:
     source = spec.source
-    if source.endswith((".pt", ".pt2")):
+    if source.startswith("hf:"):
+        from serving.models.huggingface import open_folder
+
+        return open_folder(Path(source.removeprefix("hf:")), where)
+    if source.endswith((".pt", ".pt2", ".onnx")):
         path = Path(source)
         if not path.is_file():
             raise InputError(f"{where}: no file {source}")
-        module = _load_file(path, where, device)
-    elif ":" in source:
-        factory = BUILTIN[source.partition(":")[2]].factory if source.startswith("builtin:") else source
-        module = _call_factory(factory, spec, where).to(device)
-    else:
-        raise InputError(f"{where}: source {source!r} is not builtin:NAME, a .pt or .pt2 file, or module:factory")
-    if not isinstance(module, torch.fx.GraphModule):  # an exported graph refuses the call
-        module.eval()
-    with users_code(f"{where}: {source} has no forward"):
-        fixed = fixed_in_training(module)
-    if fixed is not None:
-        raise InputError(f"{where}: {source} was made in training mode, so that answers depend on chance or on the other "
-                         f"requests of a batch ({fixed}); call eval() on it before it is traced or exported")  # fmt: skip
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
+        if path.suffix == ".onnx":
+            from serving.models.onnx_program import OnnxProgram
+
+            return OnnxProgram(path, where)
+        return TorchProgram(functools.partial(file_module, path, where), where, source)
+    if ":" not in source:
+        raise InputError(f"{where}: source {source!r} is not {SOURCES}")
+    factory = BUILTIN[source.partition(":")[2]].factory if source.startswith("builtin:") else source
+    made = _call_factory(factory, spec, where)
+    if not isinstance(made, nn.Module):
+        return ArrayProgram(made, where)
+    # A device of its own gets a module of its own: the weights are the same, since they come from the seed.
+    loaded = {"cpu": Loaded(frozen_weights(made, "cpu"))}
+    return TorchProgram(
+        lambda device: loaded.get(device) or Loaded(frozen_weights(_call_factory(factory, spec, where), device)),
+        where,
+        source,
+    )
 
 
-def _load_file(path: Path, where: str, device: str) -> nn.Module:
-    expected = TORCHSCRIPT if path.suffix == ".pt" else EXPORTED
-    unread = f"{where}: {path} is not a readable {expected} file"
-    try:
-        _read_ahead(path)
-        if (found := form_of(path)) != expected:
-            raise InputError(f"{unread}: it is {found}")
-        with silent_torchscript():
-            if expected == TORCHSCRIPT:
-                return torch.jit.load(str(path), map_location=device)
-            program = torch.export.load(str(path))
-            # A graph names the device of the tensors that it makes, which Module.to leaves as it is.
-            return (program if device == "cpu" else move_to_device_pass(program, device)).module()
-    except InputError:
-        raise
-    except Exception as error:  # a file from outside may fail in any way inside the two loaders
-        raise InputError(f"{unread}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _read_ahead(path: Path) -> None:
-    """Bring a file, and memory for it, in reach: torch.jit.load holds Python's lock until it has both."""
-    with path.open("rb") as file:
-        parts = iter(lambda: file.read(1 << 20), b"")
-        list(parts)
-
-
-def _call_factory(factory: str, spec: ModelSpec, where: str) -> nn.Module:
+def _call_factory(factory: str, spec: ModelSpec, where: str) -> Any:
     module_name, _, attribute = factory.partition(":")
     with users_code(f"{where}: cannot import {factory!r}"), _search_path(spec.folder):
         make = getattr(importlib.import_module(module_name), attribute)
     # Weights come from the seed alone, and the caller's generator is left as it was.
     with users_code(f"{where}: {factory} cannot be called"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        module = make()
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{where}: {factory} returned {type(module).__name__}; it must return a torch.nn.Module")
-    return module
+        made = make()
+    if not callable(made):
+        raise InputError(
+            f"{where}: {factory} returned {type(made).__name__}; it must return a torch.nn.Module or a callable"
+        )
+    return made
 
 
 @contextmanager
@@ -192,34 +210,120 @@ def _search_path(folder: str) -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _checked_output(module: nn.Module, example: Tensor, where: str) -> np.ndarray:
-    """Run one, three and four inputs; return the output for one."""
-    outputs: list[np.ndarray] = []
-    hint = ""
-    if isinstance(module, torch.fx.GraphModule):
-        hint = ' (export for any batch size: dynamic_shapes=({0: torch.export.Dim("batch")},))'
-    for size in (1, 3, 4):
-        shape = (size, *example.shape[1:])
-        with users_code(f"{where}: fails on an input of shape {shape}, {example.dtype}{hint}"):
-            output = uncompiled(module)(example[:size])
-        outputs.append(_checked_array(output, where))
-        if output.dim() < 1 or len(output) != size or output.shape[1:] != outputs[0].shape[1:]:
-            raise InputError(f"{where}: {size} inputs give an output of shape {tuple(output.shape)}; "
-                             f"the first side must be {size} and the others fixed")  # fmt: skip
-    return outputs[0]
+def _inputs(spec: ModelSpec, program: Program, where: str) -> tuple[TensorSpec, ...]:
+    """The model's inputs: what its source says of them, and over it what the spec says."""
+    if spec.input_shape is not None:
+        if any(not isinstance(side, int) or side < 1 for side in spec.input_shape):
+            raise InputError(f"{where}: input_shape is {spec.input_shape}; every side must be a positive integer")
+        dtype = spec.input_dtype or "float32"
+        if dtype not in NAMES:
+            raise InputError(f"{where}: input_dtype {dtype!r} is not one of {', '.join(NAMES)}")
+        # Only of our own models do we know that input_high is a bound and not just an example.
+        bounded = spec.source.startswith("builtin:") and np.issubdtype(dtype, np.integer)
+        shape = tuple(spec.input_shape)
+        return (TensorSpec("input", NAMES[dtype], shape, high=spec.input_high, bounded=bounded),)
+    names = list(program.inputs)
+    if spec.inputs and not set(spec.inputs) & set(names):  # other names, or all that is known
+        names = [*spec.inputs]
+    names += [name for name in spec.inputs if name not in names]
+    if not names:
+        raise InputError(f"{where}: {spec.source} does not say what it takes; name its inputs in models.yaml")
+    return tuple(_tensor(name, program.inputs.get(name, {}), spec, where) for name in names)
 
 
-def _checked_array(output: Any, where: str) -> np.ndarray:
-    if not isinstance(output, Tensor):
-        raise InputError(f"{where}: returns {type(output).__name__}; it must return one tensor (batch, ...)")
-    try:
-        array = host_array(output)
-    except (TypeError, RuntimeError):
-        array = None
-    if array is None or array.dtype.name not in DTYPES:
-        layout = "" if output.layout is torch.strided else f", {output.layout}"
+def _tensor(name: str, known: dict[str, Any], spec: ModelSpec, where: str) -> TensorSpec:
+    fields = {"datatype": "FP32"} | known | dict(spec.inputs.get(name, {}))
+    if "shape" not in fields:
         raise InputError(
-            f"{where}: returns a tensor of type {output.dtype}{layout}; supported are dense tensors of {', '.join(DTYPES)} "
-            "and bfloat16 (answered as float32)"
+            f"{where}: {spec.source} needs input_shape, or a shape of its input {name!r} in inputs: that of one item, "
+            "without the batch dimension, -1 where a size varies"
         )
-    return array
+    return TensorSpec(name, **fields | {"shape": tuple(fields["shape"]), "datatype": datatype_of(fields["datatype"])})
+
+
+class _Outputs(NamedTuple):
+    """What a model answered to one item, with the shapes of one item's outputs; -1 where they differed between items."""
+
+    answers: list[Output]
+    shapes: list[tuple[int, ...]]
+
+
+class _Probe:
+    """Runs a program on examples, and checks what comes back."""
+
+    def __init__(self, program: Program, inputs: tuple[TensorSpec, ...], spec: ModelSpec, where: str) -> None:
+        self._program = program
+        self._inputs = inputs
+        self._seed = spec.seed
+        self._where = where
+        self.rng = np.random.default_rng(spec.seed)
+
+    def examples(self, size: int | None) -> list[np.ndarray]:
+        """Four items of a size, the same at each call."""
+        rng = np.random.default_rng(self._seed)
+        return [np.stack([spec.sized(size).example(rng) for _ in range(4)]) for spec in self._inputs]
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[Output]:
+        """Run a batch."""
+        shapes = ", ".join(f"{array.shape}, {spec.dtype}" for spec, array in zip(self._inputs, arrays))
+        with users_code(f"{self._where}: fails on an input of shape {shapes}{self._program.hint}"):
+            return self._program.run(arrays)
+
+    def outputs(self, size: int | None) -> _Outputs:
+        """Run one, three and four items.
+
+        Raises:
+            InputError: the outputs are not one row per item, of the same type and number of dimensions.
+        """
+        examples = self.examples(size)
+        runs = [self.run([one[:count] for one in examples]) for count in (1, 3, 4)]
+        shapes: list[list[tuple[int, ...]]] = [[] for _ in runs[0]]
+        for count, outputs in zip((1, 3, 4), runs):
+            for place, output in enumerate(outputs):
+                shapes[place] += self._item_shapes(output, count)
+        merged = []
+        for found in shapes:
+            if len({len(shape) for shape in found}) != 1:
+                raise InputError(f"{self._where}: items give outputs of {found[0]} and {found[-1]}; "
+                                 "the number of dimensions must be the same")  # fmt: skip
+            merged.append(tuple(sides[0] if len(set(sides)) == 1 else VARIES for sides in zip(*found)))
+        return _Outputs(runs[0], merged)
+
+    def _item_shapes(self, output: Output, count: int) -> list[tuple[int, ...]]:
+        values = output.values
+        if isinstance(values, list):
+            return [one.shape for one in values]
+        if values.ndim < 1 or len(values) != count:
+            raise InputError(f"{self._where}: {count} inputs give an output of shape {values.shape}; "
+                             f"the first side must be {count}")  # fmt: skip
+        return [values.shape[1:]]
+
+    def runs(self, size: int) -> bool:
+        """Whether it runs at a size."""
+        try:
+            self.run([one[:1] for one in self.examples(size)])
+        except InputError:
+            return False
+        return True
+
+    def shapes(self, size: int) -> list[tuple[int, ...]]:
+        """Shapes of one item's outputs at a size."""
+        examples = [one[:1] for one in self.examples(size)]
+        return [self._item_shapes(output, 1)[0] for output in self.run(examples)]
+
+
+def _outputs(spec: ModelSpec, program: Program, found: Sequence[_Outputs], where: str) -> tuple[TensorSpec, ...]:
+    """The model's outputs, as it answered; what the spec says of a shape must hold."""
+    specs = []
+    for place, name in enumerate(program.outputs):
+        answer = found[0].answers[place]
+        sides = zip(*(one.shapes[place] for one in found))
+        shape = tuple(side[0] if len(set(side)) == 1 else VARIES for side in sides)
+        given = dict(spec.outputs.get(name, {}))
+        wanted = tuple(given.get("shape", shape))
+        if len(wanted) != len(shape) or any(a not in (b, VARIES) for a, b in zip(wanted, shape)):
+            raise InputError(f"{where}: output {name!r} has shape {list(shape)} for one item, not {list(wanted)}")
+        if "datatype" in given and datatype_of(given["datatype"]) != answer.datatype:
+            raise InputError(f"{where}: output {name!r} is {answer.datatype}, not {given['datatype']}")
+        specs.append(TensorSpec(name, answer.datatype, wanted, pad=given.get("pad", 0.0)))
+    return tuple(specs)

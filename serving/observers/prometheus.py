@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from envs.scheduling.state import PRIORITIES
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, Refused, RequestResult
+from serving.models.tensors import split_bucket
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
@@ -26,6 +28,9 @@ class _ByLabels(dict[tuple[str, ...], Any]):
     def __missing__(self, labels: tuple[str, ...]) -> Any:
         child = self[labels] = self._metric.labels(*labels)
         return child
+
+
+_labels = cache(split_bucket)  # of a scheduled model: its name and its bucket, "" for one of fixed sizes
 
 
 class Metrics(Observer):
@@ -45,13 +50,13 @@ class Metrics(Observer):
         def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> _ByLabels:
             return _ByLabels(Histogram(name, text, labels, buckets=buckets, registry=registry))
 
-        by, model = ("model", "priority"), ("model",)
+        by, model = ("model", "bucket", "priority"), ("model", "bucket")
         text = "Calls refused before they became requests."
         self._refused = counter("strait_calls_refused", text, ("protocol", "reason"))
         self._requests = counter("strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"))
         self._latency = histogram("strait_request_latency_seconds", "Arrival to answer.", by, SECONDS)
         self._queue = histogram("strait_request_queue_seconds", "Arrival to dispatch.", by, SECONDS)
-        self._batches = counter("strait_batches", "Batches ended.", ("model", "result"))
+        self._batches = counter("strait_batches", "Batches ended.", (*model, "result"))
         self._size = histogram("strait_batch_size", "Requests in a batch.", model, (1, 2, 4, 8, 16, 32, 64))
         text = "Predicted over actual time of a batch, dispatch to finish."
         self._ratio = histogram("strait_batch_predicted_over_actual", text, model, RATIOS)
@@ -77,21 +82,22 @@ class Metrics(Observer):
         self.differences: Callable[[], Mapping[str, tuple[float, float]]] = dict
 
     def request_ended(self, result: RequestResult) -> None:
-        model, priority = result.model, PRIORITIES[result.priority]
-        self._requests[model, priority, result.outcome, result.reason].inc()
+        by = (*_labels(result.model), PRIORITIES[result.priority])
+        self._requests[(*by, result.outcome, result.reason)].inc()
         if result.answered:
-            self._latency[model, priority].observe(result.latency_ms / 1e3)
-            self._queue[model, priority].observe(result.queue_ms / 1e3)
+            self._latency[by].observe(result.latency_ms / 1e3)
+            self._queue[by].observe(result.queue_ms / 1e3)
 
     def request_refused(self, refused: Refused) -> None:
         self._refused[refused.protocol, refused.reason].inc()
 
     def batch_ended(self, batch: BatchRecord) -> None:
-        self._batches[batch.model, "ok" if batch.error is None else "failed"].inc()
-        self._size[(batch.model,)].observe(batch.batch_size)
+        model = _labels(batch.model)
+        self._batches[(*model, "ok" if batch.error is None else "failed")].inc()
+        self._size[model].observe(batch.batch_size)
         actual = batch.phases.total_ms
         if batch.error is None and actual > 0:
-            self._ratio[(batch.model,)].observe(batch.predicted_ms / actual)
+            self._ratio[model].observe(batch.predicted_ms / actual)
         self._take_decisions()
 
     def _take_decisions(self) -> None:
@@ -108,7 +114,7 @@ class Metrics(Observer):
         for number, priority in enumerate(PRIORITIES):
             self._offered.labels(priority).set(int(engine.offered[number]))
             for m, model in enumerate(engine.models):
-                self._queued.labels(model, priority).set(int(lengths[number, m]))
+                self._queued.labels(*_labels(model), priority).set(int(lengths[number, m]))
         self._busy.set(engine.in_flight)
         self._streams.set(engine.scheduler.streams)
         self._fallbacks.set(engine.guard.fallbacks)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving.engine.request import BatchRecord, Observer, RequestResult
+from serving.models.tensors import split_bucket
 
 
 @dataclass(slots=True)
@@ -47,14 +48,14 @@ def _compute(batches: np.ndarray) -> dict[str, dict[str, int]]:
 
 
 class Statistics(Observer):
-    """Adds up what ends in the engine, by model. A call of n items counts as n requests."""
+    """Adds up what ends in the engine, by model, its buckets together. A call of n items counts as n requests."""
 
     def __init__(self) -> None:
         self._counts: defaultdict[str, _Counts] = defaultdict(_Counts)
 
     def request_ended(self, result: RequestResult) -> None:
         """Count it as a success (met or late) or as a failure (all else)."""
-        counts = self._counts[result.model]
+        counts = self._counts[split_bucket(result.model)[0]]
         if result.answered:
             counts.success.add(result.latency_ms)
             counts.queue.add(result.queue_ms)
@@ -65,7 +66,7 @@ class Statistics(Observer):
         """Count an execution, unless it failed."""
         if batch.error is not None:
             return
-        counts = self._counts[batch.model]
+        counts = self._counts[split_bucket(batch.model)[0]]
         counts.last_inference_ms = int(time.time() * 1e3)
         phases = batch.phases
         copied_in, ran = phases.h2d_end_ms - phases.h2d_start_ms, phases.exec_end_ms - phases.exec_start_ms

@@ -71,7 +71,7 @@ class TensorBoardWriter(Output):
 
     def request_ended(self, result: RequestResult) -> None:
         """Keep it until the next write, without its output."""
-        self._results.append(replace(result, output=None))
+        self._results.append(replace(result, outputs=None))
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Keep how far its prediction was off."""

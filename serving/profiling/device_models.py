@@ -10,10 +10,18 @@ from envs.profiles.profile import Profile
 from serving.executors.executor import Executor
 from serving.models.repository import check_memory
 from serving.models.served import ServedModel
+from serving.models.tensors import split_bucket
 from serving.profiling.calibrate import SoloRun, calibrated, machine_of, measure_solo
+from traces.errors import InputError
 from traces.machine import MachineInfo, ModelInfo
 
 log = logging.getLogger("serving")
+
+
+def known_buckets(profile: Profile, name: str) -> list[int]:
+    """The buckets of a model that a profile knows."""
+    found = [split_bucket(one) for one in profile.models]
+    return sorted(int(bucket) for model, bucket in found if model == name and bucket)
 
 
 class DeviceModels:
@@ -42,21 +50,36 @@ class DeviceModels:
         self.described: dict[str, ModelInfo] = {}
         self.solo: list[SoloRun] = []
 
-    def load(self, model: ServedModel, suffix: str = "") -> None:
-        """Load a model.
+    def load(self, models: Sequence[ServedModel], suffix: str = "") -> None:
+        """Load a model, or its buckets.
 
         Raises:
             InputError: it does not fit the memory limit.
         """
-        self.check_memory(model, suffix)
-        self.executor.load(replace(model, name=model.name + suffix))
-        self.described[model.name] = ModelInfo(**model.describe())
-        log.info("model %s is loaded from %s", model.name, model.source)
+        self.check_memory(models, beside=bool(suffix))
+        for model in models:
+            self.executor.load(replace(model, name=model.name + suffix))
+            self.described[model.name] = ModelInfo(**model.describe())
+        buckets = ", ".join(str(model.bucket) for model in models if model.bucket is not None)
+        log.info("model %s is loaded from %s%s", models[0].model, models[0].source, buckets and f", buckets {buckets}")
 
-    def check_memory(self, model: ServedModel, suffix: str = "") -> None:
-        """Refuse a model that does not fit beside those that are loaded under other names; errors as of `load`."""
-        others = [other for other in self.executor.models.values() if other.name != model.name + suffix]
-        check_memory(others, model, self.batch_sizes[-1], self._memory_bytes)
+    def check_memory(self, models: Sequence[ServedModel], beside: bool = False) -> None:
+        """Refuse a model that does not fit beside the others, and beside the one of its name or in its place; as `load`."""
+        name = models[0].model
+        others = [other for other in self.executor.models.values() if beside or other.model != name]
+        check_memory(others, models, self.batch_sizes[-1], self._memory_bytes)
+
+    def fits(self, models: Sequence[ServedModel], beside: bool = False) -> bool:
+        """Whether a model fits; arguments as of `check_memory`."""
+        try:
+            self.check_memory(models, beside)
+        except InputError:
+            return False
+        return True
+
+    def check_alone(self, models: Sequence[ServedModel]) -> None:
+        """Refuse a model that does not even fit alone; errors as of `load`."""
+        check_memory([], models, self.batch_sizes[-1], self._memory_bytes)
 
     def measure(self, names: Sequence[str], suffix: str = "") -> Profile:
         """Measure loaded models alone, and fit the base profile to that. Takes seconds.

@@ -17,7 +17,7 @@ from serving.engine.engine import Engine
 from serving.engine.request import Observer
 from serving.executors.executor import Executor
 from serving.executors.factory import make_executor
-from serving.models.load import load_model, spec_of
+from serving.models.load import load_buckets, spec_of
 from serving.models.served import ServedModel
 from serving.observers.output import saving
 from serving.observers.report import result_of
@@ -76,13 +76,15 @@ def open_machine(
     Raises:
         InputError: an unknown model or device.
     """
-    served = [model if isinstance(model, ServedModel) else load_model(spec_of(model)) for model in models]
+    served: list[ServedModel] = []
+    for model in models:
+        served += (model,) if isinstance(model, ServedModel) else load_buckets(spec_of(model))
     executor = make_executor(device, streams)
     try:
         base = base if base is not None else Profile.load(SHIPPED)
         on_device = DeviceModels(executor, base, base.batch_sizes)
         for model in served:
-            on_device.load(model)
+            on_device.load([model])
         profile = on_device.measure([model.name for model in served])
         return Machine(executor, profile, make_inputs(executor, seed), on_device.solo)
     except BaseException:

@@ -15,10 +15,11 @@ from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.request import Request, result_table
 from serving.executors.executor import Executor
+from serving.models.tensors import Item
 from traces.workload import Workload
 
 POOL = 16  # different inputs per model
-Inputs = dict[str, list[np.ndarray]]
+Inputs = dict[str, list[Item]]
 
 
 def make_inputs(executor: Executor, seed: int = 0) -> Inputs:

@@ -14,6 +14,7 @@ from toy_models import HELD
 from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.api.dataplane import DataPlane
+from serving.api.infer_call import InferCall, Wanted
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
@@ -39,11 +40,17 @@ def toy_profile() -> Profile:
     return replace(made, models=NAMES, solo_ms=np.ones_like(made.solo_ms) * np.array(made.batch_sizes) ** 0.5)
 
 
+def call_of(values: np.ndarray) -> InferCall:
+    """A call of a model with one input and one output."""
+    return InferCall(None, (values,), None, {}, (Wanted(0, binary=True),))
+
+
 class FakeRepository:
     """Remembers what it was asked."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.evicted: dict[str, Any] = {}
 
     def defaults(self, name: str) -> tuple[int | None, float | None]:
         return None, None
@@ -54,10 +61,13 @@ class FakeRepository:
             {"name": "other", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
         ]
 
-    async def load(self, name: str) -> None:
+    async def bring_back(self, name: str) -> None:
+        raise AssertionError("nothing is out of memory")
+
+    async def load(self, name: str, version: str = "") -> None:
         self._note("load", name)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         self._note("unload", name)
 
     def _note(self, verb: str, name: str) -> None:

@@ -87,8 +87,11 @@ def run(
     """Run one batch alone."""
     results = Results()
     executor.on_result = results
-    executor.submit(stream, Batch(7, model, priority, inputs))
-    return results.wait()
+    executor.submit(stream, Batch(7, model, priority, [(one,) for one in inputs]))
+    result = results.wait()
+    if result.outputs is not None:
+        result.outputs = [outputs[0] for outputs in result.outputs]  # type: ignore[misc]
+    return result
 
 
 Make = Callable[..., CudaExecutor]
@@ -192,21 +195,21 @@ class Behaviours:
         def on_result(result: BatchResult) -> None:
             if left[result.stream] > 0:
                 left[result.stream] -= 1
-                executor.submit(result.stream, Batch(result.batch_id + 3, "double", result.batch_id % 2, [GIVEN]))
+                executor.submit(result.stream, Batch(result.batch_id + 3, "double", result.batch_id % 2, [(GIVEN,)]))
             results(result)
 
         executor.on_result = on_result
         for stream in range(3):
-            executor.submit(stream, Batch(stream, "double", stream % 2, [GIVEN]))
+            executor.submit(stream, Batch(stream, "double", stream % 2, [(GIVEN,)]))
         results.wait(63)
         executor.on_result = results
         for stream in range(3):
-            executor.submit(stream, Batch(100 + stream, "double", 0, [GIVEN]))
+            executor.submit(stream, Batch(100 + stream, "double", 0, [(GIVEN,)]))
         executor.close()
         assert Counter(r.batch_id for r in results.all) == Counter([*range(63), 100, 101, 102])
         assert all(r.error is None for r in results.all)
         with pytest.raises(ValueError, match="closed"):
-            executor.submit(0, Batch(1, "double", 0, [GIVEN]))
+            executor.submit(0, Batch(1, "double", 0, [(GIVEN,)]))
 
     async def test_the_engine_serves_on_it(self, make: Make) -> None:
         executor = make(2)

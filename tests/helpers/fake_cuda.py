@@ -96,12 +96,13 @@ class FakeCuda:
     def build(self, model: ServedModel) -> Forward:
         forward = model.build("cpu")
 
-        def launched(batch: Tensor) -> Tensor:
-            assert not self._is_pinned(batch), "executes on the host's memory"
+        def launched(*batch: Any) -> Any:
             stream = self._current()
             if not capturing():
-                self.ran.append((stream.priority, len(batch), replaying()))
-            return forward(batch)
+                self.ran.append((stream.priority, len(batch[0]), replaying()))
+            if not model.on_host:
+                assert not any(map(self._is_pinned, batch)), "executes on the host's memory"
+            return forward(*batch)
 
         return launched
 
@@ -157,25 +158,26 @@ class FakeCuda:
         self.allocations.append(weakref.ref(pool))
         return pool
 
-    def capture(self, stream: FakeStream, work: Callable[[], Tensor], pool: FakePool) -> CudaGraph:
+    def capture(self, stream: FakeStream, work: Callable[[], tuple[Tensor, ...]], pool: FakePool) -> CudaGraph:
         assert not stream.pending, "a capture on a stream that is not idle"
         _here.capturing = True
         try:
             with self.on(stream):
-                output = work().clone().fill_(77)  # nothing has run yet
+                outputs = tuple(one.clone().fill_(77) for one in work())  # nothing has run yet
         finally:
             _here.capturing = False
-        self.captures.append((stream.priority, len(output)))
+        self.captures.append((stream.priority, len(outputs[0])))
 
         def replay() -> None:
             assert self._current() is stream, "kernels have the priority of the stream that they were recorded on"
             _here.replaying = True
             try:
-                output.copy_(work())
+                for output, result in zip(outputs, work(), strict=True):
+                    output.copy_(result)
             finally:
                 _here.replaying = False
 
-        return CudaGraph(replay, output)
+        return CudaGraph(replay, outputs)
 
     def empty_cache(self) -> None:
         self.emptied += 1

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from api_server import serving_plane, toy_profile
+from api_server import call_of, serving_plane, toy_profile
 
 from envs.scheduling.state import DROPPED
 from serving.api.refusal import Kind, Refusal
@@ -92,14 +92,14 @@ async def test_an_overloaded_server_refuses_at_once_and_counts_it(executor: CpuE
     slow = np.full((1, 4), 80.0, np.float32)  # ms of each batch of up to four, on two streams
     async with serving_plane(executor) as plane:
         view = plane.model("slow")
-        waiting = [asyncio.ensure_future(plane.infer(view, slow, 1, 800.0)) for _ in range(128)]
+        waiting = [asyncio.ensure_future(plane.infer(view, call_of(slow), 1, 800.0)) for _ in range(128)]
         await asyncio.sleep(0.4)
         begin = plane.engine.now_ms()
         with pytest.raises(Refusal, match="requests are ahead, predicted finish") as refused:
-            await plane.infer(view, slow, 1, 450.0)
+            await plane.infer(view, call_of(slow), 1, 450.0)
         assert refused.value.kind is Kind.UNREACHABLE
         assert plane.engine.now_ms() - begin < 100.0, "not when its deadline has come"
-        high = asyncio.ensure_future(plane.infer(view, slow, 0, 5000.0))
+        high = asyncio.ensure_future(plane.infer(view, call_of(slow), 0, 5000.0))
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert (await high).parameters["outcome"] == "met"
         met = sum(not isinstance(end, Refusal) for end in ends)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import re
 from dataclasses import replace
@@ -14,19 +13,13 @@ import aiohttp.web
 import numpy as np
 import pytest
 from api_server import X, serving_plane
+from mutations import mutated
 
 from serving.api.http import start_http
-from serving.api.http_codec import HEADER_LENGTH
 from serving.api.model_view import view_model
 from serving.api.refusal import Refusal
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
-
-NASTY: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 3, 4, 2**31, 2**63, 10**40, -(10**40), 0.5, -0.0, 1e308, -1e39, "", "input", "output",
-    "FP32", "BYTES", "INT8", "\0", "\u2028", "x" * 2000, [], {}, [[]], [1], [None], [[1], [2, 3]], {"a": {"b": []}}, [1e400],
-    [10**30], ["1"], [True], {"name": "input"}, {"binary_data_size": 32}, {"binary_data_size": -1}, [[[[[[0]]]]]],
-]  # fmt: skip
 
 
 def example(rng: np.random.Generator) -> tuple[dict[str, Any], bytes]:
@@ -50,54 +43,6 @@ def example(rng: np.random.Generator) -> tuple[dict[str, Any], bytes]:
     return head, X.tobytes() if binary else b""
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) within a JSON value."""
-    if isinstance(value, dict):
-        found = [(value, key) for key in value]
-    elif isinstance(value, list):
-        found = [(value, i) for i in range(len(value))]
-    else:
-        return []
-    return found + [place for holder, key in found for place in places(holder[key])]
-
-
-def mutated(rng: np.random.Generator) -> tuple[bytes, dict[str, str]]:
-    """A body and headers, wrong in one to three ways."""
-    head, tail = example(rng)
-    for _ in range(rng.integers(1, 4)):
-        where = places(head)
-        if not where:
-            break
-        holder, key = where[rng.integers(len(where))]
-        what = rng.random()
-        if what < 0.6:
-            holder[key] = copy.deepcopy(NASTY[rng.integers(len(NASTY))])
-        elif what < 0.8:
-            del holder[key]
-        elif isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(holder[key]))
-        else:
-            holder["shared_memory_region" if rng.random() < 0.5 else "sequence_id"] = holder.pop(key)
-    text = json.dumps(head).encode()
-    length = str(len(text))
-    if rng.random() < 0.1:
-        length = str(NASTY[rng.integers(len(NASTY))])[:100].replace("\0", "").encode("ascii", "ignore").decode()
-    body = bytearray(text + tail)
-    if rng.random() < 0.3:
-        for at in rng.integers(len(body), size=rng.integers(1, 8)):
-            body[at] = rng.integers(256)
-    if rng.random() < 0.1:
-        del body[rng.integers(len(body)) :]
-    headers = {HEADER_LENGTH: length} if tail or rng.random() < 0.1 else {}
-    if rng.random() < 0.05:
-        headers["X-Priority"] = str(rng.integers(-2, 5))
-    if rng.random() < 0.05:
-        headers["X-Timeout-Us"] = ["x", "", "1e3", "0", "9" * 30][rng.integers(5)]
-    if rng.random() < 0.03:
-        headers["Content-Encoding"] = ["gzip", "deflate", "br", ""][rng.integers(4)]
-    return bytes(body), headers
-
-
 async def fuzz(executor: CpuExecutor, n: int, seed: int) -> dict[int, int]:
     """Send n mutated requests over 8 connections; how often each status came."""
     rng = np.random.default_rng(seed)
@@ -108,7 +53,7 @@ async def fuzz(executor: CpuExecutor, n: int, seed: int) -> dict[int, int]:
 
         async def client(session: aiohttp.ClientSession) -> None:
             for _ in range(n // 8):
-                body, headers = mutated(rng)
+                body, headers = mutated(rng, example)
                 async with session.post(url, data=body, headers=headers) as response:
                     answer = await response.read()
                     seen[response.status] = seen.get(response.status, 0) + 1
@@ -167,13 +112,13 @@ async def test_bytes_that_are_not_http_do_no_harm(executor: CpuExecutor) -> None
 
 def test_integers_that_would_break_the_model_and_its_batch_are_refused(executor: CpuExecutor) -> None:
     toy = executor.models["double"]
-    ours = view_model(replace(toy, source="builtin:bert", input_dtype="int64", input_high=100), 100.0, 1)
-    ours.check_values(np.array([[0, 99]]))
+    spec = replace(toy.inputs[0], datatype="INT64", high=100, bounded=True)
+    view = view_model([replace(toy, inputs=(spec,))], [100.0], 1)
+    view.check_values(spec, np.array([[0, 99]]))
     for wrong in (-1, 100):
         with pytest.raises(InputError, match="from 0 to 99"):
-            ours.check_values(np.array([[0, wrong]]))
-    theirs = view_model(replace(toy, input_dtype="int64", input_high=2), 100.0, 1)
-    theirs.check_values(np.array([[5000]]))  # of a user's model the bound is not known
+            view.check_values(spec, np.array([[0, wrong]]))
+    view.check_values(replace(spec, bounded=False), np.array([[5000]]))  # of a user's model the bound is not known
 
 
 async def test_a_view_is_renewed_when_the_engine_serves_other_models(executor: CpuExecutor) -> None:

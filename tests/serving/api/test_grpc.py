@@ -155,7 +155,7 @@ async def test_each_end_has_its_status(executor: CpuExecutor, gate: threading.Ev
             (client.infer("double", [tensor(X[:, :3].copy())]), "expected ['n', 4]"),
             (client.infer("double", [tensor()], priority=3), "priority"),
             (client.infer("double", [tensor()], timeout=-5), "timeout"),
-            (client.infer("double", [tensor(), tensor()]), "exactly one"),
+            (client.infer("double", [tensor(), tensor()]), "given twice"),
             (client.infer("double", [tensor()], outputs=[triton.InferRequestedOutput("x")]), "no tensor 'x'"),
             (client.infer("double", [tensor()], sequence_id=3, sequence_start=True), "stateful"),
         ):

@@ -223,8 +223,9 @@ async def test_metrics_are_passed_on(executor: CpuExecutor) -> None:
 
 def test_the_binary_layout_is_little_endian() -> None:
     from serving.api.tensors import from_bytes, to_bytes
+    from serving.models.tensors import TensorSpec
 
     data = struct.pack("<3i", 1, -2, 3)
-    array = from_bytes(data, np.dtype("int32"), (3,), "x")
+    array = from_bytes(data, TensorSpec("x", "INT32", (3,)), (3,))
     assert array.tolist() == [1, -2, 3] and to_bytes(array) == data
-    assert from_bytes(b"\x00\x02\x01", np.dtype("bool"), (3,), "x").tolist() == [False, True, True]
+    assert from_bytes(b"\x00\x02\x01", TensorSpec("x", "BOOL", (3,)), (3,)).tolist() == [False, True, True]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from serving.api import http, json_process
 from serving.api.http_codec import accepted_encoding, decompress
-from serving.api.json_codec import json_numbers, read_json
+from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Refusal
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.cluster import PATIENCE_MS, door, replicas, scaled
 from benchmarks.common.server import Connection, free_port, http_message, running, serve_command, wait_until_up
 from envs.profiles.profile import Profile
+from serving.api.infer_call import whole_call
 from serving.cluster.remote_plane import RemotePlane
 
 RATE_RPS, SECONDS = 100.0, 4.0
@@ -31,10 +32,10 @@ async def load(plane: RemotePlane, then: list[tuple[float, Any]]) -> tuple[list[
     """Offer requests at a steady rate, and do things at their times: times of the answers in s, and what was raised."""
     loop = asyncio.get_running_loop()
     view, begin, answered_s = plane.model("alexnet"), loop.time(), []
-    values = np.zeros((1, *view.item), view.dtype)
+    call = whole_call(view, np.zeros((1, *view.inputs[0].shape), view.inputs[0].dtype))
 
     async def one() -> None:
-        await plane.infer(view, values, 0, 2 * PATIENCE_MS)
+        await plane.infer(view, call, 0, 2 * PATIENCE_MS)
         answered_s.append(loop.time() - begin)
 
     tasks = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.api.model_view import ModelView
 from serving.cluster.frames import (
     LENGTH,
     AnswerFrame,
@@ -13,21 +16,28 @@ from serving.cluster.frames import (
     FrameReader,
     InferFrame,
     RefusalFrame,
+    SentTensor,
     read_answer,
     read_open,
     read_refusal,
+    read_repository,
     read_request,
+    repository_frame,
 )
+from serving.cluster.greeting import Greeting, read_greeting, scheduled_views
+from serving.models.tensors import DATATYPES, TensorSpec
 
 NUMBER = st.floats(allow_nan=False)
 ID = st.integers(0, 2**64 - 1)
 COUNT = st.integers(0, 2**32 - 1)
 SHORT = st.binary(max_size=255)
-BODY = st.binary(max_size=500)
-REQUESTS = st.builds(InferFrame, ID, st.integers(0, 2**16 - 1), st.integers(0, 255), NUMBER, COUNT, SHORT, SHORT, BODY)
-ANSWERS = st.builds(
-    AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, st.tuples(NUMBER, NUMBER), COUNT, BODY
+PLACE = st.integers(0, 2**16 - 1)
+SHAPE = st.lists(COUNT, max_size=5).map(tuple)
+TENSORS = st.lists(st.builds(SentTensor, PLACE, SHAPE, st.binary(max_size=300)), max_size=4).map(tuple)
+REQUESTS = st.builds(
+    InferFrame, ID, PLACE, st.integers(0, 255), NUMBER, SHORT, SHORT, st.lists(PLACE, max_size=4).map(tuple), TENSORS
 )
+ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, st.tuples(NUMBER, NUMBER), TENSORS)
 REFUSALS = st.builds(
     RefusalFrame, ID, st.integers(0, 255), st.booleans(), st.tuples(NUMBER, NUMBER), st.text(max_size=200)
 )
@@ -44,8 +54,7 @@ def test_frames_are_read_as_they_were_packed_in_whatever_pieces_they_come(frames
     got: list = []
 
     def take(frame: memoryview) -> None:
-        one = read[kinds[len(got)]](frame)
-        got.append(one._replace(values=bytes(one.values)) if hasattr(one, "values") else one)
+        got.append(read[kinds[len(got)]](frame))
 
     reader = FrameReader(10_000, take)
     stream, at, turn = b"".join(map(bytes_of, frames)), 0, 0
@@ -55,9 +64,50 @@ def test_frames_are_read_as_they_were_packed_in_whatever_pieces_they_come(frames
     assert got == frames
 
 
+@given(st.one_of(REQUESTS, ANSWERS), st.data())
+def test_a_frame_that_is_cut_short_or_goes_on_is_refused(frame: InferFrame | AnswerFrame, data: st.DataObject) -> None:
+    read = read_request if isinstance(frame, InferFrame) else read_answer
+    whole = bytes_of(frame)[LENGTH.size :]
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    for wrong in (whole[:cut], whole + b"x"):
+        with pytest.raises(FrameError, match="a frame of"):
+            read(memoryview(wrong))
+
+
+@given(ID, st.booleans(), st.text(max_size=100), st.text(max_size=30))
+def test_what_is_to_be_loaded_is_read_as_it_was_packed(id_: int, load: bool, name: str, version: str) -> None:
+    frame = b"".join(repository_frame(id_, load, name, version))
+    assert read_repository(memoryview(frame)[LENGTH.size :]) == (id_, load, name, version)
+
+
+TENSOR_SPECS = st.lists(
+    st.builds(
+        TensorSpec, st.text(max_size=5), st.sampled_from([*DATATYPES]), st.lists(st.integers(-1, 9), max_size=3).map(tuple),
+        st.booleans(), NUMBER, NUMBER, COUNT, st.booleans(),
+    ), min_size=1, max_size=3,
+).map(tuple)  # fmt: skip
+
+
+@given(TENSOR_SPECS, TENSOR_SPECS, st.lists(st.integers(1, 99), max_size=3, unique=True))
+def test_a_greeting_is_read_as_it_was_packed(
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], sizes: list[int]
+) -> None:
+    def view(scheduled: str) -> ModelView:
+        return ModelView("m", scheduled, "2", "pytorch", inputs, outputs, 5.0, 1, versions=("1", "2"))
+
+    buckets = tuple((size, view(f"m:2@{size}")) for size in sorted(sizes))
+    whole = replace(view("m:2"), buckets=buckets, largest=max(sizes, default=None))
+    total_ms = {one.scheduled: [1.0, 2.5] for one in scheduled_views({"m:2": whole})}
+    greeting = Greeting({"m:2": whole}, total_ms, [1, 4], 7, [{"name": "m", "state": "READY"}])
+    frame = b"".join(greeting.pack())[LENGTH.size :]
+    assert read_greeting(memoryview(frame)) == greeting
+    with pytest.raises(FrameError, match="cannot be read"):
+        read_greeting(memoryview(frame.replace(b'"m:2', b'"m:3', 1)[:-1]))
+
+
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_frame_are_refused_in_one_line_or_read(data: bytes) -> None:
-    for read in (read_request, read_answer, read_refusal, read_open):
+    for read in (read_request, read_answer, read_refusal, read_open, read_repository, read_greeting):
         try:
             read(memoryview(data))
         except FrameError as error:

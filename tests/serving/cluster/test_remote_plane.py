@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import BLOCKS, FakeRepository, X, serving_plane, until
+from api_server import BLOCKS, FakeRepository, X, call_of, serving_plane, until
 from toy_models import GATE
 
 from agents.routing.registry import router
@@ -37,8 +37,8 @@ class Cluster:
         self.planes, self.replicas, self.listeners, self.door = planes, replicas, listeners, door
 
     async def double(self, deadline_ms: float = 5000.0, priority: int = 0) -> np.ndarray:
-        answer = await self.door.infer(self.door.model("double"), X, priority, deadline_ms)
-        return answer.output
+        answer = await self.door.infer(self.door.model("double"), call_of(X), priority, deadline_ms)
+        return answer.outputs[0]
 
     async def lose(self, place: int) -> None:
         """End a replica's connections and listen no more, as if its process had died."""
@@ -81,8 +81,8 @@ def executors() -> Any:
 def test_a_door_serves_what_its_replicas_serve(executors: list[CpuExecutor]) -> None:
     async def scenario() -> None:
         async with cluster(executors) as c:
-            assert c.door.models == c.planes[0].models
-            for name in c.door.models:
+            assert set(c.door.views) == set(c.planes[0].views)
+            for name in c.door.views:
                 assert c.door.model(name).metadata() == c.planes[0].model(name).metadata()
                 assert c.door.model(name).deadline_ms == c.planes[0].model(name).deadline_ms
             for _ in range(6):
@@ -103,7 +103,7 @@ def test_refusals_mean_the_same_through_a_door(executors: list[CpuExecutor]) -> 
                 refusals = []
                 for plane in (c.planes[0], c.door):
                     with pytest.raises(Refusal) as caught:
-                        await plane.infer(plane.model(model), fails, 0, deadline_ms)
+                        await plane.infer(plane.model(model), call_of(fails), 0, deadline_ms)
                     refusals.append(caught.value)
                 assert [one.kind for one in refusals] == [kind, kind]
             with pytest.raises(Refusal, match="is not served"):
@@ -118,7 +118,8 @@ def test_what_a_lost_replica_had_is_answered_by_the_other_once(executors: list[C
             GATE.clear()
             try:
                 slow = [
-                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), BLOCKS, 0, 20_000.0)) for _ in range(4)
+                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), call_of(BLOCKS), 0, 20_000.0))
+                    for _ in range(4)
                 ]
                 await until(lambda: all(plane.engine.in_flight for plane in c.planes))
                 await c.lose(0)
@@ -175,7 +176,7 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_replica(executors: li
             GATE.clear()
             try:
                 view = c.door.model("slow")
-                slow = [asyncio.ensure_future(c.door.infer(view, BLOCKS, 0, 20_000.0)) for _ in range(12)]
+                slow = [asyncio.ensure_future(c.door.infer(view, call_of(BLOCKS), 0, 20_000.0)) for _ in range(12)]
                 await until(lambda: sum(plane.engine.queued for plane in c.planes) > 0)
                 for one in slow:
                     one.cancel()

@@ -247,7 +247,7 @@ async def test_what_is_tried_before_it_is_served_holds_no_stream_up(gate: thread
                  threading.Thread(target=one.time_alone, args=("gated", 1, 2))]  # fmt: skip
         for trying in tries:
             trying.start()
-        one.submit(0, Batch(0, "double", 0, [X]))
+        one.submit(0, Batch(0, "double", 0, [(X,)]))
         assert done.wait(20.0) and tries[0].is_alive()
         gate.set()
         for trying in tries:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,76 @@ def test_what_is_queued_lowers_the_quote_and_what_ends_is_learned() -> None:
     asyncio.run(scenario())
 
 
+@asynccontextmanager
+async def tensor_models(folder: Path, **settings: Any) -> AsyncIterator[LibraryEngine]:
+    """Two models of many tensors and of any length, on the CPU."""
+    ids = "{shape: [-1], datatype: INT64, high: 50, bounded: true}"
+    text = "{text: {shape: [1], datatype: BYTES}}"
+    (folder / "models.yaml").write_text(
+        f"- {{name: masked, source: 'tensor_models:masked', inputs: {{ids: {ids}, attention_mask: {{shape: [-1],"
+        f" datatype: INT64, optional: true, default: 1}}}}, max_size: 8}}\n"
+        f"- {{name: shout, source: 'tensor_models:shout', inputs: {text}}}\n"
+    )
+    async with open_engine(
+        str(folder / "models.yaml"), device="cpu", streams=1, batch_sizes=[1, 2], **settings
+    ) as engine:
+        yield engine
+
+
+def test_named_arrays_of_any_length_are_served_by_the_bucket_that_holds_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with tensor_models(tmp_path) as engine:
+            assert engine.models == ("masked", "shout")
+            for size, bucket in ((1, "masked@1"), (3, "masked@4"), (8, "masked@8")):
+                ids, mask = np.arange(size), np.ones(size, np.int64)
+                given = await engine.infer("masked", {"attention_mask": mask, "ids": ids}, HIGH, 5000.0)
+                left_out = await engine.infer("masked", {"ids": ids}, HIGH, 5000.0)
+                assert given.model == left_out.model == bucket
+                assert given.outputs is not None and left_out.outputs is not None
+                assert int(given.outputs[1]) == int(left_out.outputs[1]) == size
+                np.testing.assert_array_equal(given.outputs[0], left_out.outputs[0])
+                assert engine.quote("masked", HIGH, 5000.0, size).probability > 0.5
+            text = await engine.infer("shout", np.array([b"loud"], object), deadline_ms=5000.0)
+            assert text.output is not None and text.output.tolist() == [b"LOUD"]
+            for values, message in (
+                ({"ids": np.arange(9)}, "size 9 is over 8"),
+                ({"ids": np.arange(3), "attention_mask": np.ones(2, int)}, "must be the same in all inputs"),
+                ({"attention_mask": np.ones(2, int)}, "input 'ids' is missing"),
+                ({"ids": np.arange(3), "mask": np.ones(3, int)}, "no input 'mask'"),
+                ({"ids": np.array([50])}, "takes integers from 0 to 49"),
+            ):
+                with pytest.raises(InputError, match=message):
+                    await engine.infer("masked", values)
+            with pytest.raises(InputError, match="size 9 is over 8"):
+                engine.quote("masked", size=9)
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_is_out_of_memory_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "models.yaml").write_text(
+            "".join(f"- {{name: {name}, source: 'toy_models:wide', input_shape: [4]}}\n" for name in "abc")
+        )
+        listing, values = str(tmp_path / "models.yaml"), np.ones(4, np.float32)
+        async with open_engine(listing, device="cpu", streams=1, batch_sizes=[1, 2], memory_limit="45M") as engine:
+            assert set(engine.models) == {"a", "b", "c"} and engine.engine.models == ("b", "c")
+            assert engine.quote("a", LOW, 60_000.0).probability == 1.0
+            assert engine.quote("a", LOW, 1e-3).probability == 0.0
+            dropped = await engine.infer("a", values, LOW, 1e-3)
+            assert dropped.outcome == "dropped" and "must be loaded first" in dropped.message
+            result = await engine.infer("a", values, LOW, 60_000.0)
+            assert result.outcome == "met" and result.output is not None
+            assert "a" in engine.engine.models and set(engine.models) == {"a", "b", "c"}
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ({"model": "no-such"}, "model 'no-such' is not served"),
-        ({"values": np.zeros(3, np.float32)}, "takes float32 (16,)"),
+        ({"values": np.zeros(3, np.float32)}, "takes FP32 [16]"),
         ({"priority": 7}, "priority is 7"),
         ({"deadline_ms": 0.0}, "it must be a number above 0"),
     ],

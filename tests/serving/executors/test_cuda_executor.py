@@ -155,9 +155,9 @@ def test_the_executor_refuses_what_every_executor_refuses(make: Make) -> None:
     executor = make(1)
     executor.load(toy("double"))
     for stream, batch in (
-        (1, Batch(0, "double", 0, [GIVEN])),
+        (1, Batch(0, "double", 0, [(GIVEN,)])),
         (0, Batch(0, "double", 0, [])),
-        (0, Batch(0, "no", 0, [GIVEN])),
+        (0, Batch(0, "no", 0, [(GIVEN,)])),
     ):
         with pytest.raises(ValueError):
             executor.submit(stream, batch)
@@ -217,18 +217,18 @@ def test_torchs_captures_are_ended_whatever_happens_and_report_the_cause(monkeyp
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     stream: Any = SimpleNamespace(synchronize=lambda: None)
     api = TorchCuda("cuda:0")
-    graph = api.capture(stream, lambda: torch.ones(2), "pool")
+    graph = api.capture(stream, lambda: (torch.ones(2),), "pool")
     graph.replay()
-    assert Graph.calls == ["begin thread_local", "end", "replay"] and len(graph.output) == 2
+    assert Graph.calls == ["begin thread_local", "end", "replay"] and len(graph.outputs[0]) == 2
 
-    def fault() -> Tensor:
+    def fault() -> tuple[Tensor, ...]:
         Graph.calls.append("broken")
         raise ValueError("it waits")
 
     with pytest.raises(ValueError, match="it waits"):
         api.capture(stream, fault, "pool")
     assert Graph.calls == ["begin thread_local", "broken", "end"]
-    assert api.capture(stream, lambda: torch.ones(2), "pool").output is not None, "the next one is not held up"
+    assert api.capture(stream, lambda: (torch.ones(2),), "pool").outputs, "the next one is not held up"
 
 
 class Stream:

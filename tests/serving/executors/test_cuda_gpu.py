@@ -73,7 +73,7 @@ def test_built_in_models_answer_as_on_the_cpu(
     assert "without CUDA graphs" not in caplog.text
     rng = np.random.default_rng(1)
     for size in (1, 3, 4):
-        inputs = [model.example(rng) for _ in range(size)]
+        inputs = [model.example(rng)[0] for _ in range(size)]
         outputs = run(executor, name, inputs, priority=size % 2).outputs
         with torch.inference_mode():
             expected = model.module(torch.from_numpy(np.stack(inputs))).numpy()
@@ -94,7 +94,7 @@ def test_streams_run_side_by_side_and_each_gets_its_own_outputs(make: Make) -> N
         given[number] = rng.standard_normal((1 + number % 3, 4)).astype(np.float32)
         while sum(result.stream == number % 4 for result in results.all) < number // 4:
             time.sleep(1e-4)
-        executor.submit(number % 4, Batch(number, "wide", number % 2, list(given[number])))
+        executor.submit(number % 4, Batch(number, "wide", number % 2, [(one,) for one in given[number]]))
     results.wait(80)
     assert sorted(result.batch_id for result in results.all) == list(range(80))
     for result in results.all:
@@ -111,7 +111,7 @@ def test_waiting_for_the_device_does_not_hold_pythons_lock(make: Make) -> None:
     results = Results()
     executor.on_result = results
     counted = 0
-    executor.submit(0, Batch(0, "long", 0, [GIVEN]))
+    executor.submit(0, Batch(0, "long", 0, [(GIVEN,)]))
     while not results.all:
         counted += 1
     result = results.wait()
@@ -129,7 +129,7 @@ def test_a_busy_device_shows_in_the_phases(make: Make) -> None:
     results = Results()
     executor.on_result = results
     for stream in range(2):
-        executor.submit(stream, Batch(stream, "long", 0, [GIVEN]))
+        executor.submit(stream, Batch(stream, "long", 0, [(GIVEN,)]))
     results.wait(2)
     alone, *both = (one.phases.exec_end_ms - one.phases.exec_start_ms for one in (first, *results.all))
     assert max(both) > 1.3 * alone
@@ -176,10 +176,10 @@ def test_a_model_may_be_loaded_while_others_run(make: Make) -> None:
         if error is not None:
             failures.append(error)
         if not stop.is_set():
-            executor.submit(result.stream, Batch(0, "wide", 1, [GIVEN] * 4))  # type: ignore[attr-defined]
+            executor.submit(result.stream, Batch(0, "wide", 1, [(GIVEN,)] * 4))  # type: ignore[attr-defined]
 
     executor.on_result = on_result
-    executor.submit(0, Batch(0, "wide", 1, [GIVEN] * 4))
+    executor.submit(0, Batch(0, "wide", 1, [(GIVEN,)] * 4))
     try:
         executor.load(load_model(builtin_spec("resnet")))
         executor.warm_up("resnet", [1, 2])

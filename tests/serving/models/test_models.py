@@ -53,8 +53,8 @@ class OnlyOne(nn.Module):
 
 
 class Pair(nn.Module):
-    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return values, values
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return values, 2
 
 
 def is_graph(forward: Any) -> bool:
@@ -77,10 +77,10 @@ def test_compiled_model_answers_as_the_eager_one_at_every_batch_size(name: str, 
     forward = model.build("cpu")
     rng = np.random.default_rng(1)
     for size in (1, 2, 3, 8):
-        batch = torch.from_numpy(np.stack([model.example(rng) for _ in range(size)]))
+        batch = torch.from_numpy(np.stack([model.example(rng)[0] for _ in range(size)]))
         with torch.inference_mode():
             expected = model.module(batch)
-        assert expected.shape == (size, *model.output_shape)
+        assert expected.shape == (size, *model.outputs[0].shape)
         torch.testing.assert_close(forward(batch), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_compiled_model_answers_as_the_eager_one_at_every_batch_size(name: str, 
 def test_items_of_a_batch_do_not_mix(name: str, loaded: dict[str, ServedModel]) -> None:
     model = loaded[name]
     forward = model.build("cpu")
-    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(seed)) for seed in range(3)]))
+    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(seed))[0] for seed in range(3)]))
     together, alone = forward(batch), torch.cat([forward(batch[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
@@ -106,7 +106,7 @@ def test_weights_come_from_the_seed_and_leave_the_callers_generator_alone() -> N
 
 
 def test_costs_of_known_layers_are_counted_by_hand(loaded: dict[str, ServedModel]) -> None:
-    flops, written = count_costs(nn.Linear(6, 3), torch.randn(5, 6))
+    flops, written = count_costs(nn.Linear(6, 3), [torch.randn(5, 6)])
     assert (flops, written) == (2 * 6 * 3, 3 * 4)
     # Two layers, 32 steps: the input's and the state's product with 4 gates each; then the 384 x 64 head.
     width, steps = 384, 32
@@ -120,7 +120,7 @@ def test_costs_of_known_layers_are_counted_by_hand(loaded: dict[str, ServedModel
 def test_description_matches_the_arrays(loaded: dict[str, ServedModel]) -> None:
     for model in loaded.values():
         entry = model.describe()
-        assert entry["input_bytes_per_item"] == model.example(np.random.default_rng(0)).nbytes
+        assert entry["input_bytes_per_item"] == model.example(np.random.default_rng(0))[0].nbytes
         assert entry["parameters"] == sum(tensor.numel() for tensor in model.module.parameters())
         assert entry["weight_bytes"] >= 4 * entry["parameters"]
         assert entry["flops_per_item"] > 0 and entry["activation_bytes_per_item"] > entry["output_bytes_per_item"]
@@ -158,7 +158,7 @@ def _waits_for_the_lock(forward: Callable[[torch.Tensor], torch.Tensor], batch: 
 @pytest.mark.parametrize("name", BUILTIN)
 def test_a_forward_runs_without_pythons_lock(name: str, loaded: dict[str, ServedModel]) -> None:
     model = loaded[name]
-    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))] * 2))
+    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))[0]] * 2))
     forward = model.build("cpu")
     assert is_graph(forward)
     # The shortest wait of three: other processes may hold the main thread up, but not make it wait less.
@@ -184,14 +184,14 @@ def _python_calls(forward: Any, batch: torch.Tensor) -> int:
 
 def test_an_uncompiled_forward_needs_the_lock_between_operations(loaded: dict[str, ServedModel]) -> None:
     model = load_model(ModelSpec("eager", "builtin:bert", compiled=False))
-    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))] * 2))
+    batch = torch.from_numpy(np.stack([model.example(np.random.default_rng(0))[0]] * 2))
     compiled = _python_calls(loaded["bert"].build("cpu"), batch)
     assert _python_calls(model.build("cpu"), batch) > compiled + 20
 
 
 def test_a_model_with_a_fixed_batch_size_in_its_trace_is_not_traced() -> None:
     example = torch.randn(4, 6)
-    forward = compile_forward(FixedBatch().eval(), example, "mine")
+    forward = compile_forward(FixedBatch().eval(), [[example]], "mine")
     torch.testing.assert_close(forward(example[:3]), 3 + example[:3, :1])
 
 
@@ -219,7 +219,7 @@ def test_users_own_model_from_file_or_factory(form: str, tmp_path) -> None:
         torch.testing.assert_close(forward(batch), eager(batch))
     assert is_graph(forward)
     assert (model.parameters, model.weight_bytes) == (21, 84)
-    assert model.output_shape == (3,)
+    assert model.outputs[0].shape == (3,)
     assert model.flops_per_item == 36
 
 
@@ -228,15 +228,21 @@ def test_users_own_model_from_file_or_factory(form: str, tmp_path) -> None:
     [
         (ModelSpec("m", "builtin:alexnet"), r"model 'm': no built-in model 'alexnet'; there are resnet, "),
         (ModelSpec("m", "builtin:bert", input_shape=(9,)), r"input_shape is \(9,\), but builtin:bert takes \(64,\)"),
-        (ModelSpec("m", "weights.bin", (6,)), "not builtin:NAME, a .pt or .pt2 file, or module:factory"),
+        (
+            ModelSpec("m", "weights.bin", (6,)),
+            "not builtin:NAME, hf:FOLDER, a .pt, .pt2 or .onnx file, or module:factory",
+        ),
         (ModelSpec("m", "absent.pt", (6,)), "no file absent.pt"),
         (ModelSpec("m", f"{__name__}:Doubled"), "needs input_shape"),
         (ModelSpec("m", f"{__name__}:Doubled", (0,)), r"input_shape is \(0,\); every side must be a positive"),
-        (ModelSpec("m", f"{__name__}:Doubled", (6,), "bfloat17"), "input_dtype 'bfloat17' is not one of float32"),
+        (ModelSpec("m", f"{__name__}:Doubled", (6,), "bfloat17"), "input_dtype 'bfloat17' is not one of bool, "),
         (ModelSpec("m", f"{__name__}:Doubled", (7,)), r"fails on an input of shape \(1, 7\)"),
         (ModelSpec("m", f"{__name__}:OnlyOne", (6,)), r"fails on an input of shape \(3, 6\)"),
-        (ModelSpec("m", f"{__name__}:Pair", (6,)), "returns tuple; it must return one tensor"),
-        (ModelSpec("m", f"{__name__}:not_a_module", (6,)), "returned int; it must return a torch.nn.Module"),
+        (ModelSpec("m", f"{__name__}:Pair", (6,)), "returns int; it must return a tensor, or a tuple or mapping"),
+        (
+            ModelSpec("m", f"{__name__}:not_a_module", (6,)),
+            "returned int; it must return a torch.nn.Module or a callable",
+        ),
         (ModelSpec("m", f"{__name__}:Nothing", (6,)), "cannot import"),
         (ModelSpec("m", "no_such_package_here:make", (6,)), "cannot import"),
     ],

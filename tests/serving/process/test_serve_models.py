@@ -8,16 +8,22 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from api_server import BLOCKS, until
+import torch
+import toy_models
+from api_server import BLOCKS, call_of, until
 
 from agents.policies.registry import make_policy
+from envs.profiles.profile import synthetic_profile
 from envs.scheduling.state import HIGH, LOW
 from serving.api.dataplane import DataPlane
+from serving.api.infer_call import InferCall, Wanted
+from serving.api.refusal import Refusal
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.models.load import load_model
@@ -95,8 +101,8 @@ async def test_a_model_is_loaded_again_under_traffic_and_no_request_fails(
 
         async def client(answers: list[float]) -> None:
             while not stop.is_set():
-                answer = await plane.infer(plane.model("double"), X[None], 0, 1e5)  # a Refusal would be raised
-                answers.append(float(answer.output[0, 1]))
+                answer = await plane.infer(plane.model("double"), call_of(X[None]), 0, 1e5)  # a Refusal would be raised
+                answers.append(float(answer.outputs[0][0, 1]))
                 await asyncio.sleep(0)
 
         clients = [asyncio.ensure_future(client(answers)) for answers in seen]
@@ -267,3 +273,93 @@ async def test_a_model_whose_own_code_fails_while_it_is_loaded_is_unavailable_an
             "double": "READY",
             "unbuilt": "UNAVAILABLE",
         }
+
+
+async def test_versions_are_loaded_beside_each_other_and_buckets_come_and_go_with_their_model(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        folder = tmp_path / "net" / version
+        folder.mkdir(parents=True)
+        torch.jit.save(
+            torch.jit.script(toy_models.Double() if version == "1" else toy_models.Triple()), folder / "m.pt"
+        )
+    (tmp_path / "net" / "model.yaml").write_text("inputs: {x: [-1]}\nbuckets: [4, 8]\n")
+    async with serving(tmp_path, batch_sizes=[1, 2]) as server:
+        plane = DataPlane(server.engine, server.config, server.repository)
+        assert server.engine.models == ("net@4", "net@8")
+        assert plane.model("net").metadata()["versions"] == ["2"]
+        with pytest.raises(Refusal, match="has version 2, not '1'"):
+            plane.model("net", "1")
+        await plane.load("net", {"version": "1"})
+        for version, factor in (("", 3), ("2", 3), ("1", 2)):
+            view = plane.model("net", version)
+            call = InferCall(None, (np.ones((1, 6), np.float32),), 6, {}, (Wanted(0, binary=True),))
+            answer = await plane.infer(view.bucket(6), call, 0, 1e5)
+            assert answer.outputs[0].tolist() == [[factor] * 6]
+        assert plane.model("net", "1").metadata()["versions"] == ["2", "1"]
+        states = {(row["name"], row["version"]): row["state"] for row in plane.repository_index()}
+        assert states == {("net", "1"): "READY", ("net", "2"): "READY"}
+        await plane.unload("net", {"version": "1"})
+        with pytest.raises(Refusal, match="has version 2, not '1'"):
+            plane.model("net", "1")
+        with pytest.raises(Refusal, match="no model 'net'"):
+            await plane.load("net", {"version": "9"})
+        with pytest.raises(Refusal, match="the only one left"):
+            await plane.unload("net", {})
+        (tmp_path / "net" / "model.yaml").write_text("inputs: {x: [-1]}\nbuckets: [8, 16]\n")
+        await plane.load("net", {})
+        assert server.engine.models == ("net@8", "net@16") and plane.model("net").largest == 16
+
+
+WIDE = "- {{name: {0}, source: 'toy_models:wide', input_shape: [4], seed: {1}}}\n"
+
+
+async def test_models_over_the_memory_limit_take_turns_and_each_answers_as_itself(tmp_path: Path) -> None:
+    """Three models of 16 MiB where two fit: none is refused, each request is answered by its own model."""
+    (tmp_path / "models.yaml").write_text("".join(WIDE.format(name, seed) for seed, name in enumerate("abc")))
+    expected = {}
+    for seed, name in enumerate("abc"):
+        model = load_model(ModelSpec(name, "toy_models:wide", (4,), seed=seed))
+        expected[name] = model.module(torch.from_numpy(X[None]))[0].numpy()
+    async with serving(tmp_path, memory_limit="45M", batch_sizes=[1, 2], deadline_floor_ms=60_000.0) as server:
+        plane = DataPlane(server.engine, server.config, server.repository)
+        assert server.engine.models == ("b", "c") and set(server.repository.evicted) == {"a"}
+        assert {view.name for view in plane.views.values()} == set("abc"), "clients see all of them"
+        assert {row["state"] for row in plane.repository_index()} == {"READY"}
+
+        async def ask(name: str, priority: int = 1) -> dict[str, Any]:
+            view = plane.model(name)
+            priority, deadline_ms = plane.schedule(view, {"priority": priority + 1}, 1)
+            answer = await plane.infer(view, call_of(X[None]), priority, deadline_ms)
+            np.testing.assert_allclose(answer.outputs[0][0], expected[name], rtol=1e-3, atol=1e-3)
+            return dict(answer.parameters)
+
+        for name in "abcabc":
+            await ask(name)
+            assert len(server.engine.models) == 2 and name in server.engine.models
+        out = next(iter(server.repository.evicted))
+        evicted = server.repository.evicted[out]
+        with pytest.raises(Refusal, match="must be loaded first, predicted finish at"):
+            await plane.infer(plane.model(out), call_of(X[None]), 0, 0.5 * evicted.load_ms)
+        # A burst for all of them at once: a model is loaded once for all that wait for it.
+        answers = await asyncio.gather(*(ask(name) for name in "abc" * 4))
+        assert all(answer["outcome"] in ("met", "late") for answer in answers)
+        resident = server.engine.models[0]
+        out = next(iter(server.repository.evicted))
+        loading = asyncio.ensure_future(ask(out))
+        while not loading.done() and resident in server.engine.models:
+            await ask(resident, priority=0)
+        await loading
+        assert not server.engine.ledger.inside
+
+
+async def test_buckets_that_are_not_given_are_those_of_the_profile(tmp_path: Path) -> None:
+    entry = "{name: tag, source: 'tensor_models:Tagger', inputs: {ids: {shape: [-1], datatype: int64, high: 50}}}"
+    (tmp_path / "models.yaml").write_text(f"- {entry}\n")
+    made = synthetic_profile(2)
+    replace(made, models=("tag@4", "tag@16")).save(tmp_path / "profile.json")
+    async with serving(tmp_path, profile=str(tmp_path / "profile.json")) as server:
+        assert server.engine.models == ("tag@4", "tag@16")
+        await server.repository.load("tag")
+        assert set(server.engine.models) == {"tag@4", "tag@16"}
+    with pytest.raises(InputError, match="lacks model 'bert'"):
+        Server(ServeConfig(models=["bert"], profile=str(tmp_path / "profile.json")))

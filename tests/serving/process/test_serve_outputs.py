@@ -277,10 +277,10 @@ async def test_metrics_count_what_ended(measured: Any) -> None:
     await engine.stop()
     text = body.decode()
     assert kind.startswith("text/plain")
-    assert 'strait_requests_total{model="wide",outcome="met",priority="high",reason=""} 5.0' in text
+    assert 'strait_requests_total{bucket="",model="wide",outcome="met",priority="high",reason=""} 5.0' in text
     assert 'outcome="dropped",priority="low",reason="deadline out of reach"} 1.0' in text
-    assert 'strait_request_latency_seconds_count{model="wide",priority="high"} 5.0' in text
-    assert 'strait_queue_length{model="double",priority="low"} 0.0' in text
+    assert 'strait_request_latency_seconds_count{bucket="",model="wide",priority="high"} 5.0' in text
+    assert 'strait_queue_length{bucket="",model="double",priority="low"} 0.0' in text
     assert f"strait_decision_seconds_count {float(engine.guard.decisions)}" in text
     assert "strait_batch_predicted_over_actual_count" in text and "strait_streams 2.0" in text
 

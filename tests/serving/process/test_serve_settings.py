@@ -9,7 +9,7 @@ import pytest
 
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
-from serving.models.repository import read_entries
+from serving.models.listing import read_entries
 from serving.replay.workload import lay_out, read_source
 from traces.command import parse_settings
 from traces.errors import InputError

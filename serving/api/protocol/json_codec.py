@@ -42,8 +42,10 @@ def _loads(body: bytes | bytearray | memoryview) -> Any:
 
 
 def json_numbers(array: np.ndarray) -> bytes:
-    """A flat JSON list of an array's numbers."""
+    """A flat JSON list of an array's numbers, or of its texts; bytes that are no text are replaced."""
     flat = array.ravel()
+    if flat.dtype.kind == "O":
+        return orjson.dumps([one.decode(errors="replace") for one in flat])
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" not in text:
         return text

@@ -1,0 +1,76 @@
+"""From the ends of a call's requests to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.api.refusal import Refusal
+from serving.engine.request import Request, RequestResult
+from serving.models.tensors import Item, TensorSpec
+
+
+class Answer(NamedTuple):
+    """An answered request.
+
+    Attributes:
+        outputs: (n, *shape) for each output that the client wants.
+        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    parameters: dict[str, int | str]
+
+
+async def ends_of(requests: list[Request]) -> list[RequestResult]:
+    """The ends of all requests, or the Refusal of the first that was not answered."""
+    for request in requests:  # those that are refused on arrival, before waiting for the others
+        if request.future.done():
+            _answered(request.future.result())
+    return [_answered(await request.future) for request in requests]
+
+
+def _answered(result: RequestResult) -> RequestResult:
+    if not result.answered:
+        raise Refusal.of(result)
+    return result
+
+
+def items_of(values: tuple[np.ndarray, ...]) -> list[Item]:
+    """The inputs of a call, item by item."""
+    # Of one dimension, the elements would leave as numbers.
+    rows = [[one[k, ...] for k in range(len(one))] if one.ndim == 1 else list(one) for one in values]
+    return list(zip(*rows))
+
+
+def answer_of(
+    results: list[RequestResult], outputs: Sequence[tuple[int, TensorSpec]], loading_ms: float = 0.0
+) -> Answer:
+    """The answer from the ends of all requests: those outputs that are wanted, by their places.
+
+    Before they arrived in the engine, their model was loaded for `loading_ms`.
+    """
+    worst: dict[str, int | str] = {
+        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
+        "latency_us": round(1e3 * (loading_ms + max([one.latency_ms for one in results]))),
+        "queue_us": round(1e3 * (loading_ms + max([one.queue_ms for one in results]))),
+        "batch_size": max([one.batch_size for one in results]),
+        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
+    }
+    items = [result.outputs for result in results if result.outputs is not None]
+    return Answer(tuple(_stacked([item[place] for item in items], spec) for place, spec in outputs), worst)
+
+
+def _stacked(rows: list[np.ndarray], spec: TensorSpec) -> np.ndarray:
+    """An output of all items; where its size differs, the smaller ones are padded."""
+    if len(rows) == 1:
+        return rows[0][np.newaxis]
+    if not spec.varies or len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    whole = tuple(map(max, zip(*(row.shape for row in rows))))
+    made = np.full((len(rows), *whole), spec.fill(spec.pad), spec.dtype)
+    for k, row in enumerate(rows):
+        made[k][tuple(map(slice, row.shape))] = row
+    return made
