@@ -118,6 +118,14 @@ class DataPlane(Plane):
         finish_ms = out.load_ms + out.alone_ms[view.scheduled]
         return Quote(float(finish_ms <= deadline_ms), dict.fromkeys(QUANTILES, finish_ms))
 
+    def scheduling(self) -> dict[str, Any]:
+        """See `Plane.scheduling`."""
+        return {"policy": self.engine.guard.name, "high_weight": self.engine.high_weight}
+
+    def set_high_weight(self, value: float) -> None:
+        """See `Plane.set_high_weight`."""
+        self.engine.high_weight = value
+
     async def bring_back(self, view: ModelView, deadline_ms: float) -> float:
         """Have a model loaded that is out of memory, unless that takes longer than its deadline allows; ms that it took.
 

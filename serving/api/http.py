@@ -196,6 +196,8 @@ class _Routes:
             get(f"{model}/config", lambda request: plane.model_config(*_model_of(request)))
             get(f"{model}/quote", self.quote)
             get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
+        get("/v2/schedule", lambda request: plane.scheduling())
+        post("/v2/schedule", self.schedule)
         post("/v2/repository/index", self.index)
         post("/v2/repository/models/{model:[^/]+}/load", self.load)
         post("/v2/repository/models/{model:[^/]+}/unload", self.unload)
@@ -224,6 +226,18 @@ class _Routes:
         finish_us = {f"p{100 * level:g}": round(1e3 * ms) for level, ms in finish_ms.items() if ms < math.inf}
         asked = {"name": view.name, "priority": priority + 1, "timeout": round(1e3 * deadline_ms)}
         return asked | {"probability": round(probability, 4), "finish_us": finish_us}
+
+    async def schedule(self, request: web.Request) -> web.Response:
+        """Change what a high-priority request counts, while requests are served."""
+        asked = read_json(await self._body(request, SMALL))
+        if not isinstance(asked, dict):
+            raise InputError('the body must be an object such as {"high_weight": 8}')
+        check_fields(asked, frozenset(["high_weight"]), "schedule", "field")
+        value = asked.get("high_weight")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(f"high_weight: {str(value)[:80]}; it must be a number above 0")
+        self.plane.set_high_weight(float(value))
+        return json_answer(self.plane.scheduling())
 
     async def ready(self, request: web.Request) -> web.Response:
         ready = self.plane.ready

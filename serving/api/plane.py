@@ -173,6 +173,14 @@ class Plane(ABC):
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request of one item could expect if it came now; nothing is offered. Raises Refusal: the model has gone."""
 
+    def scheduling(self) -> dict[str, Any]:
+        """The policy in force, and what a high-priority request counts to it. Raises Refusal: others schedule."""
+        raise Refusal(Kind.BAD_INPUT, "this server schedules nothing itself; ask its replicas")
+
+    def set_high_weight(self, value: float) -> None:
+        """Let a high-priority request count so much, a low-priority one being 1. Raises Refusal: others schedule."""
+        raise Refusal(Kind.BAD_INPUT, "this server schedules nothing itself; ask its replicas")
+
     # What they have in common.
 
     def server_metadata(self) -> dict[str, Any]:
