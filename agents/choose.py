@@ -18,7 +18,7 @@ from traces.command import run_command
 from traces.settings import check_settings
 from traces.workload import HIGH_WEIGHT, Workload
 
-CANDIDATES = ("strait", "ppo", "ppo-served")
+CANDIDATES = ("strait", "ppo")
 
 
 @dataclass

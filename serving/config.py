@@ -26,7 +26,7 @@ class ServeConfig(ApiConfig, EngineConfig):
         models: names with commas between, or a list: built-in models, NAME=builtin:MODEL (one under another name), or folders
             and YAML files that list models with their shapes (serving.models.repository). Empty: the default set of
             built-in models.
-        policy: a policy by name (fifo, edf, strait, ...; ppo and ppo-served are trained and ship), or a policy.safetensors; or
+        policy: a policy by name (fifo, edf, strait, ...; ppo is trained and ships), or a policy.safetensors; or
             auto: the one of `candidates` that does best in simulation on the models as measured.
         candidates: policies that --policy auto chooses from.
         compare_s: seconds between comparisons of the candidates on the requests of late, for --policy auto; 0: none.

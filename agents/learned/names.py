@@ -88,7 +88,7 @@ def resolve(
     """A policy by name for n schedulers, and the change it makes to what the scheduler is told.
 
     Args:
-        name: a registered kind, "ppo" or "ppo-served" (checkpoints that ship), the path of a checkpoint, or "KIND:SWITCH".
+        name: a registered kind, "ppo" (the checkpoint that ships), the path of a checkpoint, or "KIND:SWITCH".
         n: number of schedulers.
         use_tuned: whether tuned parameters replace the defaults. profile: the device's, by name or path.
         params: overrides of parameters by name; these win.

@@ -21,7 +21,7 @@ FORMAT = "strait-policy/2"
 DATA = Path(__file__).resolve().parent / "data"
 CHECKPOINT = DATA / "default.safetensors"
 # What ships with the project: trained on a wide range of workloads, and on one machine as it served (configs default, live).
-SHIPPED = {"ppo": CHECKPOINT, "ppo-served": DATA / "served.safetensors"}
+SHIPPED = {"ppo": CHECKPOINT}
 
 
 @dataclass(frozen=True)

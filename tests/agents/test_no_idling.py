@@ -13,8 +13,8 @@ from envs.simulation.events import act, run_to_decision
 from envs.simulation.simulator import Simulator
 from traces.workload import Workload
 
-NAMES = (*sorted(kinds()), "strait:strict-priority", "ppo", "ppo-served")
-DELAYS = {"cork", "triton", "symphony", "ppo", "ppo-served"}  # wait on purpose, for larger batches or for what may come
+NAMES = (*sorted(kinds()), "strait:strict-priority", "ppo")
+DELAYS = {"cork", "triton", "symphony", "ppo"}  # wait on purpose, for larger batches or for what may come
 SCENARIOS = 130  # for each policy: with those above, more than 2,000
 
 
