@@ -48,6 +48,11 @@ _PONG = struct.Struct("<BBdd")  # kind, accepting, held (2)
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
+MOST_SIDES = 32  # of a tensor
+# Formats are compiled once: for a small request, they would be a third of the work.
+_SIDES = [struct.Struct(f"<{count}I") for count in range(MOST_SIDES + 1)]
+
+
 class FrameError(Exception):
     """The other side does not speak this protocol; the message is one line."""
 
@@ -159,7 +164,7 @@ def framed(head: bytes, tensors: Sequence[SentTensor] = ()) -> list[bytes | memo
     """A frame in the parts that are written, so that large tensors are not copied."""
     sizes = 0
     for place, shape, values in tensors:
-        head += _TENSOR.pack(place, len(shape), len(values)) + struct.pack(f"<{len(shape)}I", *shape)
+        head += _TENSOR.pack(place, len(shape), len(values)) + _SIDES[len(shape)].pack(*shape)
         sizes += len(values)
     prefix = LENGTH.pack(len(head) + sizes) + head
     return [prefix, *(one.values for one in tensors if len(one.values))]
@@ -209,8 +214,11 @@ def read_request(frame: memoryview) -> InferFrame:
     at = _REQUEST.size
     client_id, at = bytes(frame[at : at + n_id]), at + n_id
     traceparent, at = bytes(frame[at : at + n_trace]), at + n_trace
-    outputs = unpack_numbers("H", n_outputs, frame, at)
-    inputs = _tensors(frame, at + 2 * n_outputs, n_inputs)
+    end = at + 2 * n_outputs
+    if len(frame) < end:
+        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
+    outputs = struct.unpack_from(f"<{n_outputs}H", frame, at)
+    inputs = _tensors(frame, end, n_inputs)
     return InferFrame(id_, model, priority, left_ms, client_id, traceparent, outputs, inputs)
 
 
@@ -225,16 +233,18 @@ def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
     """The tensors at the end of a frame: what is said of each, and then the bytes of each. They fill the frame."""
     heads = []
     for _ in range(count):
-        place, dimensions, size = unpack(_TENSOR, frame, at)
+        place, n_sides, size = unpack(_TENSOR, frame, at)
         at += _TENSOR.size
-        heads.append((place, unpack_numbers("I", dimensions, frame, at), size))
-        at += 4 * dimensions
-    if at + sum(size for *_, size in heads) != len(frame):
-        raise FrameError(f"a frame of {len(frame)} bytes; its tensors say {at + sum(size for *_, size in heads)}")
+        if n_sides > MOST_SIDES:
+            raise FrameError(f"a frame with a tensor of {n_sides} dimensions; at most {MOST_SIDES} are allowed")
+        heads.append((place, unpack(_SIDES[n_sides], frame, at), size))
+        at += 4 * n_sides
     found = []
     for place, shape, size in heads:
         found.append(SentTensor(place, shape, bytes(frame[at : at + size])))
         at += size
+    if at != len(frame):  # too short or too long
+        raise FrameError(f"a frame of {len(frame)} bytes; its tensors end at {at}")
     return tuple(found)
 
 
@@ -269,14 +279,6 @@ def unpack(layout: struct.Struct, frame: memoryview, at: int = 0) -> tuple[Any, 
     if len(frame) < at + layout.size:
         raise FrameError(f"a frame of {len(frame)} bytes; expected at least {at + layout.size}")
     return layout.unpack_from(frame, at)
-
-
-def unpack_numbers(code: str, count: int, frame: memoryview, at: int) -> tuple[int, ...]:
-    """As `unpack`, numbers of one of `struct`'s codes."""
-    end = at + count * struct.calcsize(f"<{code}")
-    if len(frame) < end:
-        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
-    return struct.unpack_from(f"<{count}{code}", frame, at)
 
 
 class FrameReader:

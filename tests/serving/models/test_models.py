@@ -123,7 +123,7 @@ def test_description_matches_the_arrays(loaded: dict[str, ServedModel]) -> None:
         assert entry["input_bytes_per_item"] == model.example(np.random.default_rng(0))[0].nbytes
         assert entry["parameters"] == sum(tensor.numel() for tensor in model.module.parameters())
         assert entry["weight_bytes"] >= 4 * entry["parameters"]
-        assert entry["flops_per_item"] > 0 and entry["activation_bytes_per_item"] > entry["output_bytes_per_item"]
+        assert entry["flops_per_item"] > 0 and entry["activation_bytes_per_item"] >= entry["output_bytes_per_item"]
 
 
 def _waits_for_the_lock(forward: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> float:
