@@ -15,7 +15,7 @@ ROOMS = {
     "traces": ("", "formats", "twin"),
     "envs": ("scheduling", "profiles", "simulation", "cluster", "drawing", ""),
     "agents": ("policies", "learned", "evaluation", "routing", "training", ""),
-    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", "cluster", ""),
+    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", "cluster", "", "ray"),
     "benchmarks": ("common", "interference", "live", "", "gpu_day"),
 }
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))

@@ -146,7 +146,7 @@ def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_back_
             await until(lambda: not c.door.ready)
             with pytest.raises(Refusal, match="no replica takes requests"):
                 await c.double()
-            port = c.door.links[1].port
+            _, port = c.door.links[1].address  # type: ignore[misc]
             again = await listen_for_doors(c.replicas[1], port, None)
             await until(lambda: c.door.ready)
             np.testing.assert_array_equal(await c.double(), 2 * X)
