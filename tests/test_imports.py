@@ -71,6 +71,14 @@ def test_imports_point_down(path: Path) -> None:
             assert room_of(parts) in rooms, f"{path}:{line}: room {room or layer!r} imports {name}"
 
 
+def test_one_file_imports_ray() -> None:
+    naming = {path.as_posix() for path in FILES if 'import_module("ray")' in (ROOT / path).read_text()}
+    assert naming == {"traces/ray_session.py"}
+    for path in FILES:
+        for line, name in imported(path, at_import_only=False):
+            assert name.partition(".")[0] != "ray", f"{path}:{line}: imports ray, not by traces.ray_session"
+
+
 def test_no_circle_of_imports() -> None:
     """No file reaches itself by what is imported when files are imported."""
     modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}

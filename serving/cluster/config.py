@@ -23,6 +23,9 @@ class ClusterConfig:
         cluster: start the replicas on Ray, and be their door: local (on this machine), auto (the cluster that this machine
             belongs to, or that RAY_ADDRESS names), or ray://HOST:PORT. Needs strait-rl[ray].
         replicas: how many, for --cluster.
+        most_replicas: with --cluster, start up to so many while quotes foretell violations, and give them up later; by
+            default their number does not change.
+        violation_target: share of violations that quotes may foretell before more are started.
         gpus_per_replica: accelerators of each, or a share of one; by default 1, where the device is cuda, or auto and the
             cluster has any.
         cpus_per_replica: cores of each.
@@ -37,6 +40,8 @@ class ClusterConfig:
     peer_ca: str | None = None
     cluster: str | None = None
     replicas: int = 1
+    most_replicas: int | None = None
+    violation_target: float = 0.02
     gpus_per_replica: float | None = None
     cpus_per_replica: float = 1.0
     memory_per_replica: str | None = None
@@ -48,6 +53,8 @@ class ClusterConfig:
             InputError: with their flags.
         """
         size_in_bytes("--memory_per_replica", self.memory_per_replica)
+        if self.most_replicas is not None and self.most_replicas < self.replicas:
+            raise InputError(f"--most_replicas: {self.most_replicas}; it must be at least --replicas ({self.replicas})")
         if self.cluster is None:
             return
         check_cluster(self.cluster)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class RemotePlane(Plane):
 
     Attributes:
         count: requests by what became of them: sent, answered, refused, retried, lost, unreachable.
+        on_quote: called with the probability that a call is in time, as it comes; None: nobody asks.
         observers: see the ends of requests and what is refused.
     """
 
@@ -56,6 +57,7 @@ class RemotePlane(Plane):
         super().__init__(config, _Repository(self), self._render)
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
+        self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics]
         self._greeting: dict[str, Any] = {}
         self._served: tuple[str, ...] = ()
@@ -163,6 +165,8 @@ class RemotePlane(Plane):
             if ledger is None or view.name not in self._served:
                 raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
             request = Routed(now, priority, self._served.index(view.name), due)
+            if self.on_quote is not None and not tries:
+                self.on_quote(ledger.quote(request).probability)
             chosen = ledger.route(request, n)
             if chosen is None:
                 raise self._end(view, priority, arrival, due, n, Refusal(Kind.STOPPING, "no replica takes requests"))

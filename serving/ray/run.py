@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from serving.api.listen import check_addresses, tls_context
 from serving.cluster.remote_plane import RemotePlane
+from serving.cluster.scaling import Scaler, Scaling
 from serving.config import ServeConfig
 from serving.door import answer, open_plane
 from serving.models.repository import read_entries
@@ -20,6 +21,8 @@ from traces.ray_session import ray_session
 from traces.settings import size_in_bytes
 
 log = logging.getLogger("serving")
+
+SCALE_S = 2.0  # between changes of the number of replicas
 
 
 async def run_on_ray(config: ServeConfig) -> None:
@@ -33,21 +36,27 @@ async def run_on_ray(config: ServeConfig) -> None:
     check_addresses(config)
     read_entries(config.model_sources)
     resolve_policy(config)  # what is wrong here would be wrong in each replica
-    cpus = max(math.ceil(config.replicas * config.cpus_per_replica), 1)
+    most = config.most_replicas or config.replicas
+    cpus = max(math.ceil(most * config.cpus_per_replica), 1)
     with ray_session(config.cluster, cpus, show_output=not config.log_json) as ray:
         signals = Signals()
         # Only this door may send requests to its replicas, whatever network they are in.
         peer_token = config.token or secrets.token_urlsafe(32)
-        plane = open_plane(config, [None] * config.replicas, peer_token)
+        plane = open_plane(config, [None] * most, peer_token)
         resources = resources_of(config, float(ray.cluster_resources().get("GPU", 0.0)))
         log.info("%d replicas on Ray, each with %s", config.replicas, resources)
         fleet = Fleet(ray, replica_config(config, peer_token), resources, lambda place, at: plane.links[place].move(at))
+        scaling = None
         try:
             fleet.resize(config.replicas)
+            if most > config.replicas:
+                scaling = asyncio.ensure_future(_scale(config, plane, fleet))
             await answer(plane, tls, signals.stopping, _some_replica(plane, fleet))
         finally:
-            await fleet.close()
+            if scaling is not None:
+                scaling.cancel()
             await plane.close()
+            await fleet.close()
 
 
 def resources_of(config: ServeConfig, cluster_gpus: float) -> Resources:
@@ -70,8 +79,24 @@ def replica_config(config: ServeConfig, token: str) -> ServeConfig:
 
     Its TLS is that of `peer_ca`, for which certificate and key must be on each machine.
     """
-    own_tls = {} if config.peer_ca else {"tls_cert": None, "tls_key": None}
-    return replace(config, cluster=None, port=0, grpc=False, peer_port=0, token=token, **own_tls)
+    if config.peer_ca is None:
+        config = replace(config, tls_cert=None, tls_key=None)
+    return replace(config, cluster=None, port=0, grpc=False, peer_port=0, token=token)
+
+
+async def _scale(config: ServeConfig, plane: RemotePlane, fleet: Fleet) -> None:
+    """Keep as many replicas as the quotes of the calls want."""
+    assert config.most_replicas is not None
+    loop = asyncio.get_running_loop()
+    scaler = Scaler(Scaling(config.replicas, config.most_replicas, config.violation_target), loop.time())
+    plane.on_quote = scaler.add
+    while True:
+        await asyncio.sleep(SCALE_S)
+        up = sum(link.accepting for link in plane.links)
+        wanted = scaler.wanted(loop.time(), fleet.size, up)
+        if wanted != fleet.size:
+            log.info("%d replicas in place of %d, by the violations that quotes foretell", wanted, fleet.size)
+            fleet.resize(wanted)
 
 
 async def _some_replica(plane: RemotePlane, fleet: Fleet) -> None:
