@@ -48,14 +48,17 @@ class RayPool:
     """
 
     def __init__(self, ray: Any) -> None:
-        self._ray = ray
+        self._call = ray.remote(_call).options(num_cpus=1)
 
     def submit(self, function: Callable[..., Result], /, *args: Any) -> Future[Result]:
         """Call a function with these arguments."""
         result: Future[Result] = Future()
-        task = self._ray.remote(function).options(num_cpus=1).remote(*args)
-        task.future().add_done_callback(lambda ended: _pass_on(ended, result))
+        self._call.remote(function, *args).future().add_done_callback(lambda ended: _pass_on(ended, result))
         return result
+
+
+def _call(function: Callable[..., Result], *args: Any) -> Result:
+    return function(*args)
 
 
 def _pass_on(ended: Future[Any], result: Future[Any]) -> None:

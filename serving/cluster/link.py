@@ -98,6 +98,7 @@ class Link:
         """The replica is somewhere else now, or nowhere; what waits for an answer is lost."""
         if self._connection is not None:
             self._connection.abort()
+            self._gone("it is not there any more")
         self.address = address
         self._moved.set()
 

@@ -144,17 +144,23 @@ def test_a_replica_whose_ray_worker_is_killed_loses_nothing_and_is_back_and_used
     asyncio.run(scenario())
 
 
-def test_two_ray_nodes_serve_by_one_command(serve: Callable[..., Served]) -> None:
+@pytest.mark.parametrize("by", ["auto", "ray://"])
+def test_two_ray_nodes_serve_by_one_command(serve: Callable[..., Served], by: str) -> None:
     tritonclient = pytest.importorskip("tritonclient.grpc")
     import_ray()  # sets what Ray reads of the environment
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    client_port = free_port()
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": client_port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(num_cpus=1)
 
         async def scenario() -> None:
-            served = serve("--cluster", "auto", environment={"RAY_ADDRESS": cluster.address})
+            if by == "auto":
+                served = serve("--cluster", "auto", environment={"RAY_ADDRESS": cluster.address})
+            else:
+                served = serve("--cluster", f"ray://127.0.0.1:{client_port}")
             await served.ready()
             nodes = {psutil.Process(pid).ppid() for _, pid in served.replicas()}
             assert len(nodes) == 2
