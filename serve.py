@@ -11,6 +11,7 @@ Examples:
   python serve.py --config serve.yaml --port 9000      settings from a file; flags win
   python serve.py --peer_port 9100                     a replica, which takes requests of doors on port 9100, too
   python serve.py --peers host1:9100,host2:9100        a door: listens, and sends each request to one of two replicas
+  python serve.py --cluster auto --replicas 8          a door that starts its replicas on a Ray cluster (strait-rl[ray])
 
 SIGINT and SIGTERM drain and exit with status 0; the same again ends at once. SIGHUP reads the policy's checkpoint again. A
 model that crashes the process (a segmentation fault) ends it by that signal, with a line that names the signal.
@@ -31,7 +32,9 @@ def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
     # Imported after the flags are read, so that --help does not wait for torch.
-    if config.peers:
+    if config.cluster is not None:
+        from serving.ray.run import run_on_ray as run
+    elif config.peers:
         from serving.door import run_door as run
     else:
         from serving.server import run_server as run

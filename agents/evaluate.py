@@ -7,10 +7,9 @@ in Markdown with pictures, and TensorBoard scalars into a run folder.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -35,6 +34,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
+from traces.worker_pool import worker_pool
 from traces.workload import Workload
 
 QUICK_LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -133,9 +133,16 @@ def run_group(group: Group) -> pd.DataFrame:
 
 
 def evaluate(
-    suite: Suite, profile: str = "cpu2", streams: int = 4, workers: int | None = None, progress: bool = True
+    suite: Suite,
+    profile: str = "cpu2",
+    streams: int = 4,
+    workers: int | None = None,
+    progress: bool = True,
+    cluster: str | None = None,
 ) -> pd.DataFrame:
-    """Run a suite on all cores. One row for each policy, workload, load and seed; the capacity is in its ``attrs``.
+    """Run a suite on all cores, or on a cluster.
+
+    One row for each policy, workload, load and seed; the capacity is in its ``attrs``.
 
     Raises:
         InputError: an unknown profile, policy or workload.
@@ -146,7 +153,7 @@ def evaluate(
             resolve(policy)  # an unknown name is told before anything runs
     for workload in suite.workloads:
         check_workload(workload, loaded)
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with worker_pool(workers, cluster) as pool:
         # A worker measures the capacity while this process compiles what all policies share, where that is not cached yet.
         measured = pool.submit(measure_capacity, loaded, streams)
         none = np.empty(0)
@@ -178,6 +185,7 @@ class EvaluateConfig:
         profile: shipped profile by name, or a JSON file written by envs.fit.
         streams: streams of the device.
         workers: processes; all cores by default.
+        cluster: run on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
         out: folder for Parquet, report and TensorBoard.
         json: print the JSON line only, write nothing.
     """
@@ -190,6 +198,7 @@ class EvaluateConfig:
     profile: str = "cpu2"
     streams: int = 4
     workers: int | None = None
+    cluster: str | None = None
     out: str = "runs/evaluate"
     json: bool = False
 
@@ -228,7 +237,7 @@ def run_small(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
 
 def run_suite(suite: Suite, config: EvaluateConfig) -> dict[str, Any]:
     """Rates by policy and load; unless told otherwise, with a report in the folder ``out``."""
-    frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
+    frame = evaluate(suite, config.profile, config.streams, config.workers, sys.stderr.isatty(), config.cluster)
     result: dict[str, Any] = {"suite": suite.name, "loads": list(suite.loads), "policies": digest(frame)}
     if parts := ablations(frame):
         result["ablations"] = {part: [round(v, 3) for v in interval] for part, interval in parts.items()}

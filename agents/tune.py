@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
+from traces.worker_pool import worker_pool
 from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
@@ -61,6 +62,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "strait": {"high_weight": (3.0, 80.0), "price": (0.1, 5.0), "level": (0.0, 7.0), "patience": (0.5, 15.0)},
 }
 
+PLACES = ("workers", "cluster", "out")  # settings of where it runs and writes, on which no result depends
 FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0
 
 
@@ -80,6 +82,7 @@ class TuneConfig:
         streams: streams of the device.
         high_weight: what a violation of high priority counts in the objective, one of low priority being 1.
         workers: processes; all cores by default.
+        cluster: run on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
         out: file to write; results in it that were made with the same settings are kept.
     """
 
@@ -94,6 +97,7 @@ class TuneConfig:
     streams: int = 4
     high_weight: float = HIGH_WEIGHT
     workers: int | None = None
+    cluster: str | None = None
     out: str = str(TUNED)
 
     def __post_init__(self) -> None:
@@ -199,7 +203,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     make_folder(out.parent, "--out")
     if out.is_dir():
         raise InputError(f"--out: {out} is a folder; expected a file")
-    settings = {k: v for k, v in asdict(config).items() if k not in ("policies", "workers", "out")}
+    settings = {k: v for k, v in asdict(config).items() if k not in ("policies", *PLACES)}
     # As it reads back from JSON, so that settings compare.
     settings = json.loads(json.dumps(settings))
     old = json.loads(out.read_text()) if out.is_file() else {}
@@ -212,7 +216,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     missing = [name for name in names if name not in result["policies"]]
     capacity = measure_capacity(profile, config.streams)
     workers = min(config.workers or os.cpu_count() or 1, max(len(missing), 1))
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers, config.cluster) as pool:
         waiting = {pool.submit(tune_policy, name, config, capacity): name for name in missing}
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="policy", desc="tune", disable=not progress):
             result["policies"][waiting[future]] = future.result()
@@ -224,7 +228,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
 def _arguments(config: TuneConfig) -> Sequence[str]:
     """Flags that make this configuration, but for where it is written and with how many processes."""
     changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
-    return [f"--{k} {v}" for k, v in changed.items() if k not in ("workers", "out")]
+    return [f"--{k} {v}" for k, v in changed.items() if k not in PLACES]
 
 
 def _optuna() -> Any:

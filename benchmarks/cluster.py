@@ -115,7 +115,8 @@ async def replicas(
 @contextlib.asynccontextmanager
 async def door(peers: Sequence[int], name: str = "quote") -> AsyncIterator[RemotePlane]:
     """The plane of a door in this process, once all its replicas are there."""
-    plane = open_plane(ServeConfig(peers=[f"127.0.0.1:{port}" for port in peers], router=name, max_per_client=100_000))
+    config = ServeConfig(router=name, max_per_client=100_000)
+    plane = open_plane(config, [("127.0.0.1", port) for port in peers], None)
     try:
         while not all(link.accepting for link in plane.links):
             await asyncio.sleep(0.02)

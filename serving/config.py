@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents.choose import CANDIDATES
 from serving.api.config import ApiConfig
+from serving.cluster.config import ClusterConfig
 from serving.engine.config import EngineConfig
 from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
+from traces.settings import size_in_bytes
 from traces.workload import WorkloadConfig
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass
-class ServeConfig(ApiConfig, EngineConfig):
+class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
     """What to serve, by which policy, and where to answer.
 
     Attributes:
@@ -46,12 +45,6 @@ class ServeConfig(ApiConfig, EngineConfig):
         drain_timeout: seconds that a stopping server gives the requests inside.
         memory_limit: most that the weights of the models in memory and one largest batch of each may take, e.g. 2G; those that
             do not fit are loaded when a request asks for them, in place of those used least; none by default.
-        peer_port: port on which doors may send requests, for a replica of a cluster; 0 takes a free one, None takes none.
-        peers: HOST:PORT of replicas; this process then is a door, which listens and serves nothing itself.
-        router: how a door chooses a replica: quote, most_slack, power_of_two, join_shortest_queue, round_robin or random.
-        peer_retries: how often a request is sent again whose replica was lost.
-        peer_silence_ms: a replica that says nothing for so long is lost.
-        peer_ca: certificates (PEM) that vouch for those of the replicas; a door speaks TLS to them when it is given.
         explain: log what a trained policy thought of each candidate.
         log_level: debug, info, warning or error; debug logs every request.
         log_json: log one JSON object per line.
@@ -78,12 +71,6 @@ class ServeConfig(ApiConfig, EngineConfig):
     high_fraction: float = WorkloadConfig.high_fraction
     drain_timeout: float = 10.0
     memory_limit: str | None = None
-    peer_port: int | None = None
-    peers: list[str] = field(default_factory=list)
-    router: str = "quote"
-    peer_retries: int = 2
-    peer_silence_ms: float = 400.0
-    peer_ca: str | None = None
     explain: bool = False
     log_level: str = "info"
     log_json: bool = False
@@ -94,21 +81,34 @@ class ServeConfig(ApiConfig, EngineConfig):
         if sizes and (sizes != sorted(set(sizes)) or sizes[0] != 1):
             raise InputError(f"--batch_sizes: {sizes}; they must be ascending from 1, which a lone request needs")
         counts, times = (
-            ("streams", "queue_places", "max_body_bytes", "max_grpc_bytes", "max_per_client"),
+            ("replicas", "streams", "queue_places", "max_body_bytes", "max_grpc_bytes", "max_per_client"),
             ("body_timeout_s", "keepalive_s"),
         )
         self._require("at least 1", lambda value: value >= 1, *counts)
         above_0 = ("peer_silence_ms", "duration", "decision_budget_ms", "deadline_factor", "load", *times)
         self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
-        at_least_0 = ("peer_retries", "drain_timeout", "close_timeout_s", "compare_s", "grace_ms", "deadline_floor_ms")
+        self._require("at least 0", lambda value: value is None or 0 <= value < math.inf, "gpus_per_replica")
+        at_least_0 = (
+            "cpus_per_replica",
+            "peer_retries",
+            "drain_timeout",
+            "close_timeout_s",
+            "compare_s",
+            "grace_ms",
+            "deadline_floor_ms",
+        )
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
         ports = ("port", "grpc_port", "peer_port")
         self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)
-        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction")
+        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction", "violation_target")
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
+        self.check_cluster()
+        for flag in ("replay", "record", "timeline", "logdir"):
+            if self.cluster is not None and getattr(self, flag) is not None:
+                raise InputError(f"--{flag} is for a server with a device of its own; it does not go with --cluster")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:
@@ -131,9 +131,4 @@ class ServeConfig(ApiConfig, EngineConfig):
     @property
     def memory_bytes(self) -> int | None:
         """The memory limit in bytes; None for none."""
-        if self.memory_limit is None:
-            return None
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", str(self.memory_limit))
-        if match is None:
-            raise InputError(f"--memory_limit: {self.memory_limit!r}; it must be a number of bytes such as 512M or 2G")
-        return int(float(match[1]) * _UNITS[match[2]])
+        return size_in_bytes("--memory_limit", self.memory_limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Awaitable, Sequence
 
 from agents.routing.registry import router
 from serving.api.listen import check_addresses, listen, tls_context
@@ -50,14 +51,19 @@ def peer_tls(config: ServeConfig) -> ssl.SSLContext | None:
         raise InputError(f"--peer_ca {config.peer_ca}: {error}") from None
 
 
-def open_plane(config: ServeConfig) -> RemotePlane:
+def open_plane(config: ServeConfig, peers: Sequence[tuple[str, int] | None], token: str | None) -> RemotePlane:
     """The plane that the settings describe; it connects at once.
 
+    Args:
+        config: settings.
+        peers: where its replicas are; None for one that is not placed yet.
+        token: shown to them; None: they ask for none.
+
     Raises:
-        InputError: an address or file is malformed, or there is no such router.
+        InputError: a file is malformed, or there is no such router.
     """
-    link = LinkConfig(config.token, peer_tls(config), config.max_body_bytes + HEAD_BYTES, config.peer_silence_ms / 1e3)
-    return RemotePlane(config, addresses(config.peers), router(config.router), link, config.peer_retries)
+    link = LinkConfig(token, peer_tls(config), config.max_body_bytes + HEAD_BYTES, config.peer_silence_ms / 1e3)
+    return RemotePlane(config, peers, router(config.router), link, config.peer_retries)
 
 
 async def run_door(config: ServeConfig) -> None:
@@ -69,16 +75,36 @@ async def run_door(config: ServeConfig) -> None:
     tls = tls_context(config)
     check_addresses(config)
     signals = Signals()
-    plane = open_plane(config)
+    plane = open_plane(config, addresses(config.peers), config.token)
     try:
         log.info("a door to %s by router %s", ", ".join(link.name for link in plane.links), plane.router.name)
-        if not await done_before(signals.stopping, asyncio.ensure_future(plane.some_replica())):
-            return
-        log.info("the replicas serve %s", ", ".join(plane.views))
-        listeners = await listen(plane, tls)
-        freeze_garbage()
-        await signals.stopping.wait()
-        for listener in listeners:
-            await listener.close()
+        await answer(plane, tls, signals.stopping, plane.some_replica())
     finally:
         await plane.close()
+
+
+async def answer(
+    plane: RemotePlane, tls: ssl.SSLContext | None, stopping: asyncio.Event, some_replica: Awaitable[None]
+) -> None:
+    """Wait for a replica, and answer clients until `stopping` is set.
+
+    Args:
+        plane: of the door.
+        tls: towards clients; None without.
+        stopping: set when the process is to end.
+        some_replica: done when there is one.
+
+    Raises:
+        InputError: an address is taken, or what `some_replica` raises.
+    """
+    waiting = asyncio.ensure_future(some_replica)
+    if not await done_before(stopping, waiting):
+        waiting.cancel()
+        return
+    await waiting
+    log.info("the replicas serve %s", ", ".join(plane.views))
+    listeners = await listen(plane, tls)
+    freeze_garbage()
+    await stopping.wait()
+    for listener in listeners:
+        await listener.close()

@@ -178,7 +178,7 @@ class OpenServer:
         ]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
-        replica = None
+        replica = peer_port = None
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
             await engine.start()
@@ -187,7 +187,9 @@ class OpenServer:
                 listeners = await listen(plane, server.tls)
                 if config.peer_port is not None:
                     replica = Replica(plane)
-                    listeners.append(await listen_for_doors(replica, config.peer_port, server.tls))
+                    doors = await listen_for_doors(replica, config.peer_port, server.tls)
+                    listeners.append(doors)
+                    peer_port = doors.port
                 for listener in listeners:
                     parts.push_async_callback(listener.close)
             if chosen is not None and listening and config.compare_s > 0:
@@ -196,7 +198,7 @@ class OpenServer:
                 metrics.differences = lambda: shadow.choice.differences
                 parts.callback(asyncio.ensure_future(shadow.run()).cancel)
             freeze_garbage()
-            return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica)
+            return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica, peer_port)
 
     def _outputs(self, engine: Engine) -> list[Output]:
         config, models = self.server.config, self.opened.models
@@ -226,6 +228,7 @@ class RunningServer:
         reloader: changes its models and its policy.
         parts: what is closed at the end: listeners, then outputs.
         replica: takes the requests of doors; None: there are none.
+        peer_port: where it does.
     """
 
     config: ServeConfig
@@ -234,6 +237,7 @@ class RunningServer:
     reloader: Reloader
     parts: AsyncExitStack
     replica: Replica | None = None
+    peer_port: int | None = None
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Answer requests until `stopping` is set."""

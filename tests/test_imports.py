@@ -15,7 +15,7 @@ ROOMS = {
     "traces": ("", "formats", "twin"),
     "envs": ("scheduling", "profiles", "simulation", "cluster", "drawing", ""),
     "agents": ("policies", "learned", "evaluation", "routing", "training", ""),
-    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", "cluster", ""),
+    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", "cluster", "", "ray"),
     "benchmarks": ("common", "interference", "live", "", "gpu_day"),
 }
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
@@ -69,6 +69,14 @@ def test_imports_point_down(path: Path) -> None:
         assert parts[0] not in {"tests", "train", "serve"}, f"{path}:{line}: a package imports {name}"
         if parts[0] == layer:
             assert room_of(parts) in rooms, f"{path}:{line}: room {room or layer!r} imports {name}"
+
+
+def test_one_file_imports_ray() -> None:
+    naming = {path.as_posix() for path in FILES if 'import_module("ray")' in (ROOT / path).read_text()}
+    assert naming == {"traces/ray_session.py"}
+    for path in FILES:
+        for line, name in imported(path, at_import_only=False):
+            assert name.partition(".")[0] != "ray", f"{path}:{line}: imports ray, not by traces.ray_session"
 
 
 def test_no_circle_of_imports() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ SCALARS: dict[Any, tuple[Any, str]] = {
     str: (str, "text"),
     type(None): (type(None), "null"),
 }
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def read_settings(kind: type[Settings], values: Any, place: str) -> Settings:
@@ -87,6 +89,20 @@ def check_settings(
                 )
                 if not inside or (item is not None and not math.isfinite(item)):
                     raise InputError(f"{prefix}{name}: {value}; must be {words} {bound}")
+
+
+def size_in_bytes(flag: str, size: str | None) -> int | None:
+    """A size such as 512M or 2G in bytes; None for none.
+
+    Raises:
+        InputError: it is no size.
+    """
+    if size is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", str(size))
+    if match is None:
+        raise InputError(f"{flag}: {size!r}; it must be a number of bytes such as 512M or 2G")
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 def expected(kind: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Callable
@@ -59,26 +60,26 @@ class Link:
     """Sends requests to one replica.
 
     Args:
-        host: of the replica.
-        port: where it takes doors.
+        address: host of the replica, and port where it takes doors; None: not known yet, see `move`.
         config: how to speak to it.
         on_change: called when the replica has come, has gone, or serves other models.
         on_held: called with what the replica says that it holds.
 
     Attributes:
+        address: where the replica is; None: nowhere.
         greeting: what the replica said last of itself; None while it is away.
         accepting: whether it takes requests.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        address: tuple[str, int] | None,
         config: LinkConfig,
         on_change: Callable[[Link], None],
         on_held: Callable[[Link, tuple[float, float]], None],
     ) -> None:
-        self.host, self.port = host, port
+        self.address = address
+        self._moved = asyncio.Event()
         self._config = config
         self.on_change, self.on_held = on_change, on_held
         self.greeting: Greeting | None = None
@@ -91,7 +92,15 @@ class Link:
     @property
     def name(self) -> str:
         """Its address."""
-        return f"{self.host}:{self.port}"
+        return "that is not placed" if self.address is None else "{}:{}".format(*self.address)
+
+    def move(self, address: tuple[str, int] | None) -> None:
+        """The replica is somewhere else now, or nowhere; what waits for an answer is lost."""
+        if self._connection is not None:
+            self._connection.abort()
+            self._gone("it is not there any more")
+        self.address = address
+        self._moved.set()
 
     async def infer(self, request: InferFrame) -> AnswerFrame:
         """Send a request (its id is set here) and wait for its answer; when the calling task is cancelled, so is it.
@@ -138,14 +147,22 @@ class Link:
         """Keep a connection: open it, watch it, and open it again once it is lost."""
         loop, wait_s = asyncio.get_running_loop(), FIRST_RETRY_S
         while True:
+            self._moved.clear()
+            if self.address is None:
+                await self._moved.wait()
+                continue
             try:
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._config, self._on_frame), self.host, self.port, ssl=self._config.tls
+                    lambda: _Connection(self._config, self._on_frame), *self.address, ssl=self._config.tls
                 )
             except OSError as error:
                 log.debug("replica %s: %s", self.name, error)
-                await asyncio.sleep(wait_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._moved.wait(), wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
+                continue
+            if self._moved.is_set():  # meanwhile
+                connection.abort()
                 continue
             self._connection, wait_s = connection, FIRST_RETRY_S
             why = await self._watch(connection)

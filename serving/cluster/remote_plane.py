@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,22 +51,29 @@ class RemotePlane(Plane):
 
     Args:
         config: what one client may ask, and defaults of its requests.
-        peers: host and port of each replica.
+        peers: host and port of each replica; None for one that is not placed yet, see `Link.move`.
         router: chooses among them.
         link: how to speak to them.
         retries: how often a request is sent again at most.
 
     Attributes:
         count: requests by what became of them: sent, answered, refused, retried, lost, unreachable.
+        on_quote: called with the probability that a call is in time, as it comes; None: nobody asks.
         observers: see the ends of requests and what is refused.
     """
 
     def __init__(
-        self, config: ApiConfig, peers: Sequence[tuple[str, int]], router: RouterKind, link: LinkConfig, retries: int
+        self,
+        config: ApiConfig,
+        peers: Sequence[tuple[str, int] | None],
+        router: RouterKind,
+        link: LinkConfig,
+        retries: int,
     ) -> None:
         super().__init__(config, _Repository(self), self._render)
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
+        self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics]
         self._greeting = Greeting({}, {}, [], 0, [])
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
@@ -74,7 +81,7 @@ class RemotePlane(Plane):
         self._ledger: LiveLedger | None = None
         self._id = 0
         self._came = asyncio.Event()
-        self.links = [Link(host, port, link, self._on_change, self._on_held) for host, port in peers]
+        self.links = [Link(peer, link, self._on_change, self._on_held) for peer in peers]
 
     async def some_replica(self) -> None:
         """Wait until a replica is there."""
@@ -172,6 +179,8 @@ class RemotePlane(Plane):
                 )
             ledger, place = self._place(view)
             request = Routed(now, priority, place.scheduled, due)
+            if self.on_quote is not None and not tries:
+                self.on_quote(ledger.quote(request).probability)
             chosen = ledger.route(request, n)
             if chosen is None:
                 raise self._end(view, priority, arrival, due, n, Refusal(Kind.STOPPING, "no replica takes requests"))
@@ -267,7 +276,8 @@ class RemotePlane(Plane):
         slowness = Gauge(
             "strait_replica_log_slowness", "Log of its time over that of all", ["replica"], registry=registry
         )
-        for place, link in enumerate(self.links):
+        placed = [(place, link) for place, link in enumerate(self.links) if link.address is not None]
+        for place, link in placed:
             up.labels(link.name).set(link.accepting)
             if self._ledger is not None:
                 known = self._ledger.ledger.replica[0, place]
@@ -275,7 +285,7 @@ class RemotePlane(Plane):
                 slowness.labels(link.name).set(float(known["log_slowness"]))
         work = Gauge("strait_replica_work_ms", "Work outstanding", ["replica", "priority"], registry=registry)
         if self._ledger is not None:
-            for place, link in enumerate(self.links):
+            for place, link in placed:
                 for number, priority in enumerate(PRIORITIES):
                     work.labels(link.name, priority).set(float(self._ledger.ledger.work[0, place, number]))
         return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -147,11 +147,50 @@ def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_back_
             await until(lambda: not c.door.ready)
             with pytest.raises(Refusal, match="no replica takes requests"):
                 await c.double()
-            port = c.door.links[1].port
+            _, port = c.door.links[1].address  # type: ignore[misc]
             again = await listen_for_doors(c.replicas[1], port, None)
             await until(lambda: c.door.ready)
             np.testing.assert_array_equal(await c.double(), 2 * X)
             await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_that_moves_is_followed_and_what_it_had_is_sent_again(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            GATE.clear()
+            try:
+                slow = [
+                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), BLOCKS, 0, 20_000.0)) for _ in range(4)
+                ]
+                await until(lambda: all(plane.engine.in_flight for plane in c.planes))
+                link = c.door.links[0]
+                link.move(None)
+                await until(lambda: c.door.count["retried"] == 2 and not link.accepting)
+                assert b'strait_replica_up{replica="that is' not in c.door.metrics()[0]
+                again = await listen_for_doors(c.replicas[0], 0, None)
+                link.move(("127.0.0.1", again.port))
+                await until(lambda: link.accepting)
+            finally:
+                GATE.set()
+            assert len(await asyncio.gather(*slow)) == 4
+            await c.lose(1)
+            await until(lambda: not c.door.links[1].accepting)
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+            await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_door_quotes_each_call_once_for_those_that_ask(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            quoted: list[float] = []
+            c.door.on_quote = quoted.append
+            await c.double()
+            await c.double()
+            assert len(quoted) == 2 and all(0.5 < one <= 1.0 for one in quoted)
 
     asyncio.run(scenario())
 

@@ -1,0 +1,69 @@
+"""Where the parts of a sweep run: processes of this machine, or tasks on a Ray cluster; the results are the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from traces.ray_session import ray_session
+
+Result = TypeVar("Result")
+
+
+class WorkerPool(Protocol):
+    """Runs functions of modules elsewhere."""
+
+    def submit(self, function: Callable[..., Result], /, *args: Any) -> Future[Result]:
+        """Call a function with these arguments."""
+
+
+@contextmanager
+def worker_pool(workers: int | None, cluster: str | None) -> Iterator[WorkerPool]:
+    """A pool that lasts as long as the block.
+
+    Args:
+        workers: processes; all cores by default. On a cluster that is there already, it decides how many run.
+        cluster: None for processes of this machine; else see `traces.ray_session.ray_session`.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster cannot be reached.
+    """
+    processes = workers or os.cpu_count() or 1
+    if cluster is None:
+        with ProcessPoolExecutor(processes) as pool:
+            yield pool
+    else:
+        with ray_session(cluster, processes) as ray:
+            yield RayPool(ray)
+
+
+class RayPool:
+    """Runs each call as a task with a core of its own.
+
+    Args:
+        ray: the package, connected.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._call = ray.remote(_call).options(num_cpus=1)
+
+    def submit(self, function: Callable[..., Result], /, *args: Any) -> Future[Result]:
+        """Call a function with these arguments."""
+        result: Future[Result] = Future()
+        self._call.remote(function, *args).future().add_done_callback(lambda ended: _pass_on(ended, result))
+        return result
+
+
+def _call(function: Callable[..., Result], *args: Any) -> Result:
+    return function(*args)
+
+
+def _pass_on(ended: Future[Any], result: Future[Any]) -> None:
+    error = ended.exception()
+    if error is None:
+        result.set_result(ended.result())
+    else:
+        result.set_exception(getattr(error, "cause", None) or error)  # what the function raised, without Ray's envelope
