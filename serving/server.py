@@ -65,6 +65,7 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
+        config.read_token()
         self.entries = read_entries(config.model_sources)
         resolve_policy(config)  # an unknown name is told before anything is loaded
         self.source = None if config.replay is None else read_source(config.replay, list(self.entries), config.seed)
