@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: demo test check bench docs gpu-wheels clean
+.PHONY: demo test check bench docs wheel gpu-wheels clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make check  ruff and mypy"
 	@echo "make bench  every benchmark in its short form"
 	@echo "make docs   build the documentation into site/"
+	@echo "make wheel  build dist/strait_rl-*.whl"
 	@echo "make gpu-wheels   gather what a machine with a GPU lacks, for benchmarks.gpu_day"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -47,6 +48,12 @@ bench: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 
+# Nothing of a former build may get into it: setuptools packs what lies in build/.
+wheel: $(VENV)/.base
+	rm -rf build dist
+	$(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w dist .
+	ls -l dist
+
 # For Python 3.12 on Linux, whatever runs here; into a folder that travels with the sources.
 gpu-wheels: $(VENV)/.base
 	rm -rf .wheels
@@ -56,4 +63,4 @@ gpu-wheels: $(VENV)/.base
 	ls -l .wheels
 
 clean:
-	rm -rf .wheels $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build *.egg-info
+	rm -rf .wheels $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis site build dist *.egg-info

@@ -1,13 +1,16 @@
 """Tables and pictures of the documents, from files of results: ``python -m benchmarks.figures [NAME=FILE ...]``.
 
-A file results/NAME.json holds the JSON object that a command printed last. Each becomes a table docs/tables/NAME.md, and the
-same table fills the block of that name in README.md and docs:
+A file results/NAME.json holds the JSON object that a command printed last. Each becomes the table of the page
+docs/tables/NAME.md, which keeps the prose around it, and fills the blocks of that name in README.md and docs, whole or in part:
 
     <!-- figures: headline -->
     <!-- end -->
+    <!-- figures: headline; rows: strait | edf; columns: high, violated | p99 high -->
+    <!-- end -->
 
 ``headline=runs/live.txt`` first stores the results of a run: a file of JSON, or a command's output, whose lines that begin with
-``{`` are JSON. A picture (.png, .svg) goes to docs/pictures and into the block. Without words all tables are written anew.
+``{`` are JSON. A picture (.png, .svg) goes to docs/pictures and into the block. Without words all tables are written anew, and
+all blocks are filled from the pages of tables.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,9 @@ from traces.errors import InputError
 from traces.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD, END = "<!-- figures: {name} -->\n", "<!-- end -->"
+HEAD = re.compile(r"<!-- figures: (?P<name>[\w-]+)(?:; rows: (?P<rows>.+?))?(?:; columns: (?P<columns>.+?))? -->\n")
+END = "<!-- end -->"
+BLOCK = "<!-- figures: {name} -->\n<!-- end -->\n"
 Record = dict[str, Any]
 
 
@@ -89,20 +94,27 @@ def selected(record: Record, config: FiguresConfig) -> Record:
 
 
 def evaluation_table(record: Record) -> str:
-    """Of agents.evaluate: one row per policy, one column per load."""
+    """Of agents.evaluate: one row per policy, one column per load; the rates, and below them the differences from Strait."""
     found = record["policies"]
     loads = [f"{load:g}" for load in record["loads"]]
 
-    def cell(c: dict[str, Any]) -> str:
-        minus = c.get("weighted_minus_strait")
-        return f"{c['high']:.2f} / {c['low']:.2f}" + (f"; {interval(minus)}" if minus and any(minus) else "")
+    def minus(cell: dict[str, Any]) -> str:
+        found = cell.get("weighted_minus_strait")
+        return interval(found) if found and any(found) else "-"
 
     names = sorted(found, key=lambda name: found[name][loads[-1]]["weighted"])
-    rows = [[name, *(cell(found[name][load]) for load in loads)] for name in names]
-    return table(["policy", *(f"load {load}" for load in loads)], rows) + (
-        f"\n\nSimulated, suite {record['suite']}: high / low priority violations in %, then the weighted violations minus "
-        "Strait's in points, paired, with a bootstrap 95 % interval."
-    )
+    rates = [
+        [name, *(f"{found[name][load]['high']:.2f} / {found[name][load]['low']:.2f}" for load in loads)]
+        for name in names
+    ]
+    differences = [[name, *(minus(found[name][load]) for load in loads)] for name in names]
+    parts = [
+        f"Simulated, suite {record['suite']}: violations of high / low priority, %.",
+        table(["policy", *(f"load {load}" for load in loads)], rates),
+        "Weighted violations minus Strait's, points, paired, with a bootstrap 95 % interval; below 0 is better.",
+        table(["policy", *(f"load {load} minus Strait" for load in loads)], differences),
+    ]
+    return "\n\n".join(parts)
 
 
 def ablation_table(record: Record) -> str:
@@ -145,18 +157,59 @@ def table_of(records: Sequence[Record], place: str) -> str:
         raise InputError(f"{place}: not results of a known kind ({type(error).__name__}: {error})") from None
 
 
-def fill(text: str, name: str, new: str) -> str:
-    """The text with the block ``name`` replaced; the same text where it has none.
+def excerpt(text: str, rows: str | None, columns: str | None) -> str:
+    """One table of some rows and columns, named with `` | `` between, of the tables in a text; the text if none are named.
 
     Raises:
-        InputError: the block is not closed.
+        InputError: no table has such a row or column.
     """
-    head = HEAD.format(name=name)
-    before, found, rest = text.partition(head)
-    old, closed, after = rest.partition(END)
-    if found and (not closed or "<!-- figures:" in old):
-        raise InputError(f"block {name!r} is not closed by {END}")
-    return f"{before}{head}\n{new}\n\n{closed}{after}" if found else text
+    if rows is None and columns is None:
+        return text
+    cells: dict[str, dict[str, str]] = {}
+    corners: dict[str, str] = {}
+    for part in text.split("\n\n"):
+        lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in part.splitlines()]
+        if part.startswith("|"):
+            for row, *values in lines[2:]:
+                corners.setdefault(row, part[1:].partition("|")[0].strip())
+                cells.setdefault(row, {}).update(zip(lines[0][-len(values) :], values))
+    names = rows.split(" | ") if rows else list(cells)
+    heads = (
+        columns.split(" | ") if columns else list(dict.fromkeys(head for name in names for head in cells.get(name, ())))
+    )
+    for name in names:
+        if not any(head in cells.get(name, ()) for head in heads):
+            raise InputError(f"no table has the row {name!r} with one of the columns {heads}")
+    return table(
+        (corners[names[0]], *heads), [(name, *(cells[name].get(head, "-") for head in heads)) for name in names]
+    )
+
+
+def fill(text: str, new: Mapping[str, str]) -> str:
+    """The text with those of its blocks replaced whose names are among the new.
+
+    Raises:
+        InputError: a block is not closed, or asks for a row or column that there is not.
+    """
+    parts, place = [], 0
+    for head in HEAD.finditer(text):
+        name, end, following = head["name"], text.find(END, head.end()), HEAD.search(text, head.end())
+        if end < 0 or (following and following.start() < end):
+            raise InputError(f"block {name!r} is not closed by {END}")
+        if name in new:
+            parts += [text[place : head.end()], f"\n{excerpt(new[name], head['rows'], head['columns'])}\n\n"]
+            place = end
+    return "".join([*parts, text[place:]])
+
+
+def shown_tables(pages: Mapping[str, str]) -> dict[str, str]:
+    """The tables that the pages of docs/tables show, by name: what fills blocks elsewhere where nothing newer is known."""
+    found = {}
+    for name, text in pages.items():
+        whole = re.search(rf"<!-- figures: {re.escape(name)} -->\n(.*?){END}", text, re.DOTALL)
+        if whole:
+            found[name] = whole[1].strip()
+    return found
 
 
 def write_all(config: FiguresConfig) -> None:
@@ -180,15 +233,15 @@ def write_all(config: FiguresConfig) -> None:
         else:
             stored[name] = [selected(record, config) for record in read_results(Path(file))]
             files[root / "results" / f"{name}.json"] = json.dumps(stored[name], indent=1) + "\n"
+    folder = root / "docs" / "tables"
     tables = {name: table_of(records, name) for name, records in stored.items()}
-    files |= {root / "docs" / "tables" / f"{name}.md": f"# {name}\n\n{text}\n" for name, text in tables.items()}
-    for path, text in documents.items():
-        for name, new in tables.items():
-            text = fill(text, name, new)
-        for picture in pictures:
-            at = Path(os.path.relpath(picture, path.parent)).as_posix()
-            text = fill(text, picture.stem, f"![{picture.stem.replace('-', ' ')}]({at})")
-        files.setdefault(path, text)
+    pages = {path.stem: text for path, text in documents.items() if path.parent == folder}
+    missing = tables.keys() - shown_tables(pages).keys()
+    written = {folder / f"{n}.md": f"{pages.get(n) or f'# {n}'}\n\n{BLOCK.format(name=n)}" for n in sorted(missing)}
+    tables = shown_tables(pages) | tables
+    for path, text in (documents | written).items():
+        shown = {p.stem: Path(os.path.relpath(p, path.parent)).as_posix() for p in pictures}
+        files[path] = fill(text, tables | {name: f"![{name.replace('-', ' ')}]({at})" for name, at in shown.items()})
     for path, source in pictures.items():
         if source.resolve() != path.resolve():
             shutil.copyfile(source, path)

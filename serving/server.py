@@ -64,6 +64,7 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
+        config.read_token()
         self.entries = initial_entries(config.model_sources)
         resolve_policy(config)  # an unknown name is told before anything is loaded
         # A model that may vary is scheduled as buckets, which are known once it is loaded.

@@ -49,7 +49,7 @@ def adopt(day: Path, root: Path, trials: int) -> None:
         path = root / "envs" / "profiles" / "data" / f"gpu-{name}.json"
         profile.save(path)
         show(records, root, Path(temporary))
-    readme(root / "README.md", measured.machine.device.name)
+    where_it_ran(root / "docs" / "results.md", measured.machine.device.name)
     if trials:
         tune_and_evaluate(path, root, trials)
 
@@ -112,8 +112,8 @@ def show(records: dict[str, dict[str, Any]], root: Path, folder: Path) -> None:
     write_all(FiguresConfig(words, root=str(root)))
 
 
-def readme(path: Path, device: str) -> None:
-    """Say in the table of evidence where the CUDA executor ran."""
+def where_it_ran(path: Path, device: str) -> None:
+    """Say in the results where the CUDA executor ran."""
     row = f"| CUDA executor | `python -m benchmarks.gpu_day` | {device} | live | CUDA |"
     text = path.read_text(encoding="utf-8")
     atomic_write_text(path, ROW.sub(row, text))

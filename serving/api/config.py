@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from traces.errors import InputError
+
+TOKEN_VARIABLE = "STRAIT_TOKEN"
 
 
 @dataclass
@@ -16,7 +22,8 @@ class ApiConfig:
         port: port of HTTP (Open Inference Protocol v2); 0 takes a free one.
         grpc: answer gRPC, too.
         grpc_port: port of gRPC; 0 takes a free one.
-        token: bearer token that callers must show; none by default.
+        token: bearer token that callers must show; by default that of token_file, else of the variable STRAIT_TOKEN, else none.
+        token_file: file whose text, less white space around it, is the token. Unlike a flag no list of processes shows it.
         tls_cert: certificate chain (PEM); TLS is on when it is given.
         tls_key: its private key (PEM).
         deadline_factor: default deadline of each item of a request, as a multiple of its model's solo latency.
@@ -37,6 +44,7 @@ class ApiConfig:
     grpc: bool = False
     grpc_port: int = 8001
     token: str | None = None
+    token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
     deadline_factor: float = 10.0
@@ -48,6 +56,27 @@ class ApiConfig:
     body_timeout_s: float = 30.0
     keepalive_s: float = 75.0
     close_timeout_s: float = 5.0
+
+    def read_token(self) -> None:
+        """Take the token from where it is given.
+
+        Raises:
+            InputError: it is empty or has white space, its file cannot be read, or it is given twice, differently.
+        """
+        source, found = "--token", self.token
+        if self.token_file is not None:
+            source = f"--token_file {self.token_file}"
+            try:
+                found = Path(self.token_file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{source}: {getattr(error, 'strerror', None) or 'not text in UTF-8'}") from None
+            if self.token not in (None, found):
+                raise InputError("--token and --token_file say different things: give one of them")
+        elif found is None and TOKEN_VARIABLE in os.environ:
+            source, found = f"the variable {TOKEN_VARIABLE}", os.environ[TOKEN_VARIABLE]
+        if found is not None and (not found or any(letter.isspace() for letter in found)):
+            raise InputError(f"{source}: the token is empty or has white space in it; expected one word")
+        self.token = found
 
 
 def allowed(token: str | None, header: str | None) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.figures import fill, main, read_results, table_of
+from benchmarks.figures import fill, main, read_results, shown_tables, table_of
 from traces.errors import InputError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 EMPTY = "# T\n\n<!-- figures: a -->\n\nNot measured yet.\n\n<!-- end -->\n\ntext\n\n<!-- figures: b -->\n<!-- end -->\n"
 CELL = {"high": 1.0, "low": 2.0, "weighted": 1.5, "weighted_minus_strait": [-0.5, -0.25, 0.1]}
 EVALUATION = {"suite": "quick", "loads": [0.9, 1.1], "policies": {"ppo": {"0.9": CELL, "1.1": CELL}}}
@@ -59,8 +60,48 @@ def test_loads_and_policies_of_an_evaluation_can_be_selected(root: Path, capsys:
     words = [f"a={root / 'r.json'}", "--root", str(root)]
     assert main([*words, "--loads", "1.1", "--policies", "ppo"]) == 0
     text = flat((root / "README.md").read_text())
-    assert "| policy | load 1.1 |" in text and "| ppo | 1.00 / 2.00; -0.25 [-0.50, +0.10] |" in text
+    assert "| policy | load 1.1 |" in text and "| ppo | 1.00 / 2.00 |" in text
+    assert "| policy | load 1.1 minus Strait |" in text and "| ppo | -0.25 [-0.50, +0.10] |" in text
     assert main([*words, "--policies", "edf"]) == 2 and "'edf'" in capsys.readouterr().err
+
+
+def test_a_block_shows_the_rows_and_columns_that_it_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {load: CELL | {"high": 3.0} for load in ("0.9", "1.1")}
+    record = EVALUATION | {"policies": {"ppo": other, "edf": other, "strait": {"0.9": CELL, "1.1": CELL}}}
+    (root / "r.json").write_text(json.dumps(record))
+    page = root / "docs" / "results.md"
+    head = "<!-- figures: a; rows: strait | ppo; columns: load 1.1 | load 0.9 minus Strait -->\n"
+    page.write_text(f"{head}<!-- end -->\n")
+    for words in ([f"a={root / 'r.json'}"], []):  # the second time from the page of the table
+        assert main([*words, "--root", str(root)]) == 0
+        (root / "results" / "a.json").unlink(missing_ok=True)
+        lines = flat(page.read_text()).splitlines()
+        assert lines[2] == "| policy | load 1.1 | load 0.9 minus Strait |"
+        assert lines[4:6] == [
+            "| strait | 1.00 / 2.00 | -0.25 [-0.50, +0.10] |",
+            "| ppo | 3.00 / 2.00 | -0.25 [-0.50, +0.10] |",
+        ]
+        page.write_text(f"{head}<!-- end -->\n")
+    page.write_text(f"{head.replace('ppo', 'fifo')}<!-- end -->\n")
+    assert main(["--root", str(root)]) == 2 and "'fifo'" in capsys.readouterr().err
+
+
+def test_a_page_of_a_table_keeps_its_prose(root: Path) -> None:
+    page = root / "docs" / "tables" / "a.md"
+    page.parent.mkdir()
+    page.write_text("# A\n\nMeasured with care.\n")
+    (root / "r.json").write_text('{"speed": 1.5}')
+    for _ in range(2):
+        assert main([f"a={root / 'r.json'}", "--root", str(root)]) == 0
+    text = flat(page.read_text())
+    assert text.startswith("# A\n\nMeasured with care.\n") and text.count("| speed | 1.5 |") == 1
+
+
+def test_the_documents_show_what_the_pages_of_tables_say() -> None:
+    pages = {path.stem: path.read_text() for path in (REPOSITORY / "docs" / "tables").glob("*.md")}
+    for path in (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md"):
+        text = path.read_text()
+        assert fill(text, shown_tables(pages)) == text, path
 
 
 def test_figures_of_policies_and_loads_are_pivoted() -> None:
@@ -119,7 +160,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 def test_a_block_that_is_not_closed_is_reported() -> None:
     with pytest.raises(InputError, match="not closed"):
-        fill("<!-- figures: a -->\n<!-- figures: b -->\n<!-- end -->\n", "a", "x")
+        fill("<!-- figures: a -->\n<!-- figures: b -->\n<!-- end -->\n", {"a": "x"})
 
 
 def test_a_file_without_results_is_reported(tmp_path: Path) -> None:

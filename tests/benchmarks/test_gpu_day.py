@@ -245,12 +245,13 @@ def test_the_rehearsal_passes_and_can_be_adopted(tmp_path: Path, capsys: pytest.
     }
     assert run.returncode == 0
     (root / "docs").mkdir(parents=True)
-    (root / "README.md").write_text("| CUDA executor | none | none | none | none |\n\n")
-    (root / "docs" / "evidence.md").write_text("<!-- figures: gpu-live -->\n<!-- end -->\n")
+    (root / "README.md").write_text("# Title\n")
+    row = "| CUDA executor | none | none | none | none |\n\n"
+    (root / "docs" / "results.md").write_text(f"{row}<!-- figures: gpu-live -->\n<!-- end -->\n")
     assert main(["--adopt", str(out), "--into", str(root), "--trials", "0"]) == 0
     device = summary["steps"]["facts"]["figures"]["device"]["name"]
-    assert f"| CUDA executor | `python -m benchmarks.gpu_day` | {device} |" in (root / "README.md").read_text()
-    assert "strait" in (root / "docs" / "evidence.md").read_text()
+    results = (root / "docs" / "results.md").read_text()
+    assert f"| CUDA executor | `python -m benchmarks.gpu_day` | {device} |" in results and "strait" in results
     campaign = Measurements.load(root / "traces" / "data" / short_name(device))
     profile = Profile.load(str(root / "envs" / "profiles" / "data" / f"gpu-{short_name(device)}.json"))
     assert profile.models == tuple(model.name for model in campaign.machine.models)

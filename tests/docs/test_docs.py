@@ -41,9 +41,10 @@ from traces.measurements import Measurements
 from traces.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-# Tables are written by benchmarks.figures.
-PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent != ROOT / "docs" / "tables")
-DOCUMENTS = [ROOT / "README.md", *PAGES]
+# Tables are written by benchmarks.figures, and are not in the navigation.
+TABLES = sorted((ROOT / "docs" / "tables").glob("*.md"))
+PAGES = sorted(set((ROOT / "docs").rglob("*.md")) - set(TABLES))
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *PAGES, *TABLES]
 COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 EXAMPLES = ROOT / "docs" / "examples"
 # Flags that make a command of the tutorial take moments.

@@ -11,6 +11,7 @@ from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
 from serving.models.listing import read_entries
 from serving.replay.workload import lay_out, read_source
+from serving.server import Server
 from traces.command import parse_settings
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
@@ -47,6 +48,40 @@ def test_flags_win_over_the_file_and_dashes_are_underscores(tmp_path: Path) -> N
 def test_a_setting_out_of_range_is_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ServeConfig(**settings)
+
+
+def test_a_token_comes_from_a_flag_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+
+    def token(**settings: str) -> str | None:
+        config = ServeConfig(**settings)
+        config.read_token()
+        config.read_token()
+        return config.token
+
+    assert token() is None
+    assert token(token="flag") == "flag" and token(token_file=str(file)) == "s3cret"
+    monkeypatch.setenv("STRAIT_TOKEN", "variable")
+    assert token() == "variable" and token(token="flag") == "flag" and token(token_file=str(file)) == "s3cret"
+    with pytest.raises(InputError, match="say different things"):
+        token(token="flag", token_file=str(file))
+    with pytest.raises(InputError, match="--token_file .*missing: No such file"):
+        token(token_file=str(tmp_path / "missing"))
+    for text in ("", "two words", " \n"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"--token_file {file}: the token is empty or has white space"):
+            token(token_file=str(file))
+    monkeypatch.setenv("STRAIT_TOKEN", "")
+    with pytest.raises(InputError, match="the variable STRAIT_TOKEN: the token is empty"):
+        token()
+
+
+def test_a_server_takes_its_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRAIT_TOKEN", "variable")
+    config = ServeConfig(models="lstm", profile="cpu2", port=0)
+    Server(config)
+    assert config.token == "variable"
 
 
 def test_memory_limits_have_units() -> None:
