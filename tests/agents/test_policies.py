@@ -11,12 +11,12 @@ from hypothesis import strategies as st_
 
 from agents.evaluation.rollout import run
 from agents.learned.names import ABLATIONS, resolve
-from agents.policies import strait
 from agents.policies.base import Policy
 from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.scheduling.forecast import invalidate_forecast
 from envs.scheduling.operations import action_of, candidate_of, clear, dispatch, enqueue, mask
+from envs.scheduling.rates import earned_per_ms
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
 from traces.workload import Workload
@@ -151,31 +151,29 @@ def test_strait_does_not_let_low_priority_make_a_high_priority_batch_late() -> N
         )
 
 
-def earning(per_ms: float, **params: float) -> Policy:
-    """Strait that has met so much value per ms for a long time."""
-    policy = make_policy("strait", **params)
-    policy.memory[0, strait.RATE], policy.memory[0, strait.FOLLOWED], policy.memory[0, strait.SINCE] = (
-        per_ms,
-        1e6,
-        -1e-9,
-    )
-    return policy
+def earning(scene: Scene, per_ms: float) -> Scene:
+    """The scene, where so much value has been met per ms for a long time."""
+    own = scene.st.scheduler[0]
+    own.met_low, own.met_time = per_ms, own.now
+    own.met_low = per_ms**2 / earned_per_ms(scene.st, scene.tb, 0, 1.0)  # little time has passed: it is taken for more
+    return scene
 
 
 def test_strait_waits_where_running_side_by_side_earns_less_than_the_device_does() -> None:
     scene = Scene(3).run(0, 0).queue(1, 0)
     alone = 1.0 / float(scene.tb.solo[0, 0, 0])
-    assert scene.ask(earning(alone, level=0.0, patience=1e6)) == (1, 0, 1)
+    patient = {"level": 0.0, "patience": 1e6}
+    assert earning(scene, alone).ask(make_policy("strait", **patient)) == (1, 0, 1)
     scene.st.weight[0, 1] = 3.0  # each other core that executes something slows by three times the time alone
     invalidate_forecast(scene.st, 0)
-    assert scene.ask(earning(alone, level=0.0, patience=1e6)) is None
-    assert scene.ask(earning(alone, price=0.0)) == (1, 0, 1)
+    assert scene.ask(make_policy("strait", **patient)) is None
+    assert scene.ask(make_policy("strait", price=0.0)) == (1, 0, 1)
 
 
 def test_a_deferral_of_strait_ends_when_the_slack_has_shrunk_enough() -> None:
     scene = Scene(3).run(0, 0, 3).queue(1, 1, deadline=300.0)
-    policy = earning(0.5 / float(scene.tb.solo[0, 1, 0]), patience=1.0)
-    action, wake = policy.decide(scene.st, scene.tb)
+    earning(scene, 0.5 / float(scene.tb.solo[0, 1, 0]))
+    action, wake = make_policy("strait", patience=1.0).decide(scene.st, scene.tb)
     assert action == scene.sim.n_actions - 1
     assert 0.0 < wake < 300.0
 

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_training import TINY, tiny
 
 from agents.evaluation import metric
+from agents.learned.forward import HEAD, STRAIT
 from agents.learned.names import SERVED, resolve
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import SHIPPED, read_policy
@@ -74,8 +75,19 @@ def test_the_network_begins_with_straits_parameters(strait_tuned: bool, tmp_path
     trainer = ppo.Trainer(tiny(tmp_path, strait_tuned=strait_tuned, tuned_for=SERVED))
     wanted = resolve("strait", use_tuned=strait_tuned, profile=SERVED)[0]
     np.testing.assert_allclose(trainer.model.policy.net.strait.numpy(), wanted.vector, rtol=1e-6)
-    assert trainer.baseline is not None
-    np.testing.assert_array_equal(trainer.baseline.reference.vector, resolve("strait", profile=SERVED)[0].vector)
+    (device,) = trainer.devices
+    tuned = resolve("strait", profile=SERVED)[0].vector
+    np.testing.assert_array_equal(device.baseline.reference.vector, tuned)
+
+
+def test_one_policy_is_trained_on_many_devices_and_corrects_the_strait_of_each(tmp_path: Path) -> None:
+    config = tiny(tmp_path, profiles=("synthetic:0", "synthetic:1"))
+    result = ppo.train(config)
+    assert set(scalars(result.run)) >= {
+        f"evaluation/difference/{name}" for name in ("synthetic_0", "synthetic_1", "all")
+    }
+    deployed = resolve(str(result.policy), profile=SERVED)[0]
+    np.testing.assert_array_equal(deployed.vector[STRAIT:HEAD], resolve("strait", profile=SERVED)[0].vector)
 
 
 def test_best_policy_is_the_one_that_is_kept(whole: ppo.TrainResult) -> None:
@@ -218,7 +230,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (None, ["--config", "nope"], "no configuration 'nope'; expected one of default, live, quick"),
+        (None, ["--config", "nope"], "no configuration 'nope'; expected one of default, live, many, quick"),
         ("unknown: 1", [], "unknown"),
         ("ppo: {n_step: 3}", [], "n_step"),
         ("ppo: {n_steps: many}", [], "n_steps"),
