@@ -56,7 +56,6 @@ def open_plane(config: ServeConfig) -> RemotePlane:
     Raises:
         InputError: an address or file is malformed, or there is no such router.
     """
-    config.read_token()
     link = LinkConfig(config.token, peer_tls(config), config.max_body_bytes + HEAD_BYTES, config.peer_silence_ms / 1e3)
     return RemotePlane(config, addresses(config.peers), router(config.router), link, config.peer_retries)
 
@@ -67,6 +66,7 @@ async def run_door(config: ServeConfig) -> None:
     Raises:
         InputError: a setting is malformed, or an address is taken.
     """
+    config.read_token()
     tls = tls_context(config)
     check_addresses(config)
     signals = Signals()
