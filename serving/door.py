@@ -72,6 +72,7 @@ async def run_door(config: ServeConfig) -> None:
     Raises:
         InputError: a setting is malformed, or an address is taken.
     """
+    config.read_token()
     tls = tls_context(config)
     check_addresses(config)
     signals = Signals()

@@ -9,6 +9,7 @@ import pytest
 
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
+from serving.door import run_door
 from serving.models.listing import read_entries
 from serving.replay.workload import lay_out, read_source
 from serving.server import Server
@@ -75,6 +76,12 @@ def test_a_token_comes_from_a_flag_a_file_or_the_environment(tmp_path: Path, mon
     monkeypatch.setenv("STRAIT_TOKEN", "")
     with pytest.raises(InputError, match="the variable STRAIT_TOKEN: the token is empty"):
         token()
+
+
+async def test_a_door_takes_its_token_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with pytest.raises(InputError, match=f"--token_file {file}: No such file"):
+        await run_door(ServeConfig(peers=["127.0.0.1:9"], port=0, token_file=str(file)))
 
 
 def test_a_server_takes_its_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
