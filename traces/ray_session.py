@@ -75,7 +75,9 @@ def ray_session(cluster: str, cpus: int, show_output: bool = True) -> Iterator[A
             with _sources_for_workers():
                 ray.init(**options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:
-            raise InputError(f"--cluster {cluster}: {str(error).strip().splitlines()[0]}") from None
+            # A client's error ends with the server's, in a traceback; others say first what is wrong.
+            line = str(error).strip().splitlines()[-1 if cluster.startswith("ray://") else 0]
+            raise InputError(f"--cluster {cluster}: {line}") from None
         try:
             yield ray
         finally:

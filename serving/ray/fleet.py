@@ -171,5 +171,5 @@ class _StartError(Exception):
 
 
 def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Error: " in lines[-1] else lines[0]  # the end of a traceback, where there is one
