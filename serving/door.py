@@ -76,7 +76,6 @@ async def run_door(config: ServeConfig) -> None:
     tls = tls_context(config)
     check_addresses(config)
     signals = Signals()
-    config.read_token()
     plane = open_plane(config, addresses(config.peers), config.token)
     try:
         log.info("a door to %s by router %s", ", ".join(link.name for link in plane.links), plane.router.name)

@@ -32,6 +32,7 @@ async def run_on_ray(config: ServeConfig) -> None:
         InputError: a setting is wrong, an address is taken, Ray is not installed or the cluster cannot be reached.
     """
     assert config.cluster is not None
+    config.read_token()
     tls = tls_context(config)
     check_addresses(config)
     read_entries(config.model_sources)
