@@ -162,7 +162,8 @@ def test_a_replica_that_moves_is_followed_and_what_it_had_is_sent_again(executor
             GATE.clear()
             try:
                 slow = [
-                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), BLOCKS, 0, 20_000.0)) for _ in range(4)
+                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), call_of(BLOCKS), 0, 20_000.0))
+                    for _ in range(4)
                 ]
                 await until(lambda: all(plane.engine.in_flight for plane in c.planes))
                 link = c.door.links[0]
