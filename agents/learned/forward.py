@@ -19,6 +19,7 @@ from agents.policies.strait import StraitParams
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
 from envs.scheduling.operations import batches_on_next_core, has_room
+from envs.scheduling.rates import deferral_ms
 
 # Head of the vector: width, deferral timer in mean solo latencies, batches per core, logit of Strait's choice. Strait's
 # parameters follow, then the weights.
@@ -248,8 +249,6 @@ def choose(state, tables, memory, env, params):
     if choice < n_candidates:
         obs[choice * N_CANDIDATE + VALID] = CHOSEN
     action = score(params, memory[env], n_candidates)
-    return action, (
-        own.now + params[DEFER_AFTER] * tables.device[env % tables.solo.shape[0]].unit_ms
-        if action == n_candidates
-        else np.inf
-    )
+    if action < n_candidates:
+        return action, np.inf
+    return action, own.now + deferral_ms(tables, env % tables.solo.shape[0], params[DEFER_AFTER])

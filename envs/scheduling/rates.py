@@ -7,6 +7,7 @@ import math
 from envs.scheduling.jit import inlined
 from envs.scheduling.state import HIGH
 
+LEAST_DEFERRAL_MS = 0.5  # shorter ones would keep a processor busy with timers where models take microseconds
 WINDOW = 20.0  # mean solo latencies that the averages reach back
 
 
@@ -14,6 +15,12 @@ WINDOW = 20.0  # mean solo latencies that the averages reach back
 def window_ms(tables, group):
     """Time constant of the averaged rates."""
     return WINDOW * tables.device[group].unit_ms
+
+
+@inlined
+def deferral_ms(tables, group, defer):
+    """How long a deferral of ``defer`` mean solo latencies lasts, if no event ends it before."""
+    return max(defer * tables.device[group].unit_ms, LEAST_DEFERRAL_MS)
 
 
 @inlined

@@ -17,6 +17,7 @@ import numpy as np
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
 from envs.scheduling.jit import bind
+from envs.scheduling.rates import deferral_ms
 from envs.simulation.capacity import make_generator, measure_capacity
 from envs.simulation.config import EnvConfig, served_profile
 from envs.simulation.randomise import make_randomiser
@@ -81,7 +82,7 @@ class Worlds:
         self.sim = Simulator(self.profile, n, config.streams, room, config.queue_places, truth=truth)
         self._source = EpisodeSource(self.generator, self.recording, randomiser)
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
-        defer_ms = config.defer * float(self.sim.tables.device["unit_ms"][0])
+        defer_ms = float(deferral_ms(self.sim.tables, 0, config.defer))
         self.sim.world.rules[:] = (config.drop, defer_ms, config.end_ms, np.inf)
         self.out = make_step_output(n, self.sim.obs_size, self.sim.n_actions)
         # What alternates with it: all else of both is the same.

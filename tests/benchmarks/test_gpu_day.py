@@ -153,7 +153,7 @@ def on_fake_device(*names: str) -> list[list[Any]]:
 
 @pytest.mark.slow
 def test_steps_run_on_the_cuda_executor(days: Days) -> None:
-    steps = on_fake_device("profile", "launches", "live", "simulated")
+    steps = on_fake_device("profile", "launches", "live")
     assert days.start(steps, "cuda:0", seconds=40.0, patience=15.0).wait(590) == 0
     assert {name: (s["state"], s["error"]) for name, s in days.summary()["steps"].items()} == {
         name: ("done", "") for name, *_ in steps

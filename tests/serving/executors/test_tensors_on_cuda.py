@@ -19,7 +19,8 @@ from serving.models.load import load_buckets
 from serving.models.served import ServedModel
 from serving.models.tensors import Item
 
-CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
 
 
 @pytest.fixture(scope="module")
