@@ -59,6 +59,7 @@ def invalidate_forecast(state, env):
     """The set in flight or the predictor changed: what was foreseen no longer holds."""
     state.scheduler[env].forecast_valid = 0
     state.scheduler[env].cached_model = -1
+    state.scheduler[env].parallelism = 0.0
 
 
 @inlined
@@ -102,8 +103,10 @@ def parallelism(state, tables, env):
     """How many batches alone the device does in the time of one, with all its streams full: at least 1.
 
     By the predictor as it stands, each model beside average ones: n over the mean slowdown of n batches, n the streams, or the
-    cores where streams share them.
+    cores where streams share them. Worked out once until the predictor learns.
     """
+    if state.scheduler[env].parallelism > 0.0:
+        return state.scheduler[env].parallelism
     group = env % tables.solo.shape[0]
     cores = tables.device[group].cores
     n = float(in_flight(state, env) + state.scheduler[env].n_free)
@@ -128,7 +131,8 @@ def parallelism(state, tables, env):
         host = batch[HOST] + weight[HOST_OTHERS] * (n - 1.0) if batch[SHARE] < 1.0 else 0.0
         slowdown += min(max(device, host, 1.0), MAX_SLOWDOWN) / n_models
     state.scheduler[env].cached_model = -1
-    return max(n / slowdown, 1.0)
+    state.scheduler[env].parallelism = max(n / slowdown, 1.0)
+    return state.scheduler[env].parallelism
 
 
 @inlined

@@ -51,6 +51,7 @@ scheduler_t = np.dtype(
         ("forecast_valid", "i4"),  # 1 while stream.finish holds the present forecast
         ("next_stream", "i4"),  # free stream that the next dispatch takes, on the least busy core; -1 when none is free
         ("log_slowdown", "f8"),  # log of how much longer executions take at present than profiled, whatever runs beside
+        ("parallelism", "f8"),  # see envs.scheduling.forecast; 0 where it is to be worked out again
         ("cached_model", "i4"),  # candidate whose finish times the scratch holds; -1 for none
         ("cached_size", "i4"),
         ("cached_at", "f8"),  # when they were predicted
