@@ -13,6 +13,7 @@ from agents.learned.forward import HEAD, STRAIT, choose, logits_of, memory_size,
 from agents.learned.policy_file import read_policy
 from agents.policies.base import Policy, PolicyKind
 from envs.scheduling.state import SchedState, Tables
+from envs.simulation.config import EnvConfig
 from traces.errors import InputError
 
 # Scratch is set aside for so many candidates (64 models with 4 batch sizes); memory that is not touched costs nothing.
@@ -81,6 +82,19 @@ class LearnedPolicy(Policy):
         """(A,) logits of all actions in scheduler e now, DEFER last; -inf where not valid."""
         self.decide(state, tables, env)
         return logits_of(self.memory[env], self.hidden, 2 * state.queue.shape[2] * len(tables.size)).copy()
+
+
+def policy_in(settings: EnvConfig, weights: Mapping[str, np.ndarray], strait: np.ndarray, n: int = 1) -> LearnedPolicy:
+    """A network under training as it decides in worlds with these settings, for n schedulers.
+
+    Args:
+        settings: of the worlds. weights: arrays by name. strait: values of the parameters of the Strait that it corrects.
+        n: number of schedulers.
+    """
+    rules = {"defer": settings.defer, "max_batches_per_core": settings.max_batches_per_core}
+    policy = LearnedPolicy(weights, n, settings.drop, None, **rules)
+    policy.correct(strait)
+    return policy
 
 
 def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.evaluation.paired import PairedEvaluation
 from agents.learned.names import resolve
-from agents.learned.policy import LearnedPolicy
+from agents.learned.policy import LearnedPolicy, policy_in
 from agents.policies.base import Policy
 from agents.training.baseline import Baseline
 from agents.training.config import TrainConfig
@@ -103,11 +103,9 @@ class Device:
         """From now on rewards are relative to the reference."""
         self.part.began = self.baseline.began
 
-    def learned(self, weights: Mapping[str, np.ndarray], n: int = 1) -> LearnedPolicy:
-        """The network with these weights as it decides on this device, for n schedulers."""
-        c = self.settings
-        mine = {**weights, "strait": self.strait}
-        return LearnedPolicy(mine, n, c.drop, defer=c.defer, max_batches_per_core=c.max_batches_per_core)
+    def learned(self, weights: Mapping[str, np.ndarray]) -> LearnedPolicy:
+        """The network with these weights as it decides on this device."""
+        return policy_in(self.settings, weights, self.strait)
 
     def comparison(self, workloads: int, seed: int) -> PairedEvaluation:
         """The reference's score on held-out workloads."""

@@ -206,7 +206,12 @@ class Trainer:
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in weights.items()})
         except RuntimeError as error:
             raise InputError(f"{path}: does not fit these settings ({one_line(error)})") from None
+        self._follow_network()
+
+    def _follow_network(self) -> None:
+        """Let a network that was trained on one device correct the Strait that it was trained with."""
         if len(self.devices) == 1:
+            policy: Any = self.model.policy
             self.devices[0].follow(policy.net.strait.numpy())
 
     def _stand(self) -> None:
@@ -250,8 +255,7 @@ class Trainer:
                 device.worlds.generator.drawn[...] = start.arrays[f"drawn.{i}"]
                 device.begin_baseline()
             policy.net.load_state_dict({k: torch.as_tensor(v) for k, v in start.weights.items()})
-            if len(self.devices) == 1:
-                self.devices[0].follow(policy.net.strait.numpy())
+            self._follow_network()
             load_optimizer(policy.optimizer, start.optimizer)
             set_random(start.arrays)
             model.num_timesteps = int(state["num_timesteps"])

@@ -48,7 +48,7 @@ def items_of(values: tuple[np.ndarray, ...]) -> list[Item]:
 def answer_of(
     results: list[RequestResult], outputs: Sequence[tuple[int, TensorSpec]], loading_ms: float = 0.0
 ) -> Answer:
-    """The answer from the ends of all requests: those outputs that are wanted, by their places.
+    """The answer from the ends of all requests: those outputs that are asked for, by their places.
 
     Before they arrived in the engine, their model was loaded for `loading_ms`.
     """

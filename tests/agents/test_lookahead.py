@@ -10,6 +10,7 @@ import torch
 from tiny_training import ENV
 
 from agents.evaluation.clairvoyant import world_rows
+from agents.evaluation.twins import Twins, _return
 from agents.learned.forward import CHOSEN
 from agents.learned.network import MASKED, weights_of
 from agents.learned.policy import LearnedPolicy
@@ -20,11 +21,9 @@ from agents.training.learner import SchedulerPPO, make_model
 from agents.training.lookahead import (
     LookAheadConfig,
     Practice,
-    Twins,
     _adopt,
     _gains_of,
     _propose,
-    _return,
     choose_margin,
     look_ahead,
 )
@@ -87,7 +86,7 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.worlds, make_policy("strait", N)
-    twins = Twins(batch, 2, LookAheadConfig())
+    twins = Twins(batch, 2, LookAheadConfig.tau, LookAheadConfig.emphasis)
     env.began = twins.began
     twins.began(np.ones(N, bool))
     own, wakes = np.zeros(N, np.int64), np.zeros(N)
