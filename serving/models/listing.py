@@ -17,7 +17,7 @@ of requests that name none:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import yaml
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import builtin_spec, spec_of
 from serving.models.served import ModelSpec
-from serving.models.tensor_fields import is_buckets, is_integer, read_tensors
+from serving.models.tensor_fields import Rules, check_fields_by, is_buckets, is_integer, read_tensors
 from serving.models.tensors import NAMES
 from traces.errors import InputError
 
@@ -36,29 +36,29 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
 _TEXT = ("text", lambda value: isinstance(value, str) and value != "")
-# Each field of an entry: what it must be, in words and as a test.
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": _TEXT,
-    "source": _TEXT,
-    "kind": _TEXT,
-    "version": ("a whole number", lambda value: str(value).isdecimal() and not isinstance(value, bool)),
+# Each field of an entry, by name, as errors list them: what it must be, in words and as a test.
+_FIELDS: Rules = {
+    "buckets": ("a list of ascending sizes, each an integer of at least 1", is_buckets),
+    "compiled": ("true or false", lambda value: isinstance(value, bool)),
+    "input_dtype": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
+    "input_high": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**63)),
     "input_shape": (
         "a list of sides, each an integer of at least 1",
         lambda value: isinstance(value, list) and all(is_integer(side, 1, 2**31) for side in value),
     ),
-    "input_dtype": (f"one of {', '.join(NAMES)}", lambda value: isinstance(value, str) and value in NAMES),
-    "buckets": ("a list of ascending sizes, each an integer of at least 1", is_buckets),
-    "max_size": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**31)),
     "inputs": ("", lambda value: True),  # see read_tensors
+    "kind": _TEXT,
+    "max_size": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**31)),
+    "name": _TEXT,
     "outputs": ("", lambda value: True),
-    "input_high": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**63)),
-    "seed": ("an integer of at least 0", lambda value: is_integer(value, 0, 2**63)),
-    "compiled": ("true or false", lambda value: isinstance(value, bool)),
     "priority": ("'high' or 'low'", lambda value: value in ("high", "low")),
+    "seed": ("an integer of at least 0", lambda value: is_integer(value, 0, 2**63)),
+    "source": _TEXT,
     "timeout_ms": (
         "a number above 0",
         lambda value: type(value) in (int, float) and 0 < value < 1e12,
     ),
+    "version": ("a whole number", lambda value: str(value).isdecimal() and not isinstance(value, bool)),
 }
 
 
@@ -199,12 +199,7 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
         where += f" ({values['name']})"
     for key in ("name", "source"):
         values.setdefault(key, None)
-    for key, value in values.items():
-        if key not in _FIELDS:
-            raise InputError(f"{where}: unknown field {key!r}; known are {', '.join(sorted(_FIELDS))}")
-        rule, holds = _FIELDS[key]
-        if not holds(value):
-            raise InputError(f"{where}: {key} is {value!r}; it must be {rule}")
+    check_fields_by(_FIELDS, values, where, f"{where}: ")
     priority, timeout = values.pop("priority", None), values.pop("timeout_ms", None)
     for key in {"input_shape", "buckets"} & set(values):
         values[key] = tuple(values[key])

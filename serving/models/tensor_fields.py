@@ -35,7 +35,28 @@ def _is_type(value: Any) -> bool:
     return isinstance(value, str) and (value in DATATYPES or value in NAMES)
 
 
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+Rules = dict[str, tuple[str, Callable[[Any], bool]]]  # by field: what it must be, in words and as a check
+
+
+def check_fields_by(rules: Rules, fields: Mapping[str, Any], where: str, before: str) -> None:
+    """Check fields that a user wrote.
+
+    Args:
+        rules: of the fields that there are. fields: what was written.
+        where: the place, as an error about an unknown field begins. before: what stands before a field's name in others.
+
+    Raises:
+        InputError: a field is unknown, or not what it must be.
+    """
+    for key, value in fields.items():
+        if key not in rules:
+            raise InputError(f"{where}: unknown field {key!r}; known are {', '.join(rules)}")
+        rule, holds = rules[key]
+        if not holds(value):
+            raise InputError(f"{before}{key} is {value!r}; it must be {rule}")
+
+
+_FIELDS: Rules = {
     "shape": (SHAPE, is_shape),
     "datatype": (f"one of {', '.join(DATATYPES)}", _is_type),
     "optional": ("true or false", lambda value: isinstance(value, bool)),
@@ -67,12 +88,7 @@ def read_tensors(value: Any, where: str) -> dict[str, dict[str, Any]]:
         fields = {"shape": given} if isinstance(given, list | tuple) else given
         if not isinstance(fields, Mapping):
             raise InputError(f"{where}.{name} is {given!r}; it must be a shape or a mapping of {', '.join(_FIELDS)}")
-        for field, one in fields.items():
-            if field not in _FIELDS:
-                raise InputError(f"{where}.{name}: unknown field {field!r}; known are {', '.join(_FIELDS)}")
-            rule, holds = _FIELDS[field]
-            if not holds(one):
-                raise InputError(f"{where}.{name}.{field} is {one!r}; it must be {rule}")
+        check_fields_by(_FIELDS, fields, f"{where}.{name}", f"{where}.{name}.")
         found[name] = dict(fields)
         if "datatype" in fields:
             found[name]["datatype"] = datatype_of(str(fields["datatype"]))
