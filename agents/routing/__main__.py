@@ -29,12 +29,11 @@ from traces.workload import WorkloadConfig
 REFERENCE = "power_of_two"
 
 
-@dataclass
-class RoutingConfig:
-    """What to compare.
+@dataclass(frozen=True)
+class RoutingConfig(ClusterConfig):
+    """What to compare, on which cluster.
 
     Attributes:
-        accelerators: number of replicas.
         profile: of each: shipped profile by name, or a JSON file written by envs.fit.
         policy: on each: name, or path of a checkpoint.
         routers: names; empty: all.
@@ -43,16 +42,9 @@ class RoutingConfig:
         seeds: number of seeds.
         first_seed: the first of them.
         duration_ms: length of each run.
-        streams: of each accelerator.
-        doors: processes that route, each with knowledge of its own.
-        request_delay_ms: how long a request is on its way to a replica.
-        answer_delay_ms: how long an answer is, and so how old the router's knowledge is at least.
-        slow_share: share of the accelerators that are slower.
-        slow_factor: how many times as long they take.
         json: print the JSON line only.
     """
 
-    accelerators: int = 64
     profile: str = "gpu-v100"
     policy: str = "strait"
     routers: list[str] = field(default_factory=list)
@@ -61,30 +53,12 @@ class RoutingConfig:
     seeds: int = 10
     first_seed: int = 1
     duration_ms: float = 1000.0
-    streams: int = 4
-    doors: int = 1
-    request_delay_ms: float = 0.0
-    answer_delay_ms: float = 0.0
-    slow_share: float = 0.0
-    slow_factor: float = 2.0
     json: bool = False
 
     def __post_init__(self) -> None:
-        least = {"accelerators": 1, "seeds": 1, "streams": 1, "doors": 1, "request_delay_ms": 0, "answer_delay_ms": 0}
-        check_settings(self, "--", {**least, "slow_share": 0}, {"loads": 0, "duration_ms": 0, "slow_factor": 0})
-
-    @property
-    def cluster(self) -> ClusterConfig:
-        """The cluster that these settings describe."""
-        return ClusterConfig(
-            accelerators=self.accelerators,
-            streams=self.streams,
-            doors=self.doors,
-            request_delay_ms=self.request_delay_ms,
-            answer_delay_ms=self.answer_delay_ms,
-            slow_share=self.slow_share,
-            slow_factor=self.slow_factor,
-        )
+        least = dict.fromkeys(("accelerators", "seeds", "streams", "doors", "queue_places"), 1)
+        least |= {"request_delay_ms": 0, "answer_delay_ms": 0, "slow_share": 0}
+        check_settings(self, "--", least, {"loads": 0, "duration_ms": 0, "slow_factor": 0})
 
 
 def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:
@@ -94,15 +68,14 @@ def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:
     kinds = [router(name) for name in config.routers or routers()]
     for name in config.workloads:
         check_workload(name, profile)
-    cluster = config.cluster
-    capacity = measure_capacity(profile, config.streams) * cluster.capacity()
+    capacity = measure_capacity(profile, config.streams) * config.capacity()
     policy = resolve(config.policy)[0]
     for name in config.workloads:
         for load in config.loads:
             for seed in range(config.first_seed, config.first_seed + config.seeds):
                 workload = workload_for(name, load * capacity, config.duration_ms, profile, WorkloadConfig(), seed)
                 for kind in kinds:
-                    count = run_cluster(profile, cluster, policy, kind, workload, seed).count
+                    count = run_cluster(profile, config, policy, kind, workload, seed).count
                     violated, total = violations(count)
                     high, low = (violated / total.clip(1)).tolist()
                     yield {

@@ -88,11 +88,12 @@ class ClusterConfig:
 
     Attributes:
         accelerators: number of replicas, each with one.
-        streams: of each.
+        streams: of each accelerator.
         doors: processes that route; each knows its own requests and what answers tell.
-        request_delay_ms: how long a request is on its way. answer_delay_ms: how long an answer, and so how old at least the
-            router's knowledge is.
-        slow_share: share of the replicas that is slower. slow_factor: how many times as long it takes.
+        request_delay_ms: how long a request is on its way to a replica.
+        answer_delay_ms: how long an answer is, and so how old the router's knowledge is at least.
+        slow_share: share of the accelerators that are slower.
+        slow_factor: how many times as long they take.
         queue_places: places of each queue.
     """
 

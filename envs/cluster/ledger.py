@@ -226,17 +226,24 @@ def chance(ledger, door, request, foretold):
 
 
 @njit
-def best_chance(ledger, tables, door, request):
-    """Greatest probability to be in time that a replica which is up offers, and the time foretold there; (0, inf) for none."""
-    best = 0.0
+def earliest(ledger, tables, door, request):
+    """The replica which is up and foretold to end the request first, and the time foretold there; (-1, inf) for none."""
+    best = -1
     least = np.inf
     for replica in range(ledger.replica.shape[1]):
         if ledger.replica[door, replica].up == 1:
             foretold = foretold_ms(ledger, tables, door, replica, request)
             if foretold < least:
                 least = foretold
-                best = chance(ledger, door, request, foretold)
+                best = replica
     return best, least
+
+
+@njit
+def best_chance(ledger, tables, door, request):
+    """Greatest probability to be in time that a replica which is up offers, and the time foretold there; (0, inf) for none."""
+    best, least = earliest(ledger, tables, door, request)
+    return chance(ledger, door, request, least) if best >= 0 else 0.0, least
 
 
 @njit
