@@ -60,10 +60,11 @@ def test_all_that_is_known_of_a_model_moves_with_it() -> None:
         if field != "model":
             assert np.array_equal(new.stream[field], old.stream[field]), field
     assert new.stream["model"][0].tolist() == [2, 0, 0], "batches in flight follow their models"
-    forecast = {"forecast_valid", "cached_model"}
+    forecast = {"forecast_valid", "cached_model", "parallelism"}
     for field in set(old.scheduler.dtype.names) - forecast:
         assert np.array_equal(new.scheduler[field], old.scheduler[field]), field
     assert new.scheduler[0].forecast_valid == 0 and new.scheduler[0].cached_model == -1
+    assert new.scheduler[0].parallelism == 0.0, "another set of models: it is worked out again"
 
 
 def test_joined_profiles_have_all_fields_of_both() -> None:
