@@ -106,7 +106,7 @@ class EngineParts(NamedTuple):
 
     Attributes:
         engine: it.
-        reloader: changes its models and its policy; its `last_use` must observe the engine.
+        reloader: changes its models and its policy.
         repository: of its models.
         plane: answers by it; its `observers` must observe the engine.
     """
@@ -123,6 +123,7 @@ def make_engine(
     """An engine over loaded models, which brings those back that are out of memory when they are asked for."""
     engine = Engine(opened.models.executor, opened.profile, policy, config, adjust_tables)
     reloader = Reloader(config, opened.models, engine, entries, opened.evicted)
+    engine.observers.append(reloader.last_use)
     repository = ModelRepository(
         config.model_sources, reloader.served_models, reloader.add_model, reloader.remove_model
     )
@@ -272,7 +273,6 @@ async def open_engine(models: Sequence[str] | str = (), **settings: Any) -> Asyn
     on_device = await loop.run_in_executor(None, open_models, config, entries, base)
     policy, adjust_tables, _ = await policy_for(config, on_device.profile)
     parts = make_engine(config, entries, on_device, policy, adjust_tables)
-    parts.engine.observers.append(parts.reloader.last_use)
     opened = LibraryEngine(parts, on_device.models.executor.close, config.drain_timeout)
     try:
         await parts.engine.start()

@@ -170,13 +170,7 @@ class OpenServer:
         plane.metrics = metrics.render
         outputs = self._outputs(engine)
         # Whatever observes the engine is in this list.
-        engine.observers += [
-            RequestLog(),
-            metrics,
-            reloader.last_use,
-            *outputs,
-            *(plane.observers if listening else ()),
-        ]
+        engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
         replica = peer_port = None

@@ -120,11 +120,11 @@ class DataPlane(Plane):
 
     def scheduling(self) -> dict[str, Any]:
         """See `Plane.scheduling`."""
-        return {"policy": self.engine.guard.name, "high_weight": self.engine.high_weight}
+        return {"policy": self.engine.guard.name, "high_weight": self.engine.scheduler.high_weight}
 
     def set_high_weight(self, value: float) -> None:
         """See `Plane.set_high_weight`."""
-        self.engine.high_weight = value
+        self.engine.scheduler.high_weight = value
 
     async def bring_back(self, view: ModelView, deadline_ms: float) -> float:
         """Have a model loaded that is out of memory, unless that takes longer than its deadline allows; ms that it took.

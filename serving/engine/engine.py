@@ -89,7 +89,7 @@ class Engine:
             if name not in loaded:
                 raise InputError(f"model {name!r} is in the profile, but not loaded")
         self.scheduler = LiveScheduler(profile, adjust_tables, executor.streams, self.config.queue_places)
-        self.high_weight = self.config.high_weight
+        self.scheduler.high_weight = self.config.high_weight
         self.guard = GuardedPolicy(policy, self.scheduler, self.config.decision_budget_ms)
         self.quotes = Quotes(self.scheduler, lambda: self.guard.order, self.now_ms)
         self.observers: list[Observer] = [self.quotes]
@@ -116,15 +116,6 @@ class Engine:
         return self.scheduler.profile.models
 
     @property
-    def high_weight(self) -> float:
-        """What a high-priority request counts to the policy, a low-priority one being 1; may be set while serving."""
-        return float(self.scheduler.state.scheduler["high_weight"][0])
-
-    @high_weight.setter
-    def high_weight(self, value: float) -> None:
-        self.scheduler.state.scheduler["high_weight"] = value
-
-    @property
     def profile(self) -> Profile:
         """What the scheduler knows of the models beforehand."""
         return self.scheduler.profile
@@ -147,10 +138,6 @@ class Engine:
     def serves(self, model: str) -> bool:
         """Whether requests of a model are taken now."""
         return model in self.scheduler.index and model not in self._leaving
-
-    def gauges(self) -> dict[str, float]:
-        """What the device says about itself; see `Executor.gauges`."""
-        return self.executor.gauges()
 
     # A request's way in and out.
 
@@ -382,10 +369,8 @@ class Engine:
 
     def _set_timer(self) -> None:
         """Look again when something is to be done even if nothing happens before."""
-        if self.scheduler.n_queued[0]:
-            self._timer.set(self.scheduler.next_timer(self.guard.drop, self.config.grace_ms))
-        else:
-            self._timer.set(math.inf)
+        waiting = self.scheduler.n_queued[0] > 0
+        self._timer.set(self.scheduler.next_timer(self.guard.drop, self.config.grace_ms) if waiting else math.inf)
 
     # Ends of batches and of requests.
 

@@ -90,6 +90,15 @@ class LiveScheduler:
         """(2, M) requests in each queue, by priority and model."""
         return self.state.queue["length"][0]
 
+    @property
+    def high_weight(self) -> float:
+        """What a high-priority request counts to the policy, a low-priority one being 1; may be set while serving."""
+        return float(self.state.scheduler["high_weight"][0])
+
+    @high_weight.setter
+    def high_weight(self, value: float) -> None:
+        self.state.scheduler["high_weight"] = value
+
     def alone_ms(self, model: str) -> float:
         """Time that one request of a model takes on an idle device: copies and execution."""
         tables, m = self.tables, self.index[model]

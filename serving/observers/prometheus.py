@@ -123,10 +123,10 @@ class Metrics(Observer):
         self._accepting.set(engine.accepting)
         self._policy.clear()
         self._policy.labels(engine.guard.name).set(1)
-        self._high_weight.set(engine.high_weight)
+        self._high_weight.set(engine.scheduler.high_weight)
         for name, (mean, _) in self.differences().items():
             self._difference.labels(name).set(mean / 100)
-        for name, value in engine.gauges().items():
+        for name, value in engine.executor.gauges().items():
             if name not in self._gpu:
                 self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
             self._gpu[name].set(value)

@@ -100,7 +100,7 @@ class TensorBoardWriter(Output):
         values[metric.FALLBACKS] = guard.fallbacks
         if ratios:
             values[metric.PREDICTION_RATIO] = float(np.median(ratios))
-        values |= {GPU.format(gauge=name): value for name, value in self.engine.gauges().items()}
+        values |= {GPU.format(gauge=name): value for name, value in self.engine.executor.gauges().items()}
         self._step += 1
         with self.written():
             for tag, value in values.items():

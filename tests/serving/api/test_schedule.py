@@ -19,7 +19,7 @@ async def test_the_weight_of_high_priority_changes_while_serving(executor: CpuEx
         assert before == {"policy": plane.engine.guard.name, "high_weight": 5.0}
         async with session.post(url, json={"high_weight": 8}) as response:
             assert response.status == 200 and await response.json() == before | {"high_weight": 8.0}
-        assert plane.engine.high_weight == plane.engine.scheduler.state.scheduler["high_weight"][0] == 8.0
+        assert plane.engine.scheduler.high_weight == plane.engine.scheduler.state.scheduler["high_weight"][0] == 8.0
         await listener.close()
 
 
@@ -31,5 +31,5 @@ async def test_what_is_no_weight_is_refused_and_changes_nothing(executor: CpuExe
         listener = await start_http(plane)
         async with session.post(f"http://127.0.0.1:{listener.port}/v2/schedule", json=body) as response:
             assert response.status == 400 and "\n" not in (await response.json())["error"]
-        assert plane.engine.high_weight == 5.0
+        assert plane.engine.scheduler.high_weight == 5.0
         await listener.close()

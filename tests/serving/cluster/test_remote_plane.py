@@ -40,6 +40,11 @@ class Cluster:
         answer = await self.door.infer(self.door.model("double"), call_of(X), priority, deadline_ms)
         return answer.outputs[0]
 
+    def slow(self, n: int) -> list[asyncio.Future]:
+        """Calls that end once the gate is open."""
+        view = self.door.model("slow")
+        return [asyncio.ensure_future(self.door.infer(view, call_of(BLOCKS), 0, 20_000.0)) for _ in range(n)]
+
     async def lose(self, place: int) -> None:
         """End a replica's connections and listen no more, as if its process had died."""
         await self.listeners[place].close()
@@ -117,10 +122,7 @@ def test_what_a_lost_replica_had_is_answered_by_the_other_once(executors: list[C
         async with cluster(executors) as c:
             GATE.clear()
             try:
-                slow = [
-                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), call_of(BLOCKS), 0, 20_000.0))
-                    for _ in range(4)
-                ]
+                slow = c.slow(4)
                 await until(lambda: all(plane.engine.in_flight for plane in c.planes))
                 await c.lose(0)
                 await until(lambda: c.door.count["retried"] == 2)
@@ -161,10 +163,7 @@ def test_a_replica_that_moves_is_followed_and_what_it_had_is_sent_again(executor
         async with cluster(executors) as c:
             GATE.clear()
             try:
-                slow = [
-                    asyncio.ensure_future(c.door.infer(c.door.model("slow"), call_of(BLOCKS), 0, 20_000.0))
-                    for _ in range(4)
-                ]
+                slow = c.slow(4)
                 await until(lambda: all(plane.engine.in_flight for plane in c.planes))
                 link = c.door.links[0]
                 link.move(None)
@@ -215,8 +214,7 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_replica(executors: li
         async with cluster(executors) as c:
             GATE.clear()
             try:
-                view = c.door.model("slow")
-                slow = [asyncio.ensure_future(c.door.infer(view, call_of(BLOCKS), 0, 20_000.0)) for _ in range(12)]
+                slow = c.slow(12)
                 await until(lambda: sum(plane.engine.queued for plane in c.planes) > 0)
                 for one in slow:
                     one.cancel()
