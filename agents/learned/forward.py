@@ -25,9 +25,8 @@ from envs.scheduling.rates import deferral_ms
 # parameters follow, then the weights.
 HIDDEN, DEFER_AFTER, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
 HEAD = STRAIT + len(fields(StraitParams))
-CHOSEN = (
-    2.0  # VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid
-)
+# VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid.
+CHOSEN = 2.0
 # Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, a candidate's two layers,
 # sum and maximum of all embeddings, the hidden layer of DEFER.
 SUMMARY, CONTEXT, FIRST, EMBEDDING, TOTAL, LARGEST, DEFER = range(7)

@@ -38,9 +38,8 @@ class FrameKind(IntEnum):
 
 # kind, id, model, priority, ms left, lengths of id and traceparent, number of outputs, number of inputs
 _REQUEST = struct.Struct("<BQHBdBBHH")
-_ANSWER = struct.Struct(
-    "<BQBdddIddH"
-)  # kind, id, late, latency, queue, predicted, batch size, held (2), number of outputs
+# kind, id, late, latency, queue, predicted, batch size, held (2), number of outputs
+_ANSWER = struct.Struct("<BQBdddIddH")
 _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 bytes each
 _REFUSAL = struct.Struct("<BQBBdd")  # kind, id, reason, seen by observers, held (2)
 _CANCEL = struct.Struct("<BQ")

@@ -112,9 +112,8 @@ class LiveLedger:
         if replica < 0:
             return None
         plain = [self._send(self.ledger, self.tables, DOOR, replica, request) for _ in range(n)]
-        self.ledger.sent[DOOR] -= (
-            n - 1
-        )  # a call counts once: by items, calls of two would all go to every other replica
+        # A call counts once: by items, calls of two would all go to every other replica.
+        self.ledger.sent[DOOR] -= n - 1
         return Sent(replica, request, plain), self._generation[replica]
 
     def quote(self, request: Routed) -> Quote:
