@@ -110,12 +110,9 @@ class ShadowComparison(Observer):
     async def _compare_apart(self, requests: list[Asked], profile: Profile) -> Choice:
         """In a process of its own, which cannot hold up the loop, and which a core is given to last."""
         config = self._config
-        known = set(profile.models)
         with tempfile.TemporaryDirectory() as folder:
             at = Path(folder)
-            profile.save(at / "profile.json")
-            rows = pd.DataFrame([one for one in requests if one.model in known], columns=Asked._fields)
-            workload_of(rows.sort_values("arrival_ms"), "recent").save(at / "recent.parquet")
+            await asyncio.get_running_loop().run_in_executor(None, _write, at, requests, profile)
             flags = {
                 "profile": at / "profile.json",
                 "workload": at / "recent.parquet",
@@ -128,6 +125,14 @@ class ShadowComparison(Observer):
             words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
             found = json.loads((await _run_nicely("agents.choose", *words)).splitlines()[-1])
         return Choice(found["policy"], {name: (mean, half) for name, (mean, half) in found["differences"].items()})
+
+
+def _write(folder: Path, requests: list[Asked], profile: Profile) -> None:
+    """Write the profile, and the requests of models that it knows, for the comparison."""
+    profile.save(folder / "profile.json")
+    known = set(profile.models)
+    rows = pd.DataFrame([one for one in requests if one.model in known], columns=Asked._fields)
+    workload_of(rows.sort_values("arrival_ms"), "recent").save(folder / "recent.parquet")
 
 
 async def _run_nicely(module: str, *words: str) -> str:
