@@ -34,7 +34,7 @@ class GpuDay:
         seconds: for everything.
         device: auto, cpu, cuda or cuda:N.
         patience: how many times as long as planned the steps may take, where others use the machine, too.
-        models: to serve, as serve.py takes them; none: networks at their real size on a GPU, built-in models on a CPU.
+        models: to serve, as serve.py takes them; none: networks at their real size on a GPU, three built-in models on a CPU.
         steps: to run, by name, in their usual order; none: all.
         work: folder of everything that the steps write; by default one that is removed in the end.
         adopt: in place of a run, take over what one left in this folder.

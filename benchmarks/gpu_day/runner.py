@@ -168,7 +168,7 @@ class Day:
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "compile.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "envs.precompile"], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-m", "benchmarks.gpu_day.compile"], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         self._kept = {process.pid}
         with process:

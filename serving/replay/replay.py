@@ -68,6 +68,7 @@ async def live_capacity(
     share: np.ndarray | None = None,
     seed: int = 0,
     config: EngineConfig | None = None,
+    warm_executor: bool = True,
 ) -> float:
     """Requests per second that an executor completes when its queues are never empty.
 
@@ -82,9 +83,10 @@ async def live_capacity(
         share: (M,) share of each model; None: equal.
         seed: of the mix.
         config: of the engine.
+        warm_executor: as `Engine.start` has it.
     """
     engine = Engine(executor, profile, make_policy("fifo"), config)
-    await engine.start()
+    await engine.start(warm_executor)
     rng = np.random.default_rng(seed)
     names = list(engine.models)
     now = time.perf_counter()
