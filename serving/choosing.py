@@ -59,7 +59,7 @@ class ShadowComparison(Observer):
 
     Args:
         config: settings.
-        profile: gives that of the models that are served.
+        served: gives the profile of the models that are served, and what high priority counts now.
         install: lets the policy of a name decide from now on.
         chosen: what was found at the start.
 
@@ -70,14 +70,14 @@ class ShadowComparison(Observer):
     def __init__(
         self,
         config: ServeConfig,
-        profile: Callable[[], Profile],
+        served: Callable[[], tuple[Profile, float]],
         install: Callable[[str], Awaitable[bool]],
         chosen: Choice,
     ) -> None:
         self.choice = chosen
         self.compared = 0
         self._config = config
-        self._profile = profile
+        self._served = served
         self._install = install
         self._requests: deque[Asked] = deque(maxlen=MOST_REQUESTS)
 
@@ -99,7 +99,7 @@ class ShadowComparison(Observer):
         """Compare once, and let another policy decide if another one is better."""
         if len(self._requests) < LEAST_REQUESTS:
             return
-        found = await self._compare_apart(list(self._requests), self._profile())
+        found = await self._compare_apart(list(self._requests), *self._served())
         self.compared += 1
         if found.policy != self.choice.policy:
             log.warning("policy auto: %s takes over from %s: %s", found.policy, self.choice.policy, found.describe())
@@ -107,7 +107,7 @@ class ShadowComparison(Observer):
                 return
         self.choice = found
 
-    async def _compare_apart(self, requests: list[Asked], profile: Profile) -> Choice:
+    async def _compare_apart(self, requests: list[Asked], profile: Profile, high_weight: float) -> Choice:
         """In a process of its own, which cannot hold up the loop, and which a core is given to last."""
         config = self._config
         with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ class ShadowComparison(Observer):
                 "candidates": f"[{', '.join(config.candidates)}]",
                 "tuned_for": SERVED,
                 "streams": config.streams,
-                "high_weight": config.high_weight,
+                "high_weight": high_weight,
                 "seed": config.seed,
             }
             words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]

@@ -188,7 +188,9 @@ class OpenServer:
                 for listener in listeners:
                     parts.push_async_callback(listener.close)
             if chosen is not None and listening and config.compare_s > 0:
-                shadow = ShadowComparison(config, lambda: engine.profile, reloader.install_policy, chosen)
+                shadow = ShadowComparison(
+                    config, lambda: (engine.profile, engine.scheduler.high_weight), reloader.install_policy, chosen
+                )
                 engine.observers.append(shadow)
                 metrics.differences = lambda: shadow.choice.differences
                 parts.callback(asyncio.ensure_future(shadow.run()).cancel)

@@ -22,6 +22,7 @@ from serving.reload import resolve_policy
 from traces.errors import InputError
 
 PROFILE = Profile.load("synthetic:0")
+NOW_COUNTS = 7.5  # high priority, whatever it was configured with
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def shadow(config: ServeConfig, chosen: str = "strait") -> tuple[ShadowCompariso
         installed.append(name)
         return True
 
-    made = ShadowComparison(config, lambda: PROFILE, install, Choice(chosen, {}))
+    made = ShadowComparison(config, lambda: (PROFILE, NOW_COUNTS), install, Choice(chosen, {}))
     rng = np.random.default_rng(0)
     for at_ms in np.sort(rng.uniform(0.0, 20_000.0, 2 * LEAST_REQUESTS)):
         made.request_ended(result(float(at_ms), PROFILE.models[int(rng.integers(len(PROFILE.models)))]))
@@ -79,6 +80,7 @@ async def test_a_policy_that_falls_behind_strait_serves_no_longer(lazy: str) -> 
 
 async def test_another_policy_takes_over_when_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found(*words: str) -> str:
+        assert words[words.index("--high_weight") + 1] == str(NOW_COUNTS), "not what was configured at the start"
         return json.dumps({"policy": "ppo", "differences": {"ppo": [-2.0, 0.5]}})
 
     monkeypatch.setattr(choosing, "_run_nicely", found)
