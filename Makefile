@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   set up, train for two minutes, replay a minute of arrivals on real models, print the table"
+	@echo "make demo   set up, train and compare on the A100's profile, then serve real models under each policy"
 	@echo "make test   set up, run the tests"
 	@echo "make check  ruff and mypy"
 	@echo "make bench  every benchmark in its short form"

@@ -35,7 +35,9 @@ from envs.scheduling.rates import earned_per_ms
 from envs.scheduling.state import HIGH, P90
 from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
 
-MOST_DISCOUNT = 1.0  # log of the largest: what can wait for a minute still takes what room a device has that is half empty
+MOST_DISCOUNT = (
+    1.0  # log of the largest: what can wait for a minute still takes what room a device has that is half empty
+)
 
 
 @dataclass(frozen=True)

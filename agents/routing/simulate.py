@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,24 +63,27 @@ def _run_until(choose, memory, params, sim, cluster, env, t):
 
 
 @njit
+def run_to_arrival(choose, memory, params, sim, cluster, i):
+    """Run all worlds up to arrival i, or to their end behind the last one, and note the answers that have come by then."""
+    last = cluster.arrival.shape[0]
+    t = cluster.arrival[i].time if i < last else np.inf
+    for env in range(sim.world.episode.shape[0]):
+        if cluster.replica[env].next < t or i == last:
+            _run_until(choose, memory, params, sim, cluster, env, t)
+        hear(cluster, env, t)
+
+
+@njit
 def _run_cluster(choose, route, memory, params, sim, cluster, seed):
     """Route all arrivals and run all worlds to their end. Returns the index of an arrival that found no room; -1: none."""
-    n = sim.world.episode.shape[0]
-    i = 0
-    last = cluster.arrival.shape[0]
-    while True:
-        t = cluster.arrival[i].time if i < last else np.inf
-        for env in range(n):
-            if cluster.replica[env].next < t or i == last:
-                _run_until(choose, memory, params, sim, cluster, env, t)
-            hear(cluster, env, t)
-        if i == last:
-            return -1
+    for i in range(cluster.arrival.shape[0]):
+        run_to_arrival(choose, memory, params, sim, cluster, i)
         arrival = cluster.arrival[i]
         env = route(cluster.ledger, cluster.profile, arrival.door, routed(arrival), rng.mix(seed, i))
         if not send_to(sim, cluster, i, env):
             return i
-        i += 1
+    run_to_arrival(choose, memory, params, sim, cluster, cluster.arrival.shape[0])
+    return -1
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,23 @@ def make_worlds(profile: Profile, config: ClusterConfig, n_requests: int) -> Sim
     return Simulator(profile, n, config.streams, max(room, 1), config.queue_places, tables=tables, truth=truth)
 
 
+def open_cluster(
+    profile: Profile, config: ClusterConfig, policy: Policy, workload: Workload, seed: int
+) -> tuple[Simulator, Cluster]:
+    """The worlds of a cluster and what is known of them before the first arrival; arguments as of `run_cluster`."""
+    sim = make_worlds(profile, config, len(workload))
+    none = Workload(*(np.empty(0),) * 4, profile.models)
+    with np.errstate(over="ignore"):
+        # The first world has the seed itself: a cluster of one is the simulator.
+        seeds = np.array([seed] + [rng.mix(np.uint64(seed), i) for i in range(1, sim.n)], np.uint64)
+    prepare(sim, policy, [none], seeds.tolist())
+    ledger = make_ledger(config.doors, sim.n, len(profile.models))
+    delays = (config.request_delay_ms, config.answer_delay_ms)
+    cluster = make_cluster(sim, ledger, workload, profile.tables(), delays)
+    begin_cluster(sim.arrays, cluster, seeds)
+    return sim, cluster
+
+
 def run_cluster(
     profile: Profile, config: ClusterConfig, policy: Policy, router: RouterKind, workload: Workload, seed: int
 ) -> ClusterRun:
@@ -158,31 +179,32 @@ def run_cluster(
     Raises:
         InputError: a replica was sent many times its share, so that it has no room.
     """
-    sim = make_worlds(profile, config, len(workload))
-    none = Workload(*(np.empty(0),) * 4, profile.models)
-    with np.errstate(over="ignore"):
-        # The first world has the seed itself: a cluster of one is the simulator.
-        seeds = np.array([seed] + [rng.mix(np.uint64(seed), i) for i in range(1, sim.n)], np.uint64)
-    prepare(sim, policy, [none], seeds.tolist())
-    ledger = make_ledger(config.doors, sim.n, len(profile.models))
-    delays = (config.request_delay_ms, config.answer_delay_ms)
-    cluster = make_cluster(sim, ledger, workload, profile.tables(), delays)
-    begin_cluster(sim.arrays, cluster, seeds)
+    sim, cluster = open_cluster(profile, config, policy, workload, seed)
     full = _call(policy, router, sim, cluster, seed)
     if full >= 0:
-        raise InputError(f"router {router.name!r} sent one replica more than {sim.world.request.shape[1]} requests")
+        raise InputError(f"router {router.name!r} {no_room(sim)}")
     return ClusterRun(sim, cluster, sim.state.count.sum(axis=0))
+
+
+def no_room(sim: Simulator) -> str:
+    """What is wrong where `send_to` finds no room."""
+    return f"sent one replica more than {sim.world.request.shape[1]} requests"
 
 
 def _call(policy: Policy, router: RouterKind, sim: Simulator, cluster: Cluster, seed: int) -> int:
     """``_run_cluster`` with both functions as pointers, so that one compiled loop serves all policies and routers."""
-    choose, route = policy.kind.choose, router.route
     rest = (policy.memory, policy.vector, sim.arrays, cluster, np.uint64(seed))
-    loop: Any = _run_cluster
-    if hasattr(loop, "overloads"):
-        chooser = policies.pointer_type(choose, policy.memory, policy.vector, sim.state, sim.tables)
-        signature = (chooser, routers.pointer_type(router, cluster.ledger, cluster.profile), *map(numba.typeof, rest))
-        if signature not in loop.overloads:
-            loop.compile(signature)
-        loop = loop.overloads[signature].entry_point
-    return int(loop(choose, route, *rest))
+    route_type = routers.pointer_type(router, cluster.ledger, cluster.profile)
+    loop = compiled(_run_cluster, policy, sim, route_type, *map(numba.typeof, rest))
+    return int(loop(policy.kind.choose, router.route, *rest))
+
+
+def compiled(loop: Any, policy: Policy, sim: Simulator, *rest: Any) -> Callable[..., Any]:
+    """A loop whose first argument is a policy's function, compiled once for all; `rest`: types of the other arguments."""
+    if not hasattr(loop, "overloads"):  # Numba is off
+        return loop  # type: ignore[no-any-return]
+    chooser = policies.pointer_type(policy.kind.choose, policy.memory, policy.vector, sim.state, sim.tables)
+    signature = (chooser, *rest)
+    if signature not in loop.overloads:
+        loop.compile(signature)
+    return loop.overloads[signature].entry_point  # type: ignore[no-any-return]

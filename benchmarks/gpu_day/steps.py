@@ -15,6 +15,7 @@ class Step(NamedTuple):
         work: "module:function", called with a `benchmarks.gpu_day.step.Context`; it returns figures by name.
         weight: of this step when the time that is left is shared out; seconds, on a day of eight minutes.
         least_s: with less time than this left, it is not started.
+        compiles: whether it simulates, or serves, which `benchmarks.gpu_day.compile` prepares.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Step(NamedTuple):
     work: str
     weight: float
     least_s: float
+    compiles: bool = False
 
 
 GRACE_S = 10.0  # for the start of a process, at the least
@@ -32,8 +34,8 @@ STEPS = (
     Step("transfers", "device", f"{_HERE}.device:transfers", 15, 5),
     Step("profile", "profile", f"{_HERE}.profile:with_graphs", 120, 10),
     Step("launches", "profile", f"{_HERE}.profile:with_launches", 50, 10),
-    Step("live", "live", f"{_HERE}.live:live", 110, 12),
-    Step("simulated", "simulated", f"{_HERE}.live:simulated", 60, 12),
+    Step("live", "live", f"{_HERE}.live:live", 110, 12, True),
+    Step("simulated", "simulated", f"{_HERE}.live:simulated", 60, 12, True),
     Step("overload", "rest", f"{_HERE}.rest:server_overload", 25, 10),
     Step("training", "rest", f"{_HERE}.rest:training_speed", 15, 10),
 )
