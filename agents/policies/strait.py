@@ -10,8 +10,9 @@ harm done to others decide. The rule is our own:
 - Batches are ranked by earnings over costs, discounted by e for every ``patience`` mean solo latencies of slack to spare: what
   can wait, waits (the apparent tardiness cost rule; Vepsalainen and Morton, Management Science 33, 1987).
 - The best is dispatched if its rank is at least the *price* of room on the device: what a stream has been earning per ms
-  lately, times how full the device is. An idle device has no price: it starts whatever can be in time. Where nothing is worth
-  the price, the time at which the slack of a queue has shrunk enough ends the deferral, if no event does so before.
+  lately, times how full the device is. Of the discount at most ``MOST_PATIENCE`` counts here: whatever the slack, a device is
+  not left half empty. An idle one has no price. Where nothing is worth the price, the time at which the slack of a queue has
+  shrunk enough ends the deferral, if no event does so before.
 
 How full a device is, is measured in what it can do at once: two batches fill a GPU on which each then takes twice as long, and
 four leave room where overlap is nearly free (``forecast.parallelism``).
@@ -35,9 +36,9 @@ from envs.scheduling.rates import earned_per_ms
 from envs.scheduling.state import HIGH, P90
 from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
 
-MOST_DISCOUNT = (
-    1.0  # log of the largest: what can wait for a minute still takes what room a device has that is half empty
-)
+MOST_DISCOUNT = 5.0  # log of the largest
+# Of that, what counts against the price: what can wait for a minute still takes the room of a device that is half empty.
+MOST_PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     """The rank of queue (priority, model) by solo times, and the time at which its slack will have shrunk to the price.
 
     Returns:
-        (rank, due): -inf for an empty queue; absolute ms, inf where it is worth the price already or never will be.
+        (rank, worth, due): rank and worth at the price, -inf for an empty queue; absolute ms at which it will be worth the
+        price, inf where it is already or never will be.
     """
     group = env % tables.solo.shape[0]
     own = state.scheduler[env]
@@ -86,20 +88,23 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     log_weight = math.log(_weight_of_high(state, env, params)) if priority == HIGH else 0.0
     queue = state.queue[env, priority, model]
     rank = -np.inf
+    offers = -np.inf
     first = np.inf
     if queue.length == 0:
-        return rank, first
+        return rank, offers, first
     slack = state.entry[env, priority, model, queue.head].deadline - own.now
     for size in range(tables.size.shape[0]):
         took = tables.solo[group, model, size] * slowdown
         if tables.size[size] > queue.length or (size > 0 and took > slack):
             break
         worth = log_weight + math.log(tables.size[size] / took)
-        rank = max(rank, worth - _discount(slack - took, params, unit_ms))
+        discount = _discount(slack - took, params, unit_ms)
+        rank = max(rank, worth - discount)
+        offers = max(offers, worth - min(discount, MOST_PATIENCE))
         due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
         if worth > log_price and due > own.now:
             first = min(first, due)
-    return rank, first
+    return rank, offers, first
 
 
 @njit
@@ -116,14 +121,14 @@ def _next_queue(state, tables, env, params, log_price, after):
     best_rank = -np.inf
     wake = np.inf
     for at in range(2 * n_models):
-        rank, due = _prospect(state, tables, env, at // n_models, at % n_models, params, log_price)
+        rank, offers, due = _prospect(state, tables, env, at // n_models, at % n_models, params, log_price)
         if rank > last_rank or (rank == last_rank and at <= last_place):
             continue  # was tried
         wake = min(wake, due)
-        if rank > best_rank:
+        if rank > best_rank and offers >= log_price:
             best_rank = rank
             best = at
-    return (best_rank, best if best_rank >= log_price else -1), wake
+    return (best_rank, best), wake
 
 
 @njit
@@ -157,7 +162,7 @@ def _best_size(state, tables, env, priority, model, params, log_price):
             continue
         rate = math.log(earned / max(duration + delay_high + delay_low, LEAST))
         discount = _discount(slack - duration * p90, params, tables.device[group].unit_ms)
-        if rate > best_rate and rate - discount >= log_price:
+        if rate > best_rate and rate - min(discount, MOST_PATIENCE) >= log_price:
             best_rate = rate
             best = size
     return best

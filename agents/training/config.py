@@ -19,6 +19,9 @@ from traces.settings import check_settings
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
+MOST_WORLDS = 65_536  # some 10 GB; more would end for lack of memory, after minutes
+
+
 @dataclass(frozen=True)
 class PPOConfig:
     """Settings of MaskablePPO and its network.
@@ -57,7 +60,7 @@ class PPOConfig:
         whole = dict.fromkeys(("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"), 1)
         numbers = dict.fromkeys(("final_rate", "ent_coef", "vf_coef", "gae_lambda"), 0)
         above = ("learning_rate", "clip_range", "tau", "max_grad_norm", "target_kl", "strait_bonus")
-        check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), {"gae_lambda": 1})
+        check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), {"gae_lambda": 1, "n_envs": MOST_WORLDS})
         if self.n_envs * self.n_steps < 2:
             raise InputError("ppo: n_envs * n_steps is 1; must be at least 2 decisions an update")
 

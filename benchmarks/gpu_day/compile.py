@@ -26,7 +26,3 @@ def main() -> None:
     for policy in policies:
         simulate(profile, profile, policy, offered, STREAMS, WORLDS)
     precompile.main()
-
-
-if __name__ == "__main__":
-    main()

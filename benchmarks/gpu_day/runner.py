@@ -30,6 +30,7 @@ from traces.files import atomic_path, atomic_write_text
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY, LOGS = "summary.json", "logs.txt"
 WAITING, RUNNING, DONE, FAILED, TIMED_OUT, SKIPPED = "waiting", "running", "done", "failed", "timed out", "skipped"
+COMPILE = "from benchmarks.gpu_day.compile import main; main()"
 CHILD = "from benchmarks.gpu_day.step import main; main()"
 LOG_BYTES = 200_000  # of the end of each log
 MOST_BYTES = 16 << 20  # of one file
@@ -171,7 +172,7 @@ class Day:
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "compile.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu_day.compile"], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", COMPILE], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         self._kept = {process.pid}
         with process:

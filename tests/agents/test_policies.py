@@ -172,8 +172,8 @@ def test_strait_waits_where_running_side_by_side_earns_less_than_the_device_does
 
 def test_a_deferral_of_strait_ends_when_the_slack_has_shrunk_enough() -> None:
     scene = Scene(3).run(0, 0, 3).queue(1, 1, deadline=300.0)
-    earning(scene, 0.5 / float(scene.tb.solo[0, 1, 0]))
-    action, wake = make_policy("strait", patience=1.0).decide(scene.st, scene.tb)
+    earning(scene, 1.0 / float(scene.tb.solo[0, 1, 0]))
+    action, wake = make_policy("strait", patience=1.0, level=0.0).decide(scene.st, scene.tb)
     assert action == scene.sim.n_actions - 1
     assert 0.0 < wake < 300.0
 

@@ -160,7 +160,7 @@ def test_a_run_goes_on_from_its_warm_start_as_if_nothing_had_been(
         (train_cli.main, "--ppo.n_envs true", "ppo.n_envs: True; expected a whole number"),
         (train_cli.main, "--ppo.target_kl 0", "ppo.target_kl: 0.0; must be above 0"),
         (train_cli.main, "--evaluation.loads []", "evaluation.loads: empty; must hold at least one"),
-        (train_cli.main, "--ppo.n_envs 100000000 --logdir RUNS", "error: "),
+        (train_cli.main, "--ppo.n_envs 100000000", "ppo.n_envs: 100000000; must be at most 65536"),
         (evaluate.main, "--seeds 0", "--seeds: 0; must be at least 1"),
         (evaluate.main, "--seeds -1", "--seeds: -1; must be at least 1"),
         (evaluate.main, "--loads []", "--loads: empty; must hold at least one"),
