@@ -74,7 +74,7 @@ class RemotePlane(Plane):
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
         self.on_quote: Callable[[float], None] | None = None
-        self.observers: list[Observer] = [self._statistics]
+        self.observers: list[Observer] = [self._statistics, self._recent]
         self._greeting = Greeting({}, {}, [], 0, [])
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
@@ -111,6 +111,24 @@ class RemotePlane(Plane):
     def watching(self) -> Sequence[Observer]:
         """The observers of this door."""
         return self.observers
+
+    def now_ms(self) -> float:
+        """See `Plane.now_ms`."""
+        return _now_ms()
+
+    def in_force(self) -> dict[str, Any]:
+        """See `Plane.in_force`."""
+        accepting = sum(link.accepting for link in self.links)
+        return {
+            "policy": f"router {self.router.name}",
+            "reason": "as --router says",
+            "accepting": self.ready,
+            "streams": 0,
+            "busy": 0,
+            "fallbacks": 0,
+            "note": f"This server sends each request to one of its replicas, of which {accepting} take requests. Their "
+            "streams, queues and predictions are not shown here: each replica has a status page of its own.",
+        }
 
     def _view_models(self) -> dict[str, ModelView]:
         return dict(self._greeting.views)
