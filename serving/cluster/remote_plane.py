@@ -265,17 +265,25 @@ class RemotePlane(Plane):
     def _end(self, view: ModelView, priority: int, arrival: float, due: float, n: int, refusal: Refusal) -> Refusal:
         """Show the end of the items of a call that is not answered; they were requests here, whatever the replica saw."""
         for _ in range(n):
-            self._show(view.scheduled, priority, arrival, due, "dropped", float("nan"), str(refusal))
+            self._show(view.scheduled, priority, arrival, due, "dropped", float("nan"), refusal)
         refusal.observed = True
         return refusal
 
     def _show(
-        self, model: str, priority: int, arrival: float, due: float, outcome: str, start: float, message: str = ""
+        self,
+        model: str,
+        priority: int,
+        arrival: float,
+        due: float,
+        outcome: str,
+        start: float,
+        refusal: Refusal | None = None,
     ) -> None:
         self._id += 1
+        reason, message = ("", "") if refusal is None else (refusal.reason, str(refusal))
         result = RequestResult(
-            id=self._id, model=model, priority=priority, outcome=outcome, message=message, arrival_ms=arrival,
-            deadline_ms=due, offered_ms=arrival, start_ms=start, finish_ms=_now_ms(),
+            id=self._id, model=model, priority=priority, outcome=outcome, reason=reason, message=message,
+            arrival_ms=arrival, deadline_ms=due, offered_ms=arrival, start_ms=start, finish_ms=_now_ms(),
         )  # fmt: skip
         for observer in self.observers:
             observer.request_ended(result)
