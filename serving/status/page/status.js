@@ -179,7 +179,7 @@ function drawTimeline() {
     const y = batch.stream * ROW + 2, from = x(batch.start_ms), wide = Math.max(x(batch.end_ms) - from, 1);
     const kind = batch.error ? "failed" : batch.priority;
     parts.push(element("rect", { class: `batch ${kind}`, x: from, y, width: wide, height: ROW - 4 }));
-    if (wide > 60) {
+    if (wide > 60 && !batch.error) {
       const text = `${batch.model} ×${batch.size}`.slice(0, (wide - 6) / 7);
       parts.push(element("text", { class: "bar-text", x: from + 3, y: y + 13 }, text));
     }
