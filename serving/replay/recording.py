@@ -15,6 +15,7 @@ import pandas as pd
 from envs.scheduling.state import PRIORITIES
 from serving.engine.request import BatchRecord, RequestResult
 from serving.observers.recorder import Asked, Ended
+from serving.profiling.calibrate import without_token
 from serving.status.recent import QueueLengths, Recent
 from traces.errors import InputError
 from traces.machine import MachineInfo
@@ -146,7 +147,7 @@ class Playback:
         seconds, of = (now_ms - first_ms) / 1e3, (last_ms - first_ms) / 1e3
         server = {
             "policy": "not recorded",
-            "reason": f"the server ran as: {machine.command}",
+            "reason": f"the server ran as: {without_token(machine.command)}",
             "accepting": True,
             "streams": machine.streams,
             "busy": sum(batch.decided_ms <= now_ms < batch.seen_ms for batch in self._recording.batches),

@@ -143,15 +143,15 @@ function element(name, attributes, text) {
   return made;
 }
 
-function horizontal(svg) {
-  const width = svg.clientWidth || 900;
-  const begin = known.since - known.window;
-  return (ms) => LEFT + (Math.max(ms, begin) - begin) / known.window * (width - LEFT - 10);
+function horizontal(svg, span) {
+  const width = svg.clientWidth - LEFT - 10;
+  const begin = known.since - span;
+  return (ms) => LEFT + Math.min(Math.max((ms - begin) / span, 0), 1) * width;
 }
 
-function axis(x, height) {
+function axis(x, height, span) {
   const parts = [];
-  for (let back = 0; back <= known.window; back += 5000) {
+  for (let back = 0; back <= span; back += span / 4) {
     const at = x(known.since - back);
     const anchor = back ? "middle" : "end";
     parts.push(element("path", { class: "grid", d: `M${at} 0V${height - AXIS}` }));
@@ -161,38 +161,42 @@ function axis(x, height) {
 }
 
 function put(svg, parts, height, label) {
-  svg.style.height = `${height}px`;
+  svg.style.height = `${height + 2}px`; // with its border
   svg.setAttribute("aria-label", label);
   svg.replaceChildren(...parts);
 }
 
-const rowName = (text, row) => element("text", { x: 6, y: row * ROW + 15 }, text.length > 15 ? `${text.slice(0, 14)}…` : text);
+const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+const rowName = (text, row) => element("text", { x: 6, y: row * ROW + 15 }, clipped(text, 15));
 
 function drawTimeline() {
-  const svg = byId("timeline"), x = horizontal(svg), streams = known.server.streams;
-  const longest = longestQueues();
+  const span = Number(byId("span").value), svg = byId("timeline"), x = horizontal(svg, span);
+  const streams = known.server.streams, longest = longestQueues(known.since - span);
   const height = (streams + longest.length) * ROW + AXIS;
-  const parts = axis(x, height);
+  const parts = axis(x, height, span);
+  const batches = known.batches.filter((batch) => batch.end_ms > known.since - span);
   for (let stream = 0; stream < streams; stream++) parts.push(rowName(`stream ${stream}`, stream));
   let marks = "";
-  for (const batch of known.batches) {
-    const y = batch.stream * ROW + 2, from = x(batch.start_ms), wide = Math.max(x(batch.end_ms) - from, 1);
+  for (const batch of batches) {
+    const y = batch.stream * ROW + 2, from = x(batch.start_ms), wide = Math.max(x(batch.end_ms) - from - 1, 1);
     const kind = batch.error ? "failed" : batch.priority;
     parts.push(element("rect", { class: `batch ${kind}`, x: from, y, width: wide, height: ROW - 4 }));
     if (wide > 60 && !batch.error) {
-      const text = `${batch.model} ×${batch.size}`.slice(0, (wide - 6) / 7);
+      const text = clipped(`${batch.model} ×${batch.size}`, Math.floor((wide - 6) / 7));
       parts.push(element("text", { class: "bar-text", x: from + 3, y: y + 13 }, text));
     }
     if (batch.predicted_ms !== null) marks += `M${x(batch.start_ms + batch.predicted_ms)} ${y - 1}v${ROW - 2}`;
   }
   if (marks) parts.push(element("path", { class: "predicted", d: marks }));
   longest.forEach(([name, most], at) => parts.push(...drawQueue(x, streams + at, name, most)));
-  put(svg, parts, height, `${known.batches.length} batches on ${streams} streams, and the queues of ${longest.length} models`);
+  const shown = `${batches.length} batches on ${streams} streams in ${span / 1000} seconds`;
+  put(svg, parts, height, `${shown}, and the queues of ${longest.length} models`);
 }
 
-function longestQueues() {
+function longestQueues(begin) {
   const most = new Map();
-  for (const { queued } of known.ticks.values()) {
+  for (const { start_ms, queued } of known.ticks.values()) {
+    if (start_ms < begin) continue;
     for (const [name, [high, low]] of Object.entries(queued)) most.set(name, Math.max(most.get(name) || 0, high + low));
   }
   return [...most].sort((one, other) => other[1] - one[1]).slice(0, MOST_QUEUES).sort();
@@ -215,7 +219,7 @@ function drawQueue(x, row, name, most) {
 }
 
 function drawViolations(ticks, rows) {
-  const svg = byId("violations"), x = horizontal(svg), tall = 2 * ROW, height = 2 * tall + AXIS;
+  const svg = byId("violations"), x = horizontal(svg, known.window), tall = 2 * ROW, height = 2 * tall + AXIS;
   const seconds = new Map();
   for (const tick of ticks) {
     const second = Math.floor(tick.start_ms / 1000) * 1000;
@@ -227,7 +231,7 @@ function drawViolations(ticks, rows) {
     seconds.set(second, counts);
   }
   const most = Math.max(1, ...[...seconds.values()].flatMap((counts) => PRIORITIES.map((one) => sum(counts[one]))));
-  const parts = axis(x, height);
+  const parts = axis(x, height, known.window);
   PRIORITIES.forEach((priority, at) => {
     const base = (at + 1) * tall - 1, scale = (tall - 6) / most;
     parts.push(rowName(`${priority} priority`, 2 * at));
@@ -247,6 +251,7 @@ byId("pause").addEventListener("click", () => {
   paused = !paused;
   byId("pause").setAttribute("aria-pressed", paused);
 });
+byId("span").addEventListener("change", drawTimeline);
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = byId("token").value; // in this page's memory only

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from api_server import NAMES, X, make_executor, serving_plane
 
 from serving.observers.recorder import Recorder
-from serving.profiling.calibrate import machine_of
+from serving.profiling.calibrate import machine_of, without_token
 from serving.replay.__main__ import main, view_app
 from serving.replay.recording import Playback, read_recording
 from traces.machine import ModelInfo
@@ -124,3 +124,9 @@ def test_what_cannot_be_shown_is_refused_in_one_line(
 ) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_token_on_the_command_line_is_neither_recorded_nor_shown() -> None:
+    assert without_token("python serve.py --token s3cret --port 80") == "python serve.py --token ... --port 80"
+    assert without_token("python serve.py --token='s3$cret'") == "python serve.py --token=..."
+    assert without_token("python serve.py --token_file /etc/token") == "python serve.py --token_file /etc/token"
