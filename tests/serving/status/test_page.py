@@ -54,6 +54,12 @@ async def test_it_says_what_ran_how_it_ended_and_who_serves(client: Client) -> N
     assert (await client.ask("GET", f"/v2/status?since={answer['now_ms']}"))[1]["batches"] == []
 
 
+async def test_it_says_why_a_policy_was_replaced(client: Client) -> None:
+    client.plane.engine.guard.replaced = "it raised ValueError"
+    server = (await client.ask("GET", "/v2/status"))[1]["server"]
+    assert (server["policy"], server["reason"]) == ("strait", "it replaced edf: it raised ValueError")
+
+
 async def test_queues_are_shown_while_they_are_full(client: Client, gate: Any) -> None:
     held = [asyncio.ensure_future(client.infer("slow", BLOCKS)) for _ in range(2)]
     await until(lambda: client.plane.engine.in_flight == 2)
