@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,6 +174,8 @@ class OpenServer:
         engine.observers += [RequestLog(), metrics, *outputs, *(plane.observers if listening else ())]
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
+        if chosen is not None:
+            plane.why_policy = partial("--policy auto: {}".format, chosen.describe())
         replica = peer_port = None
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
@@ -193,6 +196,7 @@ class OpenServer:
                 )
                 engine.observers.append(shadow)
                 metrics.differences = lambda: shadow.choice.differences
+                plane.why_policy = lambda: f"--policy auto: {shadow.choice.describe()}"
                 parts.callback(asyncio.ensure_future(shadow.run()).cancel)
             freeze_garbage()
             return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica, peer_port)

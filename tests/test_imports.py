@@ -15,7 +15,19 @@ ROOMS = {
     "traces": ("", "formats", "twin"),
     "envs": ("scheduling", "profiles", "simulation", "cluster", "drawing", ""),
     "agents": ("policies", "learned", "evaluation", "routing", "training", ""),
-    "serving": ("models", "executors", "profiling", "engine", "observers", "replay", "api", "cluster", "", "ray"),
+    "serving": (
+        "models",
+        "executors",
+        "profiling",
+        "engine",
+        "observers",
+        "status",
+        "replay",
+        "api",
+        "cluster",
+        "",
+        "ray",
+    ),
     "benchmarks": ("common", "interference", "live", "", "gpu_day"),
 }
 FILES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))

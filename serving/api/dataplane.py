@@ -20,6 +20,7 @@ from serving.engine.quotes import Quote
 from serving.engine.request import Observer, Origin, Request
 from serving.models.served import ServedModel
 from serving.models.tensors import Item, split_bucket
+from serving.status.recent import QueueLengths
 from traces.errors import InputError
 
 
@@ -31,7 +32,8 @@ class DataPlane(Plane):
         config: see `Plane`, as the rest.
 
     Attributes:
-        observers: what must observe the engine for this to answer: the wait in the queues, and statistics.
+        observers: what must observe the engine for this to answer: the wait in the queues, statistics, and the last seconds.
+        why_policy: why the policy was chosen, one line.
     """
 
     def __init__(
@@ -44,7 +46,8 @@ class DataPlane(Plane):
         super().__init__(config, repository, metrics)
         self.engine = engine
         self._admission = Admission(engine.scheduler, engine.now_ms)
-        self.observers: tuple[Observer, ...] = (self._admission, self._statistics)
+        self.observers: tuple[Observer, ...] = (self._admission, self._statistics, self._recent)
+        self.why_policy: Callable[[], str] = lambda: "as --policy says"
 
     @property
     def ready(self) -> bool:
@@ -121,6 +124,28 @@ class DataPlane(Plane):
     def scheduling(self) -> dict[str, Any]:
         """See `Plane.scheduling`."""
         return {"policy": self.engine.guard.name, "high_weight": self.engine.scheduler.high_weight}
+
+    def now_ms(self) -> float:
+        """See `Plane.now_ms`."""
+        return self.engine.now_ms()
+
+    def queue_lengths(self) -> QueueLengths:
+        """See `Plane.queue_lengths`."""
+        lengths = self.engine.scheduler.queue_lengths.T.tolist()
+        return {model: both for model, both in zip(self.engine.models, lengths) if any(both)}
+
+    def in_force(self) -> dict[str, Any]:
+        """See `Plane.in_force`."""
+        engine, guard = self.engine, self.engine.guard
+        replaced = f"it replaced {guard.policy.name}: {guard.replaced}"
+        return self.scheduling() | {
+            "reason": self.why_policy() if guard.replaced is None else replaced,
+            "accepting": engine.accepting,
+            "streams": engine.scheduler.streams,
+            "busy": engine.in_flight,
+            "fallbacks": guard.fallbacks,
+            "note": "",
+        }
 
     def set_high_weight(self, value: float) -> None:
         """See `Plane.set_high_weight`."""

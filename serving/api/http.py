@@ -31,6 +31,7 @@ from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import plain_values
 from serving.engine.request import UNNAMED
+from serving.status.page import FILES, add_page, read_since
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 ENCODINGS = {"x-gzip": "gzip"}  # another name, which HTTP keeps
 CALLER = web.RequestKey("caller", Caller)
 WORTH_COMPRESSING = 1024  # bytes of an answer
-OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")  # probes carry no token
+OPEN_PATHS = ("/v2/health/live", "/v2/health/ready", *FILES)  # neither probes nor a browser carry a token
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -196,6 +197,8 @@ class _Routes:
             get(f"{model}/config", lambda request: plane.model_config(*_model_of(request)))
             get(f"{model}/quote", self.quote)
             get(f"{model}/stats", lambda request: {"model_stats": plane.model_statistics(*_model_of(request))})
+        add_page(router)
+        get("/v2/status", lambda request: plane.status(read_since(request.query)))
         get("/v2/schedule", lambda request: plane.scheduling())
         post("/v2/schedule", self.schedule)
         post("/v2/repository/index", self.index)

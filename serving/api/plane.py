@@ -22,6 +22,7 @@ from serving.engine.quotes import Quote
 from serving.engine.request import UNNAMED, Observer, Origin, Refused
 from serving.models.listing import VERSION_MARK
 from serving.observers.statistics import Statistics
+from serving.status.recent import QueueLengths, Recent
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class Plane(ABC):
         self.repository = repository
         self.metrics = metrics
         self._statistics = Statistics()
+        self._recent = Recent(self.now_ms, self.queue_lengths)
         self._scheduled: tuple[str, ...] = ()
         self._n_evicted = 0
         self._views: dict[str, ModelView] = {}
@@ -172,6 +174,18 @@ class Plane(ABC):
     @abstractmethod
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request of one item could expect if it came now; nothing is offered. Raises Refusal: the model has gone."""
+
+    @abstractmethod
+    def now_ms(self) -> float:
+        """The clock of what observers are shown."""
+
+    @abstractmethod
+    def in_force(self) -> dict[str, Any]:
+        """Who serves, and why; see `ServerStatus` in openapi.json."""
+
+    def queue_lengths(self) -> QueueLengths:
+        """Requests in the queues of this server, of high and of low priority, by model; without models that have none."""
+        return {}
 
     def scheduling(self) -> dict[str, Any]:
         """The policy in force, and what a high-priority request counts to it. Raises Refusal: others schedule."""
@@ -221,6 +235,10 @@ class Plane(ABC):
         """Statistics of one model, or of all."""
         views = [self.model(name, version)] if name else list(self.views.values())
         return [self._statistics.describe(view.name, view.version) for view in views]
+
+    def status(self, since_ms: float = 0.0) -> dict[str, Any]:
+        """What the status page shows: who serves, and what is new since a time of `now_ms`."""
+        return self._recent.answer(since_ms) | {"server": self.in_force()}
 
     def serves(self, name: str) -> bool:
         """Whether there is a model of this name."""

@@ -41,6 +41,7 @@ class Kind(Enum):
 
 
 _REASONS = {FULL: Kind.FULL, UNREACHABLE: Kind.UNREACHABLE, STOPPING: Kind.STOPPING, UNLOADED: Kind.NOT_FOUND}
+_WORDS = {kind: reason for reason, kind in _REASONS.items()}
 
 
 class Refusal(Exception):
@@ -55,6 +56,11 @@ class Refusal(Exception):
         super().__init__(" ".join(message.split()))
         self.kind = kind
         self.observed = observed
+
+    @property
+    def reason(self) -> str:
+        """Why, as the result of a request says it."""
+        return _WORDS.get(self.kind, self.kind.name.lower())
 
     @staticmethod
     def of(result: RequestResult) -> Refusal:

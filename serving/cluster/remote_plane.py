@@ -74,7 +74,7 @@ class RemotePlane(Plane):
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
         self.on_quote: Callable[[float], None] | None = None
-        self.observers: list[Observer] = [self._statistics]
+        self.observers: list[Observer] = [self._statistics, self._recent]
         self._greeting = Greeting({}, {}, [], 0, [])
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
@@ -111,6 +111,24 @@ class RemotePlane(Plane):
     def watching(self) -> Sequence[Observer]:
         """The observers of this door."""
         return self.observers
+
+    def now_ms(self) -> float:
+        """See `Plane.now_ms`."""
+        return _now_ms()
+
+    def in_force(self) -> dict[str, Any]:
+        """See `Plane.in_force`."""
+        accepting = sum(link.accepting for link in self.links)
+        return {
+            "policy": f"router {self.router.name}",
+            "reason": "as --router says",
+            "accepting": self.ready,
+            "streams": 0,
+            "busy": 0,
+            "fallbacks": 0,
+            "note": f"This server sends each request to one of its replicas, of which {accepting} take requests. Their "
+            "streams, queues and predictions are not shown here: each replica has a status page of its own.",
+        }
 
     def _view_models(self) -> dict[str, ModelView]:
         return dict(self._greeting.views)
@@ -247,17 +265,25 @@ class RemotePlane(Plane):
     def _end(self, view: ModelView, priority: int, arrival: float, due: float, n: int, refusal: Refusal) -> Refusal:
         """Show the end of the items of a call that is not answered; they were requests here, whatever the replica saw."""
         for _ in range(n):
-            self._show(view.scheduled, priority, arrival, due, "dropped", float("nan"), str(refusal))
+            self._show(view.scheduled, priority, arrival, due, "dropped", float("nan"), refusal)
         refusal.observed = True
         return refusal
 
     def _show(
-        self, model: str, priority: int, arrival: float, due: float, outcome: str, start: float, message: str = ""
+        self,
+        model: str,
+        priority: int,
+        arrival: float,
+        due: float,
+        outcome: str,
+        start: float,
+        refusal: Refusal | None = None,
     ) -> None:
         self._id += 1
+        reason, message = ("", "") if refusal is None else (refusal.reason, str(refusal))
         result = RequestResult(
-            id=self._id, model=model, priority=priority, outcome=outcome, message=message, arrival_ms=arrival,
-            deadline_ms=due, offered_ms=arrival, start_ms=start, finish_ms=_now_ms(),
+            id=self._id, model=model, priority=priority, outcome=outcome, reason=reason, message=message,
+            arrival_ms=arrival, deadline_ms=due, offered_ms=arrival, start_ms=start, finish_ms=_now_ms(),
         )  # fmt: skip
         for observer in self.observers:
             observer.request_ended(result)

@@ -2,8 +2,9 @@
 
 The folder holds numbered parts, each complete in itself: ``0000/arrivals.parquet`` (traces.workload) and a campaign
 (traces.measurements) of batches of kind "live", with the solo runs of the calibration, so that ``envs.fit`` reads a part as
-it is. Where clients name their requests, ``0000/clients.parquet`` has a row with their id and trace for each row of
-arrivals. The latest part is rewritten every few seconds, each file whole or not at all: a crash loses those seconds.
+it is. ``0000/ends.parquet`` has a row for each row of arrivals, of how the request ended (`Ended`); where clients name their
+requests, ``0000/clients.parquet`` has one with their id and trace. The latest part is rewritten every few seconds, each
+file whole or not at all: a crash loses those seconds.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Recorder(Output):
         self.folder = Path(folder)
         self._machine = machine
         self._solo = solo
-        self._arrivals: list[tuple[float, str, int, float, str, str]] = []
+        self._arrivals: list[tuple] = []  # rows of Asked, Ended and Origin
         self._batches: list[tuple] = []
         self._changed = False
         self._lock = threading.Lock()
@@ -59,9 +60,9 @@ class Recorder(Output):
         self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
 
     def request_ended(self, result: RequestResult) -> None:
-        """Keep when the engine was given it, which is when it arrived in the world that is learned from."""
+        """Keep when the engine was given it, which is when it arrived in the world that is learned from, and how it ended."""
         if result.arrival_ms >= 0 and result.deadline_ms > result.arrival_ms:
-            self._arrivals.append((*asked(result), result.client_id, result.traceparent))
+            self._arrivals.append((*asked(result), *ended(result), result.client_id, result.traceparent))
             self._changed = True
 
     def batch_ended(self, batch: BatchRecord) -> None:
@@ -87,12 +88,12 @@ class Recorder(Output):
         arrivals, batches = self._arrivals[:], self._batches[:]
         with self.written():
             folder = self.folder / f"{self._part:04d}"
-            frame = pd.DataFrame(arrivals, columns=[*Asked._fields, *Origin._fields])
+            frame = pd.DataFrame(arrivals, columns=[*Asked._fields, *Ended._fields, *Origin._fields])
             frame = frame.sort_values("arrival_ms")
             workload_of(frame, folder.parent.name).save(folder / "arrivals.parquet")
+            _save(frame[list(Ended._fields)], folder / "ends.parquet")
             if (named := frame[list(Origin._fields)]).any(axis=None):
-                with atomic_path(folder / "clients.parquet") as path:
-                    named.to_parquet(path, compression="zstd", index=False)
+                _save(named, folder / "clients.parquet")
             if batches:
                 campaign_of(self._machine(), self._solo(), batches).save(folder)
         self._changed |= self.failed
@@ -123,6 +124,32 @@ def asked(result: RequestResult) -> Asked:
     """What a request that ended had asked for."""
     left_ms = max(result.deadline_ms - result.offered_ms, LEAST_MS)
     return Asked(result.offered_ms, result.model, result.priority, left_ms)
+
+
+class Ended(NamedTuple):
+    """How a request ended; see `RequestResult`. Times are ms on the engine's clock.
+
+    Attributes:
+        outcome: how. reason: why it was dropped, failed or cancelled, else "".
+        start_ms: when its batch was dispatched; NaN if never. finish_ms: when it ended.
+        predicted_ms: time from dispatch to finish that was predicted; NaN if it was never dispatched.
+    """
+
+    outcome: str
+    reason: str
+    start_ms: float
+    finish_ms: float
+    predicted_ms: float
+
+
+def ended(result: RequestResult) -> Ended:
+    """How a request ended."""
+    return Ended(result.outcome, result.reason, result.start_ms, result.finish_ms, result.predicted_ms)
+
+
+def _save(frame: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, compression="zstd", index=False)
 
 
 def workload_of(frame: pd.DataFrame, name: str) -> Workload:

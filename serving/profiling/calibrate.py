@@ -6,6 +6,7 @@ slowdowns side by side take minutes (serving.profiler), and the online predictor
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -54,13 +55,18 @@ def measure_solo(
     return runs
 
 
+def without_token(command: str) -> str:
+    """A command line that may be shown: the word after --token, which has no white space, is left out."""
+    return re.sub(r"(--token[ =])\S+", r"\1...", command)
+
+
 def machine_of(
     executor: Executor, models: Sequence[ModelInfo], sizes: Sequence[int], command: str | None = None
 ) -> MachineInfo:
     """The description of this machine with these models; `command` is that of the process if it is not given."""
     return MachineInfo(
         created=date.today().isoformat(),
-        command=command or shlex.join(["python", *sys.argv]),
+        command=without_token(command or shlex.join(["python", *sys.argv])),
         device=executor.device,
         streams=executor.streams,
         batch_sizes=tuple(sizes),

@@ -12,12 +12,15 @@ import pytest
 from agents.evaluation.choose import Choice
 from agents.learned.network import CandidateNet
 from agents.learned.policy_file import write_policy
+from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.config import EnvConfig
-from serving import choosing
+from serving import choosing, server
+from serving.api.plane import Listener, Plane
 from serving.choosing import LEAST_REQUESTS, ShadowComparison, policy_for
 from serving.config import ServeConfig
 from serving.engine.request import RequestResult
+from serving.engine.scheduler import unchanged
 from serving.reload import resolve_policy
 from traces.errors import InputError
 
@@ -98,3 +101,26 @@ async def test_a_comparison_that_fails_says_so_and_few_requests_say_nothing() ->
     few._requests.clear()
     await few.compare()
     assert few.compared == 0 and installed == []
+
+
+@pytest.mark.parametrize("compare_s", [0.0, 600.0])
+async def test_the_status_says_why_the_policy_was_chosen(compare_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes: list[Plane] = []
+
+    async def chosen(config: ServeConfig, profile: Profile) -> tuple:
+        return make_policy("edf"), unchanged, Choice("edf", {"edf": (-1.5, 0.25)})
+
+    async def listen(plane: Plane, tls: object) -> list[Listener]:
+        planes.append(plane)
+        return []
+
+    monkeypatch.setattr(server, "policy_for", chosen)
+    monkeypatch.setattr(server, "listen", listen)
+    settings = {"device": "sim:synthetic:0", "profile": "synthetic:0", "models": "model0=builtin:empty"}
+    opened = server.Server(ServeConfig(port=0, policy="auto", compare_s=compare_s, **settings)).open()
+    running = await opened.start()
+    said = planes[0].status()["server"]
+    assert said["policy"] == "edf" and said["reason"].startswith("--policy auto: edf (")
+    assert "edf -1.50 +- 0.25" in said["reason"]
+    await running.close()
+    await opened.close()

@@ -100,6 +100,28 @@ def test_a_door_serves_what_its_replicas_serve(executors: list[CpuExecutor]) -> 
     asyncio.run(scenario())
 
 
+def test_the_status_page_of_a_door_shows_ends_and_refusals_and_says_what_it_does_not(
+    executors: list[CpuExecutor],
+) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            await c.double()
+            with pytest.raises(Refusal):
+                await c.double(deadline_ms=1e-4)
+            shown = c.door.status()
+            (ends,) = [tick["ends"]["high"] for tick in shown["ticks"] if tick["ends"]["high"]]
+            assert ends == {"met": 2, "dropped": 2} and shown["batches"] == []
+            (refused,) = shown["refusals"]
+            assert (refused["model"], refused["count"]) == ("double", 2) and refused[
+                "reason"
+            ] == "deadline out of reach"
+            server = shown["server"]
+            assert server["policy"] == "router round_robin" and "2 take requests" in server["note"]
+            assert "not shown here" in server["note"]
+
+    asyncio.run(scenario())
+
+
 def test_refusals_mean_the_same_through_a_door(executors: list[CpuExecutor]) -> None:
     async def scenario() -> None:
         async with cluster(executors) as c:
