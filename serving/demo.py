@@ -257,6 +257,10 @@ def _next_steps(out: Path, learned: str, simulated: bool) -> list[str]:
     """What to look at, and what to run."""
     python = Path(sys.executable)
     lines = [f"a moment on the A100: {out / 'a100.png'}"] if simulated else []
+    if (out / "log").is_dir():
+        lines.append(
+            f"see what was served on the status page, http://127.0.0.1:8080: {python} -m serving.replay --view {out / 'log'}"
+        )
     if learned != LEARNED:
         lines.append(
             f"learn from what was served: {python} train.py --from-log {out / 'log'} --running {learned} --logdir {out}"
