@@ -116,7 +116,7 @@ async def test_the_status_says_why_the_policy_was_chosen(compare_s: float, monke
 
     monkeypatch.setattr(server, "policy_for", chosen)
     monkeypatch.setattr(server, "listen", listen)
-    settings = {"device": "sim:synthetic:0", "profile": "synthetic:0", "models": "model0=builtin:empty"}
+    settings = {"device": "sim:cpu2", "profile": "cpu2", "models": "mobilenet=builtin:empty"}
     opened = server.Server(ServeConfig(port=0, policy="auto", compare_s=compare_s, **settings)).open()
     running = await opened.start()
     said = planes[0].status()["server"]
