@@ -1,0 +1,242 @@
+"""Strait and NVIDIA Triton as servers, side by side: ``python -m benchmarks.triton --triton FOLDER``.
+
+Both serve the same built-in models, as the same TorchScript graphs, on the same cores to the same client over HTTP. It sends
+the same arrivals of two priorities to one and then to the other, open loop; both are told each request's priority and timeout.
+
+Triton is set up as well as it can be here: its Python backend with one process per model and one thread each, tensors handed
+over without copies, memory kept as Strait keeps it; dynamic batching that waits for nothing, two priority levels, and requests
+rejected that have waited longer than their timeout. That is the deadline less ``triton_margin_ms``, since Triton's timeout ends
+with the wait in the queue, the deadline with the answer.
+
+Loads are shares of what Strait can answer when there is always something to do. Figures, means over the rounds:
+
+- ``goodput``: answers per second that the client had within the deadline of their request, counted from when it was due,
+- ``high_violated``, ``low_violated``: percent of the requests of each priority without such an answer,
+- ``ahead``: Strait's goodput less Triton's, with a bootstrap 95 % interval over the rounds: low, mean, high;
+  ``ahead_above_0.9``: whether the mean is above 0 at every load of more than 0.9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agents.evaluation.statistics import bootstrap
+from benchmarks.common.command import as_command
+from benchmarks.common.open_loop import (
+    Answer,
+    Arrivals,
+    Connections,
+    http_capacity,
+    offer,
+    poisson_arrivals,
+    request_bytes,
+    wait_until_ready,
+)
+from benchmarks.common.server import free_port, running, serve_command
+from benchmarks.common.triton import SETUP, Batching, add_model, check_triton, triton_command
+from serving.models.builtin.registry import BUILTIN
+from serving.models.served import ModelSpec
+from traces.errors import InputError
+from traces.workload import PRIORITIES
+
+SERVERS = ("strait", "triton")
+CAPACITY_S = 3.0
+SOURCE = f"{SETUP}; python -m benchmarks.triton --triton FOLDER"
+
+
+@dataclass
+class TritonBenchmark:
+    """What to compare.
+
+    Attributes:
+        triton: folder where nvidia-pytriton is installed; the variable TRITON_FOLDER is its default.
+        models: built-in models to serve, each with the same share of the requests.
+        policy: Strait's scheduling policy.
+        loads: offered requests, as shares of the capacity.
+        high_fraction: share of high priority in them.
+        high_deadline_ms: deadline of high priority.
+        low_deadline_ms: deadline of low priority.
+        seconds: duration of one server at one load in a round.
+        rounds: each offers all loads to both servers, with arrivals of its own.
+        triton_margin_ms: by how much a request's timeout for Triton is shorter than its deadline.
+        triton_max_batch: most requests in a batch of Triton's.
+        triton_instances: processes of each model of Triton's.
+        triton_delay_us: how long a batch of Triton's that is not full waits for more requests.
+        seed: of the arrivals.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    triton: str = os.environ.get("TRITON_FOLDER", "")
+    models: list[str] = field(default_factory=lambda: ["bert", "lstm", "mobilenet"])
+    policy: str = "strait"
+    loads: list[float] = field(default_factory=lambda: [0.7, 0.9, 1.1, 1.3, 1.5])
+    high_fraction: float = 0.3
+    high_deadline_ms: float = 100.0
+    low_deadline_ms: float = 250.0
+    seconds: float = 1.5
+    rounds: int = 2
+    triton_margin_ms: float = 25.0
+    triton_max_batch: int = 8
+    triton_instances: int = 1
+    triton_delay_us: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.triton:
+            check_triton(self.triton)
+        for name in self.models:
+            if name not in BUILTIN:
+                raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
+        if not self.loads or not self.models or min(*self.loads, *self.deadlines_ms, self.seconds) <= 0:
+            raise InputError("--models, --loads, --high_deadline_ms, --low_deadline_ms, --seconds: must be positive")
+        if min(self.rounds, self.triton_max_batch, self.triton_instances) < 1 or self.triton_delay_us < 0:
+            raise InputError("--rounds, --triton_max_batch, --triton_instances: must be at least 1")
+        if not 0 <= self.high_fraction <= 1:
+            raise InputError(f"--high_fraction: {self.high_fraction}; it must be from 0 to 1")
+        if not 0 <= self.triton_margin_ms < min(self.deadlines_ms):
+            raise InputError(f"--triton_margin_ms: {self.triton_margin_ms}; it must be shorter than each deadline")
+
+    @property
+    def deadlines_ms(self) -> tuple[float, float]:
+        """Deadlines by priority."""
+        return self.high_deadline_ms, self.low_deadline_ms
+
+
+class Target(NamedTuple):
+    """A server that runs.
+
+    Attributes:
+        name: one of `SERVERS`.
+        process: its process.
+        connections: to it.
+        messages: a request of each priority and model.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    connections: Connections
+    messages: list[list[bytes]]
+
+
+@contextlib.contextmanager
+def started(name: str, config: TritonBenchmark, home: Path) -> Iterator[Target]:
+    """Start a server in a process of its own and end it afterwards."""
+    port, margin_ms = free_port(), 0.0
+    home.mkdir()
+    if name == "triton":
+        batching = Batching(config.triton_max_batch, config.triton_instances, config.triton_delay_us)
+        for model in config.models:
+            add_model(home, ModelSpec(model, f"builtin:{model}"), batching)
+        command, environment = triton_command(config.triton, home, port, free_port())
+        margin_ms = config.triton_margin_ms
+    else:
+        command = serve_command("--models", ",".join(config.models), "--policy", config.policy, "--port", str(port))
+        environment = {}
+    messages = [
+        [request_bytes(model, priority, deadline_ms - margin_ms) for model in config.models]
+        for priority, deadline_ms in enumerate(config.deadlines_ms)
+    ]
+    log = home / "log"
+    with running(command, home, environment, log) as process, contextlib.closing(Connections(port)) as connections:
+        try:
+            yield Target(name, process, connections, messages)
+        except Exception:
+            print("\n".join(log.read_text(errors="replace").splitlines()[-20:]), file=sys.stderr)
+            raise
+
+
+def counted(answers: Sequence[Answer], deadlines_ms: Sequence[float], seconds: float) -> dict[str, float]:
+    """Goodput, and violations in percent by priority, of the answers to what was offered in some seconds."""
+    priority = np.array([answer.priority for answer in answers])
+    limits_ms = np.asarray(deadlines_ms)[priority]
+    met = np.array([answer.status == 200 for answer in answers]) & (
+        np.array([answer.since_due_ms for answer in answers]) <= limits_ms
+    )
+    violations = {
+        f"{name}_violated": 100.0 * float(1.0 - met[priority == number].mean()) if (priority == number).any() else 0.0
+        for number, name in enumerate(PRIORITIES)
+    }
+    return {"goodput": float(met.sum()) / seconds, **violations}
+
+
+def arrivals_of(config: TritonBenchmark, rate: float, load: float, number: int) -> Arrivals:
+    """What a round offers at a load, to all servers."""
+    rng = np.random.default_rng([config.seed, number, round(1000 * load)])
+    high = config.high_fraction
+    return poisson_arrivals((high * rate, (1.0 - high) * rate), config.seconds, len(config.models), rng)
+
+
+Rows = dict[str, dict[float, list[dict[str, float]]]]  # by server and load: what each round counted
+
+
+async def offer_in_turns(config: TritonBenchmark, targets: Sequence[Target], capacity: float) -> Rows:
+    """Offer each round's arrivals at each load to all servers, one after the other, in an order that changes."""
+    rows: Rows = {target.name: {load: [] for load in config.loads} for target in targets}
+    for number in range(config.rounds):
+        for place, load in enumerate(config.loads):
+            arrivals = arrivals_of(config, load * capacity, load, number)
+            for target in targets if (number + place) % 2 == 0 else targets[::-1]:
+                answers = await offer(target.connections, arrivals, target.messages)
+                assert len(answers) == len(arrivals.due_s)
+                rows[target.name][load].append(counted(answers, config.deadlines_ms, config.seconds))
+    return rows
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Means over the rounds, and by how much Strait is ahead where both were measured."""
+    result: dict[str, Any] = {
+        name: {
+            f"{load:g}": {figure: float(np.mean([row[figure] for row in found])) for figure in found[0]}
+            for load, found in of_loads.items()
+        }
+        for name, of_loads in rows.items()
+    }
+    if "triton" in rows:
+        ahead = {}
+        for load, ours in rows["strait"].items():
+            by_round = [a["goodput"] - b["goodput"] for a, b in zip(ours, rows["triton"][load], strict=True)]
+            ahead[load] = bootstrap(np.array(by_round))
+        result["ahead"] = {f"{load:g}": list(found) for load, found in ahead.items()}
+        result["ahead_above_0.9"] = all(mean > 0 for load, (_, mean, _) in ahead.items() if load > 0.9)
+    return result
+
+
+async def compare(config: TritonBenchmark) -> dict[str, Any]:
+    """Start the servers, measure what each can answer, offer, and sum up; see the module for what is returned."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        names = SERVERS if config.triton else SERVERS[:1]
+        targets = [stack.enter_context(started(name, config, folder / name)) for name in names]
+        for target in targets:
+            await wait_until_ready(target.process, target.connections, target.name)
+        capacities = {
+            target.name: await http_capacity(target.connections, config.models, CAPACITY_S) for target in targets
+        }
+        rows = await offer_in_turns(config, targets, capacities["strait"])
+    return {"capacity_rps": capacities} | summarise(rows) | {"config": asdict(config)}
+
+
+def measure(config: TritonBenchmark) -> dict[str, Any]:
+    """Measure; see the module for what is returned."""
+    if not config.triton:
+        print(f"Triton is not measured; to have it: {SOURCE}", file=sys.stderr)
+    return asyncio.run(compare(config))
+
+
+main = as_command(measure, TritonBenchmark, "triton", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())
