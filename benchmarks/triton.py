@@ -12,6 +12,7 @@ Loads are shares of what Strait can answer when there is always something to do.
 
 - ``goodput``: answers per second that the client had within the deadline of their request, counted from when it was due,
 - ``high_violated``, ``low_violated``: percent of the requests of each priority without such an answer,
+- ``refused``: percent of all requests that were answered by another status than 200,
 - ``ahead``: Strait's goodput less Triton's, with a bootstrap 95 % interval over the rounds: low, mean, high;
   ``ahead_above_0.9``: whether the mean is above 0 at every load of more than 0.9.
 """
@@ -159,17 +160,16 @@ def started(name: str, config: TritonBenchmark, home: Path) -> Iterator[Target]:
 
 
 def counted(answers: Sequence[Answer], deadlines_ms: Sequence[float], seconds: float) -> dict[str, float]:
-    """Goodput, and violations in percent by priority, of the answers to what was offered in some seconds."""
+    """Goodput, violations by priority and refusals in percent, of the answers to what was offered in some seconds."""
     priority = np.array([answer.priority for answer in answers])
     limits_ms = np.asarray(deadlines_ms)[priority]
-    met = np.array([answer.status == 200 for answer in answers]) & (
-        np.array([answer.since_due_ms for answer in answers]) <= limits_ms
-    )
+    taken = np.array([answer.status == 200 for answer in answers])
+    met = taken & (np.array([answer.since_due_ms for answer in answers]) <= limits_ms)
     violations = {
         f"{name}_violated": 100.0 * float(1.0 - met[priority == number].mean()) if (priority == number).any() else 0.0
         for number, name in enumerate(PRIORITIES)
     }
-    return {"goodput": float(met.sum()) / seconds, **violations}
+    return {"goodput": float(met.sum()) / seconds, **violations, "refused": 100.0 * float(1.0 - taken.mean())}
 
 
 def arrivals_of(config: TritonBenchmark, rate: float, load: float, number: int) -> Arrivals:

@@ -95,7 +95,9 @@ def triton_command(folder: str, home: Path, http_port: int, grpc_port: int) -> T
         "--allow-metrics=false",
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", "")])
-    return TritonCommand(words, {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "PATH": path})
+    # Beside torch.set_num_threads, which holds for the thread that calls it.
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return TritonCommand(words, {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "PATH": path} | threads)
 
 
 def model_config(name: str, data_type: str, shapes: Sequence[Sequence[int]], batching: Batching) -> str:

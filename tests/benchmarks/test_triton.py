@@ -51,7 +51,7 @@ def test_only_answers_that_the_client_has_in_time_are_goodput() -> None:
         Answer(1, 200, True, 251.0, 1.0),
     ]
     assert counted(answers, (100.0, 250.0), 2.0) == pytest.approx(
-        {"goodput": 1.0, "high_violated": 50.0, "low_violated": 100 * 2 / 3}
+        {"goodput": 1.0, "high_violated": 50.0, "low_violated": 100 * 2 / 3, "refused": 20.0}
     )
     assert counted(answers[2:], (100.0, 250.0), 1.0)["high_violated"] == 0.0
 
