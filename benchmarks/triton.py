@@ -8,8 +8,10 @@ over without copies, memory kept as Strait keeps it; dynamic batching that waits
 rejected that have waited longer than their timeout. That is the deadline less ``triton_margin_ms``, since Triton's timeout ends
 with the wait in the queue, the deadline with the answer.
 
-Loads are shares of what Strait can answer when there is always something to do. Figures, means over the rounds:
+Loads are shares of what Strait can answer when there is always something to do, measured anew in each round, since the speed of
+a machine that is shared with others changes. Figures, means over the rounds:
 
+- ``capacity_rps``: what each server answers per second when there is always something to do,
 - ``goodput``: answers per second that the client had within the deadline of their request, counted from when it was due,
 - ``high_violated``, ``low_violated``: percent of the requests of each priority without such an answer,
 - ``refused``: percent of all requests that were answered by another status than 200,
@@ -25,7 +27,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +54,7 @@ from traces.errors import InputError
 from traces.workload import PRIORITIES
 
 SERVERS = ("strait", "triton")
-CAPACITY_S = 3.0
+CAPACITY_S = 1.5
 SOURCE = f"{SETUP}; python -m benchmarks.triton --triton FOLDER"
 
 
@@ -87,7 +89,7 @@ class TritonBenchmark:
     high_fraction: float = 0.3
     high_deadline_ms: float = 100.0
     low_deadline_ms: float = 250.0
-    seconds: float = 1.5
+    seconds: float = 1.25
     rounds: int = 2
     triton_margin_ms: float = 25.0
     triton_max_batch: int = 8
@@ -179,36 +181,49 @@ def arrivals_of(config: TritonBenchmark, rate: float, load: float, number: int) 
     return poisson_arrivals((high * rate, (1.0 - high) * rate), config.seconds, len(config.models), rng)
 
 
-Rows = dict[str, dict[float, list[dict[str, float]]]]  # by server and load: what each round counted
+class Counts(NamedTuple):
+    """What was counted of one server.
+
+    Attributes:
+        capacity_rps: of each round.
+        by_load: for each load, what `counted` found in each round.
+    """
+
+    capacity_rps: list[float]
+    by_load: dict[float, list[dict[str, float]]]
 
 
-async def offer_in_turns(config: TritonBenchmark, targets: Sequence[Target], capacity: float) -> Rows:
+async def offer_in_turns(config: TritonBenchmark, targets: Sequence[Target]) -> dict[str, Counts]:
     """Offer each round's arrivals at each load to all servers, one after the other, in an order that changes."""
-    rows: Rows = {target.name: {load: [] for load in config.loads} for target in targets}
+    counts = {target.name: Counts([], {load: [] for load in config.loads}) for target in targets}
     for number in range(config.rounds):
+        for target in targets:
+            found = await http_capacity(target.connections, config.models, CAPACITY_S)
+            counts[target.name].capacity_rps.append(found)
+        capacity = counts["strait"].capacity_rps[-1]
         for place, load in enumerate(config.loads):
             arrivals = arrivals_of(config, load * capacity, load, number)
             for target in targets if (number + place) % 2 == 0 else targets[::-1]:
                 answers = await offer(target.connections, arrivals, target.messages)
                 assert len(answers) == len(arrivals.due_s)
-                rows[target.name][load].append(counted(answers, config.deadlines_ms, config.seconds))
-    return rows
+                counts[target.name].by_load[load].append(counted(answers, config.deadlines_ms, config.seconds))
+    return counts
 
 
-def summarise(rows: Rows) -> dict[str, Any]:
+def summarise(counts: Mapping[str, Counts]) -> dict[str, Any]:
     """Means over the rounds, and by how much Strait is ahead where both were measured."""
-    result: dict[str, Any] = {
-        name: {
-            f"{load:g}": {figure: float(np.mean([row[figure] for row in found])) for figure in found[0]}
-            for load, found in of_loads.items()
+    capacities = {name: float(np.mean(of_server.capacity_rps)) for name, of_server in counts.items()}
+    result: dict[str, Any] = {"capacity_rps": capacities}
+    for name, of_server in counts.items():
+        result[name] = {
+            f"{load:g}": {figure: float(np.mean([row[figure] for row in rows])) for figure in rows[0]}
+            for load, rows in of_server.by_load.items()
         }
-        for name, of_loads in rows.items()
-    }
-    if "triton" in rows:
+    if "triton" in counts:
         ahead = {}
-        for load, ours in rows["strait"].items():
-            by_round = [a["goodput"] - b["goodput"] for a, b in zip(ours, rows["triton"][load], strict=True)]
-            ahead[load] = bootstrap(np.array(by_round))
+        for load, ours in counts["strait"].by_load.items():
+            theirs = counts["triton"].by_load[load]
+            ahead[load] = bootstrap(np.array([a["goodput"] - b["goodput"] for a, b in zip(ours, theirs, strict=True)]))
         result["ahead"] = {f"{load:g}": list(found) for load, found in ahead.items()}
         result["ahead_above_0.9"] = all(mean > 0 for load, (_, mean, _) in ahead.items() if load > 0.9)
     return result
@@ -222,11 +237,9 @@ async def compare(config: TritonBenchmark) -> dict[str, Any]:
         targets = [stack.enter_context(started(name, config, folder / name)) for name in names]
         for target in targets:
             await wait_until_ready(target.process, target.connections, target.name)
-        capacities = {
-            target.name: await http_capacity(target.connections, config.models, CAPACITY_S) for target in targets
-        }
-        rows = await offer_in_turns(config, targets, capacities["strait"])
-    return {"capacity_rps": capacities} | summarise(rows) | {"config": asdict(config)}
+            await http_capacity(target.connections, config.models, CAPACITY_S)  # a first run that does not count
+        counts = await offer_in_turns(config, targets)
+    return summarise(counts) | {"config": asdict(config)}
 
 
 def measure(config: TritonBenchmark) -> dict[str, Any]:

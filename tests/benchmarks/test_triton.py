@@ -17,7 +17,7 @@ import torch
 from benchmarks.common import triton as set_up
 from benchmarks.common.open_loop import Answer, poisson_arrivals
 from benchmarks.common.triton import Batching, add_model, model_config, triton_command
-from benchmarks.triton import TritonBenchmark, arrivals_of, counted, main, summarise
+from benchmarks.triton import Counts, TritonBenchmark, arrivals_of, counted, main, summarise
 from serving.models.served import ModelSpec
 from traces.errors import InputError
 
@@ -57,11 +57,13 @@ def test_only_answers_that_the_client_has_in_time_are_goodput() -> None:
 
 
 def test_strait_is_ahead_only_if_it_is_at_every_load_above_the_first() -> None:
-    def rows(*goodput: float) -> dict[float, list[dict[str, float]]]:
-        return {load: [{"goodput": one + i} for i in range(3)] for load, one in zip((0.7, 1.1, 1.5), goodput)}
+    def rows(*goodput: float) -> Counts:
+        by_load = {load: [{"goodput": one + i} for i in range(3)] for load, one in zip((0.7, 1.1, 1.5), goodput)}
+        return Counts([100.0, 101.0, 102.0], by_load)
 
     lost_below = summarise({"strait": rows(90, 120, 130), "triton": rows(100, 110, 120)})
     assert lost_below["ahead_above_0.9"] and lost_below["ahead"]["0.7"] == [-10.0, -10.0, -10.0]
+    assert lost_below["capacity_rps"] == {"strait": 101.0, "triton": 101.0}
     assert lost_below["strait"]["1.1"]["goodput"] == 121.0
     assert not summarise({"strait": rows(100, 120, 119), "triton": rows(100, 110, 120)})["ahead_above_0.9"]
     assert "ahead" not in summarise({"strait": rows(1, 2, 3)})
