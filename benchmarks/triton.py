@@ -51,7 +51,7 @@ from benchmarks.common.triton import SETUP, Batching, add_model, check_triton, t
 from serving.models.builtin.registry import BUILTIN
 from serving.models.served import ModelSpec
 from traces.errors import InputError
-from traces.workload import PRIORITIES
+from traces.workload import HIGH_WEIGHT, PRIORITIES
 
 SERVERS = ("strait", "triton")
 CAPACITY_S = 1.5
@@ -66,6 +66,7 @@ class TritonBenchmark:
         triton: folder where nvidia-pytriton is installed; the variable TRITON_FOLDER is its default.
         models: built-in models to serve, each with the same share of the requests.
         policy: Strait's scheduling policy.
+        high_weight: what a high-priority request counts to it, a low-priority one being 1.
         loads: offered requests, as shares of the capacity.
         high_fraction: share of high priority in them.
         high_deadline_ms: deadline of high priority.
@@ -85,6 +86,7 @@ class TritonBenchmark:
     triton: str = os.environ.get("TRITON_FOLDER", "")
     models: list[str] = field(default_factory=lambda: ["bert", "lstm", "mobilenet"])
     policy: str = "strait"
+    high_weight: float = HIGH_WEIGHT
     loads: list[float] = field(default_factory=lambda: [0.7, 0.9, 1.1, 1.3, 1.5])
     high_fraction: float = 0.3
     high_deadline_ms: float = 100.0
@@ -146,7 +148,8 @@ def started(name: str, config: TritonBenchmark, home: Path) -> Iterator[Target]:
         command, environment = triton_command(config.triton, home, port, free_port())
         margin_ms = config.triton_margin_ms
     else:
-        command = serve_command("--models", ",".join(config.models), "--policy", config.policy, "--port", str(port))
+        settings = ["--policy", config.policy, "--high_weight", str(config.high_weight)]
+        command = serve_command("--models", ",".join(config.models), *settings, "--port", str(port))
         environment = {}
     messages = [
         [request_bytes(model, priority, deadline_ms - margin_ms) for model in config.models]
