@@ -1,9 +1,9 @@
 """Latency of the server's HTTP and gRPC APIs: ``python -m benchmarks.front``.
 
 An identity model (16 numbers in, 16 out) behind our APIs and, where a virtual environment has them, behind LitServe and
-MLServer. Server and client are processes of their own; the same bare client asks all servers over connections that stay open,
-one server after the other in short rounds. Figures: ``{server: {protocol: {clients: {p50_ms, p99_ms, rps}}}}``, null where a
-server was not measured.
+MLServer, and in the Python backend of NVIDIA Triton, where a folder has that. Servers and client are processes of their own;
+the same bare client asks all servers over connections that stay open, one server after the other in short rounds. Figures:
+``{server: {protocol: {clients: {p50_ms, p99_ms, rps}}}}``, null where a server was not measured.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from benchmarks.common.server import (
     serve_command,
     wait_until_up,
 )
+from benchmarks.common.triton import SETUP as TRITON_SETUP
+from benchmarks.common.triton import Batching, add_model, check_triton, triton_command
+from serving.models.served import ModelSpec
 from traces.errors import InputError
 
 WIDTH = 16
@@ -50,6 +53,7 @@ class FrontBenchmark:
 
     Attributes:
         venv: virtual environment with LitServe and MLServer; the variable FRONT_BENCH_VENV is its default.
+        triton: folder where nvidia-pytriton is installed; the variable TRITON_FOLDER is its default.
         clients: numbers of concurrent clients.
         seconds: duration of one server, protocol and number of clients in a round.
         rounds: each serves all in turn. Many short ones, so that a slow second of the machine meets all servers alike.
@@ -59,6 +63,7 @@ class FrontBenchmark:
     """
 
     venv: str = os.environ.get("FRONT_BENCH_VENV", "")
+    triton: str = os.environ.get("TRITON_FOLDER", "")
     clients: list[int] = field(default_factory=lambda: [1, 32])
     seconds: float = 0.4
     rounds: int = 8
@@ -66,6 +71,8 @@ class FrontBenchmark:
     def __post_init__(self) -> None:
         if self.venv and not self.python.exists():
             raise InputError(f"--venv: {self.venv} is not a virtual environment; make one: {SETUP}")
+        if self.triton:
+            check_triton(self.triton)
         if min(self.clients, default=0) < 1 or self.rounds < 1 or self.seconds <= 0:
             raise InputError("--clients, --rounds, --seconds: must be positive")
 
@@ -77,6 +84,7 @@ class FrontBenchmark:
 
 # What is served: ours reads a list of models, the others a script.
 
+IDENTITY = ModelSpec("identity", "torch.nn:Identity", (WIDTH,), "float32")
 MODELS = f"[{{name: identity, source: 'torch.nn:Identity', input_shape: [{WIDTH}], timeout_ms: 10000}}]"
 
 LITSERVE = """
@@ -120,7 +128,7 @@ def started(name: str, config: FrontBenchmark, folder: Path) -> Iterator[Server]
     http_port, grpc_port = free_port(), free_port()
     body: dict[str, Any] = OIP_BODY
     path = INFER_PATH
-    home, environment = folder / name, {}
+    home, environment = folder / name, dict[str, str]()
     home.mkdir()
     if name == "strait":
         (home / "models.yaml").write_text(MODELS)
@@ -130,6 +138,9 @@ def started(name: str, config: FrontBenchmark, folder: Path) -> Iterator[Server]
         (home / "litserve_identity.py").write_text(LITSERVE)
         command = [str(config.python), "litserve_identity.py", str(http_port)]
         path, body = "/predict", {"input": VALUES}
+    elif name == "triton":
+        add_model(home, IDENTITY, Batching(max_batch_size=max(config.clients)))
+        command, environment = triton_command(config.triton, home, http_port, grpc_port)
     else:
         (home / "identity_model.py").write_text(MLSERVER_MODEL)
         model = {"name": "identity", "implementation": "identity_model.Identity"}
@@ -211,10 +222,12 @@ async def answering(server: Server) -> list[str]:
 
 async def measure_all(config: FrontBenchmark) -> dict[str, Any]:
     """Start all servers, measure them in short rounds, and sum up."""
-    results: dict[str, Any] = {name: {"http": None, "grpc": None} for name in ("strait", "litserve", "mlserver")}
+    results: dict[str, Any] = {
+        name: {"http": None, "grpc": None} for name in ("strait", "litserve", "mlserver", "triton")
+    }
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        names = ["strait", *(("litserve", "mlserver") if config.venv else ())]
+        names = ["strait", *(("litserve", "mlserver") if config.venv else ()), *(("triton",) if config.triton else ())]
         servers = [stack.enter_context(started(name, config, folder)) for name in names]
         targets = [(server, protocol) for server in servers for protocol in await answering(server)]
         for clients in config.clients:
@@ -232,6 +245,8 @@ def measure(config: FrontBenchmark) -> dict[str, Any]:
     """Measure; see the module for what is returned."""
     if not config.venv:
         print(f"LitServe and MLServer are not measured; to have them: {SETUP}", file=sys.stderr)
+    if not config.triton:
+        print(f"Triton is not measured; to have it: {TRITON_SETUP}, and --triton FOLDER", file=sys.stderr)
     return asyncio.run(measure_all(config))
 
 

@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import json
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,25 +31,22 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common.command import as_command
-from benchmarks.common.server import (
-    Connection,
-    closed_loops,
-    free_port,
-    http_message,
-    running,
-    serve_command,
-    wait_until_up,
+from benchmarks.common.open_loop import (
+    Connections,
+    http_capacity,
+    offer,
+    poisson_arrivals,
+    request_bytes,
+    wait_until_ready,
 )
+from benchmarks.common.server import free_port, http_message, running, serve_command
 from serving.models.builtin.registry import BUILTIN
 from traces.errors import InputError
 from traces.workload import PRIORITIES
 
 FULL_S = 600.0
-START_S = 240.0
 STOP_S = 30.0
-CAPACITY_CLIENTS = 32
 CAPACITY_S = 4.0
-MET = b'"outcome":"met"'
 
 
 @dataclass
@@ -92,54 +86,6 @@ class OverloadBenchmark:
             self.seconds = FULL_S
 
 
-class Answer(NamedTuple):
-    """One answer: its request's priority, its status, whether it was in time by the server's clock, ms since due and sent."""
-
-    priority: int
-    status: int
-    met: bool
-    since_due_ms: float
-    since_sent_ms: float
-
-
-class Connections:
-    """Connections to the server that stay open; one more is opened when all are in use."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._free: deque[Connection] = deque()
-
-    async def ask(self, message: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer to a whole HTTP request."""
-        # The one that was idle longest comes first: under load none is idle until the server closes it.
-        connection = self._free.popleft() if self._free else await Connection.open(self.port)
-        answer = await connection.ask(message)
-        if not connection.closed:
-            self._free.append(connection)
-        return answer
-
-    def close(self) -> None:
-        """Close all that are not in use."""
-        for connection in self._free:
-            connection.close()
-
-
-def request_bytes(model: str, priority: int, deadline_ms: float) -> bytes:
-    """One inference with a binary tensor, as it goes over the wire."""
-    made = BUILTIN[model]
-    data = np.zeros((1, *made.input_shape), made.input_dtype).tobytes()
-    tensor = {
-        "name": "input",
-        "datatype": {"float32": "FP32", "int64": "INT64"}[made.input_dtype],
-        "shape": [1, *made.input_shape],
-        "parameters": {"binary_data_size": len(data)},
-    }
-    parameters = {"priority": priority + 1, "timeout": int(deadline_ms * 1e3), "binary_data_output": True}
-    head = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
-    length = f"Inference-Header-Content-Length: {len(head)}"
-    return http_message(f"/v2/models/{model}/infer", head + data, [length])
-
-
 @contextlib.contextmanager
 def serving(config: OverloadBenchmark) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server's process and port; it gets SIGTERM afterwards, and must end with status 0."""
@@ -152,17 +98,6 @@ def serving(config: OverloadBenchmark) -> Iterator[tuple[subprocess.Popen[bytes]
             raise RuntimeError(f"the server ended with status {process.returncode}")
 
 
-async def wait_until_ready(process: subprocess.Popen[bytes], connections: Connections) -> None:
-    """Return when the server takes requests."""
-
-    async def ask() -> None:
-        status, _ = await connections.ask(http_message("/v2/health/ready"))
-        if status != 200:
-            raise RuntimeError(f"it answers {status}")
-
-    await wait_until_up(process, ask, "the server", START_S)
-
-
 async def server_counts(connections: Connections) -> Counter[str]:
     """Requests that the server has ended, by outcome."""
     _, body = await connections.ask(http_message("/metrics"))
@@ -172,50 +107,6 @@ async def server_counts(connections: Connections) -> Counter[str]:
             if sample.name == "strait_requests_total":
                 counts[sample.labels["outcome"]] += int(sample.value)
     return counts
-
-
-async def http_capacity(connections: Connections, models: list[str]) -> float:
-    """Answers per second when there is always something to do."""
-    messages = itertools.cycle([request_bytes(model, 1, 60_000.0) for model in models])
-
-    async def call() -> None:
-        status, body = await connections.ask(next(messages))
-        if status != 200:
-            raise RuntimeError(f"the server answered {status}: {body[:200]!r}")
-
-    calls = [call] * CAPACITY_CLIENTS
-    await closed_loops(calls, 0.25 * CAPACITY_S)  # until the predictor has learned something
-    latencies_ms, spent_s = await closed_loops(calls, CAPACITY_S)
-    return len(latencies_ms) / spent_s
-
-
-async def offer(connections: Connections, config: OverloadBenchmark, capacity: float) -> list[Answer]:
-    """Send Poisson arrivals of both priorities when they are due and return all answers."""
-    rng = np.random.default_rng(config.seed)
-    counts = [rng.poisson(share * capacity * config.seconds) for share in (config.high, config.low)]
-    due_s = np.concatenate([rng.uniform(0.0, config.seconds, n) for n in counts])
-    priorities = np.repeat([0, 1], counts)
-    messages = [[request_bytes(model, priority, config.deadline_ms) for model in config.models] for priority in (0, 1)]
-    answers: list[Answer] = []
-    start = time.perf_counter()
-
-    async def one(priority: int, message: bytes, due_at: float) -> None:
-        sent_at = time.perf_counter()
-        status, body = await connections.ask(message)
-        now = time.perf_counter()
-        met = status == 200 and MET in body
-        answers.append(Answer(priority, status, met, (now - due_at) * 1e3, (now - sent_at) * 1e3))
-
-    tasks = []
-    for i, model in zip(np.argsort(due_s), rng.integers(len(config.models), size=len(due_s))):
-        due_at = start + float(due_s[i])
-        ahead_s = due_at - time.perf_counter()
-        if ahead_s > 0:
-            await asyncio.sleep(ahead_s)
-        priority = int(priorities[i])
-        tasks.append(asyncio.ensure_future(one(priority, messages[priority][model], due_at)))
-    await asyncio.gather(*tasks)
-    return answers
 
 
 def summarise(answers: pd.DataFrame, deadline_ms: float) -> dict[str, Any]:
@@ -244,11 +135,16 @@ async def overload(config: OverloadBenchmark) -> dict[str, Any]:
     """Start the server, measure its capacity, overload it, and sum up; see the module for what is returned."""
     with serving(config) as (process, port):
         connections = Connections(port)
-        await wait_until_ready(process, connections)
+        await wait_until_ready(process, connections, "the server")
         memory = psutil.Process(process.pid).memory_info
-        capacity = await http_capacity(connections, config.models)
+        capacity = await http_capacity(connections, config.models, CAPACITY_S)
         before_mb, before = memory().rss / 1e6, await server_counts(connections)
-        answers = await offer(connections, config, capacity)
+        rates = config.high * capacity, config.low * capacity
+        arrivals = poisson_arrivals(rates, config.seconds, len(config.models), np.random.default_rng(config.seed))
+        messages = [
+            [request_bytes(model, priority, config.deadline_ms) for model in config.models] for priority in (0, 1)
+        ]
+        answers = await offer(connections, arrivals, messages)
         after_mb, counted = memory().rss / 1e6, await server_counts(connections) - before
         connections.close()
     result = summarise(pd.DataFrame(answers), config.deadline_ms)

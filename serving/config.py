@@ -36,6 +36,9 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         logdir: folder for TensorBoard.
         record: folder to record arrivals and batches in; envs.fit and --replay read it.
         timeline: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
+        otel_endpoint: collector to which OpenTelemetry traces go, a span per request: the URL of its OTLP over HTTP, e.g.
+            http://localhost:4318. Needs strait-rl[otel].
+        otel_ratio: share of the requests without a trace context that are exported; others as their caller's says.
         replay: serve a recorded or made workload in place of a network, print what became of it, and exit: a workload
             file, a trace file, poisson, bursty, diurnal, gamma, azure_llm_2023, mooncake or twin:NAME.
         load: load of --replay as a share of the capacity, which is measured first; by default a file keeps its own arrivals.
@@ -64,6 +67,8 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
     logdir: str | None = None
     record: str | None = None
     timeline: str | None = None
+    otel_endpoint: str | None = None
+    otel_ratio: float = 0.1
     replay: str | None = None
     load: float | None = None
     duration: float = 60.0
@@ -100,7 +105,7 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
         ports = ("port", "grpc_port", "peer_port")
         self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)
-        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction", "violation_target")
+        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction", "violation_target", "otel_ratio")
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -109,6 +114,10 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         for flag in ("replay", "record", "timeline", "logdir"):
             if self.cluster is not None and getattr(self, flag) is not None:
                 raise InputError(f"--{flag} is for a server with a device of its own; it does not go with --cluster")
+        if self.peers and self.otel_endpoint is not None:
+            raise InputError(
+                "--otel_endpoint is for servers with an engine; give it to the replicas, not to their door"
+            )
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:

@@ -36,6 +36,7 @@ from serving.models.load import may_vary
 from serving.models.repository import ModelRepository
 from serving.observers.explain import DecisionLog
 from serving.observers.logs import RequestLog
+from serving.observers.otel import SpanWriter, otlp_exporter
 from serving.observers.output import Output, saving
 from serving.observers.prometheus import Metrics
 from serving.observers.recorder import Recorder
@@ -78,6 +79,8 @@ class Server:
         if config.replay is None:
             check_addresses(config)
         self._check_outputs()
+        endpoint = config.otel_endpoint
+        self.span_exporter = None if endpoint is None else otlp_exporter(endpoint)
 
     def _check_outputs(self) -> None:
         """Refuse now what could not be written later."""
@@ -208,6 +211,10 @@ class OpenServer:
             outputs.append(Recorder(config.record, models.info, lambda: models.solo))
         if config.timeline is not None:
             outputs.append(TimelineWriter(config.timeline))
+        if self.server.span_exporter is not None:
+            where = str(config.otel_endpoint)
+            outputs.append(SpanWriter(self.server.span_exporter, config.otel_ratio, where))
+            log.info("traces go to %s: those that clients record, and %g of the others", where, config.otel_ratio)
         if config.logdir is not None:
             settings = asdict(config) | {"token": bool(config.token)}
             outputs.append(TensorBoardWriter(config.logdir, engine, settings))

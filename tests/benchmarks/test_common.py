@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from benchmarks.common.command import as_command
+from benchmarks.common.open_loop import Answer
 from benchmarks.common.server import Connection, closed_loops, http_message, running, wait_until_up
 from benchmarks.common.tables import table
-from benchmarks.overload import Answer, summarise
+from benchmarks.overload import summarise
 
 
 @dataclass
