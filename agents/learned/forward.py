@@ -18,7 +18,7 @@ from agents.policies.base import MEMORY_SIZE
 from agents.policies.strait import StraitParams
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
-from envs.scheduling.operations import batches_on_next_core, has_room
+from envs.scheduling.operations import batches_on_next_core, candidate_of, has_room
 from envs.scheduling.rates import deferral_ms
 
 # Head of the vector: width, deferral timer in mean solo latencies, batches per core, logit of Strait's choice. Strait's
@@ -34,6 +34,9 @@ N_SCRATCH = 7
 
 
 ZERO = np.float32(0.0)
+MOST_SLACK = (
+    100.0  # mean solo latencies; a deadline is at most 16 of its own model's, and some models take six times the mean
+)
 LEAST = np.float32(-np.inf)
 
 
@@ -229,6 +232,14 @@ def _defer_logit(w, defer_at, out_at, scratch, h, n_valid):
     return logit
 
 
+@inlined
+def _can_wait_long(state, tables, env, action):
+    """Whether the first request of a candidate has more slack than any in training: of deferring it nothing was learned."""
+    priority, model, _ = candidate_of(tables, state.queue.shape[2], action)
+    deadline = state.entry[env, priority, model, state.queue[env, priority, model].head].deadline
+    return deadline - state.scheduler[env].now > MOST_SLACK * tables.device[env % tables.solo.shape[0]].unit_ms
+
+
 @njit
 def choose(state, tables, memory, env, params):
     """One decision: ask Strait, observe, score, take the best; where a core would be shared, Strait's is final."""
@@ -248,6 +259,8 @@ def choose(state, tables, memory, env, params):
     if choice < n_candidates:
         obs[choice * N_CANDIDATE + VALID] = CHOSEN
     action = score(params, memory[env], n_candidates)
+    if action == n_candidates and choice < n_candidates and _can_wait_long(state, tables, env, choice):
+        action = choice
     if action < n_candidates:
         return action, np.inf
     return action, own.now + deferral_ms(tables, env % tables.solo.shape[0], params[DEFER_AFTER])

@@ -35,9 +35,9 @@ def test_a_worse_policy_is_not_taken(tmp_path: Path) -> None:
     assert "strait" in found.describe() and lazy in found.describe()
 
 
-def test_one_that_is_no_better_is_not_taken_either(tmp_path: Path) -> None:
-    same = network(tmp_path / "same.safetensors", defers=0.0, strait_bonus=1e6)
-    assert choose_policy(PROFILE, [same], 2).policy == "strait"
+def test_one_that_is_no_better_is_not_taken_either() -> None:
+    found = choose_policy(PROFILE, ["strait:no-transfer"], 2)
+    assert found.policy == "strait" and found.differences["strait:no-transfer"] == (0.0, 0.0)
 
 
 def test_a_better_policy_is_taken_and_the_same_seed_chooses_alike(monkeypatch: pytest.MonkeyPatch) -> None:
