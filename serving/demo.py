@@ -25,7 +25,7 @@ from agents.evaluation import metric
 from agents.learned.names import SERVED, resolve
 from agents.timeline import TimelineConfig
 from agents.timeline import run as draw_timeline
-from agents.training.config import load_config
+from agents.training.config import EvaluationConfig, load_config
 from agents.training.trainer import train
 from envs.profiles.fit import fit
 from serving.models.builtin.registry import DEFAULT_MODELS
@@ -44,6 +44,9 @@ CAMPAIGN = Path(__file__).resolve().parent.parent / "traces" / "data" / "cpu2"
 LEARNED = "ppo"
 A100 = "gpu-a100"
 SIMULATED_LOAD = 1.0
+SHORT = EvaluationConfig(
+    workloads=4, duration_ms=1500.0, confirm=8
+)  # an A100 answers ten times as many requests as two cores
 
 
 @dataclass
@@ -129,6 +132,8 @@ class Demo:
         )
         if tuned_for is not None:
             settings = replace(settings, tuned_for=tuned_for, strait_tuned=False)
+        else:
+            settings = replace(settings, evaluation=SHORT)
         result = train(settings)
         if result.interrupted:
             raise KeyboardInterrupt
