@@ -34,7 +34,7 @@ from benchmarks.common.server import (
     http_message,
     running,
     serve_command,
-    wait_until_up,
+    wait_until_ready,
 )
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
@@ -104,11 +104,7 @@ async def replicas(
             ports = ["--port", str(port), "--peer_port", str(peer)]
             processes.append(stack.enter_context(running(serve_command(*device, *ports), folder)))
         for process, port in zip(processes, http):
-
-            async def ask(port: int = port) -> None:
-                await (await Connection.open(port)).ask(http_message("/v2/health/ready"))
-
-            await wait_until_up(process, ask, "a replica", START_S)
+            await wait_until_ready(process, port, "a replica", START_S)
         yield processes, peers, http
 
 
@@ -265,11 +261,7 @@ async def measure_http(config: ClusterBenchmark, folder: Path) -> dict[str, floa
         port = free_port()
         names = ",".join(f"127.0.0.1:{peer}" for peer in peers)
         with running(serve_command("--peers", names, "--port", str(port)), folder) as process:
-
-            async def ask() -> None:
-                await (await Connection.open(port)).ask(http_message("/v2/health/ready"))
-
-            await wait_until_up(process, ask, "the door", START_S)
+            await wait_until_ready(process, port, "the door", START_S)
             for _ in range(4):
                 for name, at in (("one server", http[0]), ("door", port)):
                     open_ = [await Connection.open(at) for _ in range(config.clients)]

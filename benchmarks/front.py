@@ -85,7 +85,7 @@ class FrontBenchmark:
 # What is served: ours reads a list of models, the others a script.
 
 IDENTITY = ModelSpec("identity", "torch.nn:Identity", (WIDTH,), "float32")
-MODELS = f"[{{name: identity, source: 'torch.nn:Identity', input_shape: [{WIDTH}], timeout_ms: 10000}}]"
+MODELS = f"[{{name: {IDENTITY.name}, source: '{IDENTITY.source}', input_shape: [{WIDTH}], timeout_ms: 10000}}]"
 
 LITSERVE = """
 import sys, litserve as ls

@@ -39,7 +39,7 @@ from benchmarks.common.server import (
     http_message,
     running,
     serve_command,
-    wait_until_up,
+    wait_until_ready,
 )
 from serving.api.tensors import to_bytes
 from serving.models.listing import read_entries
@@ -189,14 +189,6 @@ class Served:
             latencies, spent = await closed_loops(calls, seconds)
         return len(latencies) / spent
 
-    async def ready(self) -> None:
-        """Raise unless it takes requests."""
-        connection = await Connection.open(self.port)
-        with contextlib.closing(connection):
-            status, _ = await connection.ask(http_message("/v2/health/ready"))
-        if status != 200:
-            raise RuntimeError(f"it answers {status}")
-
 
 async def alone(served: Served, direct: Direct, calls: int) -> dict[str, float]:
     """Medians of single calls, in turn."""
@@ -276,7 +268,7 @@ async def measure_all(config: ModelsBenchmark, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"models": {}}
     with running(command, Path.cwd()) as process:
         served = Served(port, grpc_port)
-        await wait_until_up(process, served.ready, "the server", START_S)
+        await wait_until_ready(process, port, "the server", START_S)
         for name in config.models:
             loaded = load_buckets(entries[name].spec)
             direct = Direct(loaded[-1])

@@ -32,15 +32,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import (
+    START_S,
     Connections,
+    check_models,
     http_capacity,
+    messages_of,
     offer,
     poisson_arrivals,
-    request_bytes,
-    wait_until_ready,
 )
-from benchmarks.common.server import free_port, http_message, running, serve_command
-from serving.models.builtin.registry import BUILTIN
+from benchmarks.common.server import free_port, http_message, running, serve_command, wait_until_ready
 from traces.errors import InputError
 from traces.workload import PRIORITIES
 
@@ -77,9 +77,7 @@ class OverloadBenchmark:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.models:
-            if name not in BUILTIN:
-                raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
+        check_models(self.models)
         if min(self.seconds, self.deadline_ms) <= 0 or min(self.high, self.low) < 0:
             raise InputError("--seconds, --deadline_ms, --high, --low: must be positive")
         if self.full:
@@ -135,15 +133,13 @@ async def overload(config: OverloadBenchmark) -> dict[str, Any]:
     """Start the server, measure its capacity, overload it, and sum up; see the module for what is returned."""
     with serving(config) as (process, port):
         connections = Connections(port)
-        await wait_until_ready(process, connections, "the server")
+        await wait_until_ready(process, port, "the server", START_S)
         memory = psutil.Process(process.pid).memory_info
         capacity = await http_capacity(connections, config.models, CAPACITY_S)
         before_mb, before = memory().rss / 1e6, await server_counts(connections)
         rates = config.high * capacity, config.low * capacity
         arrivals = poisson_arrivals(rates, config.seconds, len(config.models), np.random.default_rng(config.seed))
-        messages = [
-            [request_bytes(model, priority, config.deadline_ms) for model in config.models] for priority in (0, 1)
-        ]
+        messages = messages_of(config.models, [config.deadline_ms] * len(PRIORITIES))
         answers = await offer(connections, arrivals, messages)
         after_mb, counted = memory().rss / 1e6, await server_counts(connections) - before
         connections.close()

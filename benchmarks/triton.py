@@ -37,18 +37,18 @@ import numpy as np
 from agents.evaluation.statistics import bootstrap
 from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import (
+    START_S,
     Answer,
     Arrivals,
     Connections,
+    check_models,
     http_capacity,
+    messages_of,
     offer,
     poisson_arrivals,
-    request_bytes,
-    wait_until_ready,
 )
-from benchmarks.common.server import free_port, running, serve_command
+from benchmarks.common.server import free_port, running, serve_command, wait_until_ready
 from benchmarks.common.triton import SETUP, Batching, add_model, check_triton, triton_command
-from serving.models.builtin.registry import BUILTIN
 from serving.models.served import ModelSpec
 from traces.errors import InputError
 from traces.workload import HIGH_WEIGHT, PRIORITIES
@@ -102,9 +102,7 @@ class TritonBenchmark:
     def __post_init__(self) -> None:
         if self.triton:
             check_triton(self.triton)
-        for name in self.models:
-            if name not in BUILTIN:
-                raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
+        check_models(self.models)
         if not self.loads or not self.models or min(*self.loads, *self.deadlines_ms, self.seconds) <= 0:
             raise InputError("--models, --loads, --high_deadline_ms, --low_deadline_ms, --seconds: must be positive")
         if min(self.rounds, self.triton_max_batch, self.triton_instances) < 1 or self.triton_delay_us < 0:
@@ -151,10 +149,7 @@ def started(name: str, config: TritonBenchmark, home: Path) -> Iterator[Target]:
         settings = ["--policy", config.policy, "--high_weight", str(config.high_weight)]
         command = serve_command("--models", ",".join(config.models), *settings, "--port", str(port))
         environment = {}
-    messages = [
-        [request_bytes(model, priority, deadline_ms - margin_ms) for model in config.models]
-        for priority, deadline_ms in enumerate(config.deadlines_ms)
-    ]
+    messages = messages_of(config.models, [deadline_ms - margin_ms for deadline_ms in config.deadlines_ms])
     log = home / "log"
     with running(command, home, environment, log) as process, contextlib.closing(Connections(port)) as connections:
         try:
@@ -239,7 +234,7 @@ async def compare(config: TritonBenchmark) -> dict[str, Any]:
         names = SERVERS if config.triton else SERVERS[:1]
         targets = [stack.enter_context(started(name, config, folder / name)) for name in names]
         for target in targets:
-            await wait_until_ready(target.process, target.connections, target.name)
+            await wait_until_ready(target.process, target.connections.port, target.name, START_S)
             await http_capacity(target.connections, config.models, CAPACITY_S)  # a first run that does not count
         counts = await offer_in_turns(config, targets)
     # Where Triton lies is of no interest elsewhere.

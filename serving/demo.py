@@ -44,9 +44,9 @@ CAMPAIGN = Path(__file__).resolve().parent.parent / "traces" / "data" / "cpu2"
 LEARNED = "ppo"
 A100 = "gpu-a100"
 SIMULATED_LOAD = 1.0
-SHORT = EvaluationConfig(
-    workloads=4, duration_ms=1500.0, confirm=8
-)  # an A100 answers ten times as many requests as two cores
+PICTURE = "a100.png"
+# An A100 answers ten times as many requests as two cores.
+SHORT = EvaluationConfig(workloads=4, duration_ms=1500.0, confirm=8)
 
 
 @dataclass
@@ -110,18 +110,14 @@ class Demo:
         """Print what happens now."""
         self.console.print(f"[dim]{self.seconds:5.0f} s[/dim]  {text}", soft_wrap=True)
 
-    def train(self, profile: str, name: str, seconds: float, tuned_for: str | None = None) -> str:
-        """Train PPO on a profile; returns the policy's file.
+    def train(self, profile: str, name: str, seconds: float, **settings: Any) -> str:
+        """Train PPO on a profile, by name or file, in a run of this name; returns the policy's file.
 
-        Args:
-            profile: name or file.
-            name: of the run.
-            seconds: of training.
-            tuned_for: the profile whose Strait it begins as, and is compared with; None: the profile itself.
+        `settings` replace those of `TrainConfig`.
         """
         self.say(f"training PPO for {seconds:g} s in simulation (TensorBoard: {self.out})")
         base = load_config("quick")
-        settings = replace(
+        config = replace(
             base,
             budget_s=seconds,
             seed=self.config.seed,
@@ -129,12 +125,9 @@ class Demo:
             name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             progress=sys.stderr.isatty(),
             env=replace(base.env, profile=profile, models=(), streams=self.config.streams),
+            **settings,
         )
-        if tuned_for is not None:
-            settings = replace(settings, tuned_for=tuned_for, strait_tuned=False)
-        else:
-            settings = replace(settings, evaluation=SHORT)
-        result = train(settings)
+        result = train(config)
         if result.interrupted:
             raise KeyboardInterrupt
         self.say(
@@ -146,12 +139,12 @@ class Demo:
     def simulate(self) -> list[dict[str, Any]]:
         """Train for the A100, compare, and draw a moment of what was learned."""
         self.say("on an A100, simulated as 65,929 measured co-runs of two and three models have it:")
-        learned = self.train(A100, "train-a100", self.config.simulated_s)
+        learned = self.train(A100, "train-a100", self.config.simulated_s, evaluation=SHORT)
         policies = [learned if policy == LEARNED else policy for policy in self.config.policies]
         suite = replace(suites()["quick"], policies=tuple(policies), loads=(SIMULATED_LOAD,))
         frame = evaluate(suite, A100, self.config.streams, progress=sys.stderr.isatty())
         results = frame.replace({"policy": {learned: LEARNED}}).groupby("policy", sort=False).mean(numeric_only=True)
-        picture = self.out / "a100.png"
+        picture = self.out / PICTURE
         draw_timeline(TimelineConfig(str(picture), learned, load=SIMULATED_LOAD, profile=A100, seed=self.config.seed))
         rows = [{"policy": policy, **row} for policy, row in results.iterrows()]
         self.print("an A100, simulated, all of its capacity offered in bursts", rows)
@@ -159,7 +152,7 @@ class Demo:
 
     def serve(self, machine: Machine, workload: Workload, learned: str) -> list[dict[str, Any]]:
         """Serve the workload under each policy, in turns."""
-        config, parts = self.config, _parts(workload, self.config)
+        config, parts = self.config, workload.slots(1e3 * self.config.duration / self.config.turns)
         recorder = Recorder(self.out / "log", lambda: machine.info, lambda: machine.solo)
         timelines = {policy: TimelineWriter(self.out / f"timeline-{policy}.json") for policy in config.policies}
         runs: dict[str, list[tuple[dict[str, Any], pd.DataFrame]]] = {policy: [] for policy in config.policies}
@@ -191,13 +184,6 @@ class Demo:
                 r["policy"], *violations, *latencies, in_time, "" if decision is None else f"{decision:.0f} us"
             )
         self.console.print(table)
-
-
-def _parts(workload: Workload, config: DemoConfig) -> list[Workload]:
-    """The workload in parts of equal duration; empty ones are dropped."""
-    ends = np.linspace(0.0, 1e3 * config.duration, config.turns + 1)
-    parts = [workload.window(start, end) for start, end in zip(ends[:-1], ends[1:])]
-    return [part for part in parts if len(part)]
 
 
 def _merged(policy: str, runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> dict[str, Any]:
@@ -234,7 +220,7 @@ def run_demo(config: DemoConfig) -> None:
         if LEARNED in config.policies and config.train_s > 0:
             profile = demo.out / "profile.json"
             machine.profile.save(profile)
-            learned = demo.train(str(profile), "train", config.train_s, SERVED)
+            learned = demo.train(str(profile), "train", config.train_s, tuned_for=SERVED, strait_tuned=False)
         capacity = capacity_rps(machine, seed=config.seed)
         demo.say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
         mix = WorkloadConfig(high_fraction=config.high_fraction)
@@ -254,15 +240,15 @@ def run_demo(config: DemoConfig) -> None:
         "results": results,
     }
     atomic_write_text(demo.out / "results.json", json.dumps(record, indent=1) + "\n")
-    for text in _next_steps(demo.out, learned, bool(simulated)):
+    for text in _next_steps(config, learned):
         demo.console.print(text, soft_wrap=True)
 
 
-def _next_steps(out: Path, learned: str, simulated: bool) -> list[str]:
+def _next_steps(config: DemoConfig, learned: str) -> list[str]:
     """What to look at, and what to run."""
-    python = Path(sys.executable)
-    lines = [f"a moment on the A100: {out / 'a100.png'}"] if simulated else []
-    if (out / "log").is_dir():
+    python, out = Path(sys.executable), Path(config.out)
+    lines = [f"a moment on the A100: {out / PICTURE}"] if config.simulated_s > 0 else []
+    if LEARNED in config.policies:
         lines.append(
             f"see what was served on the status page, http://127.0.0.1:8080: {python} -m serving.replay --view {out / 'log'}"
         )

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from agents.evaluation.choose import Choice
 from serving.api.listen import check_addresses, listen, tls_context
 from serving.choosing import ShadowComparison, policy_for
 from serving.cluster.replica import Replica, listen_for_doors
@@ -178,7 +179,7 @@ class OpenServer:
         if config.explain:
             engine.guard.on_decision = DecisionLog(lambda: engine.models)
         if chosen is not None:
-            plane.why_policy = partial("--policy auto: {}".format, chosen.describe())
+            plane.why_policy = partial(_found, chosen)
         replica = peer_port = None
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
@@ -199,7 +200,7 @@ class OpenServer:
                 )
                 engine.observers.append(shadow)
                 metrics.differences = lambda: shadow.choice.differences
-                plane.why_policy = lambda: f"--policy auto: {shadow.choice.describe()}"
+                plane.why_policy = lambda: _found(shadow.choice)
                 parts.callback(asyncio.ensure_future(shadow.run()).cancel)
             freeze_garbage()
             return RunningServer(config, engine, repository, reloader, parts.pop_all(), replica, peer_port)
@@ -326,6 +327,11 @@ async def done_before(stopping: asyncio.Event, work: asyncio.Future[Any]) -> boo
     await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     return work.done()
+
+
+def _found(choice: Choice) -> str:
+    """What --policy auto found, for the status page."""
+    return f"--policy auto: {choice.describe()}"
 
 
 def _handle_once(number: int) -> None:

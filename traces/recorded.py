@@ -52,6 +52,12 @@ class TimedRows:
         arrays = {name: value[first:last] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return replace(self, **arrays | {"arrival_ms": arrays["arrival_ms"] - start_ms})  # type: ignore[type-var]
 
+    def slots(self, slot_ms: float) -> list[Self]:
+        """Cut into time slots, each counted from its start, the last as long as what is left; empty ones are dropped."""
+        count = int(self.arrival_ms[-1] // slot_ms) + 1 if len(self) else 0
+        cut = [self.window(i * slot_ms, (i + 1) * slot_ms) for i in range(count)]
+        return [slot for slot in cut if len(slot)]
+
     def _set_arrays(self, kinds: dict[str, type]) -> None:
         """Make the named fields arrays of these types; InputError when they differ in shape or the times are not sorted."""
         for field, dtype in kinds.items():

@@ -34,9 +34,8 @@ N_SCRATCH = 7
 
 
 ZERO = np.float32(0.0)
-MOST_SLACK = (
-    100.0  # mean solo latencies; a deadline is at most 16 of its own model's, and some models take six times the mean
-)
+# Mean solo latencies; a deadline is at most 16 of its own model's, and some models take six times the mean.
+MOST_SLACK = 100.0
 LEAST = np.float32(-np.inf)
 
 

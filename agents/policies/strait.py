@@ -78,8 +78,8 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     """The rank of queue (priority, model) by solo times, and the time at which its slack will have shrunk to the price.
 
     Returns:
-        (rank, worth, due): rank and worth at the price, -inf for an empty queue; absolute ms at which it will be worth the
-        price, inf where it is already or never will be.
+        (rank, offers, due): the rank, and what counts of it against the price, -inf for an empty queue; the absolute ms at
+        which it will be worth the price, inf where it is already or never will be.
     """
     group = env % tables.solo.shape[0]
     own = state.scheduler[env]

@@ -56,9 +56,8 @@ class RoutingConfig(ClusterConfig):
     json: bool = False
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("accelerators", "seeds", "streams", "doors", "queue_places"), 1)
-        least |= {"request_delay_ms": 0, "answer_delay_ms": 0, "slow_share": 0}
-        check_settings(self, "--", least, {"loads": 0, "duration_ms": 0, "slow_factor": 0})
+        super().__post_init__()
+        check_settings(self, "--", {"seeds": 1}, {"loads": 0, "duration_ms": 0})
 
 
 def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
-import numba
 import numpy as np
 
 from agents.evaluation import metric
 from agents.evaluation.statistics import violations
 from agents.evaluation.suites import check_workload, workload_for
 from agents.learned.names import resolve
-from agents.routing.simulate import ClusterConfig, compiled, no_room, open_cluster, run_to_arrival
+from agents.policies.base import bind_loop
+from agents.routing.simulate import ClusterConfig, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
 from envs.cluster.ledger import Routed, chance, foretold_ms, growth_ms, load_of
 from envs.profiles.profile import Profile
@@ -29,7 +29,10 @@ from traces.workload import HIGH_WEIGHT, WorkloadConfig
 
 # Times in mean solo latencies of the models.
 REQUEST_FEATURES = ("low_priority", "slack", "solo_latency")
+LOW_PRIORITY, SLACK, SOLO_LATENCY = range(len(REQUEST_FEATURES))
 REPLICA_FEATURES = ("chance_in_time", "foretold_time", "growth_of_work", "requests_inside", "log_slowness")
+CHANCE_IN_TIME, FORETOLD_TIME, GROWTH_OF_WORK, REQUESTS_INSIDE, LOG_SLOWNESS = range(len(REPLICA_FEATURES))
+N_REQUEST, N_REPLICA = len(REQUEST_FEATURES), len(REPLICA_FEATURES)
 MOST = 100.0  # of any feature
 
 
@@ -66,22 +69,21 @@ class RoutingEnvConfig:
 def _observe(ledger, tables, door, request, out):
     """Write the features of the request, then those of each replica, in the order of the names above."""
     unit_ms = tables.device[0].unit_ms
-    out[0] = request.priority
-    out[1] = (request.deadline - request.now) / unit_ms
-    out[2] = tables.solo[0, request.model, 0] / unit_ms
-    at = 3
+    out[LOW_PRIORITY] = request.priority
+    out[SLACK] = (request.deadline - request.now) / unit_ms
+    out[SOLO_LATENCY] = tables.solo[0, request.model, 0] / unit_ms
     for replica in range(ledger.replica.shape[1]):
+        at = N_REQUEST + replica * N_REPLICA
         foretold = foretold_ms(ledger, tables, door, replica, request)
-        out[at] = chance(ledger, door, request, foretold)
-        out[at + 1] = foretold / unit_ms
-        out[at + 2] = growth_ms(ledger, tables, door, replica, request) / unit_ms
-        out[at + 3] = load_of(ledger, door, replica, request.now)
-        out[at + 4] = ledger.replica[door, replica].log_slowness
-        at += 5
+        out[at + CHANCE_IN_TIME] = chance(ledger, door, request, foretold)
+        out[at + FORETOLD_TIME] = foretold / unit_ms
+        out[at + GROWTH_OF_WORK] = growth_ms(ledger, tables, door, replica, request) / unit_ms
+        out[at + REQUESTS_INSIDE] = load_of(ledger, door, replica, request.now)
+        out[at + LOG_SLOWNESS] = ledger.replica[door, replica].log_slowness
 
 
 class RoutingEnv(gym.Env[np.ndarray, np.int64]):
-    """Observations are float32 (3 + 5 N,), actions the index of a replica; an episode has one step per request.
+    """Observations are float32 (3 + 5 N,), in the order of `names`, actions the index of a replica. One step per request.
 
     The reward of a step is minus the weight of what was violated since the last one, the last step's of all that is left.
 
@@ -99,6 +101,7 @@ class RoutingEnv(gym.Env[np.ndarray, np.int64]):
         self.config = config or RoutingEnvConfig(**overrides)
         self._profile = Profile.load(self.config.profile)
         check_workload(self.config.workload, self._profile)
+        self._policy = resolve(self.config.policy, profile=self.config.profile)[0]
         n = self.config.cluster.accelerators
         self.names = (*REQUEST_FEATURES, *(f"{name}/{i}" for i in range(n) for name in REPLICA_FEATURES))
         self.observation_space = gym.spaces.Box(-MOST, MOST, (len(self.names),), np.float32)
@@ -118,11 +121,9 @@ class RoutingEnv(gym.Env[np.ndarray, np.int64]):
         workload = workload_for(
             config.workload, load * self._capacity_rps, config.duration_ms, self._profile, WorkloadConfig(), drawn
         )
-        self._policy = resolve(config.policy, config.cluster.accelerators, profile=config.profile)[0]
         self.sim, self.cluster = open_cluster(self._profile, config.cluster, self._policy, workload, noise)
-        rest = (self._policy.memory, self._policy.vector, self.sim.arrays, self.cluster)
-        self._run = compiled(run_to_arrival, self._policy, self.sim, *map(numba.typeof, rest), numba.int64)
-        self._rest = rest
+        self._args = (self._policy.kind.choose, self._policy.memory, self._policy.vector, self.sim.arrays, self.cluster)
+        self._run = bind_loop(run_to_arrival, *self._args, 0)
         self._lost = 0.0
         self._at = 0
         return self._observation(), {"load": load, "workload_seed": drawn, "seed": noise}
@@ -150,7 +151,7 @@ class RoutingEnv(gym.Env[np.ndarray, np.int64]):
 
     def _observation(self) -> np.ndarray:
         """Run up to the next arrival, and what is known then; zeros at the end."""
-        self._run(self._policy.kind.choose, *self._rest, self._at)
+        self._run(*self._args, self._at)
         out = np.zeros(len(self.names))
         if self._at < len(self.cluster.arrival):
             arrival = self.cluster.arrival[self._at]

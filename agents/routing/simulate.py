@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from envs.scheduling.jit import inlined, njit
 from envs.simulation.events import act, collect, needs_decision, next_event, run_event
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
+from traces.settings import check_settings
 from traces.workload import Workload
 
 ROOM = 3.0  # requests that a replica has room for, over its share; and so many beside
@@ -99,6 +99,9 @@ class ClusterConfig:
         slow_share: share of the accelerators that are slower.
         slow_factor: how many times as long they take.
         queue_places: places of each queue.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     accelerators: int = 64
@@ -109,6 +112,11 @@ class ClusterConfig:
     slow_share: float = 0.0
     slow_factor: float = 2.0
     queue_places: int = 128
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("accelerators", "streams", "doors", "queue_places"), 1)
+        least |= dict.fromkeys(("request_delay_ms", "answer_delay_ms", "slow_share"), 0)
+        check_settings(self, "--", least, {"slow_factor": 0})
 
     def slowness(self) -> np.ndarray:
         """(N,) how many times as long each replica takes; the slow ones are spread evenly."""
@@ -193,18 +201,13 @@ def no_room(sim: Simulator) -> str:
 
 def _call(policy: Policy, router: RouterKind, sim: Simulator, cluster: Cluster, seed: int) -> int:
     """``_run_cluster`` with both functions as pointers, so that one compiled loop serves all policies and routers."""
+    choose, route = policy.kind.choose, router.route
     rest = (policy.memory, policy.vector, sim.arrays, cluster, np.uint64(seed))
-    route_type = routers.pointer_type(router, cluster.ledger, cluster.profile)
-    loop = compiled(_run_cluster, policy, sim, route_type, *map(numba.typeof, rest))
-    return int(loop(policy.kind.choose, router.route, *rest))
-
-
-def compiled(loop: Any, policy: Policy, sim: Simulator, *rest: Any) -> Callable[..., Any]:
-    """A loop whose first argument is a policy's function, compiled once for all; `rest`: types of the other arguments."""
-    if not hasattr(loop, "overloads"):  # Numba is off
-        return loop  # type: ignore[no-any-return]
-    chooser = policies.pointer_type(policy.kind.choose, policy.memory, policy.vector, sim.state, sim.tables)
-    signature = (chooser, *rest)
-    if signature not in loop.overloads:
-        loop.compile(signature)
-    return loop.overloads[signature].entry_point  # type: ignore[no-any-return]
+    loop: Any = _run_cluster
+    if hasattr(loop, "overloads"):
+        chooser = policies.pointer_type(choose, policy.memory, policy.vector, sim.state, sim.tables)
+        signature = (chooser, routers.pointer_type(router, cluster.ledger, cluster.profile), *map(numba.typeof, rest))
+        if signature not in loop.overloads:
+            loop.compile(signature)
+        loop = loop.overloads[signature].entry_point
+    return int(loop(choose, route, *rest))

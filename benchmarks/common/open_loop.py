@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,12 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common.server import Connection, closed_loops, http_message, wait_until_up
+from benchmarks.common.server import Connection, closed_loops, http_message
 from serving.models.builtin.registry import BUILTIN
+from traces.errors import InputError
 
 START_S = 240.0
 CAPACITY_CLIENTS = 32
 MET = b'"outcome":"met"'
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Raise InputError for a model of --models that is not built in."""
+    for name in models:
+        if name not in BUILTIN:
+            raise InputError(f"--models: no built-in model {name!r}; known are {', '.join(BUILTIN)}")
 
 
 class Arrivals(NamedTuple):
@@ -82,17 +89,6 @@ class Connections:
             connection.close()
 
 
-async def wait_until_ready(process: subprocess.Popen[bytes], connections: Connections, name: str) -> None:
-    """Return when a server of the Open Inference Protocol takes requests."""
-
-    async def ask() -> None:
-        status, _ = await connections.ask(http_message("/v2/health/ready"))
-        if status != 200:
-            raise RuntimeError(f"it answers {status}")
-
-    await wait_until_up(process, ask, name, START_S)
-
-
 def request_bytes(model: str, priority: int, timeout_ms: float) -> bytes:
     """One inference of a built-in model with a binary tensor, as it goes over the wire."""
     made = BUILTIN[model]
@@ -107,6 +103,14 @@ def request_bytes(model: str, priority: int, timeout_ms: float) -> bytes:
     head = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
     length = f"Inference-Header-Content-Length: {len(head)}"
     return http_message(f"/v2/models/{model}/infer", head + data, [length])
+
+
+def messages_of(models: Sequence[str], timeouts_ms: Sequence[float]) -> list[list[bytes]]:
+    """A request of each priority and built-in model; its timeout is that of its priority."""
+    return [
+        [request_bytes(model, priority, timeout_ms) for model in models]
+        for priority, timeout_ms in enumerate(timeouts_ms)
+    ]
 
 
 async def http_capacity(connections: Connections, models: Sequence[str], seconds: float) -> float:

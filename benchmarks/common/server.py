@@ -78,6 +78,18 @@ async def wait_until_up(
             await asyncio.sleep(POLL_S)
 
 
+async def wait_until_ready(process: subprocess.Popen[bytes], port: int, name: str, within_s: float) -> None:
+    """Return when a server of the Open Inference Protocol takes requests; raises as `wait_until_up`."""
+
+    async def ask() -> None:
+        with contextlib.closing(await Connection.open(port)) as connection:
+            status, _ = await connection.ask(http_message("/v2/health/ready"))
+        if status != 200:
+            raise RuntimeError(f"it answers {status}")
+
+    await wait_until_up(process, ask, name, within_s)
+
+
 async def closed_loops(calls: Sequence[Callable[[], Awaitable[object]]], seconds: float) -> tuple[list[float], float]:
     """Make each call again and again, all of them side by side: latencies in ms, and the seconds that it took."""
     latencies_ms: list[float] = []

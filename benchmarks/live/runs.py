@@ -122,13 +122,7 @@ def in_slots(cells: Sequence[Offered], slot_s: float) -> list[Offered]:
 
     All policies serve a slot before the next one begins, so a slow minute of the machine slows all of them alike.
     """
-    out = []
-    for cell in cells:
-        slot_ms = 1e3 * slot_s
-        count = int(cell.workload.arrival_ms[-1] // slot_ms) + 1
-        slots = [cell.workload.window(i * slot_ms, (i + 1) * slot_ms) for i in range(count)]
-        out += [replace(cell, workload=slot) for slot in slots if len(slot)]
-    return out
+    return [replace(cell, workload=slot) for cell in cells for slot in cell.workload.slots(1e3 * slot_s)]
 
 
 def run_all(

@@ -20,16 +20,16 @@ from traces.workload import WorkloadConfig, make_workload
 PROFILE = Profile.load("synthetic:0")
 
 
-def network(path: Path, defers: float, strait_bonus: float) -> str:
-    """A policy file whose logit of DEFER is ``defers``."""
-    net = CandidateNet(hidden=8, strait_bonus=strait_bonus)
-    net.defer_out.bias.data[:] = defers
+def lazy_network(path: Path) -> str:
+    """A policy file that defers."""
+    net = CandidateNet(hidden=8, strait_bonus=1.0)
+    net.defer_out.bias.data[:] = 50.0
     write_policy(path, {k: v.detach().numpy() for k, v in net.state_dict().items()}, EnvConfig(), {STRAIT_OF: DEVICE})
     return str(path)
 
 
 def test_a_worse_policy_is_not_taken(tmp_path: Path) -> None:
-    lazy = network(tmp_path / "lazy.safetensors", defers=50.0, strait_bonus=1.0)
+    lazy = lazy_network(tmp_path / "lazy.safetensors")
     found = choose_policy(PROFILE, ["strait", lazy, "fifo"], 2)
     assert found.policy == "strait" and found.differences[lazy][0] > 0 and found.differences["fifo"][0] > 0
     assert "strait" in found.describe() and lazy in found.describe()

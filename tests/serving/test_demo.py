@@ -16,7 +16,7 @@ POLICIES = ("fifo", "strait", "ppo")
 def test_every_policy_gets_the_same_requests_in_each_part_and_both_tables_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo.Demo, "train", lambda self, *settings: str(CHECKPOINT))
+    monkeypatch.setattr(demo.Demo, "train", lambda self, *args, **settings: str(CHECKPOINT))
     words = ["--out", str(tmp_path), "--policies", ",".join(POLICIES), "--models", "lstm,dlrm", "--device", "cpu"]
     assert demo.main([*words, "--duration", "2", "--turns", "2", "--streams", "2"]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
