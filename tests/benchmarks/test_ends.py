@@ -16,7 +16,7 @@ from envs.profiles.abacus import FIRST, LAYERS, MODELS, CoRuns
 from envs.profiles.profile import Profile
 from envs.profiles.two_paths import fit_layers, slower_path
 
-EFFORT = Effort(rows=300, tree_rows=400, network_rows=100, folds=3, inner=2)
+EFFORT = Effort(rows=150, tree_rows=400, network_rows=100, folds=2, inner=2)
 
 
 def error(predicted_ms: np.ndarray, runs: CoRuns) -> float:

@@ -36,7 +36,7 @@ def test_a_batch_predicted_late_goes_on_at_its_last_slowdown() -> None:
 def test_models_beat_solo_on_unseen_sets(name: str) -> None:
     data = co_runs()
     make = models(boosting=False)
-    slow = cross_validate(data, make[name], folds(data.group, 3))
+    slow = cross_validate(data, make[name], folds(data.group, 2))
     assert slow.min() > 0.0
     predicted, solo = (errors(finish(data, s), data.exec_ms)["mape"] for s in (slow, np.ones(len(slow))))
     assert predicted < 0.8 * solo
@@ -52,8 +52,8 @@ def test_boosting_beats_solo() -> None:
 
 
 def test_held_out_times_do_not_reach_the_fit() -> None:
-    data = co_runs()
-    fold = folds(data.group, 3)
+    data = co_runs(n=120)
+    fold = folds(data.group, 2)
     make = models(boosting=False)["ours"]
     changed = replace(data, exec_ms=np.where(fold == 1, 7.0 * data.exec_ms, data.exec_ms))
     held = fold[data.batch] == 1
