@@ -119,14 +119,23 @@ def run_group(group: Group) -> pd.DataFrame:
     workloads = make_workloads(group, profile)
     rows = []
     for (load, seed), sim, e in episodes(group, profile, workloads):
-        table = request_table(sim, e)
-        row: dict[str, Any] = {"policy": group.policy, "workload": group.workload, "load": load, "seed": seed}
-        row |= summarise(table, suite.duration_ms)
-        row["n_high"] = int((table["priority"] == 0).sum())
-        row["n_low"] = int((table["priority"] == 1).sum())
-        row["decisions"] = int(sim.world.episode[e].steps)
-        rows.append(row)
-    frame = pd.DataFrame(rows)
+        labels = {"policy": group.policy, "workload": group.workload, "load": load, "seed": seed}
+        rows.append(labels | result_of(sim, e, suite.duration_ms))
+    return with_weighted(pd.DataFrame(rows))
+
+
+def result_of(sim: Simulator, env: int, duration_ms: float | None = None) -> dict[str, Any]:
+    """What came out of a world's episode."""
+    table = request_table(sim, env)
+    row: dict[str, Any] = summarise(table, duration_ms)
+    row["n_high"] = int((table["priority"] == 0).sum())
+    row["n_low"] = int((table["priority"] == 1).sum())
+    row["decisions"] = int(sim.world.episode[env].steps)
+    return row
+
+
+def with_weighted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``result_of`` with their weighted rate."""
     total = frame[["n_high", "n_low"]].to_numpy()
     frame["weighted"] = weighted_rate(frame[list(metric.VIOLATION)].to_numpy() * total, total)
     return frame

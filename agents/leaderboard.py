@@ -1,7 +1,8 @@
 """All policies on one table: ``python -m agents.leaderboard --profile gpu-a100 --seeds 10``.
 
-Every registered policy, and those that were trained and ship, serve the same requests with the same noise. Prints a Markdown
-table, the best first, and one JSON object as its last line.
+Every registered policy, and those that were trained and ship, serve the same requests with the same noise: workloads at some
+loads on a profile, or with ``--env Strait/DualPriority-Bursty-v1`` episodes as an environment draws them. Prints a table,
+the best first, and one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -11,16 +12,26 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from agents.evaluate import evaluate
+import envs  # noqa: F401 (registers the environments)
+from agents.evaluate import evaluate, result_of, with_weighted
 from agents.evaluation import metric
+from agents.evaluation.rollout import finish, govern
 from agents.evaluation.statistics import bootstrap, difference
 from agents.evaluation.suites import Suite
+from agents.learned.names import resolve
 from agents.learned.policy_file import SHIPPED
 from agents.policies.registry import kinds
+from envs.simulation.config import make_config
+from envs.simulation.worlds import Worlds, world_seed
 from traces.command import run_command
+from traces.errors import InputError
 from traces.settings import check_settings
+from traces.worker_pool import worker_pool
 
 REFERENCE = "strait"
 Interval = tuple[float, float, float]  # low, mean, high
@@ -38,7 +49,11 @@ class LeaderboardConfig:
         seeds: workloads at each load; intervals are over them.
         duration_ms: length of each.
         streams: batches that may be in flight side by side.
+        env: id of an environment; its episodes are served, one for each seed, and the settings above are its own.
         workers: processes; all cores by default.
+
+    Raises:
+        InputError: a setting is out of range, or there is no such environment.
     """
 
     profile: str = "gpu-a100"
@@ -48,13 +63,50 @@ class LeaderboardConfig:
     seeds: int = 10
     duration_ms: float = 5_000.0
     streams: int = 4
+    env: str | None = None
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.env is not None and self.env not in environments():
+            raise InputError(f"--env: no environment {self.env!r}; there are {', '.join(environments())}")
         at_least = {"seeds": 1, "streams": 1, "workers": 1}
         check_settings(
             self, "--", at_least, {"loads": 0, "duration_ms": 0}, not_empty=["policies", "workloads", "loads"]
         )
+
+
+def environments() -> list[str]:
+    """The ids of the environments of one accelerator."""
+    return [name for name in gym.registry if name.startswith("Strait/DualPriority")]
+
+
+def play(env: str, seeds: int, policy: str) -> pd.DataFrame:
+    """Results of a policy in the first episodes of an environment with seeds 0, 1, ...: one row for each."""
+    config = make_config(None, gym.spec(env).kwargs)
+    worlds = Worlds(config, seeds, autoreset=False)
+    resolved, change = resolve(policy, seeds, profile=config.profile)
+    worlds.sim.tables = change(worlds.sim.tables)
+    govern(worlds.sim, resolved)
+    worlds.reset(np.array([world_seed(seed) for seed in range(seeds)]))
+    finish(resolved, worlds.sim.arrays, resolved.memory, 0, seeds)
+    labels = {"policy": policy, "workload": env, "load": 0.0}
+    rows = [labels | {"seed": seed} | result_of(worlds.sim, seed) for seed in range(seeds)]
+    frame = with_weighted(pd.DataFrame(rows))
+    frame.attrs["capacity_rps"] = worlds.capacity_rps
+    return frame
+
+
+def play_all(env: str, policies: list[str], seeds: int, workers: int | None) -> pd.DataFrame:
+    """The rows of all policies. Raises InputError: an unknown policy."""
+    for policy in policies:
+        resolve(policy)  # an unknown name is told before anything runs
+    with worker_pool(workers, None) as pool:
+        waiting = [pool.submit(play, env, seeds, policy) for policy in policies]
+        shown = tqdm(waiting, unit="policy", desc=env, disable=not sys.stderr.isatty())
+        frames = [future.result() for future in shown]
+    whole = pd.concat(frames, ignore_index=True)
+    whole.attrs = frames[0].attrs
+    return whole
 
 
 def rank(frame: pd.DataFrame) -> dict[str, dict[str, Interval]]:
@@ -98,16 +150,20 @@ def leaderboard(config: LeaderboardConfig) -> None:
         InputError: an unknown policy, workload or profile.
     """
     policies = config.policies or [*sorted(kinds()), *(name for name, path in SHIPPED.items() if path.is_file())]
-    suite = Suite("leaderboard", tuple(policies), config.workloads, config.loads, config.seeds, config.duration_ms)
-    frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
+    result: dict[str, Any]
+    if config.env is None:
+        suite = Suite("leaderboard", tuple(policies), config.workloads, config.loads, config.seeds, config.duration_ms)
+        frame = evaluate(suite, config.profile, config.streams, config.workers, progress=sys.stderr.isatty())
+        loads = ", ".join(f"{load:g}" for load in config.loads)
+        said = f"profile {config.profile} (simulated), {', '.join(config.workloads)} at loads {loads}"
+        result = {"profile": config.profile, "loads": list(config.loads), "workloads": list(config.workloads)}
+    else:
+        frame = play_all(config.env, list(policies), config.seeds, config.workers)
+        said, result = f"first episodes of {config.env} (simulated)", {"env": config.env}
     scores = rank(frame)
     print(markdown(scores))
-    print(
-        f"\nViolations, mean and 95 % interval over {config.seeds} seeds; profile {config.profile} (simulated), "
-        f"{', '.join(config.workloads)} at loads {', '.join(f'{load:g}' for load in config.loads)}."
-    )
-    result: dict[str, Any] = {"profile": config.profile, "seeds": config.seeds, "loads": list(config.loads)}
-    result |= {"workloads": list(config.workloads), "capacity_rps": round(frame.attrs["capacity_rps"], 2)}
+    print(f"\nViolations, mean and 95 % interval over {config.seeds} seeds; {said}.")
+    result |= {"seeds": config.seeds, "capacity_rps": round(frame.attrs["capacity_rps"], 2)}
     rounded = {
         policy: {name: [round(value, 3) for value in values] for name, values in score.items()}
         for policy, score in scores.items()

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.leaderboard import markdown
 from benchmarks.common.tables import interval, pivot_table, table
 from benchmarks.live.report import headline_table, sim_to_live_table
 from traces.command import run_command
@@ -140,6 +141,7 @@ KINDS: tuple[tuple[set[str], Callable[[Record], str]], ...] = (
     ({"explained"}, sim_to_live_table),
     ({"ablations"}, ablation_table),
     ({"instances"}, optimum_table),
+    ({"env"}, lambda record: markdown(record["policies"])),
     ({"policies", "loads"}, evaluation_table),
     (set(), pivot_table),
 )

@@ -97,7 +97,8 @@ class Reloader:
         buckets = [] if known is None else known_buckets(known, name)
         if evicted is not None:  # what it takes is known, so that there is room before it is loaded
             await self._make_room(evicted.models)
-        loaded = await self._quiet.do(load_buckets, entry.spec, buckets)
+        # One that requests wait for is loaded as fast as can be, as long as its prediction says.
+        loaded = await self._quiet.do(load_buckets, entry.spec, buckets, evicted is None)
         names = [model.name for model in loaded]
         models.check_alone(loaded)
         if self._buckets_of(name) and not models.fits(loaded, beside=True):

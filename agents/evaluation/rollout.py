@@ -53,12 +53,17 @@ def _play_range(choose, memory, params, sim, generator, lo, hi, decisions):
                 run_to_decision(sim, e)
 
 
-def prepare(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
-    """Begin an episode in each world of ``sim`` as ``policy`` wants it; arguments as in ``run``."""
+def govern(sim: Simulator, policy: Policy) -> None:
+    """Make a policy ready for the worlds of ``sim``, and have them drop and preempt as it wants; before they begin."""
     policy.reset(sim.n)
     params = getattr(policy, "params", None)
     sim.world.rules["drop_scale"] = policy.drop
     sim.world.preemption[:] = getattr(params, "preemption", (0.0, 0.0, 0.0, 0.0))
+
+
+def prepare(sim: Simulator, policy: Policy, workloads: Sequence[Workload], seeds: Sequence[int]) -> None:
+    """Begin an episode in each world of ``sim`` as ``policy`` wants it; arguments as in ``run``."""
+    govern(sim, policy)
     sim.load(workloads)
     sim.begin(seeds)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from serving.models.files import set_weights, weights_of, without_values
 from serving.models.served import Forward
 from serving.models.users_code import users_code
 from traces.errors import InputError
@@ -103,23 +104,17 @@ def _frozen(graph: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """
     if not hasattr(graph, "training"):  # frozen already
         return graph
-    weights = dict([*graph.named_parameters(), *graph.named_buffers()])
+    weights = weights_of(graph)
     saved = io.BytesIO()
     try:
-        _set_weights(graph, {name: tensor.new_zeros(()).expand(tensor.shape) for name, tensor in weights.items()})
+        set_weights(graph, without_values(weights))
         torch.jit.save(graph, saved)
     finally:
-        _set_weights(graph, weights)
+        set_weights(graph, weights)
     saved.seek(0)
     loaded = torch.jit.load(saved)
-    _set_weights(loaded, weights)
+    set_weights(loaded, weights)
     return torch.jit.freeze(loaded.eval())
-
-
-def _set_weights(graph: torch.jit.ScriptModule, weights: dict[str, Tensor]) -> None:
-    for name, tensor in weights.items():
-        *path, leaf = name.split(".")
-        setattr(functools.reduce(getattr, path, graph), leaf, tensor)
 
 
 def _checked(graph: torch.jit.ScriptModule, module: nn.Module, examples: Sequence[Example]) -> Forward:

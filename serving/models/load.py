@@ -42,7 +42,7 @@ def load_model(spec: ModelSpec) -> ServedModel:
     return models[0]
 
 
-def load_buckets(spec: ModelSpec, known: Sequence[int] = ()) -> tuple[ServedModel, ...]:
+def load_buckets(spec: ModelSpec, known: Sequence[int] = (), quiet: bool = False) -> tuple[ServedModel, ...]:
     """Load a model: one of fixed sizes, or its buckets, which share its weights and its compiled form.
 
     A factory is Python code of the user's own; files are only read.
@@ -50,6 +50,7 @@ def load_buckets(spec: ModelSpec, known: Sequence[int] = ()) -> tuple[ServedMode
     Args:
         spec: where it comes from.
         known: buckets that a profile knows, for a model that does not name its own.
+        quiet: others are served meanwhile, see `serving.models.torch_program.file_module`.
 
     Raises:
         InputError: unknown source, unreadable file, whatever the model's own code raises, or a model that does not map
@@ -57,7 +58,7 @@ def load_buckets(spec: ModelSpec, known: Sequence[int] = ()) -> tuple[ServedMode
     """
     spec = _with_defaults(spec)
     where = f"model {spec.name!r}"
-    program = _open(spec, where)
+    program = _open(spec, where, quiet)
     inputs = _inputs(spec, program, where)
     program.bind([one.name for one in inputs], list(spec.outputs))
     if isinstance(program, TorchProgram):
@@ -154,7 +155,7 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
                    kind=spec.kind or own.kind)  # fmt: skip
 
 
-def _open(spec: ModelSpec, where: str) -> Program:
+def _open(spec: ModelSpec, where: str, quiet: bool) -> Program:
     source = spec.source
     if source.startswith("hf:"):
         from serving.models.huggingface import open_folder
@@ -168,7 +169,7 @@ def _open(spec: ModelSpec, where: str) -> Program:
             from serving.models.onnx_program import OnnxProgram
 
             return OnnxProgram(path, where)
-        return TorchProgram(functools.partial(file_module, path, where), where, source)
+        return TorchProgram(functools.partial(file_module, path, where, quiet), where, source)
     if ":" not in source:
         raise InputError(f"{where}: source {source!r} is not {SOURCES}")
     factory = BUILTIN[source.partition(":")[2]].factory if source.startswith("builtin:") else source

@@ -16,7 +16,7 @@ from torch.export.passes import move_to_device_pass
 
 from serving.models.compile import compile_forward, silent_torchscript, uncompiled
 from serving.models.cost import count_costs, count_weights
-from serving.models.files import EXPORTED, TORCHSCRIPT, fixed_in_training, form_of
+from serving.models.files import EXPORTED, TORCHSCRIPT, fixed_in_training, form_of, load_apart
 from serving.models.program import CONVENTIONS, Described, Output, Program
 from serving.models.served import Forward, host_array
 from serving.models.tensors import NAMES, VARIES
@@ -24,6 +24,7 @@ from serving.models.users_code import users_code
 from traces.errors import InputError
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+LARGE = 8 * 2**20  # bytes of a file, which take torch.jit.load some 10 ms
 _EXPORT_HINT = ' (export for any batch size: dynamic_shapes=({0: torch.export.Dim("batch")},))'
 
 
@@ -195,11 +196,17 @@ def _checked_array(output: Tensor, where: str) -> tuple[str, np.ndarray]:
 # Where modules come from.
 
 
-def file_module(path: Path, where: str, device: str) -> Loaded:
+def file_module(path: Path, where: str, quiet: bool, device: str) -> Loaded:
     """The module in a file, and what the file says of its inputs.
 
     Files are read by torch.jit.load and torch.export.load, which build graphs and run no code of the file's author; nothing
     is unpickled.
+
+    Args:
+        path: of the file.
+        where: the model, as errors begin.
+        quiet: others are served meanwhile, who must not notice: a large file then takes seconds more.
+        device: where the module is to be.
 
     Raises:
         InputError: it is not such a file.
@@ -212,7 +219,9 @@ def file_module(path: Path, where: str, device: str) -> Loaded:
             raise InputError(f"{unread}: it is {found}")
         with silent_torchscript():
             if expected == TORCHSCRIPT:
-                return Loaded(frozen_weights(torch.jit.load(str(path), map_location=device), device))
+                apart = quiet and path.stat().st_size > LARGE
+                graph = load_apart(path, device) if apart else torch.jit.load(str(path), map_location=device)
+                return Loaded(frozen_weights(graph, device))
             program = torch.export.load(str(path))
             # A graph names the device of the tensors that it makes, which Module.to leaves as it is.
             described = _exported_inputs(program)

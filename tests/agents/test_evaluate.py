@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -262,3 +263,23 @@ def test_the_leaderboard_prints_a_table_and_json(capsys: pytest.CaptureFixture[s
             assert low <= mean <= high
     assert leaderboard.main(["--policies", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_leaderboard_of_an_environment_serves_its_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    name, seeds = "Strait/DualPriority-Tiny-v1", 3
+    assert leaderboard.main([f"--env={name}", "--policies=fifo,strait", f"--seeds={seeds}", "--workers=1"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["env"] == name and set(result["policies"]) == {"fifo", "strait"}
+    env, offered = gym.make(name), []
+    for seed in range(seeds):
+        env.reset(seed=seed)
+        done = False
+        while not done:
+            *_, done, _, info = env.step(env.action_space.n - 1)  # DEFER, so that all of them are violated
+        offered.append(info["outcomes"].sum(axis=1).tolist())
+    frame = leaderboard.play(name, seeds, "strait")
+    assert frame[["n_high", "n_low"]].to_numpy().tolist() == offered
+    assert 0 < frame["weighted"].mean() < 1
+    assert leaderboard.main(["--env=Strait/Nothing-v1"]) == 2
+    assert "Strait/Nothing-v1" in capsys.readouterr().err

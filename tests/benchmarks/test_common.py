@@ -1,4 +1,4 @@
-"""What benchmarks share: the command, the tables, the bare HTTP client; and the summary of an overload."""
+"""What benchmarks share: the command, the tables, the bare HTTP client; the summary of an overload, and learning curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import Answer
 from benchmarks.common.server import Connection, closed_loops, http_message, running, wait_until_up
 from benchmarks.common.tables import table
+from benchmarks.learning_curves import LearningCurves, short_name
+from benchmarks.learning_curves import main as learning_curves
 from benchmarks.overload import summarise
+from traces.errors import InputError
 
 
 @dataclass
@@ -94,3 +97,21 @@ def test_an_overload_is_summed_up_by_priority_and_status() -> None:
     assert found["high"]["sent"] == 2 and found["high"]["violations"] == found["high"]["violations_at_client"] == 50.0
     assert found["low"]["violations"] == 100.0 and found["status"] == {"200": 2, "504": 1}
     assert found["refusals"] == {"504": {"n": 1, "p50_ms": 4.0, "p99_ms": 4.0}}
+
+
+def test_an_environment_has_a_short_name_in_files() -> None:
+    assert short_name("Strait/DualPriority-v1") == "dual-priority"
+    assert short_name("Strait/DualPriority-Bursty-v0") == "dual-priority-bursty"
+    with pytest.raises(InputError, match="no environment 'CartPole-v1'"):
+        LearningCurves(envs=("CartPole-v1",))
+
+
+@pytest.mark.slow
+def test_a_learning_curve_is_drawn_beside_policies_by_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--steps", "16384", "--seeds", "1", "--episodes", "2", "--out", str(tmp_path)]
+    assert learning_curves(words) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["dual-priority-tiny"]
+    assert set(found) == {"ppo", "strait", "edf", "fifo"}
+    assert all(0 <= rate <= 100 for rates in found.values() for rate in rates.values())
+    assert found["ppo"]["high"] > found["strait"]["high"], "it has only begun"
+    assert (tmp_path / "learning-dual-priority-tiny.png").stat().st_size > 10_000
