@@ -16,6 +16,7 @@ import numpy as np
 from agents.policies import strait
 from agents.policies.base import MEMORY_SIZE
 from agents.policies.strait import StraitParams
+from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
 from envs.scheduling.operations import batches_on_next_core, candidate_of, has_room
@@ -258,7 +259,9 @@ def choose(state, tables, memory, env, params):
     if choice < n_candidates:
         obs[choice * N_CANDIDATE + VALID] = CHOSEN
     action = score(params, memory[env], n_candidates)
-    if action == n_candidates and choice < n_candidates and _can_wait_long(state, tables, env, choice):
+    # On an idle device a deferral can only lose what is there, and what it gains hangs on arrivals that may not come.
+    idle = in_flight(state, env) == 0
+    if action == n_candidates and choice < n_candidates and (idle or _can_wait_long(state, tables, env, choice)):
         action = choice
     if action < n_candidates:
         return action, np.inf

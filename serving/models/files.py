@@ -123,7 +123,7 @@ def load_apart(path: Path, device: str) -> torch.jit.ScriptModule:
 def take_apart() -> None:
     """The process: the graph and the weights of a TorchScript file into a folder, both named on the command line."""
     source, folder = sys.argv[1], Path(sys.argv[2])
-    os.nice(5)  # behind those who serve
+    os.nice(10)  # behind those who serve, the streams among them
     torch.set_num_threads(1)
     graph = torch.jit.load(source, map_location="cpu")
     weights = weights_of(graph)

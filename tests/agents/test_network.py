@@ -111,12 +111,18 @@ def test_deployed_policy_decides_as_the_trained_one() -> None:
     deployed = LearnedPolicy(weights_of(policy), 4)
     worlds = env.env.worlds
     actions, wakes = np.zeros(4, np.int64), np.zeros(4)
+    n_compared = 0
     for _ in range(50):
         wanted = policy(torch.as_tensor(worlds.obs), deterministic=True, action_masks=worlds.masks)[0].numpy()
         deployed.decide_all(worlds.sim.state, worlds.sim.tables, np.zeros(4, bool), actions, wakes)
-        assert list(actions) == list(wanted)
+        # On an idle device it does not defer, whatever the network says; the rule is tested with the law of no idling.
+        idle = ~worlds.sim.state.stream["busy"].any(axis=1)
+        same = ~idle | (wanted < worlds.sim.n_actions - 1)
+        assert list(actions[same]) == list(wanted[same])
+        n_compared += int(same.sum())
         assert np.all(np.isfinite(wakes) == (actions == worlds.sim.n_actions - 1))
         env.step(actions)
+    assert n_compared > 100
 
 
 def test_one_policy_serves_other_models() -> None:

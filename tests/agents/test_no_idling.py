@@ -15,7 +15,7 @@ from envs.simulation.simulator import Simulator
 from traces.workload import Workload
 
 NAMES = (*sorted(kinds()), "strait:strict-priority", "ppo")
-DELAYS = {"cork", "triton", "symphony", "ppo"}  # wait on purpose, for larger batches or for what may come
+DELAYS = {"cork", "triton", "symphony"}  # wait on purpose, for larger batches
 SCENARIOS = 130  # for each policy: with those above, more than 2,000
 
 
