@@ -26,9 +26,10 @@ class Answer(NamedTuple):
 
 async def ends_of(requests: list[Request]) -> list[RequestResult]:
     """The ends of all requests, or the Refusal of the first that was not answered."""
-    for request in requests:  # those that are refused on arrival, before waiting for the others
-        if request.future.done():
-            _answered(request.future.result())
+    if len(requests) > 1:
+        for request in requests:  # those that are refused on arrival, before waiting for the others
+            if request.future.done():
+                _answered(request.future.result())
     return [_answered(await request.future) for request in requests]
 
 
@@ -40,6 +41,8 @@ def _answered(result: RequestResult) -> RequestResult:
 
 def items_of(values: tuple[np.ndarray, ...]) -> list[Item]:
     """The inputs of a call, item by item."""
+    if len(values) == 1 == len(values[0]):  # the usual call
+        return [(values[0][0, ...],)]
     # Of one dimension, the elements would leave as numbers.
     rows = [[one[k, ...] for k in range(len(one))] if one.ndim == 1 else list(one) for one in values]
     return list(zip(*rows))
@@ -52,12 +55,19 @@ def answer_of(
 
     Before they arrived in the engine, their model was loaded for `loading_ms`.
     """
+    last, *others = results
+    outcome, latency_ms, queue_ms = last.outcome, last.latency_ms, last.queue_ms
+    batch_size, predicted_ms = last.batch_size, last.predicted_ms
+    for one in others:  # there are none in the usual call
+        outcome = "late" if one.outcome == "late" else outcome
+        latency_ms, queue_ms = max(latency_ms, one.latency_ms), max(queue_ms, one.queue_ms)
+        batch_size, predicted_ms = max(batch_size, one.batch_size), max(predicted_ms, one.predicted_ms)
     worst: dict[str, int | str] = {
-        "outcome": "late" if "late" in [one.outcome for one in results] else "met",
-        "latency_us": round(1e3 * (loading_ms + max([one.latency_ms for one in results]))),
-        "queue_us": round(1e3 * (loading_ms + max([one.queue_ms for one in results]))),
-        "batch_size": max([one.batch_size for one in results]),
-        "predicted_us": round(1e3 * max([one.predicted_ms for one in results])),
+        "outcome": outcome,
+        "latency_us": round(1e3 * (loading_ms + latency_ms)),
+        "queue_us": round(1e3 * (loading_ms + queue_ms)),
+        "batch_size": batch_size,
+        "predicted_us": round(1e3 * predicted_ms),
     }
     items = [result.outputs for result in results if result.outputs is not None]
     return Answer(tuple(_stacked([item[place] for item in items], spec) for place, spec in outputs), worst)

@@ -5,6 +5,7 @@ HTTP hands in the JSON part of a body, gRPC a message in the same form, each wit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,12 +131,14 @@ def _read_inputs(
     given: Any, binary: memoryview | bytes, view: ModelView, most: int
 ) -> tuple[tuple[np.ndarray, ...], int | None]:
     """The model's inputs, those that were left out filled; and the size that varies."""
-    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+    if not isinstance(given, list) or not given:
         raise InputError(f"inputs must be a list of tensors; expected {_names(view.inputs)}")
-    places = {spec.name: place for place, spec in enumerate(view.inputs)}
+    places = view.input_places
     found: list[np.ndarray | None] = [None] * len(places)
     at, count, size = 0, 0, None
     for tensor in given:
+        if not isinstance(tensor, dict):
+            raise InputError(f"inputs must be a list of tensors; expected {_names(view.inputs)}")
         name = tensor.get("name")
         place = places.get(name) if isinstance(name, str) else None
         if place is None:
@@ -153,8 +156,9 @@ def _read_inputs(
         found[place] = values
     if at != len(binary):
         raise InputError(f"{len(binary) - at} bytes follow the last of the binary tensors")
-    filled = [left_out(spec, (count,), size) if values is None else values for spec, values in zip(view.inputs, found)]
-    return tuple(filled), size
+    if len(given) < len(found):
+        found = [left_out(spec, (count,), size) if one is None else one for spec, one in zip(view.inputs, found)]
+    return tuple(found), size  # type: ignore[arg-type]
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:
@@ -219,7 +223,7 @@ def _wanted(given: Any, parameters: Mapping[str, Any], view: ModelView) -> tuple
     if given is not None:
         if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
             raise InputError(f"outputs must be a list of tensors; there are {_names(view.outputs)}")
-        places = {spec.name: place for place, spec in enumerate(view.outputs)}
+        places = view.output_places
         for output in given:
             name = output.get("name")
             place = places.get(name) if isinstance(name, str) else None
@@ -231,9 +235,12 @@ def _wanted(given: Any, parameters: Mapping[str, Any], view: ModelView) -> tuple
                 raise InputError(f"{name}: classification is not supported")
             # It may be named again, as Triton has it; the first one counts.
             wanted.setdefault(place, Wanted(place, _is_binary(own.get("binary_data", binary))))
-    if wanted:
-        return tuple(wanted.values())
-    return tuple(Wanted(place, _is_binary(binary)) for place in range(len(view.outputs)))
+    return tuple(wanted.values()) if wanted else _all_outputs(len(view.outputs), _is_binary(binary))
+
+
+@functools.cache
+def _all_outputs(count: int, binary: bool) -> tuple[Wanted, ...]:
+    return tuple(Wanted(place, binary) for place in range(count))
 
 
 def _is_binary(value: Any) -> bool:

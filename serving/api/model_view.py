@@ -51,6 +51,16 @@ class ModelView:
     versions: tuple[str, ...] = ()
 
     @cached_property
+    def input_places(self) -> dict[str, int]:
+        """Place of each input, by name."""
+        return {spec.name: place for place, spec in enumerate(self.inputs)}
+
+    @cached_property
+    def output_places(self) -> dict[str, int]:
+        """Place of each output, by name."""
+        return {spec.name: place for place, spec in enumerate(self.outputs)}
+
+    @cached_property
     def item_bytes(self) -> int:
         """Bytes of the inputs of one item, at least."""
         return sum(spec.item_bytes for spec in self.inputs)

@@ -14,7 +14,7 @@ from serving.engine.compiled import ENV
 from serving.engine.request import Observer, RequestResult
 from serving.engine.scheduler import LiveScheduler
 
-LEARNED_SHARE = 4  # one of so many requests is quoted on arrival and learned from: that costs 5 us
+LEARNED_SHARE = 8  # one of so many requests is quoted on arrival and learned from: that costs 5 us
 LEARNED = ("met", "late", "dropped")  # the other outcomes say nothing of the schedule
 
 
