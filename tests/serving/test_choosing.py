@@ -25,6 +25,7 @@ from serving.reload import resolve_policy
 from traces.errors import InputError
 
 PROFILE = Profile.load("synthetic:0")
+SPAN_MS = 5_000.0  # of what was recorded: enough for a policy that defers to fall behind
 NOW_COUNTS = 7.5  # high priority, whatever it was configured with
 
 
@@ -53,7 +54,7 @@ def shadow(config: ServeConfig, chosen: str = "strait") -> tuple[ShadowCompariso
 
     made = ShadowComparison(config, lambda: (PROFILE, NOW_COUNTS), install, Choice(chosen, {}))
     rng = np.random.default_rng(0)
-    for at_ms in np.sort(rng.uniform(0.0, 20_000.0, 2 * LEAST_REQUESTS)):
+    for at_ms in np.sort(rng.uniform(0.0, SPAN_MS, 2 * LEAST_REQUESTS)):
         made.request_ended(result(float(at_ms), PROFILE.models[int(rng.integers(len(PROFILE.models)))]))
     return made, installed
 
