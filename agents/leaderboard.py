@@ -67,8 +67,8 @@ class LeaderboardConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.env is not None and self.env not in environments():
-            raise InputError(f"--env: no environment {self.env!r}; there are {', '.join(environments())}")
+        if self.env is not None:
+            check_environment("--env", self.env)
         at_least = {"seeds": 1, "streams": 1, "workers": 1}
         check_settings(
             self, "--", at_least, {"loads": 0, "duration_ms": 0}, not_empty=["policies", "workloads", "loads"]
@@ -78,6 +78,12 @@ class LeaderboardConfig:
 def environments() -> list[str]:
     """The ids of the environments of one accelerator."""
     return [name for name in gym.registry if name.startswith("Strait/DualPriority")]
+
+
+def check_environment(flag: str, name: str) -> None:
+    """Raise InputError for an id that a flag names and that is none of them."""
+    if name not in environments():
+        raise InputError(f"{flag}: no environment {name!r}; there are {', '.join(environments())}")
 
 
 def play(env: str, seeds: int, policy: str) -> pd.DataFrame:
@@ -158,7 +164,7 @@ def leaderboard(config: LeaderboardConfig) -> None:
         said = f"profile {config.profile} (simulated), {', '.join(config.workloads)} at loads {loads}"
         result = {"profile": config.profile, "loads": list(config.loads), "workloads": list(config.workloads)}
     else:
-        frame = play_all(config.env, list(policies), config.seeds, config.workers)
+        frame = play_all(config.env, policies, config.seeds, config.workers)
         said, result = f"first episodes of {config.env} (simulated)", {"env": config.env}
     scores = rank(frame)
     print(markdown(scores))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.evaluation import metric
-from agents.leaderboard import environments, play
+from agents.leaderboard import check_environment, environments, play
 from benchmarks.common.command import as_command
 from benchmarks.common.pictures import panels, save
-from traces.errors import InputError
 from traces.settings import check_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +62,7 @@ class LearningCurves:
             self.envs = tuple(name for name in environments() if name.endswith("-v1"))
             self.seeds, self.steps = 3, 400_000
         for env in self.envs:
-            if env not in environments():
-                raise InputError(f"--envs: no environment {env!r}; there are {', '.join(environments())}")
+            check_environment("--envs", env)
 
 
 def short_name(env: str) -> str:
@@ -101,10 +98,9 @@ def curve(folder: Path) -> np.ndarray:
     return np.array([(one.step, 100 * one.value, 100 * other.value) for one, other in zip(high, low, strict=True)])
 
 
-def by_rule(env: str, episodes: int) -> Iterator[tuple[str, list[float]]]:
+def by_rule(env: str, episodes: int) -> dict[str, list[float]]:
     """Violations of high and of low priority in % of each policy by rule."""
-    for policy in RULES:
-        yield policy, (100 * play(env, episodes, policy)[list(metric.VIOLATION)].mean()).tolist()
+    return {name: (100 * play(env, episodes, name)[list(metric.VIOLATION)].mean()).tolist() for name in RULES}
 
 
 def draw(env: str, curves: list[np.ndarray], rules: dict[str, list[float]], path: Path) -> None:
@@ -134,7 +130,7 @@ def measure(config: LearningCurves) -> dict[str, Any]:
             run.result()
     for env in config.envs:
         curves = [curve(run.result()) for name, run in runs if name == env]
-        rules = dict(by_rule(env, config.episodes))
+        rules = by_rule(env, config.episodes)
         draw(env, curves, rules, Path(config.out) / f"learning-{short_name(env)}.png")
         last = np.mean([one[one[:, 0] >= LAST * config.steps, 1:].mean(axis=0) for one in curves], axis=0)
         found[short_name(env)] = {
