@@ -9,6 +9,9 @@ harm done to others decide. The rule is our own:
   stream.
 - Batches are ranked by earnings over costs, discounted by e for every ``patience`` mean solo latencies of slack to spare: what
   can wait, waits (the apparent tardiness cost rule; Vepsalainen and Morton, Management Science 33, 1987).
+- Among those that can wait, earnings count times how long the oldest request has waited (as broadcast schedulers rank requests
+  times wait; Aksoy and Franklin, IEEE/ACM Transactions on Networking 7, 1999). Otherwise short models would be served one by
+  one as they arrive, never in the larger batches that are more efficient.
 - The best is dispatched if its rank is at least the *price* of room on the device: what a stream has been earning per ms
   lately, times how full the device is. Of the discount at most ``MOST_PATIENCE`` counts here: whatever the slack, a device is
   not left half empty. An idle one has no price. Where nothing is worth the price, the time at which the slack of a queue has
@@ -92,14 +95,16 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     first = np.inf
     if queue.length == 0:
         return rank, offers, first
-    slack = state.entry[env, priority, model, queue.head].deadline - own.now
+    oldest = state.entry[env, priority, model, queue.head]
+    slack = oldest.deadline - own.now
+    log_waited = math.log(1.0 + max(own.now - oldest.arrival, 0.0) / unit_ms)
     for size in range(tables.size.shape[0]):
         took = tables.solo[group, model, size] * slowdown
         if tables.size[size] > queue.length or (size > 0 and took > slack):
             break
         worth = log_weight + math.log(tables.size[size] / took)
         discount = _discount(slack - took, params, unit_ms)
-        rank = max(rank, worth - discount)
+        rank = max(rank, worth - discount + discount / MOST_DISCOUNT * log_waited)
         offers = max(offers, worth - min(discount, MOST_PATIENCE))
         due = own.now + slack - took - params[PATIENCE] * unit_ms * (worth - log_price)
         if worth > log_price and due > own.now:
