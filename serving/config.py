@@ -105,7 +105,8 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
         ports = ("port", "grpc_port", "peer_port")
         self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)
-        self._require("from 0 to 1", lambda value: 0 <= value <= 1, "high_fraction", "violation_target", "otel_ratio")
+        shares = ("high_fraction", "violation_target", "otel_ratio", "least_quote")
+        self._require("from 0 to 1", lambda value: 0 <= value <= 1, *shares)
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")
         if (self.tls_cert is None) != (self.tls_key is None):

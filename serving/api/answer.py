@@ -17,7 +17,8 @@ class Answer(NamedTuple):
 
     Attributes:
         outputs: (n, *shape) for each output that the client wants.
-        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst.
+        parameters: outcome ("met", "late"), latency_us, queue_us, batch_size, predicted_us; of several items the worst. On
+            request quoted_percent.
     """
 
     outputs: tuple[np.ndarray, ...]

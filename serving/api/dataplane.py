@@ -17,7 +17,7 @@ from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine
 from serving.engine.quotes import Quote
-from serving.engine.request import Observer, Origin, Request
+from serving.engine.request import Observer, Request
 from serving.models.served import ServedModel
 from serving.models.tensors import Item, split_bucket
 from serving.status.recent import QueueLengths
@@ -97,7 +97,7 @@ class DataPlane(Plane):
         loading_ms = 0.0
         if not self.engine.serves(view.scheduled):
             loading_ms = await self.bring_back(view, deadline_ms)
-        requests = self._offer(view.scheduled, priority, deadline_ms - loading_ms, items_of(call.values), caller.origin)
+        requests = self._offer(view, priority, deadline_ms - loading_ms, items_of(call.values), caller)
         try:
             results = await ends_of(requests)
             outputs = [(one.place, view.outputs[one.place]) for one in call.outputs]
@@ -120,6 +120,16 @@ class DataPlane(Plane):
             raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
         finish_ms = out.load_ms + out.alone_ms[view.scheduled]
         return Quote(float(finish_ms <= deadline_ms), dict.fromkeys(QUANTILES, finish_ms))
+
+    def refuse(
+        self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller
+    ) -> Refusal:
+        """See `Plane.refuse`."""
+        try:
+            self.engine.refuse(view.scheduled, priority, deadline_ms, n, message, caller.origin)
+        except KeyError:  # it is out of memory, or going
+            return Refusal(Kind.UNREACHABLE, message)
+        return Refusal(Kind.UNREACHABLE, message, observed=True)
 
     def scheduling(self) -> dict[str, Any]:
         """See `Plane.scheduling`."""
@@ -181,14 +191,13 @@ class DataPlane(Plane):
         return None if self.repository is None else self.repository.evicted.get(split_bucket(view.scheduled)[0])
 
     def _offer(
-        self, model: str, priority: int, deadline_ms: float, values: list[Item], origin: Origin
+        self, view: ModelView, priority: int, deadline_ms: float, values: list[Item], caller: Caller
     ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
         try:
-            message = self._admission.refusal(model, priority, deadline_ms)
+            message = self._admission.refusal(view.scheduled, priority, deadline_ms)
             if not message:
-                return self.engine.offer(model, priority, deadline_ms, values, origin=origin)
-            self.engine.refuse(model, priority, deadline_ms, len(values), message, origin)
+                return self.engine.offer(view.scheduled, priority, deadline_ms, values, origin=caller.origin)
         except KeyError:
-            raise Refusal(Kind.NOT_FOUND, f"model {model!r} is not served any more") from None
-        raise Refusal(Kind.UNREACHABLE, message, observed=True)
+            raise Refusal(Kind.NOT_FOUND, f"model {view.scheduled!r} is not served any more") from None
+        raise self.refuse(view, priority, deadline_ms, len(values), message, caller)

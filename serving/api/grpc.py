@@ -1,4 +1,7 @@
-"""gRPC: `inference.GRPCInferenceService` of the Open Inference Protocol v2. Needs the extra `grpc`."""
+"""gRPC: `inference.GRPCInferenceService` of the Open Inference Protocol v2, and our own `strait.StraitService`.
+
+Needs the extra `grpc`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SERVICE = "inference.GRPCInferenceService"
+SERVICE, OWN_SERVICE = "inference.GRPCInferenceService", "strait.StraitService"
 OPEN_METHODS = ("ServerLive", "ServerReady")  # probes carry no token
 COMPRESSIONS = {
     "none": grpc.Compression.NoCompression,
@@ -67,7 +70,7 @@ async def start_grpc(plane: Plane) -> Listener:
         ],
         compression=COMPRESSIONS[config.grpc_compression],
     )
-    server.add_generic_rpc_handlers((_Service(plane).handler(), *standard_services(plane)))
+    server.add_generic_rpc_handlers((*_Service(plane).handlers(), *standard_services(plane)))
     host, port = config.host, config.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -90,8 +93,8 @@ class _Service:
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """All methods, as gRPC takes them."""
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """All methods of both services, as gRPC takes them."""
         plane = self.plane
         unary: dict[str, Method] = {
             "ServerLive": lambda request, caller: pb.ServerLiveResponse(live=True),
@@ -106,16 +109,17 @@ class _Service:
             "RepositoryModelLoad": self.repository_load,
             "RepositoryModelUnload": self.repository_unload,
         }
-        methods = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(name, method), response_serializer=getattr(pb, f"{name}Response").SerializeToString
-            )
-            for name, method in unary.items()
-        }
+        methods = {name: self._unary(name, method) for name, method in unary.items()}
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self.model_stream_infer, response_serializer=pb.ModelStreamInferResponse.SerializeToString
         )
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        own = {"Quote": self._unary("Quote", self.quote)}
+        make = grpc.method_handlers_generic_handler
+        return make(SERVICE, methods), make(OWN_SERVICE, own)
+
+    def _unary(self, name: str, method: Method) -> grpc.RpcMethodHandler:
+        write = getattr(pb, f"{name}Response").SerializeToString
+        return grpc.unary_unary_rpc_method_handler(self._guarded(name, method), response_serializer=write)
 
     def _guarded(self, name: str, method: Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Any]]:
         # Parsed here and not by gRPC, which would log every message that is none with a traceback.
@@ -189,6 +193,13 @@ class _Service:
 
     def repository_index(self, request: Any, caller: Caller) -> Any:
         return pb.RepositoryIndexResponse(models=self.plane.repository_index(request.ready))
+
+    def quote(self, request: Any, caller: Caller) -> Any:
+        parameters = {"priority": request.priority, "timeout": request.timeout}
+        if request.HasField("size"):
+            parameters["size"] = request.size
+        quotation = self.plane.quotation(request.model_name, request.model_version, parameters)
+        return pb.QuoteResponse(**quotation._asdict())
 
     async def repository_load(self, request: Any, caller: Caller) -> Any:
         await self.plane.load(request.model_name, _plain(request.parameters))

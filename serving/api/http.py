@@ -214,21 +214,12 @@ class _Routes:
 
     def quote(self, request: web.Request) -> dict[str, Any]:
         """What a request could expect: `priority`, `timeout`, and `size`, that of its inputs which varies, are in the query."""
-        view = self._model(request)
         check_fields(request.query, frozenset(["priority", "timeout", "size"]), "the query", "parameter")
         for name, value in request.query.items():
             if not value.isdecimal():
                 raise InputError(f"{name}: {value[:80]!r}; it must be an integer of at least 0")
         parameters = {name: int(value) for name, value in request.query.items()}
-        size = parameters.pop("size", None)
-        if size is not None:
-            view.check_size(size, "size")
-        view = view.bucket(size)
-        priority, deadline_ms = self.plane.schedule(view, parameters, 1)
-        probability, finish_ms = self.plane.quote(view, priority, deadline_ms)
-        finish_us = {f"p{100 * level:g}": round(1e3 * ms) for level, ms in finish_ms.items() if ms < math.inf}
-        asked = {"name": view.name, "priority": priority + 1, "timeout": round(1e3 * deadline_ms)}
-        return asked | {"probability": round(probability, 4), "finish_us": finish_us}
+        return self.plane.quotation(*_model_of(request), parameters)._asdict()
 
     async def schedule(self, request: web.Request) -> web.Response:
         """Change what a high-priority request counts, while requests are served."""

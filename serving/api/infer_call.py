@@ -19,7 +19,7 @@ from traces.errors import InputError
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day
 LONGEST_ID = 1024  # characters
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")  # zero, false or empty: not a sequence
-PARAMETERS = frozenset(("priority", "timeout", "binary_data_output", *SEQUENCE))
+PARAMETERS = frozenset(("priority", "timeout", "quote", "binary_data_output", *SEQUENCE))
 INPUT_PARAMETERS = frozenset(("binary_data_size",))
 OUTPUT_PARAMETERS = frozenset(("binary_data", "classification"))
 FIELDS = frozenset(("id", "inputs", "outputs", "parameters"))
@@ -48,6 +48,7 @@ class InferCall(NamedTuple):
         size: the size that varies of its items; None for a model of fixed sizes.
         parameters: `priority` and `timeout`, as far as they are given.
         outputs: that the client wants.
+        quoted: whether the answer is to say how likely it was on arrival that the request would be in time.
     """
 
     id: str | None
@@ -55,6 +56,7 @@ class InferCall(NamedTuple):
     size: int | None
     parameters: Mapping[str, int]
     outputs: tuple[Wanted, ...]
+    quoted: bool = False
 
     @property
     def n_items(self) -> int:
@@ -101,10 +103,12 @@ def read_call(head: Mapping[str, Any], binary: memoryview | bytes, view: ModelVi
     values, size = _read_inputs(head.get("inputs"), binary, view, most)
     outputs = _wanted(head.get("outputs"), parameters, view)
     asked: dict[str, Any] = {}
+    quoted = False
     if parameters:
+        quoted = _is_true(parameters.get("quote", False), "quote")
         asked = {name: parameters[name] for name in ("priority", "timeout") if name in parameters}
         check_schedule(asked)
-    return InferCall(id_, values, size, asked, outputs)
+    return InferCall(id_, values, size, asked, outputs, quoted)
 
 
 def check_schedule(parameters: Mapping[str, Any]) -> None:
@@ -234,8 +238,8 @@ def _wanted(given: Any, parameters: Mapping[str, Any], view: ModelView) -> tuple
             if own.get("classification"):
                 raise InputError(f"{name}: classification is not supported")
             # It may be named again, as Triton has it; the first one counts.
-            wanted.setdefault(place, Wanted(place, _is_binary(own.get("binary_data", binary))))
-    return tuple(wanted.values()) if wanted else _all_outputs(len(view.outputs), _is_binary(binary))
+            wanted.setdefault(place, Wanted(place, _is_true(own.get("binary_data", binary), "binary_data")))
+    return tuple(wanted.values()) if wanted else _all_outputs(len(view.outputs), _is_true(binary, "binary_data"))
 
 
 @functools.cache
@@ -243,9 +247,9 @@ def _all_outputs(count: int, binary: bool) -> tuple[Wanted, ...]:
     return tuple(Wanted(place, binary) for place in range(count))
 
 
-def _is_binary(value: Any) -> bool:
+def _is_true(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"binary_data is {str(value)[:80]!r}; it must be true or false")
+        raise InputError(f"{name} is {str(value)[:80]!r}; it must be true or false")
     return value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,24 @@ class RepositoryApi(Protocol):
 
     async def unload(self, name: str, version: str = "") -> None:
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
+
+
+class Quotation(NamedTuple):
+    """What a request could expect, as both protocols answer it.
+
+    Attributes:
+        name: of the model.
+        priority: 1 (high) or 2 (low).
+        timeout: its deadline, us from now.
+        probability: of being in time.
+        finish_us: predicted time from now to its end, if it is executed, by quantile: p50, p90, p95.
+    """
+
+    name: str
+    priority: int
+    timeout: int
+    probability: float
+    finish_us: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -174,6 +193,12 @@ class Plane(ABC):
     @abstractmethod
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request of one item could expect if it came now; nothing is offered. Raises Refusal: the model has gone."""
+
+    @abstractmethod
+    def refuse(
+        self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller
+    ) -> Refusal:
+        """Count n requests that are not offered, since they would not be in time; the refusal of their call."""
 
     @abstractmethod
     def now_ms(self) -> float:
@@ -314,6 +339,8 @@ class Plane(ABC):
             raise Refusal(Kind.TOO_MANY, held)
         self._clients[client] = inside
         try:
+            if call.quoted or self.config.least_quote > 0.0:
+                return await self._serve_quoted(view, call, priority, deadline_ms, caller)
             return await self.serve(view, call, priority, deadline_ms, caller)
         finally:
             left = self._clients[client] - n
@@ -321,6 +348,46 @@ class Plane(ABC):
                 self._clients[client] = left
             else:
                 del self._clients[client]
+
+    async def _serve_quoted(
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
+    ) -> Answer:
+        """Serve a call if its quote allows it; a client that asks for the quote gets it with its answer or refusal."""
+        probability = self.quote(view, priority, deadline_ms).probability
+        try:
+            if probability < self.config.least_quote:
+                message = (
+                    f"deadline of {deadline_ms:.1f} ms is out of reach: quoted {100.0 * probability:.1f} % in time, "
+                    f"at least {100.0 * self.config.least_quote:.1f} % is expected (--least_quote)"
+                )
+                raise self.refuse(view, priority, deadline_ms, call.n_items, message, caller)
+            answer = await self.serve(view, call, priority, deadline_ms, caller)
+        except Refusal as refusal:
+            if call.quoted and probability >= self.config.least_quote:
+                refusal.args = (f"{refusal} (quoted {100.0 * probability:.1f} % in time on arrival)",)
+            raise
+        if call.quoted:
+            answer.parameters["quoted_percent"] = round(100.0 * probability)
+        return answer
+
+    def quotation(self, name: str, version: str, parameters: Mapping[str, int]) -> Quotation:
+        """What a request could expect if it came now; nothing is offered.
+
+        Args:
+            name: of the model. version: its version; empty for the one that is served by default.
+            parameters: `priority` and `timeout` as of a request, and `size`, that of its inputs which varies.
+
+        Raises:
+            InputError: what a request is refused for. Refusal: no such model.
+        """
+        view, size = self.model(name, version), parameters.get("size")
+        if size is not None:
+            view.check_size(size, "size")
+        view = view.bucket(size)
+        priority, deadline_ms = self.schedule(view, parameters, 1)
+        probability, finish_ms = self.quote(view, priority, deadline_ms)
+        finish_us = {f"p{100 * level:g}": round(1e3 * ms) for level, ms in finish_ms.items() if ms < math.inf}
+        return Quotation(view.name, priority + 1, round(1e3 * deadline_ms), round(probability, 4), finish_us)
 
     # The repository.
 

@@ -234,6 +234,14 @@ class RemotePlane(Plane):
         now = _now_ms()
         return ledger.quote(Routed(now, priority, place.scheduled, now + deadline_ms))
 
+    def refuse(
+        self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller
+    ) -> Refusal:
+        """See `Plane.refuse`."""
+        now = _now_ms()
+        self.count["unreachable"] += 1
+        return self._end(view, priority, now, now + deadline_ms, n, Refusal(Kind.UNREACHABLE, message))
+
     def _place(self, view: ModelView) -> tuple[LiveLedger, _Place]:
         place = self._places.get(view.scheduled)
         if self._ledger is None or place is None:

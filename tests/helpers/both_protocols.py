@@ -21,11 +21,12 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 class Reply(NamedTuple):
-    """What came back: "" or the error, the output, and headers or metadata."""
+    """What came back: "" or the error, the output, headers or metadata, and parameters."""
 
     error: str
     output: Any
     headers: dict[str, str]
+    parameters: dict[str, int | str]
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -52,8 +53,8 @@ class Both:
         path, sent = f"/v2/models/{model}/infer", json.dumps(head).encode()
         status, answer, back = await self.http.ask("POST", path, data=sent, headers=headers)
         if status != 200:
-            return Reply(answer["error"], None, back)
-        return Reply("", answer["outputs"][0]["data"], back)
+            return Reply(answer["error"], None, back, {})
+        return Reply("", answer["outputs"][0]["data"], back, answer["parameters"])
 
     async def over_grpc(self, head: dict[str, Any], model: str = "double", **more: Any) -> Reply:
         """Ask over gRPC: the same fields as a message."""
@@ -68,8 +69,9 @@ class Both:
         try:
             answer, back = await self.call(f"{SERVICE}/ModelInfer", made, **more)
         except grpc.aio.AioRpcError as error:
-            return Reply(str(error.details()), None, dict(error.trailing_metadata()))
-        return Reply("", list(memoryview(answer.raw_output_contents[0]).cast("f")), back)
+            return Reply(str(error.details()), None, dict(error.trailing_metadata()), {})
+        parameters = {name: one.int64_param or one.string_param for name, one in answer.parameters.items()}
+        return Reply("", list(memoryview(answer.raw_output_contents[0]).cast("f")), back, parameters)
 
 
 def _parameters(message: Any, holder: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ async def clients(executor: CpuExecutor) -> AsyncIterator[Both]:
         (request(parameters={"priority": True}), "priority is 'True'"),
         (request(parameters={"timeout": -1}), "timeout is '-1'"),
         (request(parameters={"timeout": 0.5}), "timeout is '0.5'"),
+        (request(parameters={"quote": 1}), "quote is '1'; it must be true or false"),
         (request(id="x" * 1025), "id must be"),
         (request(inputs=[]), "a list of tensors; expected 'input'"),
         (request(inputs=[INPUT, INPUT]), "input: given twice"),

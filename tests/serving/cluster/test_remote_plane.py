@@ -317,3 +317,16 @@ def test_a_door_quotes_what_its_replicas_could_do(executors: list[CpuExecutor]) 
             assert all(plane.engine.offered.sum() == 0 for plane in c.planes)  # nothing is offered
 
     asyncio.run(scenario())
+
+
+def test_a_door_refuses_what_no_replica_is_likely_to_have_in_time(executors: list[CpuExecutor]) -> None:
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            c.door.config.least_quote = 0.5
+            with pytest.raises(Refusal, match=r"quoted 0.0 % in time, at least 50.0 % is expected \(--least_quote\)"):
+                await c.double(deadline_ms=0.01)
+            assert all(plane.engine.offered.sum() == 0 for plane in c.planes)
+            assert c.door.model_statistics("double")[0]["inference_stats"]["fail"]["count"] == 2
+            np.testing.assert_array_equal(await c.double(), 2 * X)
+
+    asyncio.run(scenario())
