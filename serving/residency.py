@@ -59,15 +59,20 @@ class LastUse(Observer):
     """When each model last answered, to put the one out that was not asked for longest."""
 
     def __init__(self) -> None:
-        self._ended_s: dict[str, float] = {}
+        self._ended_ms: dict[str, float] = {}
 
     def request_ended(self, result: RequestResult) -> None:
         """Note it."""
-        self._ended_s[_model_of(result.model)] = time.monotonic()
+        self._ended_ms[result.model] = result.finish_ms
 
     def oldest(self, models: Sequence[str]) -> str:
         """The one that was used least lately."""
-        return min(models, key=lambda name: self._ended_s.get(name, 0.0))
+        last = dict.fromkeys(models, 0.0)
+        for scheduled, ended_ms in self._ended_ms.items():
+            name = _model_of(scheduled)
+            if name in last:
+                last[name] = max(last[name], ended_ms)
+        return min(models, key=last.__getitem__)
 
 
 class _Loaded(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -129,6 +130,14 @@ def _value(value: Any, kind: Any, name: str) -> Any:
     if kind == tuple[int, ...]:
         return tuple(_value(item, int, f"{name}[{place}]") for place, item in enumerate(value))
     return float(value) if kind is float else value
+
+
+def package_version() -> str:
+    """Version of the installed package; "0" when it runs from a folder without being installed."""
+    try:
+        return version("strait-rl")
+    except PackageNotFoundError:
+        return "0"
 
 
 def cpu_name() -> str:

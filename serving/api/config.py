@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import os
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from traces.errors import InputError
@@ -88,11 +87,3 @@ def allowed(token: str | None, header: str | None) -> bool:
     scheme, _, given = (header or "").partition(" ")
     right = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
     return right and scheme.lower() == "bearer"
-
-
-def package_version() -> str:
-    """Version of the installed package; "0" when it runs from a folder without being installed."""
-    try:
-        return version("strait-rl")
-    except PackageNotFoundError:
-        return "0"

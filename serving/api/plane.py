@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from serving.api.answer import Answer
-from serving.api.config import ApiConfig, package_version
+from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall, check_fields, check_schedule
 from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal
@@ -25,6 +25,7 @@ from serving.models.listing import VERSION_MARK
 from serving.observers.statistics import Statistics
 from serving.status.recent import QueueLengths, Recent
 from traces.errors import InputError
+from traces.machine import package_version
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from agents.routing.base import RouterKind
 from envs.cluster.ledger import End, Routed
@@ -28,6 +28,7 @@ from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
 from serving.models.tensors import VARIES, TensorSpec
+from serving.observers.prometheus import process_registry
 from traces.errors import InputError
 
 
@@ -299,7 +300,7 @@ class RemotePlane(Plane):
     # Metrics.
 
     def _render(self) -> tuple[bytes, str]:
-        registry = CollectorRegistry()
+        registry = process_registry()
         events = Gauge("strait_door_requests", "Calls by what became of them", ["event"], registry=registry)
         for event, number in self.count.items():
             events.labels(event).set(number)

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 
@@ -94,7 +95,7 @@ class GuardedPolicy:
     def decisions_since(self, count: int) -> list[float]:
         """Durations in microseconds of the decisions after the first `count`, as far as they are kept."""
         new = min(self.decisions - count, len(self.decision_us))
-        return [self.decision_us[at] for at in range(len(self.decision_us) - new, len(self.decision_us))]
+        return [*islice(reversed(self.decision_us), new)][::-1]
 
     def decide(self) -> tuple[int, float]:
         """Action and wake time (absolute ms, inf for none); always a valid one."""

@@ -1,133 +1,191 @@
-"""Prometheus metrics of the engine."""
+"""Prometheus metrics of the engine.
+
+The hot path counts in lists and dicts, in a tenth of the time that the library's own metrics take for it; the library makes
+the text of them when somebody asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import platform
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from importlib.metadata import version
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Info, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from envs.scheduling.state import PRIORITIES
 from serving.engine.engine import Engine
 from serving.engine.request import BatchRecord, Observer, Refused, RequestResult
 from serving.models.tensors import split_bucket
+from traces.machine import package_version
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1)
+DECISIONS_AT_ONCE = 64  # are counted, unless somebody asks before
+MODEL = ("model", "bucket")
+BY = (*MODEL, "priority")
 
-
-class _ByLabels(dict[tuple[str, ...], Any]):
-    """The children of a metric by their labels; the metric's own way to look one up takes longer than a decision."""
-
-    def __init__(self, metric: Counter | Histogram) -> None:
-        super().__init__()
-        self._metric = metric
-
-    def __missing__(self, labels: tuple[str, ...]) -> Any:
-        child = self[labels] = self._metric.labels(*labels)
-        return child
-
-
+Labels = tuple[str, ...]
 _labels = cache(split_bucket)  # of a scheduled model: its name and its bucket, "" for one of fixed sizes
 
 
-class Metrics(Observer):
+def process_registry() -> CollectorRegistry:
+    """A registry that knows the process (memory, processor time, open files) and what was built into it."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    build = {"version": package_version(), "python": platform.python_version(), "torch": version("torch")}
+    Info("strait_build", "Versions of the server and of what it runs on.", registry=registry).info(build)
+    return registry
+
+
+class Histogram:
+    """Values by bucket, for each set of labels.
+
+    Args:
+        name: of the metric.
+        text: what it is.
+        labels: names of its labels.
+        bounds: upper ends of its buckets, ascending; one without end follows.
+    """
+
+    def __init__(self, name: str, text: str, labels: Labels, bounds: Sequence[float]) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._counts: defaultdict[Labels, list[int]] = defaultdict(lambda: [0] * (len(bounds) + 1))
+        self._sums: defaultdict[Labels, float] = defaultdict(float)
+
+    def observe(self, labels: Labels, value: float) -> None:
+        """Count a value."""
+        self._counts[labels][bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += value
+
+    def family(self) -> HistogramMetricFamily:
+        """As the library writes it."""
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        ends = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for labels, counts in self._counts.items():
+            family.add_metric(labels, list(zip(ends, accumulate(counts))), self._sums[labels])
+        return family
+
+
+class Metrics(Observer, Collector):
     """Counts what ends in an engine; reads its gauges when asked.
 
     Args:
         engine: the engine to observe.
+
+    Attributes:
+        differences: of the comparison of --policy auto, for each policy: mean and half an interval, in points.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.registry = registry = CollectorRegistry()
-
-        def counter(name: str, text: str, labels: tuple[str, ...]) -> _ByLabels:
-            return _ByLabels(Counter(name, text, labels, registry=registry))
-
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> _ByLabels:
-            return _ByLabels(Histogram(name, text, labels, buckets=buckets, registry=registry))
-
-        by, model = ("model", "bucket", "priority"), ("model", "bucket")
-        text = "Calls refused before they became requests."
-        self._refused = counter("strait_calls_refused", text, ("protocol", "reason"))
-        self._requests = counter("strait_requests", "Requests ended, by outcome.", (*by, "outcome", "reason"))
-        self._latency = histogram("strait_request_latency_seconds", "Arrival to answer.", by, SECONDS)
-        self._queue = histogram("strait_request_queue_seconds", "Arrival to dispatch.", by, SECONDS)
-        self._batches = counter("strait_batches", "Batches ended.", (*model, "result"))
-        self._size = histogram("strait_batch_size", "Requests in a batch.", model, (1, 2, 4, 8, 16, 32, 64))
-        text = "Predicted over actual time of a batch, dispatch to finish."
-        self._ratio = histogram("strait_batch_predicted_over_actual", text, model, RATIOS)
-        self._decision = Histogram(
-            "strait_decision_seconds", "Time that a decision took.", registry=registry,
-            buckets=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1),
-        )  # fmt: skip
-        self._offered = Gauge("strait_requests_offered", "Requests offered.", ("priority",), registry=registry)
-        self._queued = Gauge("strait_queue_length", "Requests queued.", by, registry=registry)
-        self._busy = Gauge("strait_streams_busy", "Streams with a batch.", registry=registry)
-        self._streams = Gauge("strait_streams", "Streams of the device.", registry=registry)
-        self._fallbacks = Gauge("strait_policy_fallbacks", "Decisions taken by the fallback policy.", registry=registry)
-        self._overruns = Gauge("strait_policy_overruns", "Decisions over their time budget.", registry=registry)
-        self._replaced = Gauge("strait_policy_replaced", "1 when the policy was replaced.", registry=registry)
-        self._policy = Gauge("strait_policy", "1 for the policy in force.", ("policy",), registry=registry)
-        text = "Share of violated weight less Strait's, in the comparison of --policy auto."
-        self._difference = Gauge("strait_policy_difference", text, ("policy",), registry=registry)
-        text = "What a high-priority request counts, a low-priority one being 1."
-        self._high_weight = Gauge("strait_high_weight", text, registry=registry)
-        self._accepting = Gauge("strait_accepting", "1 while requests are taken.", registry=registry)
-        self._gpu: dict[str, Gauge] = {}
-        self._decisions_seen = 0
         self.differences: Callable[[], Mapping[str, tuple[float, float]]] = dict
+        self._refused: Counter[Labels] = Counter()
+        self._requests: Counter[Labels] = Counter()
+        self._batches: Counter[Labels] = Counter()
+        self._latency = Histogram("strait_request_latency_seconds", "Arrival to answer.", BY, SECONDS)
+        self._queue = Histogram("strait_request_queue_seconds", "Arrival to dispatch.", BY, SECONDS)
+        self._size = Histogram("strait_batch_size", "Requests in a batch.", MODEL, SIZES)
+        text = "Predicted over actual time of a batch, dispatch to finish."
+        self._ratio = Histogram("strait_batch_predicted_over_actual", text, MODEL, RATIOS)
+        text = "Time that a decision took."
+        self._decision = Histogram("strait_decision_seconds", text, (), DECISION_SECONDS)
+        self._decisions_seen = 0
+        self._registry = process_registry()
+        self._registry.register(self)
 
     def request_ended(self, result: RequestResult) -> None:
         by = (*_labels(result.model), PRIORITIES[result.priority])
-        self._requests[(*by, result.outcome, result.reason)].inc()
+        self._requests[(*by, result.outcome, result.reason)] += 1
         if result.answered:
-            self._latency[by].observe(result.latency_ms / 1e3)
-            self._queue[by].observe(result.queue_ms / 1e3)
+            self._latency.observe(by, result.latency_ms / 1e3)
+            self._queue.observe(by, result.queue_ms / 1e3)
 
     def request_refused(self, refused: Refused) -> None:
-        self._refused[refused.protocol, refused.reason].inc()
+        self._refused[refused.protocol, refused.reason] += 1
 
     def batch_ended(self, batch: BatchRecord) -> None:
         model = _labels(batch.model)
-        self._batches[(*model, "ok" if batch.error is None else "failed")].inc()
-        self._size[model].observe(batch.batch_size)
+        self._batches[(*model, "ok" if batch.error is None else "failed")] += 1
+        self._size.observe(model, batch.batch_size)
         actual = batch.phases.total_ms
         if batch.error is None and actual > 0:
-            self._ratio[model].observe(batch.predicted_ms / actual)
-        self._take_decisions()
+            self._ratio.observe(model, batch.predicted_ms / actual)
+        if self.engine.guard.decisions - self._decisions_seen >= DECISIONS_AT_ONCE:
+            self._take_decisions()
 
     def _take_decisions(self) -> None:
         for took_us in self.engine.guard.decisions_since(self._decisions_seen):
-            self._decision.observe(took_us / 1e6)
+            self._decision.observe((), took_us / 1e6)
         self._decisions_seen = self.engine.guard.decisions
 
     def render(self) -> tuple[bytes, str]:
         """The body of /metrics and its content type."""
-        engine = self.engine
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics now, as the library asks for them."""
+        engine, guard = self.engine, self.engine.guard
         self._take_decisions()
-        self._queued.clear()
-        lengths = engine.scheduler.queue_lengths
-        for number, priority in enumerate(PRIORITIES):
-            self._offered.labels(priority).set(int(engine.offered[number]))
-            for m, model in enumerate(engine.models):
-                self._queued.labels(*_labels(model), priority).set(int(lengths[number, m]))
-        self._busy.set(engine.in_flight)
-        self._streams.set(engine.scheduler.streams)
-        self._fallbacks.set(engine.guard.fallbacks)
-        self._overruns.set(engine.guard.overruns)
-        self._replaced.set(engine.guard.replaced is not None)
-        self._accepting.set(engine.accepting)
-        self._policy.clear()
-        self._policy.labels(engine.guard.name).set(1)
-        self._high_weight.set(engine.scheduler.high_weight)
-        for name, (mean, _) in self.differences().items():
-            self._difference.labels(name).set(mean / 100)
-        for name, value in engine.executor.gauges().items():
-            if name not in self._gpu:
-                self._gpu[name] = Gauge(f"strait_gpu_{name}", f"NVML: {name}.", registry=self.registry)
-            self._gpu[name].set(value)
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        yield _counter(
+            "calls_refused", "Calls refused before they became requests.", ("protocol", "reason"), self._refused
+        )
+        yield _counter("requests", "Requests ended, by outcome.", (*BY, "outcome", "reason"), self._requests)
+        yield _counter("batches", "Batches ended.", (*MODEL, "result"), self._batches)
+        for histogram in (self._latency, self._queue, self._size, self._ratio, self._decision):
+            yield histogram.family()
+        lengths, offered = engine.scheduler.queue_lengths, engine.offered
+        yield _gauge(
+            "requests_offered", "Requests offered.", ("priority",),
+            {(priority,): offered[number] for number, priority in enumerate(PRIORITIES)},
+        )  # fmt: skip
+        yield _gauge(
+            "queue_length", "Requests queued.", BY,
+            {
+                (*_labels(model), priority): lengths[number, m]
+                for number, priority in enumerate(PRIORITIES)
+                for m, model in enumerate(engine.models)
+            },
+        )  # fmt: skip
+        yield _gauge("policy", "1 for the policy in force.", ("policy",), {(guard.name,): 1})
+        yield _gauge(
+            "policy_difference", "Share of violated weight less Strait's, in the comparison of --policy auto.", ("policy",),
+            {(name,): mean / 100 for name, (mean, _) in self.differences().items()},
+        )  # fmt: skip
+        alone: dict[str, tuple[str, float]] = {
+            "streams_busy": ("Streams with a batch.", engine.in_flight),
+            "streams": ("Streams of the device.", engine.scheduler.streams),
+            "policy_fallbacks": ("Decisions taken by the fallback policy.", guard.fallbacks),
+            "policy_overruns": ("Decisions over their time budget.", guard.overruns),
+            "policy_replaced": ("1 when the policy was replaced.", guard.replaced is not None),
+            "high_weight": (
+                "What a high-priority request counts, a low-priority one being 1.",
+                engine.scheduler.high_weight,
+            ),
+            "accepting": ("1 while requests are taken.", engine.accepting),
+        }
+        alone |= {f"gpu_{name}": (f"NVML: {name}.", value) for name, value in engine.executor.gauges().items()}
+        for name, (text, value) in alone.items():
+            yield _gauge(name, text, (), {(): value})
+
+
+def _counter(name: str, text: str, labels: Labels, counts: Mapping[Labels, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"strait_{name}", text, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
+
+
+def _gauge(name: str, text: str, labels: Labels, values: Mapping[Labels, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"strait_{name}", text, labels=labels)
+    for own, value in values.items():
+        family.add_metric(own, float(value))
+    return family

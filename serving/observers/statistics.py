@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from serving.engine.request import BatchRecord, Observer, RequestResult
 from serving.models.tensors import split_bucket
@@ -37,12 +36,12 @@ class _Counts:
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     # By batch size: the number of batches, and ms of input, execution and output in all.
-    by_size: defaultdict[int, np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4)))
+    by_size: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0] * 4))
 
 
-def _compute(batches: np.ndarray) -> dict[str, dict[str, int]]:
+def _compute(batches: Sequence[float]) -> dict[str, dict[str, int]]:
     """A row of `_Counts.by_size` as the protocol writes it."""
-    count, *spent_ms = batches.tolist()
+    count, *spent_ms = batches
     names = ("compute_input", "compute_infer", "compute_output")
     return {name: Duration(round(count), ms).describe() for name, ms in zip(names, spent_ms, strict=True)}
 
@@ -70,20 +69,24 @@ class Statistics(Observer):
         counts.last_inference_ms = int(time.time() * 1e3)
         phases = batch.phases
         copied_in, ran = phases.h2d_end_ms - phases.h2d_start_ms, phases.exec_end_ms - phases.exec_start_ms
-        counts.by_size[batch.batch_size] += (1.0, copied_in, ran, phases.d2h_end_ms - phases.exec_end_ms)
+        row = counts.by_size[batch.batch_size]
+        row[0] += 1.0
+        row[1] += copied_in
+        row[2] += ran
+        row[3] += phases.d2h_end_ms - phases.exec_end_ms
 
     def describe(self, model: str, version: str) -> dict[str, Any]:
         """One model's entry of `model_stats`."""
         counts = self._counts[model]
         # The phases of a batch count for every request in it.
-        per_request = sum((size * batches for size, batches in counts.by_size.items()), np.zeros(4))
+        per_request = [sum(size * row[at] for size, row in counts.by_size.items()) for at in range(4)]
         nothing = Duration().describe()
         return {
             "name": model,
             "version": version,
             "last_inference": counts.last_inference_ms,
             "inference_count": int(per_request[0]),
-            "execution_count": int(sum(batches[0] for batches in counts.by_size.values())),
+            "execution_count": int(sum(row[0] for row in counts.by_size.values())),
             "inference_stats": {
                 "success": counts.success.describe(),
                 "fail": counts.fail.describe(),

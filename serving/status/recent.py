@@ -5,6 +5,7 @@ The hot path appends, and counts; whatever takes longer is done when somebody as
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -70,11 +71,14 @@ class Recent(Observer):
         self._started_s = time.time()
         self._batches: deque[BatchRecord] = deque(maxlen=MOST_BATCHES)
         self._ticks: deque[Tick] = deque(maxlen=round(WINDOW_MS / TICK_MS) + 1)
+        self._tick_ends_ms = -math.inf
         self._refusals: dict[tuple[str, str, str], Refusals] = {}  # the latest last
 
     def request_ended(self, result: RequestResult) -> None:
         """Count how it ended, and why if it was not answered."""
-        self._tick(result.finish_ms).ends[result.priority, result.outcome] += 1
+        if result.finish_ms >= self._tick_ends_ms:
+            self._begin_tick(result.finish_ms)
+        self._ticks[-1].ends[result.priority, result.outcome] += 1
         if result.outcome in ("dropped", "failed"):
             what = (split_bucket(result.model)[0], PRIORITIES[result.priority], result.reason or result.outcome)
             self._refuse(what, result.message, result.finish_ms)
@@ -87,11 +91,11 @@ class Recent(Observer):
         """Count why."""
         self._refuse(("", "", refused.reason), refused.message, self._now_ms())
 
-    def _tick(self, now_ms: float) -> Tick:
-        """The tick of a time, which is the last one; the queues are looked at as it begins."""
-        if not self._ticks or now_ms >= self._ticks[-1].start_ms + TICK_MS:
-            self._ticks.append(Tick(now_ms // TICK_MS * TICK_MS, self._queued()))
-        return self._ticks[-1]
+    def _begin_tick(self, now_ms: float) -> None:
+        """Begin the tick of a time, with a look at the queues."""
+        start_ms = now_ms // TICK_MS * TICK_MS
+        self._ticks.append(Tick(start_ms, self._queued()))
+        self._tick_ends_ms = start_ms + TICK_MS
 
     def _refuse(self, what: tuple[str, str, str], message: str, now_ms: float) -> None:
         refusals = self._refusals.pop(what, None) or Refusals()
@@ -108,7 +112,8 @@ class Recent(Observer):
             since_ms: `now_ms` of the answer before; 0: all of the last seconds. The tick that it lies in comes again, whole.
         """
         now = self._now_ms()
-        self._tick(now)
+        if now >= self._tick_ends_ms:
+            self._begin_tick(now)
         after = max(since_ms, now - WINDOW_MS)
         batches = [*takewhile(lambda batch: batch.seen_ms > after, reversed(self._batches))]
         ticks = [*takewhile(lambda tick: tick.start_ms + TICK_MS > after, reversed(self._ticks))]

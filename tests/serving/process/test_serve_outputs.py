@@ -8,13 +8,19 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import prometheus_client
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
 from agents.evaluation import metric
 from agents.policies.registry import make_policy
@@ -31,7 +37,7 @@ from serving.observers import recorder as recording
 from serving.observers import timeline
 from serving.observers.explain import describe_candidates
 from serving.observers.logs import JsonFormatter, RequestLog
-from serving.observers.prometheus import Metrics
+from serving.observers.prometheus import SECONDS, Histogram, Metrics
 from serving.observers.recorder import Recorder
 from serving.observers.report import result_of
 from serving.observers.tensorboard import LAYOUT, TensorBoardWriter
@@ -283,6 +289,28 @@ async def test_metrics_count_what_ended(measured: Any) -> None:
     assert 'strait_queue_length{bucket="",model="double",priority="low"} 0.0' in text
     assert f"strait_decision_seconds_count {float(engine.guard.decisions)}" in text
     assert "strait_batch_predicted_over_actual_count" in text and "strait_streams 2.0" in text
+    assert "process_resident_memory_bytes" in text and 'strait_build_info{python="3.' in text
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([*SECONDS, 0.0, 1e-4, 0.3, 1e3]))))
+def test_a_histogram_is_written_as_the_librarys_own_is(values: list[tuple[str, float]]) -> None:
+    own, theirs = CollectorRegistry(), CollectorRegistry()
+    histogram = Histogram("x_seconds", "Text.", ("label",), SECONDS)
+    library = prometheus_client.Histogram("x_seconds", "Text.", ("label",), buckets=SECONDS, registry=theirs)
+    for label, value in values:
+        histogram.observe((label,), value)
+        library.labels(label).observe(value)
+
+    class One(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return [histogram.family()]
+
+    own.register(One())
+    lines = [
+        [line for line in prometheus_client.generate_latest(one).decode().splitlines() if "_created" not in line]
+        for one in (own, theirs)
+    ]
+    assert sorted(lines[0]) == sorted(lines[1])
 
 
 async def test_tensorboard_has_the_shared_tags_and_a_layout(measured: Any, tmp_path: Path) -> None:
