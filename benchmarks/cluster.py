@@ -2,9 +2,9 @@
 
 Replicas are processes with a simulated device (``sim:PROFILE``), which takes time and no CPU. The same requests are offered in
 turns to one engine in this process, to two replicas by each router, and to two of which one is slower; this process routes them
-as a door does. Figures of each: violations by priority, CPU of all processes for each request. Further: what a door adds to the
-latency of a lone request, beside an engine in the same process, and requests per second over HTTP through a door, beside those
-of a replica's own address.
+as a door does. With ``--ray_serve true`` also to two replicas of Ray Serve by its own handle (needs ``ray[serve]``). Figures of
+each: violations by priority, CPU of all processes for each request. Further: what a door adds to the latency of a lone request,
+beside an engine in the same process, and requests per second over HTTP through a door, beside those of a replica's own address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from agents.evaluation.statistics import weighted_rate
 from agents.evaluation.suites import workload_for
 from agents.routing.registry import router, routers
 from benchmarks.common.command import as_command
+from benchmarks.common.open_loop import Offer
+from benchmarks.common.ray_serve import check_ray_serve, ray_serve
 from benchmarks.common.server import (
     Connection,
     closed_loops,
@@ -52,7 +54,6 @@ START_S = 180.0
 PATIENCE_MS = 2000.0  # deadline of the lone requests, which are all met
 WARM_S = 3.0
 FAST = 0.01  # slowness of a device that is never what requests wait for
-Offer = Callable[[str, int, float], Awaitable[bool]]
 
 
 @dataclass
@@ -71,6 +72,7 @@ class ClusterBenchmark:
         rounds: turns of each.
         lone: lone requests.
         clients: HTTP connections side by side.
+        ray_serve: measure replicas of Ray Serve, too.
     """
 
     routers: list[str] = field(default_factory=lambda: [*routers()])
@@ -84,12 +86,15 @@ class ClusterBenchmark:
     rounds: int = 2
     lone: int = 200
     clients: int = 16
+    ray_serve: bool = False
 
     def __post_init__(self) -> None:
         above = {"scale": 0, "load": 0, "slow_load": 0, "slowness": 0, "seconds": 0}
         check_settings(self, "--", {"rounds": 1, "lone": 1, "clients": 1}, above, not_empty=["routers"])
         for name in self.routers:
             router(name)
+        if self.ray_serve:
+            check_ray_serve()
 
 
 @contextlib.asynccontextmanager
@@ -173,11 +178,12 @@ class Turns:
         self._counts: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, 2)))
         self._cpu_s: defaultdict[str, float] = defaultdict(float)
 
-    async def take(self, name: str, workload: Workload, offer: Offer) -> None:
-        """Offer a workload to a variant."""
-        before = cpu_s(self._processes)
+    async def take(self, name: str, workload: Workload, offer: Offer, others: Sequence[psutil.Process] = ()) -> None:
+        """Offer a workload to a variant, which runs in these processes, too."""
+        processes = [*self._processes, *others]
+        before = cpu_s(processes)
         self._counts[name] += await play(workload, offer)
-        self._cpu_s[name] += cpu_s(self._processes) - before
+        self._cpu_s[name] += cpu_s(processes) - before
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Rates in percent, and CPU in ms for each request, by variant."""
@@ -205,6 +211,15 @@ async def lone_ms(offer: Offer, model: str, n: int) -> np.ndarray:
     return np.array(took)
 
 
+def added_ms(there: Sequence[np.ndarray], here: Sequence[np.ndarray]) -> dict[str, float]:
+    """What one way adds to the latencies of another."""
+    levels = {"added_p50_ms": 0.5, "added_p99_ms": 0.99}
+    return {
+        name: float(np.quantile(np.concatenate(there), q) - np.quantile(np.concatenate(here), q))
+        for name, q in levels.items()
+    }
+
+
 async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, Any]:
     """Violations by variant, and what a door adds to the latency of a lone request."""
     profile = scaled(Profile.load(config.profile), config.scale)
@@ -213,11 +228,11 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
     capacity = measure_capacity(profile)
     rates = {"equal": 2 * config.load * capacity, "unequal": config.slow_load * (1 + 1 / config.slowness) * capacity}
     result: dict[str, Any] = {}
-    async with (
-        replicas(path, [1.0, 1.0, config.slowness], folder) as (processes, peers, _),
-        open_engine(device=f"sim:{path}", profile=str(path)) as engine,
-        contextlib.AsyncExitStack() as stack,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        # First, since its start holds this process's loop up.
+        foreign = await stack.enter_async_context(ray_serve(path, 2)) if config.ray_serve else None
+        processes, peers, _ = await stack.enter_async_context(replicas(path, [1.0, 1.0, config.slowness], folder))
+        engine = await stack.enter_async_context(open_engine(device=f"sim:{path}", profile=str(path)))
         turns = Turns([psutil.Process(), *(psutil.Process(process.pid) for process in processes)])
         planes = {
             (kind, name): await stack.enter_async_context(door(ports, name))
@@ -233,19 +248,26 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
             }
             offers = {"one engine": ("equal", by_engine(engine))}
             offers |= {f"{kind}, {name}": (kind, by_plane(plane)) for (kind, name), plane in planes.items()}
+            others: dict[str, Sequence[psutil.Process]] = {}
+            if foreign is not None:
+                offers["equal, ray serve"] = ("equal", foreign.offer)
+                others["equal, ray serve"] = foreign.processes
             for name, (kind, offer) in offers.items():
                 if seed:
-                    await turns.take(name, load[kind], offer)
+                    await turns.take(name, load[kind], offer, others.get(name, ()))
                 else:
                     await play(load[kind], offer)
         result["violations"] = turns.figures()
         async with door(peers[:2]) as plane:
-            here, there = [], []
+            here, there, beyond = [], [], []
             for _ in range(5):  # in turns, so that what disturbs one disturbs both
                 here.append(await lone_ms(by_engine(engine), profile.models[0], max(config.lone // 5, 1)))
                 there.append(await lone_ms(by_plane(plane), profile.models[0], max(config.lone // 5, 1)))
-        added = [np.quantile(np.concatenate(there), q) - np.quantile(np.concatenate(here), q) for q in (0.5, 0.99)]
-        result["lone_request"] = {"added_p50_ms": float(added[0]), "added_p99_ms": float(added[1])}
+                if foreign is not None:
+                    beyond.append(await lone_ms(foreign.offer, profile.models[0], max(config.lone // 5, 1)))
+        result["lone_request"] = added_ms(there, here)
+        if foreign is not None:
+            result["lone_request_ray_serve"] = added_ms(beyond, here)
     return result
 
 

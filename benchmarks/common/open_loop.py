@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from traces.errors import InputError
 START_S = 240.0
 CAPACITY_CLIENTS = 32
 MET = b'"outcome":"met"'
+Offer = Callable[[str, int, float], Awaitable[bool]]  # model, priority and deadline in ms, to whether it was in time
 
 
 def check_models(models: Sequence[str]) -> None:
