@@ -93,8 +93,6 @@ class ClusterBenchmark:
         check_settings(self, "--", {"rounds": 1, "lone": 1, "clients": 1}, above, not_empty=["routers"])
         for name in self.routers:
             router(name)
-        if self.ray_serve:
-            check_ray_serve()
 
 
 @contextlib.asynccontextmanager
@@ -304,7 +302,9 @@ def scaled(profile: Profile, factor: float) -> Profile:
 
 
 def measure(config: ClusterBenchmark) -> dict[str, Any]:
-    """Measure; see the module for what is returned."""
+    """Measure; see the module for what is returned. Raises InputError: what is asked for is not installed."""
+    if config.ray_serve:
+        check_ray_serve()
 
     async def all_of_it() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ them. Figures: violations in the last tenth of the training, mean over seeds, in
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ def short_name(env: str) -> str:
 def train(env: str, seed: int, config: LearningCurves) -> Path:
     """Train once; returns the folder of its TensorBoard. Raises RuntimeError: the training failed."""
     folder = Path(config.out) / short_name(env) / f"seed-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # the events of a training before would be read with its own
     words = ["--env", env, "--seed", str(seed), "--total_steps", str(config.steps), "--logdir", str(folder)]
     ended = subprocess.run(
         [sys.executable, str(PPO), *words],
