@@ -1,15 +1,18 @@
-"""From the ends of a call's requests to its answer."""
+"""Answers: for whom, what is in them, and how they are made from the ends of a call's requests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from serving.api.refusal import Refusal
-from serving.engine.request import Request, RequestResult
+from serving.engine.request import UNNAMED, Origin, Request, RequestResult
 from serving.models.tensors import Item, TensorSpec
+
+LONGEST_NAME = 128  # of what a client calls its request, in headers and logs
 
 
 class Answer(NamedTuple):
@@ -23,6 +26,67 @@ class Answer(NamedTuple):
 
     outputs: tuple[np.ndarray, ...]
     parameters: dict[str, int | str]
+
+
+class Quotation(NamedTuple):
+    """What a request could expect, as both protocols answer it.
+
+    Attributes:
+        name: of the model.
+        priority: 1 (high) or 2 (low).
+        timeout: its deadline, us from now.
+        probability: of being in time.
+        finish_us: predicted time from now to its end, if it is executed, by quantile: p50, p90, p95.
+    """
+
+    name: str
+    priority: int
+    timeout: int
+    probability: float
+    finish_us: dict[str, int]
+
+
+@dataclass(slots=True)
+class Caller:
+    """Whom an answer is for.
+
+    Attributes:
+        protocol: "http" or "grpc".
+        address: of the client, without its port.
+        origin: what the client says of its request.
+        left_ms: time that the client waits for the answer; None if it does not say.
+    """
+
+    protocol: str
+    address: str
+    origin: Origin = UNNAMED
+    left_ms: float | None = None
+
+    @staticmethod
+    def of(protocol: str, address: str, header: Callable[[str], str | None]) -> Caller:
+        """By the headers x-request-id and traceparent of a call; `header` gives one by its name in small letters."""
+        id_, trace = header("x-request-id"), header("traceparent")
+        return Caller(protocol, address, Origin(_shown(id_), _shown(trace)) if id_ or trace else UNNAMED)
+
+    def named(self, id_: str | None) -> None:
+        """Note the id in a request, which goes before that of its headers."""
+        if id_:
+            self.origin = self.origin._replace(client_id=_shown(id_))
+
+    def headers(self) -> dict[str, str]:
+        """What goes back with the answer, refusals too: x-request-id and traceparent."""
+        if self.origin is UNNAMED:
+            return {}
+        pairs = zip(("x-request-id", "traceparent"), self.origin)
+        return {name: value for name, value in pairs if value and value.isascii()}
+
+
+DIRECT = Caller("", "")  # nobody's, as in tests
+
+
+def _shown(text: str | None) -> str:
+    """A client's words, fit for a header and a line of a log."""
+    return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
 
 
 async def ends_of(requests: list[Request]) -> list[RequestResult]:

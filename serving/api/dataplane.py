@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from envs.scheduling.state import LOW, QUANTILES
-from serving.api.answer import Answer, answer_of, ends_of, items_of
+from serving.api.answer import Answer, Caller, answer_of, ends_of, items_of
 from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView, view_model
-from serving.api.plane import BIG, Caller, Plane, RepositoryApi
+from serving.api.plane import BIG, Plane, RepositoryApi
 from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine

@@ -17,12 +17,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from serving.api.answer import Answer
+from serving.api.answer import Answer, Caller
 from serving.api.config import allowed
 from serving.api.grpc_standard import standard_services
 from serving.api.infer_call import InferCall, read_call, read_id
 from serving.api.model_view import ModelView
-from serving.api.plane import NO_TOKEN, Caller, Listener, Plane
+from serving.api.plane import NO_TOKEN, Listener, Plane
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import to_bytes

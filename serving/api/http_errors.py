@@ -9,7 +9,8 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from serving.api.plane import Caller, Plane
+from serving.api.answer import Caller
+from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 
 PLANE = web.AppKey("plane", Plane)

@@ -11,16 +11,16 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from serving.api.answer import Answer
+from serving.api.answer import DIRECT, Answer, Caller, Quotation
 from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall, check_fields, check_schedule
 from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal
 from serving.engine.quotes import Quote
-from serving.engine.request import UNNAMED, Observer, Origin, Refused
+from serving.engine.request import Observer, Refused
 from serving.models.listing import VERSION_MARK
 from serving.observers.statistics import Statistics
 from serving.status.recent import QueueLengths, Recent
@@ -34,7 +34,6 @@ EXTENSIONS = (
 )  # fmt: skip
 HEAD_BYTES = 512  # of a body, left to what is not tensors
 BIG = 256 * 1024  # bytes that are copied or looked through on a thread
-LONGEST_NAME = 128  # of what a client calls its request, in headers and logs
 NO_TOKEN = "this server requires a bearer token, and there is none or a wrong one"
 
 
@@ -59,67 +58,6 @@ class RepositoryApi(Protocol):
 
     async def unload(self, name: str, version: str = "") -> None:
         """Serve a model no more. Raises KeyError for an unknown one, InputError for one that must stay."""
-
-
-class Quotation(NamedTuple):
-    """What a request could expect, as both protocols answer it.
-
-    Attributes:
-        name: of the model.
-        priority: 1 (high) or 2 (low).
-        timeout: its deadline, us from now.
-        probability: of being in time.
-        finish_us: predicted time from now to its end, if it is executed, by quantile: p50, p90, p95.
-    """
-
-    name: str
-    priority: int
-    timeout: int
-    probability: float
-    finish_us: dict[str, int]
-
-
-@dataclass(slots=True)
-class Caller:
-    """Whom an answer is for.
-
-    Attributes:
-        protocol: "http" or "grpc".
-        address: of the client, without its port.
-        origin: what the client says of its request.
-        left_ms: time that the client waits for the answer; None if it does not say.
-    """
-
-    protocol: str
-    address: str
-    origin: Origin = UNNAMED
-    left_ms: float | None = None
-
-    @staticmethod
-    def of(protocol: str, address: str, header: Callable[[str], str | None]) -> Caller:
-        """By the headers x-request-id and traceparent of a call; `header` gives one by its name in small letters."""
-        id_, trace = header("x-request-id"), header("traceparent")
-        return Caller(protocol, address, Origin(_shown(id_), _shown(trace)) if id_ or trace else UNNAMED)
-
-    def named(self, id_: str | None) -> None:
-        """Note the id in a request, which goes before that of its headers."""
-        if id_:
-            self.origin = self.origin._replace(client_id=_shown(id_))
-
-    def headers(self) -> dict[str, str]:
-        """What goes back with the answer, refusals too: x-request-id and traceparent."""
-        if self.origin is UNNAMED:
-            return {}
-        pairs = zip(("x-request-id", "traceparent"), self.origin)
-        return {name: value for name, value in pairs if value and value.isascii()}
-
-
-DIRECT = Caller("", "")  # nobody's, as in tests
-
-
-def _shown(text: str | None) -> str:
-    """A client's words, fit for a header and a line of a log."""
-    return "".join(one if one.isprintable() else "?" for one in (text or "")[:LONGEST_NAME])
 
 
 class Listener(NamedTuple):

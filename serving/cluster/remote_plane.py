@@ -14,11 +14,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from agents.routing.base import RouterKind
 from envs.cluster.ledger import End, Routed
 from envs.scheduling.state import PRIORITIES
-from serving.api.answer import Answer
+from serving.api.answer import Answer, Caller
 from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
-from serving.api.plane import Caller, Plane
+from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 from serving.api.tensors import from_bytes, to_bytes
 from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor

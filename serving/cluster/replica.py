@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any, cast
 
 from envs.scheduling.state import PRIORITIES
-from serving.api.answer import Answer
+from serving.api.answer import Answer, Caller
 from serving.api.dataplane import DataPlane
 from serving.api.infer_call import InferCall, Wanted, same_size
 from serving.api.model_view import ModelView
-from serving.api.plane import Caller, Listener
+from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
 from serving.api.tensors import check_shape, from_bytes, to_bytes
 from serving.cluster.frames import (
