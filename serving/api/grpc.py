@@ -19,7 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from serving.api.answer import Answer, Caller
 from serving.api.config import allowed
-from serving.api.grpc_standard import standard_services
+from serving.api.grpc_standard import OWN_SERVICE, SERVICE, standard_services
 from serving.api.infer_call import InferCall, read_call, read_id
 from serving.api.model_view import ModelView
 from serving.api.plane import NO_TOKEN, Listener, Plane
@@ -31,7 +31,6 @@ from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SERVICE, OWN_SERVICE = "inference.GRPCInferenceService", "strait.StraitService"
 OPEN_METHODS = ("ServerLive", "ServerReady")  # probes carry no token
 COMPRESSIONS = {
     "none": grpc.Compression.NoCompression,

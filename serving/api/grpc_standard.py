@@ -14,7 +14,8 @@ from serving.api.protocol import inference_pb2 as pb
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")  # equal on the wire
-SERVICES = (f"{pb.DESCRIPTOR.package}.GRPCInferenceService", "strait.StraitService", HEALTH, REFLECTION[0])
+SERVICE, OWN_SERVICE = "inference.GRPCInferenceService", "strait.StraitService"
+SERVICES = (SERVICE, OWN_SERVICE, HEALTH, REFLECTION[0])
 WATCH_S = 0.5  # between two looks for a client that watches
 UNKNOWN, SERVING, NOT_SERVING, SERVICE_UNKNOWN = range(4)
 

@@ -41,9 +41,13 @@ def process_registry() -> CollectorRegistry:
     """A registry that knows the process (memory, processor time, open files) and what was built into it."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    build = {"version": package_version(), "python": platform.python_version(), "torch": version("torch")}
-    Info("strait_build", "Versions of the server and of what it runs on.", registry=registry).info(build)
+    Info("strait_build", "Versions of the server and of what it runs on.", registry=registry).info(_build())
     return registry
+
+
+@cache
+def _build() -> dict[str, str]:
+    return {"version": package_version(), "python": platform.python_version(), "torch": version("torch")}
 
 
 class Histogram:

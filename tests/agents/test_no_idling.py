@@ -83,6 +83,25 @@ def test_no_policy_idles_while_a_request_could_be_in_time(name: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("streams", (2, 4))
+@pytest.mark.parametrize("device", ("cpu2", "cpu2-served", "gpu-a100", "gpu-v100"))
+def test_a_backlog_that_can_wait_for_a_minute_does_not_leave_half_of_the_device_idle(device: str, streams: int) -> None:
+    profile, n = Profile.load(device), 300
+    rng = np.random.default_rng(0)
+    backlog = Workload(
+        np.zeros(n), rng.integers(0, len(profile.models), n), np.ones(n, int), np.full(n, 60_000.0), profile.models
+    )
+    took_ms = {}
+    for name in ("fifo", "strait", "ppo"):
+        policy, adjust = resolve(name, profile=device)
+        sim = Simulator(profile, 1, streams, n, tables=adjust(profile.tables()))
+        run(sim, policy, [backlog], [0])
+        table = request_table(sim)
+        assert (table["outcome"] == "met").all(), name
+        took_ms[name] = table["finish_ms"].max()
+    assert max(took_ms["strait"], took_ms["ppo"]) < 1.25 * took_ms["fifo"], took_ms
+
+
 def closed_loop_throughput_rps(profile: Profile, name: str, streams: int, clients: int = 32, n: int = 400) -> float:
     """Of clients of low priority that can wait for hours and send the next request when one is answered.
 
