@@ -86,9 +86,9 @@ def stand_in(place: int, name: str) -> list[Any]:
     return [step.name, step.group, f"gpu_day_faults:{name}", 1e-6 if name == "hangs" else 1.0, 0.0]
 
 
-@pytest.mark.parametrize("shift", range(len(FAULTS) + 1))
+@pytest.mark.parametrize("shift", [0, 3])
 def test_a_step_that_fails_in_any_way_costs_only_itself(shift: int, days: Days) -> None:
-    """Over all shifts every step fails in every way, and succeeds between others that fail."""
+    """Steps fail in every way, and succeed between others that fail."""
     kinds = ["fine", *(fault.__name__ for fault in FAULTS)]
     chosen = [kinds[(place + shift) % len(kinds)] for place in range(len(STEPS))]
     # The last step of a day has all the time that is left, so that none of these may be the last.
@@ -237,7 +237,7 @@ def test_files_are_called_after_the_devices_model(device: str, name: str) -> Non
 @pytest.mark.slow
 def test_the_rehearsal_passes_and_can_be_adopted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, root = tmp_path / "day", tmp_path / "root"
-    words = ["--device", "cpu", "--models", "lstm,dlrm", "--seconds", "24", "--patience", "30", "--out", str(out)]
+    words = ["--device", "cpu", "--models", "lstm,dlrm", "--seconds", "17", "--patience", "30", "--out", str(out)]
     run = subprocess.run([sys.executable, "-m", "benchmarks.gpu_day", *words], cwd=ROOT, stdout=subprocess.PIPE)
     summary = json.loads((out / SUMMARY).read_text())
     assert {name: (s["state"], s["error"]) for name, s in summary["steps"].items()} == {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fault_server import Served, environment, served
 
-EXAMPLES = 30  # of each operation
+EXAMPLES = 15  # of each operation
 
 
 # Which sizes a quote takes is a matter of the model, which no schema can say.

@@ -1,0 +1,159 @@
+"""One learned policy along the weight of high priority, beside a Strait tuned for each: ``python -m benchmarks.weights``.
+
+``high_weight`` says how many low-priority requests one of high priority counts as. The learned policy is told it, as ``serve.py
+--high_weight`` does. Strait is tuned for each weight on the tuner's own workloads (``tuned``), or is the one that ships and is
+told the weight as well (``told``). All then run on the same workloads of the evaluation.
+
+Figures by weight and policy: violations of ``high`` and ``low`` priority and their ``weighted`` rate in percent; ``gain``, the
+points by which the learned policy's weighted rate is above that of the tuned Strait, paired, with a 95 % interval: below 0 is
+better. A policy whose gain is below 0 at each weight has its curve of (high, low) below that of Strait.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.evaluate import Group, make_workloads
+from agents.evaluation.rollout import run
+from agents.evaluation.statistics import bootstrap, violations, weighted_rate
+from agents.evaluation.suites import Suite, check_workload
+from agents.learned.names import resolve
+from agents.policies.base import Policy
+from agents.policies.registry import make_policy
+from agents.tune import TuneConfig, training_profile, tune_policy
+from benchmarks.common.command import as_command
+from benchmarks.common.pictures import panels, save
+from envs.simulation.capacity import measure_capacity
+from envs.simulation.simulator import Simulator
+from traces.settings import check_settings
+from traces.worker_pool import worker_pool
+
+TUNED, TOLD = "strait, tuned for it", "strait, told it"
+
+
+@dataclass
+class WeightsBenchmark:
+    """What to run.
+
+    Attributes:
+        profile: shipped profile by name, or a JSON file.
+        policy: the learned policy, by name or file.
+        weights: what a high-priority request counts, a low-priority one being 1.
+        workload: arrivals, as in the suites.
+        loads: offered loads over the measured capacity.
+        seeds: workloads per load.
+        duration_ms: length of each workload.
+        streams: of the device.
+        budget: trials in which Strait is tuned for each weight.
+        full: with the trials and seeds that the tuned files that ship were made with: half an hour.
+        workers: processes; all cores by default.
+        picture: file to draw the curves into.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    profile: str = "gpu-a100"
+    policy: str = "ppo"
+    weights: list[float] = field(default_factory=lambda: [2.0, 5.0, 10.0, 20.0, 40.0])
+    workload: str = "bursty"
+    loads: list[float] = field(default_factory=lambda: [0.7, 0.9, 1.1])
+    seeds: int = 10
+    duration_ms: float = 5_000.0
+    streams: int = 4
+    budget: int = 40
+    full: bool = False
+    workers: int | None = None
+    picture: str | None = None
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("seeds", "streams", "budget", "workers"), 1)
+        check_settings(self, "--", least, dict.fromkeys(("weights", "loads", "duration_ms"), 0))
+
+
+def tuning(config: WeightsBenchmark, weight: float) -> TuneConfig:
+    """How Strait is tuned for a weight."""
+    own = partial(TuneConfig, ["strait"], profile=config.profile, streams=config.streams, high_weight=weight)
+    return own(budget=240, seeds=4) if config.full else own(budget=config.budget)
+
+
+def at_weight(config: WeightsBenchmark, weight: float, capacity_rps: float) -> dict[str, np.ndarray]:
+    """Rates (W, 3) of each policy at a weight, a row for each workload: high, low and weighted, in percent."""
+    suite = Suite(
+        "weights", (config.policy,), (config.workload,), tuple(config.loads), config.seeds, config.duration_ms
+    )
+    profile = training_profile(config.profile)
+    workloads = make_workloads(
+        Group(config.profile, config.policy, config.workload, capacity_rps, config.streams, suite), profile
+    )
+    sim = Simulator(profile, len(workloads), config.streams, max(1, *map(len, workloads)))
+
+    def rates(policy: Policy, told: float) -> np.ndarray:
+        sim.state.scheduler["high_weight"] = told
+        run(sim, policy, workloads, list(range(config.seeds)) * len(config.loads))
+        violated, total = violations(sim.state.count)
+        both = violated / np.maximum(total, 1)
+        return 100 * np.column_stack((both, weighted_rate(violated, total, weight)))
+
+    params = tune_policy("strait", tuning(config, weight), capacity_rps)["params"]
+    told = TuneConfig().high_weight  # what the tuner's own worlds tell
+    return {
+        TUNED: rates(make_policy("strait", sim.n, **params), told),
+        TOLD: rates(resolve("strait", sim.n, profile=config.profile)[0], weight),
+        config.policy: rates(resolve(config.policy, sim.n, profile=config.profile)[0], weight),
+    }
+
+
+def draw(found: dict[str, dict[str, dict[str, float]]], path: str) -> None:
+    """The curves of all policies over the weights, violations of low priority against those of high."""
+    figure, axes = panels(1, 1, (5.0, 4.0))
+    axis = axes[0][0]
+    for policy in next(iter(found.values())):
+        curve = np.array([(at[policy]["high"], at[policy]["low"]) for at in found.values()])
+        axis.plot(curve[:, 0], curve[:, 1], marker="o", label=policy)
+    axis.set_xlabel("violations of high priority, %")
+    axis.set_ylabel("violations of low priority, %")
+    axis.legend()
+    save(figure, path)
+
+
+def measure(config: WeightsBenchmark) -> dict[str, Any]:
+    """Tune, run and compare; see the module for what is returned."""
+    profile = training_profile(config.profile)
+    check_workload(config.workload, profile)
+    resolve(config.policy)
+    capacity = measure_capacity(profile, config.streams)
+    with worker_pool(config.workers, None) as pool:
+        waiting = {weight: pool.submit(at_weight, config, weight, capacity) for weight in config.weights}
+        bar = tqdm(as_completed(waiting.values()), total=len(waiting), unit="weight", disable=not sys.stderr.isatty())
+        for future in bar:
+            future.result()  # a failure is told at once
+    rates = {f"{weight:g}": future.result() for weight, future in waiting.items()}
+    found = {
+        weight: {
+            policy: dict(zip(("high", "low", "weighted"), rows.mean(axis=0).tolist())) for policy, rows in at.items()
+        }
+        for weight, at in rates.items()
+    }
+    if config.picture:
+        draw(found, config.picture)
+    gains = {w: bootstrap(at[config.policy][:, 2] - at[TUNED][:, 2]) for w, at in rates.items()}
+    return {
+        "profile": config.profile,
+        "loads": config.loads,
+        "weights": found,
+        "gain": {w: dict(zip(("low end", "mean", "high end"), values)) for w, values in gains.items()},
+    }
+
+
+main = as_command(measure, WeightsBenchmark, "weights", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())
