@@ -86,7 +86,15 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         if sizes and (sizes != sorted(set(sizes)) or sizes[0] != 1):
             raise InputError(f"--batch_sizes: {sizes}; they must be ascending from 1, which a lone request needs")
         counts, times = (
-            ("replicas", "streams", "queue_places", "max_body_bytes", "max_grpc_bytes", "max_per_client"),
+            (
+                "replicas",
+                "streams",
+                "queue_places",
+                "max_body_bytes",
+                "max_grpc_bytes",
+                "max_per_client",
+                "step_processes",
+            ),
             ("body_timeout_s", "keepalive_s"),
         )
         self._require("at least 1", lambda value: value >= 1, *counts)

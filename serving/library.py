@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from envs.scheduling.state import HIGH, LOW, PRIORITIES
 from serving.api.dataplane import DataPlane
 from serving.api.infer_call import left_out, same_size
 from serving.api.model_view import ModelView
+from serving.api.processes.steps import SteppedModel
 from serving.api.refusal import Refusal
 from serving.choosing import policy_for
 from serving.config import ServeConfig
@@ -191,17 +193,53 @@ class LibraryEngine:
         self._check(priority, deadline_ms)
         whole = self._view(model)
         item, size = _item(whole, values)
-        view, loading_ms = whole.bucket(size), 0.0
+        stepped = self.plane.stepped(whole)
+        if stepped is not None:
+            return await self._infer_stepped(stepped, item, size, priority, deadline_ms)
+        return await self._infer(whole.bucket(size), item, priority, deadline_ms)
+
+    async def _infer_stepped(
+        self, stepped: SteppedModel, item: Item, size: int | None, priority: int, deadline_ms: float
+    ) -> RequestResult:
+        """Serve a request of a model with steps on the host. Raises InputError: a step refuses it, or fails."""
+        arrival_ms = self.engine.now_ms()
+        try:
+            values, size = await stepped.before(tuple(one[np.newaxis] for one in item), size)
+            view = stepped.inner.bucket(size)
+            left_ms = arrival_ms + deadline_ms - stepped.after_ms(1) - self.engine.now_ms()
+            if left_ms <= 0.0:
+                return self._out_of_reach(view, priority, deadline_ms, arrival_ms, "its preprocess took too long")
+            result = await self._infer(view, tuple(one[0] for one in values), priority, left_ms)
+            if result.outputs is None:
+                return result
+            outputs = await stepped.after(tuple(one[np.newaxis] for one in result.outputs))
+        except Refusal as refusal:
+            raise InputError(str(refusal)) from None
+        ended_ms = self.engine.now_ms()
+        outcome = "met" if ended_ms <= arrival_ms + deadline_ms else "late"
+        return replace(
+            result, outputs=tuple(one[0] for one in outputs), outcome=outcome, arrival_ms=arrival_ms,
+            deadline_ms=arrival_ms + deadline_ms, finish_ms=ended_ms,
+        )  # fmt: skip
+
+    def _out_of_reach(
+        self, view: ModelView, priority: int, deadline_ms: float, arrival_ms: float, message: str
+    ) -> RequestResult:
+        """How a request ended that never came to the engine."""
+        return RequestResult(
+            id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=UNREACHABLE, message=message,
+            arrival_ms=arrival_ms, deadline_ms=arrival_ms + deadline_ms, offered_ms=arrival_ms,
+            finish_ms=self.engine.now_ms(),
+        )  # fmt: skip
+
+    async def _infer(self, view: ModelView, item: Item, priority: int, deadline_ms: float) -> RequestResult:
+        loading_ms = 0.0
         if not self.engine.serves(view.scheduled):
             arrival = self.engine.now_ms()
             try:
                 loading_ms = await self.plane.bring_back(view, deadline_ms)
             except Refusal as refusal:
-                return RequestResult(
-                    id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=UNREACHABLE,
-                    message=str(refusal), arrival_ms=arrival, deadline_ms=arrival + deadline_ms, offered_ms=arrival,
-                    finish_ms=self.engine.now_ms(),
-                )  # fmt: skip
+                return self._out_of_reach(view, priority, deadline_ms, arrival, str(refusal))
         return await self.engine.submit(view.scheduled, priority, deadline_ms - loading_ms, item)
 
     def quote(self, model: str, priority: int = LOW, deadline_ms: float = 100.0, size: int | None = None) -> Quote:
@@ -248,6 +286,7 @@ class LibraryEngine:
             return
         self._closed = True
         await self.engine.stop(self._drain_timeout_s)
+        self.plane.close()
         await asyncio.get_running_loop().run_in_executor(None, self._close_device, 1.0)
 
 

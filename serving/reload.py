@@ -16,12 +16,11 @@ from serving.engine.engine import Engine
 from serving.engine.scheduler import AdjustTables
 from serving.executors.quiet import QuietThread
 from serving.models.listing import Entry
-from serving.models.load import load_buckets
 from serving.models.served import ServedModel
 from serving.models.tensors import split_bucket
 from serving.observers.explain import require_learned
 from serving.profiling.device_models import DeviceModels, known_buckets
-from serving.residency import Evicted, LastUse
+from serving.residency import Evicted, LastUse, load_served
 from traces.errors import InputError
 
 log = logging.getLogger("serving")
@@ -98,7 +97,7 @@ class Reloader:
         if evicted is not None:  # what it takes is known, so that there is room before it is loaded
             await self._make_room(evicted.models)
         # One that requests wait for is loaded as fast as can be, as long as its prediction says.
-        loaded = await self._quiet.do(load_buckets, entry.spec, buckets, evicted is None)
+        loaded = await self._quiet.do(load_served, entry, buckets, evicted is None)
         names = [model.name for model in loaded]
         models.check_alone(loaded)
         if self._buckets_of(name) and not models.fits(loaded, beside=True):

@@ -10,6 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 from envs.profiles.profile import Profile
+from serving.api.processes.steps import check_steps
 from serving.engine.request import Observer, RequestResult
 from serving.models.listing import Entry
 from serving.models.load import load_buckets
@@ -80,6 +81,11 @@ class _Loaded(NamedTuple):
     load_ms: float
 
 
+def load_served(entry: Entry, known: Sequence[int] = (), quiet: bool = False) -> tuple[ServedModel, ...]:
+    """Load a model, or its buckets, and try its code on the host; arguments and errors as of `load_buckets`."""
+    return check_steps(load_buckets(entry.spec, known, quiet))
+
+
 def load_all(
     entries: Mapping[str, Entry], models: DeviceModels, profile: Profile | None
 ) -> tuple[list[str], dict[str, Evicted]]:
@@ -100,7 +106,7 @@ def load_all(
     evicted: dict[str, Evicted] = {}
     for name, entry in entries.items():
         begin_s = time.perf_counter()
-        buckets = load_buckets(entry.spec, () if profile is None else known_buckets(profile, name))
+        buckets = load_served(entry, () if profile is None else known_buckets(profile, name))
         models.check_alone(buckets)
         while loaded and not models.fits(buckets):
             oldest = next(iter(loaded))

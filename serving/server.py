@@ -183,9 +183,11 @@ class OpenServer:
         replica = peer_port = None
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(saving(outputs))
+            parts.callback(plane.close)
             await engine.start()
             log.info("policy %s serves %s", engine.guard.name, ", ".join(engine.models))
             if listening:
+                plane.prepare()
                 listeners = await listen(plane, server.tls)
                 if config.peer_port is not None:
                     replica = Replica(plane)

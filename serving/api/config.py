@@ -34,6 +34,7 @@ class ApiConfig:
             the header Accept-Encoding.
         max_per_client: requests (items) that one client address may have in flight.
         least_quote: requests that are quoted a lower probability of being in time are refused on arrival; 0 refuses none.
+        step_processes: processes for the models' code on the host, their preprocess and postprocess.
         body_timeout_s: time in which a body must have arrived.
         keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
         close_timeout_s: time that requests in hand have to end when the server stops listening.
@@ -54,6 +55,7 @@ class ApiConfig:
     grpc_compression: str = "none"
     max_per_client: int = 1024
     least_quote: float = 0.0
+    step_processes: int = 2
     body_timeout_s: float = 30.0
     keepalive_s: float = 75.0
     close_timeout_s: float = 5.0

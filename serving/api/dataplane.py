@@ -13,6 +13,7 @@ from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView, view_model
 from serving.api.plane import BIG, Plane, RepositoryApi
+from serving.api.processes.steps import SteppedModel, pool_of, warm_up
 from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine
@@ -48,6 +49,20 @@ class DataPlane(Plane):
         self._admission = Admission(engine.scheduler, engine.now_ms)
         self.observers: tuple[Observer, ...] = (self._admission, self._statistics, self._recent)
         self.why_policy: Callable[[], str] = lambda: "as --policy says"
+        self._step_processes = pool_of(config.step_processes)
+        self._stepped: dict[str, SteppedModel] = {}  # by the names under which their buckets are scheduled
+
+    def prepare(self) -> None:
+        """Describe the models before the first request comes, which starts the processes of their own steps."""
+        self.views  # noqa: B018
+
+    def close(self) -> None:
+        """End the processes of the models' own steps."""
+        self._step_processes.close()
+
+    def stepped(self, view: ModelView) -> SteppedModel | None:
+        """The steps before and after a model; None if it has none."""
+        return self._stepped.get(view.scheduled)
 
     @property
     def ready(self) -> bool:
@@ -77,6 +92,7 @@ class DataPlane(Plane):
             served.setdefault(one.model, []).append(one)
         served |= {name: list(one.models) for name, one in evicted.items() if name not in served}
         views = {}
+        self._stepped = {}
         for name, models in served.items():
             priority, given_ms = (None, None) if self.repository is None else self.repository.defaults(name)
             out, at_hand = evicted.get(name), self.engine.scheduler.index
@@ -87,13 +103,48 @@ class DataPlane(Plane):
                 for one in models
             ]
             deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
-            views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
+            view = views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
+            if models[0].preprocess or models[0].postprocess:
+                stepped = SteppedModel(view, models[0], self._step_processes)
+                views[name] = stepped.view
+                self._stepped |= {one.name: stepped for one in models}
+                warm_up(self._step_processes, models[0])
         return views
 
     async def serve(
         self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call; see `Plane.infer`."""
+        stepped = self.stepped(view)
+        if stepped is None:
+            return await self._serve_model(view, call, priority, deadline_ms, caller)
+        begin_ms, n = self.engine.now_ms(), call.n_items
+        due_ms = begin_ms + deadline_ms
+
+        def check(view: ModelView, steps_ms: float, words: str) -> float:
+            left_ms = due_ms - steps_ms - self.engine.now_ms()
+            if left_ms > 0.0:
+                return left_ms
+            stepped.doubt()
+            message = f"deadline of {deadline_ms:.1f} ms is out of reach: {words}"
+            raise self.refuse(view, priority, deadline_ms, n, message, caller)
+
+        steps_ms, smallest = stepped.expected_ms(n), stepped.smallest(call.size)
+        left_ms = check(smallest, steps_ms, f"its preprocess and postprocess take {steps_ms:.1f} ms")
+        self._admit(smallest, priority, left_ms, n, caller)
+        values, size = await stepped.before(call.values, call.size)
+        own = stepped.inner.bucket(size)
+        left_ms = check(own, stepped.after_ms(n), "its preprocess took too long")
+        answer = await self._serve_model(own, stepped.whole(call, values, size), priority, left_ms, caller)
+        outputs = stepped.chosen(call, await stepped.after(answer.outputs))
+        took_ms = self.engine.now_ms() - begin_ms
+        ended = {"outcome": "met" if took_ms <= deadline_ms else "late", "latency_us": round(1e3 * took_ms)}
+        return Answer(outputs, answer.parameters | ended)
+
+    async def _serve_model(
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
+    ) -> Answer:
+        """Serve a call of the model itself, its inputs as it takes them."""
         loading_ms = 0.0
         if not self.engine.serves(view.scheduled):
             loading_ms = await self.bring_back(view, deadline_ms)
@@ -112,14 +163,18 @@ class DataPlane(Plane):
 
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request could expect by the state of the engine; see `Plane.quote`."""
+        stepped = self.stepped(view)
+        steps_ms = 0.0 if stepped is None else stepped.expected_ms(1)
         try:
-            return self.engine.quotes.quote(view.scheduled, priority, deadline_ms)
+            probability, finish_ms = self.engine.quotes.quote(view.scheduled, priority, deadline_ms - steps_ms)
         except KeyError:
             out = self._evicted(view)
+        else:
+            return Quote(probability, {level: ms + steps_ms for level, ms in finish_ms.items()})
         if out is None:
             raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
-        finish_ms = out.load_ms + out.alone_ms[view.scheduled]
-        return Quote(float(finish_ms <= deadline_ms), dict.fromkeys(QUANTILES, finish_ms))
+        alone_ms = steps_ms + out.load_ms + out.alone_ms[view.scheduled]
+        return Quote(float(alone_ms <= deadline_ms), dict.fromkeys(QUANTILES, alone_ms))
 
     def refuse(
         self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller
@@ -194,10 +249,17 @@ class DataPlane(Plane):
         self, view: ModelView, priority: int, deadline_ms: float, values: list[Item], caller: Caller
     ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
+        self._admit(view, priority, deadline_ms, len(values), caller)
         try:
-            message = self._admission.refusal(view.scheduled, priority, deadline_ms)
-            if not message:
-                return self.engine.offer(view.scheduled, priority, deadline_ms, values, origin=caller.origin)
+            return self.engine.offer(view.scheduled, priority, deadline_ms, values, origin=caller.origin)
         except KeyError:
             raise Refusal(Kind.NOT_FOUND, f"model {view.scheduled!r} is not served any more") from None
-        raise self.refuse(view, priority, deadline_ms, len(values), message, caller)
+
+    def _admit(self, view: ModelView, priority: int, deadline_ms: float, n: int, caller: Caller) -> None:
+        """Refuse n requests if the queue ahead of them puts their deadline out of reach."""
+        try:
+            message = self._admission.refusal(view.scheduled, priority, deadline_ms)
+        except KeyError:  # it is out of memory, or going
+            return
+        if message:
+            raise self.refuse(view, priority, deadline_ms, n, message, caller)

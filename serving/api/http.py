@@ -25,9 +25,10 @@ from serving.api.config import allowed
 from serving.api.http_codec import HEADER_LENGTH, accepted_encoding, decompress, split, write_answer
 from serving.api.http_errors import PLANE, Runner, json_answer, refused_answer
 from serving.api.infer_call import check_fields, read_call, read_id
-from serving.api.json_process import SMALL, Buffer, JsonProcesses
 from serving.api.model_view import ModelView
 from serving.api.plane import BIG, NO_TOKEN, Listener, Plane
+from serving.api.processes.large_json import SMALL, JsonProcesses
+from serving.api.processes.pool import Buffer
 from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import plain_values

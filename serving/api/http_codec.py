@@ -11,8 +11,8 @@ from aiohttp.web import ContentCoding
 
 from serving.api.answer import Answer
 from serving.api.infer_call import InferCall
-from serving.api.json_process import Buffer
 from serving.api.model_view import ModelView
+from serving.api.processes.pool import Buffer
 from serving.api.refusal import too_large
 from serving.api.tensors import to_bytes
 from traces.errors import InputError

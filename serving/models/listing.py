@@ -10,6 +10,7 @@ of requests that name none:
       input_shape: [3, 224, 224]     # of a model with one input; or:
       inputs: {ids: {shape: [-1], datatype: INT64}, mask: [-1]}
       max_size: 512                  # of what is -1
+      preprocess: {function: text:tokens, inputs: {text: {datatype: BYTES, shape: []}}}
       priority: high
       timeout_ms: 50
 """
@@ -27,7 +28,7 @@ import yaml
 from serving.models.builtin.registry import BUILTIN
 from serving.models.load import builtin_spec, spec_of
 from serving.models.served import ModelSpec
-from serving.models.tensor_fields import Rules, check_fields_by, is_buckets, is_integer, read_tensors
+from serving.models.tensor_fields import Rules, check_fields_by, is_buckets, is_integer, read_step, read_tensors
 from serving.models.tensors import NAMES
 from traces.errors import InputError
 
@@ -51,6 +52,8 @@ _FIELDS: Rules = {
     "max_size": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**31)),
     "name": _TEXT,
     "outputs": ("", lambda value: True),
+    "postprocess": ("", lambda value: True),  # see read_step
+    "preprocess": ("", lambda value: True),
     "priority": ("'high' or 'low'", lambda value: value in ("high", "low")),
     "seed": ("an integer of at least 0", lambda value: is_integer(value, 0, 2**63)),
     "source": _TEXT,
@@ -205,6 +208,9 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
         values[key] = tuple(values[key])
     for key in {"inputs", "outputs"} & set(values):
         values[key] = read_tensors(values[key], f"{where}: {key}")
+    for key, tensors in {"preprocess": "inputs", "postprocess": "outputs"}.items():
+        if key in values:
+            values[key] = read_step(values[key], tensors, f"{where}: {key}", str(folder.resolve()))
     if "inputs" in values and "input_shape" in values:
         raise InputError(f"{where}: input_shape is for a model with one input, {'input'!r}; give inputs or input_shape")
     if "version" in values:

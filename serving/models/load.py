@@ -107,6 +107,8 @@ def load_buckets(spec: ModelSpec, known: Sequence[int] = (), quiet: bool = False
             on_host=program.on_host,
             platform=program.platform,
             version=spec.version,
+            preprocess=spec.preprocess,
+            postprocess=spec.postprocess,
         )
 
     return tuple(model(size) for size in sizes)

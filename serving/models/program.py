@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from serving.models.served import Forward
 from serving.models.tensors import NAMES
 from traces.errors import InputError
+
+if TYPE_CHECKING:  # a process that runs the user's code before a model does without torch
+    from serving.models.served import Forward
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
     "attention_mask": {"optional": True, "default": 1, "pad": 0},

@@ -23,6 +23,23 @@ Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class HostStep:
+    """Code of the user's that runs on the host before a model, or after it, in a process of its own.
+
+    Attributes:
+        function: `module:function`, called with all items of a request by the names of their tensors: f(text=...).
+        tensors: what clients send (before the model), or get (after it).
+        folder: where the module is looked for first.
+        alone_ms: time that it took for one item when the model was loaded.
+    """
+
+    function: str
+    tensors: tuple[TensorSpec, ...]
+    folder: str = ""
+    alone_ms: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One model to serve.
 
@@ -43,6 +60,8 @@ class ModelSpec:
         kind: a word for the architecture, used in reports only.
         seed: seed of random weights (built-in models and factories).
         compiled: run as a TorchScript graph where that answers alike, so that a whole forward runs without Python's lock.
+        preprocess: what makes the model's inputs of what clients send; None: they send the model's inputs.
+        postprocess: what makes what clients get of the model's outputs; None: they get these.
         folder: where a factory is looked for, too: that of the list of models.
         version: as clients name it.
     """
@@ -59,6 +78,8 @@ class ModelSpec:
     kind: str = ""
     seed: int = 0
     compiled: bool = True
+    preprocess: HostStep | None = None
+    postprocess: HostStep | None = None
     folder: str = ""
     version: str = "1"
 
@@ -98,6 +119,8 @@ class ServedModel:
         on_host: whether it runs on arrays of the host and not on tensors of the device.
         platform: what runs it, in the protocol's words.
         version: as clients name it.
+        preprocess: as in `ModelSpec`.
+        postprocess: as in `ModelSpec`.
     """
 
     name: str
@@ -118,6 +141,8 @@ class ServedModel:
     on_host: bool = False
     platform: str = "pytorch"
     version: str = "1"
+    preprocess: HostStep | None = None
+    postprocess: HostStep | None = None
 
     @cached_property
     def model(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from serving.models.tensors import DATATYPES, NAMES, VARIES, datatype_of
+from serving.models.served import HostStep
+from serving.models.tensors import DATATYPES, NAMES, VARIES, TensorSpec, datatype_of
 from traces.errors import InputError
 
 SHAPE = "a list of sizes, each an integer of at least 1, or -1 where it varies"
@@ -95,3 +97,30 @@ def read_tensors(value: Any, where: str) -> dict[str, dict[str, Any]]:
         if "shape" in fields:
             found[name]["shape"] = tuple(fields["shape"])
     return found
+
+
+_STEP_FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+def read_step(value: Any, side: str, where: str, folder: str) -> HostStep:
+    """What is said of the code before or after a model.
+
+    Args:
+        value: a mapping with `function`, and with the tensors of `side`.
+        side: "inputs", that clients send, or "outputs", that they get.
+        where: the place, as errors begin.
+        folder: where its module is looked for.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, Mapping) or set(value) != {"function", side}:
+        raise InputError(f"{where}: expected a mapping with function and {side}")
+    if not isinstance(value["function"], str) or not _STEP_FUNCTION.fullmatch(value["function"]):
+        raise InputError(f"{where}.function is {value['function']!r}; it must be module:function")
+    tensors = read_tensors(value[side], f"{where}.{side}")
+    for name, fields in tensors.items():
+        if "shape" not in fields:
+            raise InputError(f"{where}.{side}.{name} needs a shape: that of one item, [] for a single value")
+    specs = (TensorSpec(name, **{"datatype": "FP32"} | fields) for name, fields in tensors.items())
+    return HostStep(value["function"], tuple(specs), folder)

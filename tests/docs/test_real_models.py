@@ -105,6 +105,12 @@ def by_factory(folder: Path, name: str, given: Given) -> Given:
     return result if isinstance(result, dict) else {"probability": result}
 
 
+def by_words(folder: Path, given: Given) -> Given:
+    words = module_of(folder / "words.py")
+    made = words.labels(**network(folder, "bert", "BertForSequenceClassification", **words.tokens(**given)))
+    return made | {"label": made["label"].astype(str)}
+
+
 Direct = Callable[[Path, Given], Any]
 CALLS: list[tuple[str, Given, list[str], Direct]] = [
     *(("bert", masked(size), ["logits"],
@@ -123,6 +129,7 @@ CALLS: list[tuple[str, Given, list[str], Direct]] = [
      lambda folder, given: by_factory(folder, "forest", given)),
     ("mood", {"text": np.array([[b"great day"], ["schlecht, ja böse".encode()]], object)}, ["mood", "chance"],
      lambda folder, given: by_factory(folder, "mood", given)),
+    ("reader", {"text": np.array([b"a great day", b"the day after a poor day"], object)}, ["label", "chance"], by_words),
 ]  # fmt: skip
 TYPES = {"float32": "FP32", "int64": "INT64", "object": "BYTES"}
 

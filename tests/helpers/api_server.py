@@ -96,6 +96,7 @@ async def serving_plane(
         yield plane
     finally:
         await engine.stop(5.0)
+        plane.close()
         assert engine.offered.sum() == engine.ended.sum()
         assert not plane._clients, "no request is still counted"
 

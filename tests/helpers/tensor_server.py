@@ -11,10 +11,15 @@ import numpy as np
 import tensor_models
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from api_server import until
 
 from agents.policies.registry import make_policy
+from agents.routing.registry import router
 from envs.profiles.profile import synthetic_profile
 from serving.api.dataplane import DataPlane
+from serving.cluster.link import LinkConfig
+from serving.cluster.remote_plane import RemotePlane
+from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
 from serving.executors.cpu import CpuExecutor
@@ -44,7 +49,21 @@ async def plane_of(executor: CpuExecutor) -> AsyncIterator[DataPlane]:
         yield plane
     finally:
         await engine.stop(5.0)
+        plane.close()
         assert engine.offered.sum() == engine.ended.sum()
+
+
+@asynccontextmanager
+async def door_to(plane: DataPlane) -> AsyncIterator[RemotePlane]:
+    listener = await listen_for_doors(Replica(plane), 0, None)
+    config, link = ServeConfig(port=0, grpc_port=0), LinkConfig(None, None, 2**20, 5.0)
+    door = RemotePlane(config, [("127.0.0.1", listener.port)], router("quote"), link, retries=1)
+    try:
+        await until(lambda: door.ready)
+        yield door
+    finally:
+        await door.close()
+        await listener.close()
 
 
 class Client:

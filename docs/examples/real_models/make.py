@@ -1,4 +1,4 @@
-"""Writes the models of models.yaml with random weights, beside copies of the list and the factories: python make.py FOLDER."""
+"""Writes the models of models.yaml with random weights, beside copies of the list and its Python files: python make.py FOLDER."""
 
 import shutil
 import sys
@@ -59,7 +59,7 @@ def write(folder: Path, width: int = 256, layers: int = 4) -> None:
     for name, network in networks(width, layers).items():
         network.eval().save_pretrained(folder / name)
     onnx.save(tagger(width), folder / "tagger.onnx")
-    for name in ("models.yaml", "forest.py", "mood.py"):
+    for name in ("models.yaml", "forest.py", "mood.py", "words.py"):
         shutil.copy(Path(__file__).with_name(name), folder / name)
 
 

@@ -18,8 +18,10 @@ from http_client import Client, opened
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.api import http, json_process
+from serving.api import http
 from serving.api.http_codec import accepted_encoding, decompress
+from serving.api.processes import pool
+from serving.api.processes.large_json import PROCESSES, SMALL
 from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Refusal
 from serving.executors.cpu import CpuExecutor
@@ -248,7 +250,7 @@ async def test_what_is_no_json_is_refused_however_large(never_here: Client) -> N
 
 
 async def test_beside_binary_tensors_the_json_part_is_small(client: Client) -> None:
-    text = TEXT + b" " * json_process.SMALL
+    text = TEXT + b" " * SMALL
     headers = {"Inference-Header-Content-Length": str(len(text))}
     status, answer, _ = await client.ask("POST", PATH, data=text + bytes(8), headers=headers)
     assert status == 400 and "beside binary tensors" in answer["error"]
@@ -256,21 +258,21 @@ async def test_beside_binary_tensors_the_json_part_is_small(client: Client) -> N
 
 async def test_a_process_that_dies_costs_one_answer(never_here: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    start = json_process.subprocess.Popen
-    monkeypatch.setattr(json_process.subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
+    start = pool.subprocess.Popen
+    monkeypatch.setattr(pool.subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
     assert (await never_here.ask("POST", PATH, json=large()))[0] == 200
     for process in started:
         process.kill()
         process.wait()
     seen = [(await never_here.ask("POST", PATH, json=large()))[0] for _ in range(4)]
-    assert set(seen) <= {200, 500} and seen.count(500) <= json_process.PROCESSES and seen[-1] == 200
+    assert set(seen) <= {200, 500} and seen.count(500) <= PROCESSES and seen[-1] == 200
     assert (await never_here.ask("GET", "/v2/health/ready"))[0] == 200
 
 
 async def test_the_processes_end_with_the_server(executor: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    start = json_process.subprocess.Popen
-    monkeypatch.setattr(json_process.subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
+    start = pool.subprocess.Popen
+    monkeypatch.setattr(pool.subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
     async with opened(executor, max_per_client=30_000, queue_places=30_000) as client:
         assert (await client.ask("POST", PATH, json=large()))[0] == 200
     assert started

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from api_server import until
-from tensor_server import Client, plane_of, tensor_executor
+from tensor_server import Client, door_to, plane_of, tensor_executor
 
-from agents.routing.registry import router
 from benchmarks.common.server import Connection, http_message
 from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
@@ -22,10 +20,7 @@ from serving.api.infer_call import InferCall, Wanted, whole_call
 from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import InferFrame, SentTensor
-from serving.cluster.link import LinkConfig
 from serving.cluster.remote_plane import RemotePlane
-from serving.cluster.replica import Replica, listen_for_doors
-from serving.config import ServeConfig
 from serving.engine.request import Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
 from serving.library import open_engine
@@ -38,19 +33,6 @@ def executor() -> Iterator[CpuExecutor]:
     made = tensor_executor()
     yield made
     made.close()
-
-
-@asynccontextmanager
-async def door_to(plane: DataPlane) -> AsyncIterator[RemotePlane]:
-    listener = await listen_for_doors(Replica(plane), 0, None)
-    config, link = ServeConfig(port=0, grpc_port=0), LinkConfig(None, None, 2**20, 5.0)
-    door = RemotePlane(config, [("127.0.0.1", listener.port)], router("quote"), link, retries=1)
-    try:
-        await until(lambda: door.ready)
-        yield door
-    finally:
-        await door.close()
-        await listener.close()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""One learned policy along the weight of high priority, beside a Strait tuned for each: ``python -m benchmarks.weights``.
+"""One learned policy along the weight of high priority, beside a Strait tuned for each: ``python -m agents.weights``.
 
 ``high_weight`` says how many low-priority requests one of high priority counts as. The learned policy is told it, as ``serve.py
 --high_weight`` does. Strait is tuned for each weight on the tuner's own workloads (``tuned``), or is the one that ships and is
@@ -11,6 +11,7 @@ better. A policy whose gain is below 0 at each weight has its curve of (high, lo
 
 from __future__ import annotations
 
+import json
 import sys
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
@@ -28,10 +29,10 @@ from agents.learned.names import resolve
 from agents.policies.base import Policy
 from agents.policies.registry import make_policy
 from agents.tune import TuneConfig, training_profile, tune_policy
-from benchmarks.common.command import as_command
-from benchmarks.common.pictures import panels, save
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
+from traces.command import run_command
+from traces.files import rounded
 from traces.settings import check_settings
 from traces.worker_pool import worker_pool
 
@@ -39,7 +40,7 @@ TUNED, TOLD = "strait, tuned for it", "strait, told it"
 
 
 @dataclass
-class WeightsBenchmark:
+class WeightsConfig:
     """What to run.
 
     Attributes:
@@ -54,7 +55,6 @@ class WeightsBenchmark:
         budget: trials in which Strait is tuned for each weight.
         full: with the trials and seeds that the tuned files that ship were made with: half an hour.
         workers: processes; all cores by default.
-        picture: file to draw the curves into.
 
     Raises:
         InputError: a setting is out of range.
@@ -71,20 +71,19 @@ class WeightsBenchmark:
     budget: int = 40
     full: bool = False
     workers: int | None = None
-    picture: str | None = None
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("seeds", "streams", "budget", "workers"), 1)
         check_settings(self, "--", least, dict.fromkeys(("weights", "loads", "duration_ms"), 0))
 
 
-def tuning(config: WeightsBenchmark, weight: float) -> TuneConfig:
+def tuning(config: WeightsConfig, weight: float) -> TuneConfig:
     """How Strait is tuned for a weight."""
     own = partial(TuneConfig, ["strait"], profile=config.profile, streams=config.streams, high_weight=weight)
     return own(budget=240, seeds=4) if config.full else own(budget=config.budget)
 
 
-def at_weight(config: WeightsBenchmark, weight: float, capacity_rps: float) -> dict[str, np.ndarray]:
+def at_weight(config: WeightsConfig, weight: float, capacity_rps: float) -> dict[str, np.ndarray]:
     """Rates (W, 3) of each policy at a weight, a row for each workload: high, low and weighted, in percent."""
     suite = Suite(
         "weights", (config.policy,), (config.workload,), tuple(config.loads), config.seeds, config.duration_ms
@@ -111,20 +110,7 @@ def at_weight(config: WeightsBenchmark, weight: float, capacity_rps: float) -> d
     }
 
 
-def draw(found: dict[str, dict[str, dict[str, float]]], path: str) -> None:
-    """The curves of all policies over the weights, violations of low priority against those of high."""
-    figure, axes = panels(1, 1, (5.0, 4.0))
-    axis = axes[0][0]
-    for policy in next(iter(found.values())):
-        curve = np.array([(at[policy]["high"], at[policy]["low"]) for at in found.values()])
-        axis.plot(curve[:, 0], curve[:, 1], marker="o", label=policy)
-    axis.set_xlabel("violations of high priority, %")
-    axis.set_ylabel("violations of low priority, %")
-    axis.legend()
-    save(figure, path)
-
-
-def measure(config: WeightsBenchmark) -> dict[str, Any]:
+def measure(config: WeightsConfig) -> dict[str, Any]:
     """Tune, run and compare; see the module for what is returned."""
     profile = training_profile(config.profile)
     check_workload(config.workload, profile)
@@ -142,8 +128,6 @@ def measure(config: WeightsBenchmark) -> dict[str, Any]:
         }
         for weight, at in rates.items()
     }
-    if config.picture:
-        draw(found, config.picture)
     gains = {w: bootstrap(at[config.policy][:, 2] - at[TUNED][:, 2]) for w, at in rates.items()}
     return {
         "profile": config.profile,
@@ -153,7 +137,23 @@ def measure(config: WeightsBenchmark) -> dict[str, Any]:
     }
 
 
-main = as_command(measure, WeightsBenchmark, "weights", __doc__)
+def run_command_line(config: WeightsConfig) -> None:
+    """Run what the settings ask for; the JSON line comes last."""
+    result = rounded(measure(config), 4)
+    for weight, at in result["weights"].items():
+        for policy, rates in at.items():
+            print(
+                f"{weight:>5} {policy:<22} {rates['high']:6.2f} / {rates['low']:6.2f} %  weighted {rates['weighted']:6.2f} %"
+            )
+        low, mean, high = result["gain"][weight].values()
+        print(f"      {config.policy} minus {TUNED}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+    print(json.dumps(result))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line. Returns the exit status."""
+    return run_command(run_command_line, WeightsConfig, argv, "python -m agents.weights", __doc__)
+
 
 if __name__ == "__main__":
     sys.exit(main())
