@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import sys
 
 from serving.config import ServeConfig
@@ -31,13 +32,16 @@ from traces.command import run_command
 def serve(config: ServeConfig) -> None:
     """Serve until the process is stopped."""
     set_up_logging(config.log_level, config.log_json)
-    # Imported after the flags are read, so that --help does not wait for torch.
+    # Imported after the flags are read, so that --help does not wait for torch. Collecting garbage meanwhile would find none,
+    # and take a sixth of the time.
+    gc.disable()
     if config.cluster is not None:
         from serving.ray.run import run_on_ray as run
     elif config.peers:
         from serving.door import run_door as run
     else:
         from serving.server import run_server as run
+    gc.enable()
 
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(run(config))

@@ -93,6 +93,12 @@ class MixedVecEnv(VecEnv):
         self._reset_options()
         return self._padded()
 
+    def refresh(self) -> None:
+        """Observe worlds that somebody else has played."""
+        for part in self.parts:
+            part.refresh()
+        self._padded()
+
     def step_async(self, actions: np.ndarray) -> None:
         """Note the actions (N,)."""
         for part, rows in zip(self.parts, self.rows, strict=True):

@@ -91,6 +91,12 @@ class SB3VecEnv(VecEnv):
             self.observed()
         return self.env.worlds.obs
 
+    def refresh(self) -> None:
+        """Observe worlds that somebody else has played."""
+        self.env.worlds.refresh()
+        if self.observed is not None:
+            self.observed()
+
     def step_async(self, actions: np.ndarray) -> None:
         """Note the actions (N,)."""
         self._actions = actions

@@ -53,6 +53,20 @@ def _play_range(choose, memory, params, sim, generator, lo, hi, decisions):
                 run_to_decision(sim, e)
 
 
+def play_until(policy: Policy, sim: SimArrays, until_ms: np.ndarray) -> None:
+    """Run each world to a time of its own (N,), or to its end, if that is before."""
+    call_compiled(_play_until, policy.kind.choose, policy.memory, policy.vector, sim, until_ms)
+
+
+@njit
+def _play_until(choose, memory, params, sim, until_ms):
+    state, tables, world = sim.state, sim.tables, sim.world
+    for e in range(until_ms.shape[0]):
+        while world.episode[e].done == 0 and state.scheduler[e].now < until_ms[e]:
+            action, wake = choose(state, tables, memory, e, params)
+            step(sim, e, action, wake)
+
+
 def govern(sim: Simulator, policy: Policy) -> None:
     """Make a policy ready for the worlds of ``sim``, and have them drop and preempt as it wants; before they begin."""
     policy.reset(sim.n)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from agents.evaluation.rollout import play_until
 from agents.learned.network import CandidatePolicy
 from agents.policies.base import Policy
 from envs.mixed import TrainingEnv, convert_actions
@@ -14,7 +15,6 @@ from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID
 
 STEPS = 96  # decisions of each world that normalisation and reward scale are taken from
 MOST_OBSERVATIONS = 50_000
-MOST_STEPS = 4000  # decisions of each world after which even worlds whose episode did not end count as spread out
 
 
 def actions_of(policies: Sequence[Policy], env: TrainingEnv) -> np.ndarray:
@@ -28,12 +28,12 @@ def actions_of(policies: Sequence[Policy], env: TrainingEnv) -> np.ndarray:
 
 
 def spread_out(env: TrainingEnv, strait: Sequence[Policy]) -> None:
-    """Let Strait act until every world has ended an episode, so that worlds stand at all ages."""
-    ended = np.zeros(env.num_envs, bool)
-    for _ in range(MOST_STEPS):
-        if ended.all():
-            return
-        ended |= env.step(actions_of(strait, env))[2]
+    """Let Strait act in each world up to a time of its own, so that worlds stand at all ages."""
+    for part, policy in zip(env.parts, strait, strict=True):
+        world = part.env.worlds.sim.world
+        last_ms = world.request["arrival"][np.arange(part.num_envs), world.episode["n"] - 1]
+        play_until(policy, part.env.worlds.sim.arrays, np.random.random(part.num_envs) * last_ms)
+    env.refresh()
 
 
 def normalise(policy: CandidatePolicy, env: TrainingEnv, strait: Sequence[Policy]) -> None:

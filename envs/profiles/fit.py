@@ -9,9 +9,9 @@ the same pieces.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.optimize import minimize
-from scipy.sparse import csr_matrix, hstack
 
 from envs.profiles.profile import Profile, counts_to, predictor_start
 from envs.profiles.segments import Segments, cores_of, cut, time_slice_of
@@ -19,6 +19,10 @@ from envs.scheduling.predictor import MAX_SLOWDOWN, N_DEVICE_FEATURES, features
 from envs.scheduling.state import N_DEMAND, N_FEATURES
 from traces.errors import InputError
 from traces.measurements import Measurements
+
+# SciPy is imported where something is fitted: servers, which fit nothing, start sooner without.
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 WEIGHT_BATCHES = 500  # batches that the online predictor's prior is worth
 RESIDUALS = 512
@@ -95,6 +99,9 @@ def fit_log_slowdown(
     Returns:
         (C,) coefficients.
     """
+    from scipy.optimize import minimize
+    from scipy.sparse import csr_matrix
+
     train = np.ones(len(log_solo), bool) if train is None else train
     at = train[segments.batch]
     x, solo_ms, n = x[at], segments.dt_ms[at] * np.exp(-np.broadcast_to(known, at.shape)[at]), int(train.sum())
@@ -134,6 +141,8 @@ def fit_truth(
         count (n + 1,) up to the most batches seen on a core, pair (M*B, M*B) in logs, residual (N,): log of measured over
         fitted execution time.
     """
+    from scipy.sparse import hstack
+
     n_models, n_sizes = solo_ms.shape
     flat = demand.reshape(solo_ms.size, -1)
     model = np.repeat(np.arange(n_models), n_sizes)

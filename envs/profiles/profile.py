@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import ndtri
 
 from envs.profiles.truth import Truth, truth_device_t
 from envs.scheduling.predictor import (
@@ -181,7 +181,7 @@ class Profile:
         device["quantile_rate"] = self.quantile_rate
         device["log_slowdown_rate"] = self.log_slowdown_rate
         spread = np.sqrt(np.var(self.residual) + self.drift_spread**2)
-        quantile = np.exp(np.median(self.residual) + spread * ndtri(np.array(QUANTILES)))
+        quantile = np.exp(np.median(self.residual) + spread * np.array([NormalDist().inv_cdf(q) for q in QUANTILES]))
         return Tables(
             size=np.array(self.batch_sizes, np.int32),
             solo=self.solo_ms[None].copy(),

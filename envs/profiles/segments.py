@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from traces.errors import InputError
 from traces.machine import CPU_TURN_MS, MachineInfo
 from traces.measurements import Measurements
+
+if TYPE_CHECKING:  # as in envs.profiles.fit
+    from scipy.sparse import csr_matrix
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Segments:
         Returns:
             One column for each pair of models, then one for each variant as the victim, and one as the aggressor.
         """
+        from scipy.sparse import csr_matrix
+
         n_models, n_variants = int(model.max()) + 1, len(model)
         row, slot = np.nonzero(self.share)
         mine, them = self.variant[self.batch[row]], self.variant[self.others[row, slot]]

@@ -142,6 +142,11 @@ class Worlds:
         for array in (self.out.reward, self.out.dt, self.out.done, self.out.invalid):
             array[which] = 0
 
+    def refresh(self) -> None:
+        """Observe worlds that somebody else has played; those that have ended begin their next episode."""
+        self._flip()
+        self._begin(self.next_seeds(), self.sim.world.episode["done"] == 1)
+
     def begin_ended(self, actions: np.ndarray) -> None:
         """As ``step``, but a world whose episode ended in the last step begins its next one, whatever its action is."""
         ended = self.out.done.copy()

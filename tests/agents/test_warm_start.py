@@ -24,7 +24,11 @@ def test_worlds_are_spread_out_and_inputs_get_a_common_size() -> None:
     env.reset()
     strait = make_policy("strait", 8)
     spread_out(env, [strait])
-    assert (env.env.worlds.sim.world.episode["number"] > 1).all() and len(set(env.env.worlds.seeds.tolist())) == 8
+    ages = env.env.worlds.sim.state.scheduler["now"]
+    assert ages.min() < 100.0 < ages.max() and len(set(ages.tolist())) == 8, "of episodes of 200 to 300 ms"
+    again = env.obs.copy()
+    env.refresh()
+    np.testing.assert_array_equal(env.obs, again)
     policy = CandidatePolicy(env.observation_space, env.action_space, lambda _: 1e-3, hidden=8)
     normalise(policy, env, [strait])
     assert (policy.net.candidate_std > 0).all() and float(policy.net.candidate_mean.abs().max()) > 0

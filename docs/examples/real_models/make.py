@@ -1,4 +1,4 @@
-"""Writes the models of models.yaml with random weights, beside copies of the list and its Python files: python make.py FOLDER."""
+"""Writes the models of models.yaml with random weights, beside copies of it and of its Python files: python make.py FOLDER."""
 
 import shutil
 import sys
