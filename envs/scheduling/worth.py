@@ -13,25 +13,34 @@ from envs.scheduling.predictor import FINISH, STREAM
 from envs.scheduling.state import HIGH, P50, P90
 
 SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
+FARTHEST = 3.0  # of these scales, where a chance is taken for none or all
 LEAST = 1e-6  # times (ms) and earnings below this are none
 
 
 @inlined
 def spread_of_prediction(state, env):
-    """Log of actual over predicted time with what is in flight now: (median, how far the 90 % quantile lies above it)."""
+    """How actual over predicted time varies with what is in flight now.
+
+    Returns:
+        (median, spread, least, most): its log's median, and how far the log's 90 % quantile lies above it; the ratios that are
+        hardly ever and nearly always enough.
+    """
     busy = in_flight(state, env)
     median = math.log(max(state.scale[env, busy, P50], 0.5))
-    return median, max(math.log(max(state.scale[env, busy, P90], 0.5)) - median, 0.01)
+    spread = max(math.log(max(state.scale[env, busy, P90], 0.5)) - median, 0.01)
+    return median, spread, math.exp(median - FARTHEST * spread), math.exp(median + FARTHEST * spread)
 
 
 @inlined
 def chance(ratio, spread_of):
     """Chance that a batch ends within ``ratio`` times its predicted duration; ``spread_of`` from ``spread_of_prediction``."""
-    median, spread = spread_of
-    z = (math.log(max(ratio, LEAST)) - median) / spread
-    if abs(z) > 3.0:
-        return 1.0 if z > 0.0 else 0.0
-    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * z))
+    median, spread, least, most = spread_of
+    # Most deadlines are far away or have passed: a logarithm for each would be half of what a decision takes.
+    if ratio <= least:
+        return 0.0
+    if ratio >= most:
+        return 1.0
+    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * (math.log(ratio) - median) / spread))
 
 
 @inlined

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,17 +44,16 @@ def undescribed(heads: Sequence[Mapping[str, Any]], data: np.ndarray) -> dict[st
 
 
 @functools.cache
-def _function(name: str, folder: str) -> Callable[..., Any]:
+def _function(name: str, folder: str, path: str, stamp: int) -> Callable[..., Any]:
+    """The user's function, imported; again where its file has another stamp."""
     module, _, attribute = name.partition(":")
-    path = Path(folder, *module.split(".")).with_suffix(".py")
     if folder not in sys.path:
         sys.path.insert(0, folder)
     with users_code(f"cannot import {name!r}"):
-        if path.is_file():  # folders of several models may have modules of one name
-            spec = importlib.util.spec_from_file_location(f"{module}@{folder}", path)
+        if stamp:  # folders of several models may have modules of one name
+            spec = importlib.util.spec_from_file_location(f"{module}@{folder}@{stamp}", path)
             assert spec is not None and spec.loader is not None
-            made = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = made
+            made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(made)
         else:
             made = importlib.import_module(module)
@@ -68,7 +66,7 @@ def _function(name: str, folder: str) -> Callable[..., Any]:
 def _done(job: dict[str, Any], data: np.ndarray) -> Job:
     """Run a step; a job without tensors only imports its function."""
     try:
-        function = _function(job["function"], job["folder"])
+        function = _function(*(job[key] for key in ("function", "folder", "path", "stamp")))
         given = undescribed(job["tensors"], data)
         arrays = {name: plain_values(array, datatype) for name, (datatype, array) in given.items()}
         if not arrays:

@@ -7,10 +7,12 @@ the code before took, and what the code after will take by what it took lately.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PROCESS = "serving.api.processes.step_process"
 LONGEST_S = 30.0  # of a call, after which its process is ended
+BIG = 256 * 1024  # bytes that are put together on a thread
 SIZE = 8  # of made-up examples, where it varies
 # Weight of the newest time in mean and spread, as TCP has it for round trips (RFC 6298).
 MEAN_SHARE, SPREAD_SHARE = 0.125, 0.25
@@ -45,7 +48,8 @@ def pool_of(count: int) -> WorkerProcesses:
 def job_of(step: HostStep, given: Named, outputs: Sequence[str] = ()) -> tuple[dict[str, Any], Any]:
     """What a process is told: names of the outputs are given where the code need not name them."""
     heads, data = described(given)
-    return {"function": step.function, "folder": step.folder, "tensors": heads, "outputs": list(outputs)}, data
+    code = {"function": step.function, "folder": step.folder, "path": str(step.path), "stamp": step.stamp}
+    return code | {"tensors": heads, "outputs": list(outputs)}, data
 
 
 class _Times:
@@ -86,9 +90,12 @@ class StepRunner:
         Raises:
             Refusal: the code says that the input is bad, or fails.
         """
-        begin_s = time.perf_counter()
+        begin_s, loop = time.perf_counter(), asyncio.get_running_loop()
+        job = partial(job_of, self.step, given, outputs)
+        big = sum(array.nbytes for _, array in given.values()) >= BIG
         try:
-            result, data = await self._pool.run(*job_of(self.step, given, outputs), LONGEST_S)
+            told = await loop.run_in_executor(None, job) if big else job()
+            result, data = await self._pool.run(*told, LONGEST_S)
         except RuntimeError as error:
             raise Refusal(Kind.FAULT, f"{self.where}: {error}") from None
         self.times.add(1e3 * (time.perf_counter() - begin_s) / n)
@@ -96,7 +103,9 @@ class StepRunner:
             raise Refusal(Kind.BAD_INPUT, f"{self.where}: {result['refused']}")
         if "error" in result:
             raise Refusal(Kind.FAULT, f"{self.where}: {result['error']}")
-        return undescribed(result["tensors"], data)
+        if data.nbytes < BIG:
+            return undescribed(result["tensors"], data)
+        return await loop.run_in_executor(None, undescribed, result["tensors"], data)
 
 
 class SteppedModel:
@@ -256,25 +265,14 @@ def check_steps(models: Sequence[ServedModel]) -> tuple[ServedModel, ...]:
     pool = pool_of(1)
     try:
         if before is not None:
-            before = _tried(
-                before,
-                f"preprocess of model {model.model!r}",
-                before.tensors,
-                (),
-                pool,
-                lambda made: fitted(made, 1, view, made_up=True),
-            )
+            check = partial(fitted, n=1, view=view, made_up=True)
+            before = _tried(before, f"preprocess of model {model.model!r}", before.tensors, (), pool, check)
         if after is not None:
-            names = [spec.name for spec in after.tensors]
             specs = after.tensors
-            after = _tried(
-                after,
-                f"postprocess of model {model.model!r}",
-                model.outputs,
-                names,
-                pool,
-                lambda made: [_fits(spec, made[spec.name], 1) for spec in specs],
-            )
+            names = [spec.name for spec in specs]
+            where = f"postprocess of model {model.model!r}"
+            fit_all = lambda made: [_fits(spec, made[spec.name], 1) for spec in specs]  # noqa: E731
+            after = _tried(after, where, model.outputs, names, pool, fit_all)
     finally:
         pool.close()
     return tuple(replace(one, preprocess=before, postprocess=after) for one in models)
@@ -290,6 +288,7 @@ def _tried(
 ) -> HostStep:
     """A step that was tried on a made-up item of tensors, with the time that it took."""
     rng = np.random.default_rng(0)
+    step = replace(step, stamp=step.path.stat().st_mtime_ns if step.path.is_file() else 0)
     given = {spec.name: (spec.datatype, spec.sized(SIZE).example(rng)[None]) for spec in specs}
     try:
         for _ in range(2):  # the first imports the code

@@ -277,3 +277,22 @@ def test_modules_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     executor.close()
+
+
+def test_code_that_was_changed_is_taken_when_the_model_is_loaded_again(tmp_path: Path) -> None:
+    listed, code = tmp_path / "models.yaml", tmp_path / "mine.py"
+    step = {"function": "mine:f", "outputs": {"number": []}}
+    own = {"source": "toy_models:double", "input_shape": [4], "compiled": False}
+    listed.write_text(json.dumps([own | {"name": "m", "postprocess": step}, own | {"name": "other"}]))
+    code.write_text("def f(output):\n    return output[:, 0]\n")
+
+    async def scenario() -> None:
+        async with open_engine([str(listed)], streams=1) as engine:
+            given = np.full(4, 3.0, np.float32)
+            for factor in (1, 10, 100):
+                code.write_text(f"def f(output):\n    return {factor} * output[:, 0]\n")
+                await engine.plane.load("m", {})
+                result = await engine.infer("m", given, deadline_ms=10_000.0)
+                assert result.outcome == "met" and result.output is not None and result.output == 6.0 * factor
+
+    asyncio.run(scenario())
