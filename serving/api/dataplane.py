@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -111,13 +111,19 @@ class DataPlane(Plane):
                 warm_up(self._step_processes, models[0])
         return views
 
-    async def serve(
+    def serve(
         self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """Serve a call; see `Plane.infer`."""
         stepped = self.stepped(view)
         if stepped is None:
-            return await self._serve_model(view, call, priority, deadline_ms, caller)
+            return self._serve_model(view, call, priority, deadline_ms, caller)
+        return self._serve_stepped(stepped, call, priority, deadline_ms, caller)
+
+    async def _serve_stepped(
+        self, stepped: SteppedModel, call: InferCall, priority: int, deadline_ms: float, caller: Caller
+    ) -> Answer:
+        """Serve a call of a model with steps on the host; the deadline is the whole call's."""
         begin_ms, n = self.engine.now_ms(), call.n_items
         due_ms = begin_ms + deadline_ms
 

@@ -140,13 +140,21 @@ async def _read(request: web.Request, most: int) -> Buffer:
     return body[:size].data
 
 
+class _Response(web.Response):
+    """One whose body is given up once it is sent: a connection keeps its last response until the next one."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        self.body = None
+
+
 async def _send(request: web.Request, parts: list[Buffer], headers: dict[str, str]) -> web.StreamResponse:
     """Answer with a body of several parts; large ones go out bit by bit."""
     size, encoding = sum(map(len, parts)), None
     if size >= WORTH_COMPRESSING:
         encoding = accepted_encoding(request.headers.get("Accept-Encoding", ""))
     if size < BIG:
-        response: web.StreamResponse = web.Response(body=b"".join(parts), headers=headers)
+        response: web.StreamResponse = _Response(body=b"".join(parts), headers=headers)
         if encoding:
             response.enable_compression(encoding)
         return response
@@ -309,14 +317,15 @@ class _Routes:
         body: Buffer
         try:
             if request.content.is_eof():  # it came with the head, as small ones do, and a time limit has its cost
-                body = await request.read()
+                # Not request.read(), which keeps it: a connection keeps its last request until the next one.
+                body = request.content.read_nowait()
+                if len(body) > most:
+                    raise too_large(most)
             else:
                 async with asyncio.timeout(limit_s):
                     body = await _read(request, most)
         except TimeoutError:
             raise Refusal(Kind.TOO_SLOW, f"the body did not arrive in {limit_s:g} s (--body_timeout_s)") from None
-        except web.HTTPRequestEntityTooLarge:
-            raise too_large(most) from None
         return await _apart(partial(decompress, body, encodings[0], most)) if encodings else body
 
     # The repository and metrics.

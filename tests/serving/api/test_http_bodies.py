@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 from api_server import X, until
 from both_protocols import request
 from http_client import Client, opened
@@ -120,6 +122,19 @@ def test_members_are_joined_and_counted_unpacked(parts: list[bytes], level: int,
             decompress(packed, "gzip", len(whole) - 1)
     with pytest.raises(InputError):
         decompress(packed[:-1], "gzip", len(whole))
+
+
+async def test_a_connection_that_waits_holds_neither_its_last_request_nor_its_last_answer(
+    executor: CpuExecutor,
+) -> None:
+    async with opened(executor, max_per_client=1000, queue_places=1000) as client:
+        values = np.ones((1000, 4), np.float32)
+        assert (await client.infer("double", values))[0] == 200
+        kept = [one for one in gc.get_objects() if type(one) is web.Request or isinstance(one, web.Response)]
+        assert kept
+        for one in kept:
+            held = [part for part in gc.get_referents(one) if isinstance(part, bytes | bytearray)]
+            assert all(len(part) < 1000 for part in held), one
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
