@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Sequence
 
 from agents.routing.registry import router
 from serving.api.listen import check_addresses, listen, tls_context
+from serving.cluster.frames import HEAD_BYTES
 from serving.cluster.link import LinkConfig
 from serving.cluster.remote_plane import RemotePlane
-from serving.cluster.replica import HEAD_BYTES
 from serving.config import ServeConfig
 from serving.engine.warmup import freeze_garbage
-from serving.server import Signals, done_before
+from serving.signals import Signals, done_before
 from traces.errors import InputError
 
 log = logging.getLogger("serving")

@@ -7,14 +7,10 @@ Each phase is a class that has all that the phase needs: `Server` knows its sett
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -47,6 +43,7 @@ from serving.observers.timeline import TimelineWriter
 from serving.reload import Reloader, resolve_policy
 from serving.replay.replay import Inputs, live_capacity, make_inputs, replay
 from serving.replay.workload import DEFAULT_LOAD, Source, lay_out, mix_of, needs_load, read_source
+from serving.signals import Signals, done_before
 from traces.errors import InputError
 from traces.workload import Workload, WorkloadConfig
 
@@ -323,63 +320,6 @@ async def run_server(config: ServeConfig) -> None:
         print(json.dumps(result), flush=True)
 
 
-async def done_before(stopping: asyncio.Event, work: asyncio.Future[Any]) -> bool:
-    """Wait until some work is done or `stopping` is set; returns whether the work is done."""
-    stop = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    return work.done()
-
-
 def _found(choice: Choice) -> str:
     """What --policy auto found, for the status page."""
     return f"--policy auto: {choice.describe()}"
-
-
-def _handle_once(number: int) -> None:
-    """Give a signal back to the system once it was caught (sysv_signal(3), glibc only).
-
-    Python's own code runs only when no thread holds its lock, and that of the loop when the loop is free; the system needs
-    neither.
-    """
-    with contextlib.suppress(AttributeError):
-        library = ctypes.CDLL(None)
-        library.signal.restype = ctypes.c_void_p
-        library.sysv_signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-        library.sysv_signal(number, library.signal(number, None))
-
-
-async def _nothing() -> None:
-    """Before there is a policy to reload."""
-
-
-class Signals:
-    """Signals of the process.
-
-    Attributes:
-        stopping: set by SIGINT and SIGTERM; the same again ends the process at once, whatever its threads do.
-        on_reload: called at SIGHUP.
-    """
-
-    def __init__(self) -> None:
-        self.stopping = asyncio.Event()
-        self.on_reload: Callable[[], Coroutine[Any, Any, object]] = _nothing
-        self._reloads: set[asyncio.Task[object]] = set()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
-            _handle_once(number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-
-    def _stop(self, number: int) -> None:
-        if self.stopping.is_set():
-            log.warning("%s: ending at once", signal.Signals(number).name)
-            os._exit(128 + number)
-        log.info("%s: stopping; the same again ends at once", signal.Signals(number).name)
-        self.stopping.set()
-
-    def _reload(self) -> None:
-        if not self.stopping.is_set():
-            task = asyncio.get_running_loop().create_task(self.on_reload())
-            self._reloads.add(task)
-            task.add_done_callback(self._reloads.discard)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +126,11 @@ def test_torch_stays_out(path: Path) -> None:
         assert top not in heavy and not any(name == h or name.startswith(f"{h}.") for h in heavy), (
             f"{path}:{line}: imports {name}, which needs torch"
         )
+
+
+@pytest.mark.parametrize(
+    "module", ["serving.door", "serving.api.processes.step_process", "serving.api.processes.large_json"]
+)
+def test_processes_that_run_no_model_do_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

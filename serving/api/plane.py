@@ -21,7 +21,7 @@ from serving.api.model_view import ModelView
 from serving.api.refusal import Kind, Refusal
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, Refused
-from serving.models.listing import VERSION_MARK
+from serving.models.tensors import VERSION_MARK
 from serving.observers.statistics import Statistics
 from serving.status.recent import QueueLengths, Recent
 from traces.errors import InputError

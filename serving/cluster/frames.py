@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 MAGIC = b"STRAIT/1"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
+HEAD_BYTES = 1024  # of a frame, beside its tensors
 MOST_GREETING = 4 * 2**20  # bytes of the description of a replica's models
 
 

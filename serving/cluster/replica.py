@@ -19,6 +19,7 @@ from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
 from serving.api.tensors import check_shape, from_bytes, to_bytes
 from serving.cluster.frames import (
+    HEAD_BYTES,
     MOST_TOKEN,
     AnswerFrame,
     FrameError,
@@ -42,7 +43,6 @@ from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
-HEAD_BYTES = 1024  # of a frame, beside its tensors
 KINDS = list(Kind)
 
 

@@ -29,10 +29,9 @@ from serving.models.builtin.registry import BUILTIN
 from serving.models.load import builtin_spec, spec_of
 from serving.models.served import ModelSpec
 from serving.models.tensor_fields import Rules, check_fields_by, is_buckets, is_integer, read_step, read_tensors
-from serving.models.tensors import NAMES
+from serving.models.tensors import NAMES, VERSION_MARK
 from traces.errors import InputError
 
-VERSION_MARK = ":"  # between a name and a version that is not the one served under the name alone
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 

@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from serving.models.listing import VERSION_MARK, Entry, read_entries
+from serving.models.listing import Entry, read_entries
 from serving.models.served import ServedModel
+from serving.models.tensors import VERSION_MARK
 from traces.errors import InputError
 
 

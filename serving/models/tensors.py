@@ -34,6 +34,7 @@ Item = tuple[np.ndarray, ...]
 """The inputs, or the outputs, of one request: an array for each, without batch dimension."""
 
 VARIES = -1  # a size that may differ from item to item
+VERSION_MARK = ":"  # between a name and a version that is not the one served under the name alone
 BUCKET_MARK = "@"  # between a model's name and its bucket; no model's name may hold it
 
 

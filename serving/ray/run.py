@@ -16,7 +16,7 @@ from serving.door import answer, open_plane
 from serving.models.repository import read_entries
 from serving.ray.fleet import Fleet, Resources
 from serving.reload import resolve_policy
-from serving.server import Signals
+from serving.signals import Signals
 from traces.ray_session import ray_session
 from traces.settings import size_in_bytes
 
