@@ -66,14 +66,18 @@ def measure(config: HighAloneBenchmark) -> dict[str, object]:
             violated = 100 * summarise(request_table(sim, e), c.duration_ms)[metric.VIOLATION_HIGH]
             rows.append((group.policy, load, violated))
     means = pd.DataFrame(rows, columns=["policy", "load", "violated"]).groupby(["policy", "load"])["violated"].mean()
-    floor = means.groupby("load").min().to_dict()
+    floor = means.groupby("load").min()
     rates = 100 * frame.groupby(["policy", "load"])[metric.VIOLATION_HIGH].mean()
+
+    def by_load(values: pd.Series) -> dict[str, float]:
+        return {f"{load:g}": float(values[load]) for load in c.loads}
+
     return {
         "profile": c.profile,
         "workload": c.workload,
-        "alone": floor,
-        "policies": {name: rates[name].to_dict() for name in c.policies},
-        "most": {load: float(rates[c.policies[0]][load]) - floor[load] for load in c.loads},
+        "alone": by_load(floor),
+        "policies": {name: by_load(rates[name]) for name in c.policies},
+        "most": by_load(rates[c.policies[0]] - floor),
     }
 
 

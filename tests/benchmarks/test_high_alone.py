@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from benchmarks.high_alone import HighAloneBenchmark, high_only, measure
+from benchmarks.high_alone import high_only, main
 from traces.workload import Workload
 
 
@@ -17,11 +19,12 @@ def test_only_low_priority_is_removed() -> None:
     assert left.deadline_ms.tolist() == [50.0, 52.0, 54.0] and not left.priority.any()
 
 
-def test_high_priority_alone_is_violated_less_than_beside_low_priority() -> None:
-    result = measure(HighAloneBenchmark(policies=["fifo", "strait"], loads=[0.5, 1.2], seeds=2, duration_ms=1000.0))
+def test_high_priority_alone_is_violated_less_than_beside_low_priority(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--policies", "[fifo,strait]", "--loads", "[0.5,1.2]", "--seeds", "2", "--duration_ms", "1000"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     alone, policies, most = (result[key] for key in ("alone", "policies", "most"))
-    assert isinstance(alone, dict) and isinstance(policies, dict) and isinstance(most, dict)
-    assert alone[0.5] <= alone[1.2] < policies["fifo"][1.2]
-    for load in (0.5, 1.2):
-        assert most[load] == pytest.approx(policies["fifo"][load] - alone[load])
+    assert alone["0.5"] <= alone["1.2"] < policies["fifo"]["1.2"]
+    for load in ("0.5", "1.2"):
+        assert most[load] == pytest.approx(policies["fifo"][load] - alone[load], rel=1e-3)
         assert alone[load] <= policies["strait"][load]
