@@ -23,7 +23,7 @@ from serving.api.dataplane import DataPlane
 from serving.api.infer_call import left_out, same_size
 from serving.api.model_view import ModelView
 from serving.api.processes.steps import SteppedModel
-from serving.api.refusal import Refusal
+from serving.api.refusal import Kind, Refusal
 from serving.choosing import policy_for
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
@@ -204,7 +204,7 @@ class LibraryEngine:
         """Serve a request of a model with steps on the host. Raises InputError: a step refuses it, or fails."""
         arrival_ms = self.engine.now_ms()
         try:
-            values, size = await stepped.before(tuple(one[np.newaxis] for one in item), size)
+            values, size = await stepped.before(tuple(one[np.newaxis] for one in item), size, deadline_ms)
             view = stepped.inner.bucket(size)
             left_ms = arrival_ms + deadline_ms - stepped.after_ms(1) - self.engine.now_ms()
             if left_ms <= 0.0:
@@ -214,6 +214,8 @@ class LibraryEngine:
                 return result
             outputs = await stepped.after(tuple(one[np.newaxis] for one in result.outputs))
         except Refusal as refusal:
+            if refusal.kind is Kind.UNREACHABLE:
+                return self._out_of_reach(stepped.inner, priority, deadline_ms, arrival_ms, str(refusal))
             raise InputError(str(refusal)) from None
         ended_ms = self.engine.now_ms()
         outcome = "met" if ended_ms <= arrival_ms + deadline_ms else "late"

@@ -34,7 +34,7 @@ class ApiConfig:
             the header Accept-Encoding.
         max_per_client: requests (items) that one client address may have in flight.
         least_quote: requests that are quoted a lower probability of being in time are refused on arrival; 0 refuses none.
-        step_processes: processes for the models' code on the host, their preprocess and postprocess.
+        step_processes: processes for each model that has code on the host, a preprocess or a postprocess.
         body_timeout_s: time in which a body must have arrived.
         keepalive_s: an HTTP connection that is idle for so long, or has not sent a request's head, is closed.
         close_timeout_s: time that requests in hand have to end when the server stops listening.

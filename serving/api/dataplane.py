@@ -13,7 +13,7 @@ from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView, view_model
 from serving.api.plane import BIG, Plane, RepositoryApi
-from serving.api.processes.steps import SteppedModel, pool_of, warm_up
+from serving.api.processes.steps import SteppedModel
 from serving.api.refusal import Kind, Refusal
 from serving.engine.admission import Admission
 from serving.engine.engine import Engine
@@ -49,7 +49,6 @@ class DataPlane(Plane):
         self._admission = Admission(engine.scheduler, engine.now_ms)
         self.observers: tuple[Observer, ...] = (self._admission, self._statistics, self._recent)
         self.why_policy: Callable[[], str] = lambda: "as --policy says"
-        self._step_processes = pool_of(config.step_processes)
         self._stepped: dict[str, SteppedModel] = {}  # by the names under which their buckets are scheduled
 
     def prepare(self) -> None:
@@ -58,7 +57,8 @@ class DataPlane(Plane):
 
     def close(self) -> None:
         """End the processes of the models' own steps."""
-        self._step_processes.close()
+        for stepped in set(self._stepped.values()):
+            stepped.close()
 
     def stepped(self, view: ModelView) -> SteppedModel | None:
         """The steps before and after a model; None if it has none."""
@@ -92,7 +92,7 @@ class DataPlane(Plane):
             served.setdefault(one.model, []).append(one)
         served |= {name: list(one.models) for name, one in evicted.items() if name not in served}
         views = {}
-        self._stepped = {}
+        before, self._stepped = self._stepped, {}
         for name, models in served.items():
             priority, given_ms = (None, None) if self.repository is None else self.repository.defaults(name)
             out, at_hand = evicted.get(name), self.engine.scheduler.index
@@ -104,11 +104,15 @@ class DataPlane(Plane):
             ]
             deadlines_ms = [max(floor_ms, factor * ms) if given_ms is None else given_ms for ms in alone_ms]
             view = views[name] = view_model(models, deadlines_ms, LOW if priority is None else priority)
-            if models[0].preprocess or models[0].postprocess:
-                stepped = SteppedModel(view, models[0], self._step_processes)
+            steps = models[0].preprocess, models[0].postprocess
+            if any(steps):
+                stepped = before.get(models[0].name)
+                if stepped is None or any(a is not b for a, b in zip(stepped.steps, steps)):  # it was loaded again
+                    stepped = SteppedModel(view, models[0], self.config.step_processes)
                 views[name] = stepped.view
                 self._stepped |= {one.name: stepped for one in models}
-                warm_up(self._step_processes, models[0])
+        for gone in set(before.values()) - set(self._stepped.values()):
+            gone.close()
         return views
 
     def serve(
@@ -138,7 +142,7 @@ class DataPlane(Plane):
         steps_ms, smallest = stepped.expected_ms(n), stepped.smallest(call.size)
         left_ms = check(smallest, steps_ms, f"its preprocess and postprocess take {steps_ms:.1f} ms")
         self._admit(smallest, priority, left_ms, n, caller)
-        values, size = await stepped.before(call.values, call.size)
+        values, size = await stepped.before(call.values, call.size, due_ms - self.engine.now_ms())
         own = stepped.inner.bucket(size)
         left_ms = check(own, stepped.after_ms(n), "its preprocess took too long")
         answer = await self._serve_model(own, stepped.whole(call, values, size), priority, left_ms, caller)

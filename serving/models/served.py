@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,20 +30,13 @@ class HostStep:
         function: `module:function`, called with all items of a request by the names of their tensors: f(text=...).
         tensors: what clients send (before the model), or get (after it).
         folder: where the module is looked for first.
-        stamp: when its file was changed, as the model was loaded; another makes it be imported again.
-        alone_ms: time that it took for one item then.
+        alone_ms: time that it took for one item when the model was loaded.
     """
 
     function: str
     tensors: tuple[TensorSpec, ...]
     folder: str = ""
-    stamp: int = 0
     alone_ms: float = 0.0
-
-    @property
-    def path(self) -> Path:
-        """Where its module is, if it is in the folder."""
-        return Path(self.folder, *self.function.partition(":")[0].split(".")).with_suffix(".py")
 
 
 @dataclass(frozen=True)

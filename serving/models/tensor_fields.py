@@ -115,7 +115,8 @@ def read_step(value: Any, side: str, where: str, folder: str) -> HostStep:
         InputError: it is something else.
     """
     if not isinstance(value, Mapping) or set(value) != {"function", side}:
-        raise InputError(f"{where}: expected a mapping with function and {side}")
+        said = ", ".join(map(str, value)) if isinstance(value, Mapping) else repr(value)
+        raise InputError(f"{where}: expected a mapping with function and {side}, not {said[:80]}")
     if not isinstance(value["function"], str) or not _STEP_FUNCTION.fullmatch(value["function"]):
         raise InputError(f"{where}.function is {value['function']!r}; it must be module:function")
     tensors = read_tensors(value[side], f"{where}.{side}")

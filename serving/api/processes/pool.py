@@ -1,7 +1,8 @@
 """Processes that work for the server, one job at a time each.
 
 A process begins with the first job and ends with the server. Jobs and results go through its pipes, each a JSON head and
-bytes, in system calls that hold no lock of Python's: a job of 64 MiB delays others by as much as one of 64 bytes.
+bytes, in system calls that hold no lock of Python's: a job of 64 MiB delays others by as much as one of 64 bytes. What a
+process leaves behind (children that it forked) ends with it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,23 +25,23 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-LENGTHS = struct.Struct("=QQ")
+FRAME = struct.Struct("=QQQ")  # number of the job, bytes of its head, bytes
+LOOK_MS = 200  # between looks at whether a process that says nothing still lives
+FOREVER_S = 86_400.0
 
 Buffer = bytes | bytearray | memoryview
 Job = tuple[dict[str, Any], Buffer]
 
 
+class Broken(Exception):
+    """A process ended, was ended, or does not keep to the protocol; the message says which."""
+
+
 @dataclass(slots=True)
-class _Running:
-    """A job: who works on it, and whether that took too long."""
+class _Call:
+    """A job that somebody waits for, or does no longer."""
 
-    process: subprocess.Popen[bytes] | None = None
-    stopped: bool = False
-
-    def stop(self) -> None:
-        self.stopped = True
-        if self.process is not None:
-            self.process.kill()
+    given_up: bool = False
 
 
 class WorkerProcesses:
@@ -50,75 +54,72 @@ class WorkerProcesses:
     """
 
     def __init__(self, module: str, count: int, what: str) -> None:
+        self.count = count
+        self.unfinished = 0  # jobs that run or wait
         self._module = module
         self._what = what
         self._threads = ThreadPoolExecutor(count, module.rpartition(".")[2])
         self._own = threading.local()
         self._all: list[subprocess.Popen[bytes]] = []
+        self._jobs = 0
 
     async def run(
-        self, head: dict[str, Any], data: Buffer, limit_s: float | None = None
+        self, head: dict[str, Any], data: Buffer, limit_s: float = FOREVER_S
     ) -> tuple[dict[str, Any], np.ndarray]:
-        """Have a job done.
+        """Have a job done. Where the caller is cancelled, a job that waits for a process is not begun.
 
         Args:
             head: JSON.
             data: bytes.
-            limit_s: after which the process is ended; None: never.
+            limit_s: of running, after which the process is ended.
 
         Raises:
             RuntimeError: the process ended, by itself or by the limit.
         """
-        loop, job = asyncio.get_running_loop(), _Running()
-        timer = None if limit_s is None else loop.call_later(limit_s, job.stop)
+        call = _Call()
+        self.unfinished += 1
         try:
-            return await loop.run_in_executor(self._threads, self._run_here, job, head, data)
-        except EOFError as error:
-            raise self._failed(job, error, limit_s) from None
+            work = asyncio.get_running_loop().run_in_executor(self._threads, self._run_here, call, head, data, limit_s)
+            return await work
+        except asyncio.CancelledError:
+            call.given_up = True
+            raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            self.unfinished -= 1
 
     def run_now(self, head: dict[str, Any], data: Buffer, limit_s: float) -> tuple[dict[str, Any], np.ndarray]:
         """The same without a loop: wait for it here."""
-        job = _Running()
-        timer = threading.Timer(limit_s, job.stop)
-        timer.start()
-        try:
-            return self._run_here(job, head, data)
-        except EOFError as error:
-            raise self._failed(job, error, limit_s) from None
-        finally:
-            timer.cancel()
+        return self._run_here(_Call(), head, data, limit_s)
 
     def warm_up(self, head: dict[str, Any]) -> None:
         """Start all processes with a job, whose results are not looked at."""
-        for _ in range(self._threads._max_workers):
-            self._threads.submit(self._run_here, _Running(), head, b"")
+        for _ in range(self.count):
+            self._threads.submit(self._run_here, _Call(), head, b"", FOREVER_S)
 
     def close(self) -> None:
         """End the processes; what they work on is lost."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._all:
-            process.kill()
+        for process in list(self._all):
+            _end(process)
 
-    def _failed(self, job: _Running, error: EOFError, limit_s: float | None) -> RuntimeError:
-        ended = f"was ended after {limit_s:g} s" if job.stopped else f"ended with {error}"
-        return RuntimeError(f"a process for {self._what} {ended}")
-
-    def _run_here(self, job: _Running, head: dict[str, Any], data: Buffer) -> tuple[dict[str, Any], np.ndarray]:
-        process = job.process = getattr(self._own, "process", None) or self._start()
+    def _run_here(
+        self, call: _Call, head: dict[str, Any], data: Buffer, limit_s: float
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        if call.given_up:
+            return {}, np.empty(0, np.uint8)
+        process = getattr(self._own, "process", None) or self._start()
         assert process.stdin is not None and process.stdout is not None
+        self._jobs += 1
+        number = self._jobs
         try:
-            if job.stopped:
-                raise EOFError  # it had waited too long for others
-            _send(process.stdin, head, data)
-            return _receive(process.stdout)
-        except (OSError, EOFError):
-            process.kill()
+            _send(process.stdin, number, head, data)
+            return _receive(process.stdout, number, process, limit_s)
+        except (OSError, EOFError, ValueError, MemoryError, Broken) as error:
+            _end(process)
             self._all.remove(process)
             self._own.process = None
-            raise EOFError(f"status {process.wait()}") from None
+            ended = str(error) if isinstance(error, Broken) else f"ended with status {process.returncode}"
+            raise RuntimeError(f"a process for {self._what} {ended}") from None
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = self._own.process = subprocess.Popen(
@@ -127,38 +128,83 @@ class WorkerProcesses:
             stdout=subprocess.PIPE,
             bufsize=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # the terminal's Ctrl-C is for the server, which drains
+            # The terminal's Ctrl-C is for the server, which drains; and what it forks can be ended with it.
+            start_new_session=True,
         )
         self._all.append(process)
         return process
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and what it has forked."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1.0)
+
+
 def work(do: Callable[[dict[str, Any], np.ndarray], Job]) -> None:
-    """In a process: write what ``do`` makes of each job on standard input to standard output, until there are no more."""
-    # A user's code may print: what it prints goes to the server's log.
-    jobs, results = os.dup(0), os.dup(1)
+    """In a process: write what ``do`` makes of each job on standard input to standard output, until there are no more.
+
+    A user's code has neither: it reads nothing, and what it prints goes where errors go, to the server's log.
+    """
+    source, target = os.dup(0), os.dup(1)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    with contextlib.suppress(EOFError), open(jobs, "rb", 0) as source, open(results, "wb", 0) as target:
+    own = os.getpid()
+    with contextlib.suppress(EOFError), open(source, "rb", 0) as jobs, open(target, "wb", 0) as results:
         while True:
-            _send(target, *do(*_receive(source)))
+            number, head, data = _receive_any(jobs)
+            made = do(head, data)
+            if os.getpid() != own:  # a fork of the user's code came back
+                os._exit(0)
+            _send(results, number, *made)
 
 
-def _send(pipe: IO[bytes], head: dict[str, Any], data: Buffer) -> None:
+def _send(pipe: IO[bytes], number: int, head: dict[str, Any], data: Buffer) -> None:
     text = orjson.dumps(head)
-    for part in (LENGTHS.pack(len(text), len(data)), text, memoryview(data)):
+    for part in (FRAME.pack(number, len(text), len(data)), text, memoryview(data)):
         while part:
             part = part[pipe.write(part) :]
 
 
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], np.ndarray]:
-    n_head, n_data = LENGTHS.unpack(_read(pipe, LENGTHS.size).data)
-    return orjson.loads(_read(pipe, n_head).data), _read(pipe, n_data)
+def _receive_any(pipe: IO[bytes]) -> tuple[int, dict[str, Any], np.ndarray]:
+    number, n_head, n_data = FRAME.unpack(_read(pipe, FRAME.size).data)
+    return number, orjson.loads(_read(pipe, n_head).data), _read(pipe, n_data)
 
 
-def _read(pipe: IO[bytes], n: int) -> np.ndarray:
+def _receive(
+    pipe: IO[bytes], expected: int, process: subprocess.Popen[bytes], limit_s: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The result of a job.
+
+    Raises:
+        EOFError: the process ended.
+        Broken: it takes too long, or answers something else.
+    """
+    until_s, ready = time.monotonic() + limit_s, select.poll()
+    ready.register(pipe, select.POLLIN)
+
+    def wait() -> None:
+        # Not just a read: what the process has forked may hold the pipe open when it has ended.
+        while not ready.poll(LOOK_MS):
+            if process.poll() is not None:
+                raise EOFError
+            if time.monotonic() >= until_s:
+                raise Broken(f"was ended after {limit_s:g} s")
+
+    number, n_head, n_data = FRAME.unpack(_read(pipe, FRAME.size, wait).data)
+    if number != expected:
+        raise Broken("answered something else, and was ended")
+    return orjson.loads(_read(pipe, n_head, wait).data), _read(pipe, n_data, wait)
+
+
+def _read(pipe: IO[bytes], n: int, wait: Callable[[], None] = lambda: None) -> np.ndarray:
     made = np.empty(n, np.uint8)  # whose memory is not touched before the bytes come
     rest = made.data
     while rest:
+        wait()
         got = pipe.readinto(rest)  # type: ignore[attr-defined]
         if not got:
             raise EOFError

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import sys
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 
 from serving.api.processes.pool import Buffer, Job, work
 from serving.api.tensors import from_bytes, plain_values, to_bytes
-from serving.models.program import ArrayProgram
+from serving.models.program import ArrayProgram, Output
 from serving.models.tensors import TensorSpec
-from serving.models.users_code import error_line, users_code
+from serving.models.users_code import users_code
 from traces.errors import InputError
+
+MOST_WORDS = 500  # characters
 
 
 class _Refused(Exception):
@@ -44,55 +47,67 @@ def undescribed(heads: Sequence[Mapping[str, Any]], data: np.ndarray) -> dict[st
 
 
 @functools.cache
-def _function(name: str, folder: str, path: str, stamp: int) -> Callable[..., Any]:
-    """The user's function, imported; again where its file has another stamp."""
+def _function(name: str, folder: str) -> Callable[..., Any]:
+    """The user's function, imported. The process serves one model, as it was loaded, so that names clash with nobody's."""
     module, _, attribute = name.partition(":")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    sys.path.insert(0, folder)
     with users_code(f"cannot import {name!r}"):
-        if stamp:  # folders of several models may have modules of one name
-            spec = importlib.util.spec_from_file_location(f"{module}@{folder}@{stamp}", path)
-            assert spec is not None and spec.loader is not None
-            made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(made)
-        else:
-            made = importlib.import_module(module)
-        found = getattr(made, attribute)
+        found = getattr(importlib.import_module(module), attribute)
     if not callable(found):
         raise InputError(f"{name!r} is {type(found).__name__}; it must be a function")
     return found
 
 
+def _said(error: BaseException) -> str:
+    """What an error says: its first line, which fits into a header and a log."""
+    try:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception:
+        lines = []
+    return (lines or ["no message"])[0][:MOST_WORDS].encode(errors="replace").decode()
+
+
+def _whole(name: str, output: Output, where: str) -> np.ndarray:
+    """An output of all items, whose shapes are the same."""
+    if isinstance(output.values, np.ndarray):
+        return output.values
+    shapes = {one.shape for one in output.values}
+    if len(shapes) > 1:
+        raise InputError(f"{where}: items of {name!r} have different shapes ({min(shapes)}, {max(shapes)}); pad them")
+    return np.stack(output.values)
+
+
 def _done(job: dict[str, Any], data: np.ndarray) -> Job:
     """Run a step; a job without tensors only imports its function."""
+    where, begin_s = job["function"], time.perf_counter()
     try:
-        function = _function(*(job[key] for key in ("function", "folder", "path", "stamp")))
+        function = _function(where, job["folder"])
         given = undescribed(job["tensors"], data)
         arrays = {name: plain_values(array, datatype) for name, (datatype, array) in given.items()}
         if not arrays:
             return {"tensors": []}, b""
+        begin_s = time.perf_counter()
 
         def call(**given: np.ndarray) -> Any:
             try:
                 return function(**given)
             except ValueError as error:
-                raise _Refused(error_line(error).removeprefix("ValueError: ")) from None
+                raise _Refused(_said(error)) from None
 
-        program = ArrayProgram(call, job["function"])
+        program = ArrayProgram(call, where)
         program.bind(list(arrays), job["outputs"])
         outputs = program.run(list(arrays.values()))
-        for name, output in zip(program.outputs, outputs):
-            if isinstance(output.values, list):
-                raise InputError(f"{job['function']}: items of {name!r} have different shapes; pad them")
-        found = {name: (output.datatype, output.values) for name, output in zip(program.outputs, outputs)}
-        heads, parts = described(found)  # type: ignore[arg-type]
+        found = {name: (output.datatype, _whole(name, output, where)) for name, output in zip(program.outputs, outputs)}
+        heads, parts = described(found)
     except _Refused as error:
         return {"refused": str(error)}, b""
     except InputError as error:
-        return {"error": str(error)}, b""
+        return {"error": _said(error)}, b""
     except BaseException as error:  # SystemExit, too
-        return {"error": f"{job['function']}: {error_line(error)}"}, b""
-    return {"tensors": heads}, parts
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()  # for the log: the answer has one line of it
+        return {"error": f"{where}: {type(error).__name__}: {_said(error)}"}, b""
+    return {"tensors": heads, "took_ms": 1e3 * (time.perf_counter() - begin_s)}, parts
 
 
 def main() -> None:

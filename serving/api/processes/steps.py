@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,40 +34,35 @@ BIG = 256 * 1024  # bytes that are put together on a thread
 SIZE = 8  # of made-up examples, where it varies
 # Weight of the newest time in mean and spread, as TCP has it for round trips (RFC 6298).
 MEAN_SHARE, SPREAD_SHARE = 0.125, 0.25
-FADING = 0.9
+FADING = 0.7
 
 Named = Mapping[str, tuple[str, np.ndarray]]  # the protocol's type, and values, by the tensor's name
-
-
-def pool_of(count: int) -> WorkerProcesses:
-    """Processes for the steps of all models."""
-    return WorkerProcesses(PROCESS, count, "code before and after models")
 
 
 def job_of(step: HostStep, given: Named, outputs: Sequence[str] = ()) -> tuple[dict[str, Any], Any]:
     """What a process is told: names of the outputs are given where the code need not name them."""
     heads, data = described(given)
-    code = {"function": step.function, "folder": step.folder, "path": str(step.path), "stamp": step.stamp}
-    return code | {"tensors": heads, "outputs": list(outputs)}, data
+    return {"function": step.function, "folder": step.folder, "tensors": heads, "outputs": list(outputs)}, data
 
 
-class _Times:
-    """How long a step takes for an item, lately."""
+class _Time:
+    """How long a step takes for calls of about one size, lately."""
 
-    def __init__(self, alone_ms: float) -> None:
-        self._mean_ms, self._spread_ms = alone_ms, alone_ms / 2
+    def __init__(self, took_ms: float) -> None:
+        self._mean_ms, self._spread_ms = took_ms, took_ms / 2
 
-    def add(self, item_ms: float) -> None:
-        self._spread_ms += SPREAD_SHARE * (abs(item_ms - self._mean_ms) - self._spread_ms)
-        self._mean_ms += MEAN_SHARE * (item_ms - self._mean_ms)
+    def add(self, took_ms: float) -> None:
+        self._spread_ms += SPREAD_SHARE * (abs(took_ms - self._mean_ms) - self._spread_ms)
+        self._mean_ms += MEAN_SHARE * (took_ms - self._mean_ms)
 
     def doubt(self) -> None:
         self._mean_ms *= FADING
         self._spread_ms *= FADING
 
-    def expected_ms(self, n: int) -> float:
-        """What n items hardly exceed."""
-        return n * (self._mean_ms + 2.0 * self._spread_ms)
+    @property
+    def most_ms(self) -> float:
+        """What a call hardly exceeds."""
+        return self._mean_ms + 2.0 * self._spread_ms
 
 
 class StepRunner:
@@ -78,31 +72,48 @@ class StepRunner:
         self.step = step
         self.where = f"{which} of model {model!r}"
         self._pool = pool
-        self.times = _Times(step.alone_ms)
+        # By the number of items, in powers of two: what more items cost is not known before it is seen.
+        self._times = {1: _Time(step.alone_ms)}
 
     def expected_ms(self, n: int) -> float:
-        """Time that n items hardly exceed."""
-        return self.times.expected_ms(n)
+        """Time that n items hardly exceed, behind those that wait."""
+        known = max((size for size in self._times if size <= n.bit_length()), default=1)
+        waiting = max(self._pool.unfinished + 1 - self._pool.count, 0) / self._pool.count
+        return (1.0 + waiting) * self._times[known].most_ms
 
-    async def run(self, given: Named, n: int, outputs: Sequence[str] = ()) -> Named:
+    def doubt(self) -> None:
+        """What was learned fades, since nothing is learned where nothing is tried."""
+        for one in self._times.values():
+            one.doubt()
+
+    async def run(self, given: Named, n: int, until_ms: float, outputs: Sequence[str] = ()) -> Named:
         """Run it on n items.
 
+        Args:
+            given: tensors. n: items. until_ms: time from now at which nobody waits any more.
+            outputs: names, where the code need not name them.
+
         Raises:
-            Refusal: the code says that the input is bad, or fails.
+            Refusal: the code says that the input is bad, fails, or takes too long.
         """
-        begin_s, loop = time.perf_counter(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         job = partial(job_of, self.step, given, outputs)
         big = sum(array.nbytes for _, array in given.values()) >= BIG
         try:
-            told = await loop.run_in_executor(None, job) if big else job()
-            result, data = await self._pool.run(*told, LONGEST_S)
+            async with asyncio.timeout(max(until_ms, 0.0) / 1e3):
+                told = await loop.run_in_executor(None, job) if big else job()
+                result, data = await self._pool.run(*told, LONGEST_S)
+        except TimeoutError:
+            raise Refusal(Kind.UNREACHABLE, f"{self.where} took too long for the deadline") from None
         except RuntimeError as error:
             raise Refusal(Kind.FAULT, f"{self.where}: {error}") from None
-        self.times.add(1e3 * (time.perf_counter() - begin_s) / n)
         if "refused" in result:
             raise Refusal(Kind.BAD_INPUT, f"{self.where}: {result['refused']}")
         if "error" in result:
+            log.warning("%s failed: %s", self.where, result["error"])
             raise Refusal(Kind.FAULT, f"{self.where}: {result['error']}")
+        size, took_ms = n.bit_length(), float(result["took_ms"])
+        self._times.setdefault(size, _Time(took_ms)).add(took_ms)
         if data.nbytes < BIG:
             return undescribed(result["tensors"], data)
         return await loop.run_in_executor(None, undescribed, result["tensors"], data)
@@ -114,22 +125,31 @@ class SteppedModel:
     Args:
         inner: the model as it is without.
         model: with the steps; a bucket of it.
-        pool: of processes.
+        count: processes for it. They are its own: its modules clash with nobody's, and nobody waits for its calls.
 
     Attributes:
         view: the model as clients see it.
         inner: see above.
+        steps: the steps as they were loaded.
     """
 
-    def __init__(self, inner: ModelView, model: ServedModel, pool: WorkerProcesses) -> None:
+    def __init__(self, inner: ModelView, model: ServedModel, count: int) -> None:
         self.inner = inner
-        before, after = model.preprocess, model.postprocess
+        self.steps = before, after = model.preprocess, model.postprocess
+        self._pool = pool = WorkerProcesses(PROCESS, count, "code before and after models")
+        for step in self.steps:
+            if step is not None:  # its first requests need not wait for its import
+                pool.warm_up(job_of(step, {})[0])
         self._before = StepRunner(before, "preprocess", inner.name, pool) if before else None
         self._after = StepRunner(after, "postprocess", inner.name, pool) if after else None
         view = inner if after is None else _with(inner, outputs=after.tensors)
         if before is not None:  # its size is known only behind the step
             view = replace(view, inputs=before.tensors, largest=None, least=1, buckets=())
         self.view = view
+
+    def close(self) -> None:
+        """End its processes."""
+        self._pool.close()
 
     def expected_ms(self, n: int) -> float:
         """Time that both steps hardly exceed for n items."""
@@ -143,37 +163,40 @@ class SteppedModel:
         """A request was refused for the time that its steps would take: that fades, since nothing is learned without trying."""
         for one in (self._before, self._after):
             if one:
-                one.times.doubt()
+                one.doubt()
 
     def after_ms(self, n: int) -> float:
         """The same of the step after the model."""
         return self._after.expected_ms(n) if self._after else 0.0
 
     async def before(
-        self, values: tuple[np.ndarray, ...], size: int | None
+        self, values: tuple[np.ndarray, ...], size: int | None, until_ms: float
     ) -> tuple[tuple[np.ndarray, ...], int | None]:
-        """The model's inputs from the client's (n, ...), and the size that varies.
+        """The model's inputs from the client's (n, ...), and the size that varies; `until_ms` is of `StepRunner.run`.
 
         Raises:
-            Refusal: the code refuses them, fails, or returns what the model does not take.
+            Refusal: the code refuses them, fails, takes too long, or returns what the model does not take.
         """
         if self._before is None:
             return values, size
         runner, n = self._before, len(values[0])
         given = {spec.name: (spec.datatype, array) for spec, array in zip(runner.step.tensors, values)}
-        made = await runner.run(given, n)
+        made = await runner.run(given, n, until_ms)
         try:
             return fitted(made, n, self.inner)
         except InputError as error:
             raise Refusal(Kind.FAULT, f"{runner.where}: {error}") from None
 
     async def after(self, outputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """What clients get, from all outputs of the model (n, ...). Raises Refusal: the code fails."""
+        """What clients get, from all outputs of the model (n, ...). Raises Refusal: the code fails.
+
+        A late answer is an answer, so that it runs whatever the deadline.
+        """
         if self._after is None:
             return outputs
         runner, n = self._after, len(outputs[0])
         given = {spec.name: (spec.datatype, array) for spec, array in zip(self.inner.outputs, outputs)}
-        made = await runner.run(given, n, [spec.name for spec in runner.step.tensors])
+        made = await runner.run(given, n, 1e3 * LONGEST_S, [spec.name for spec in runner.step.tensors])
         try:
             return tuple(_fits(spec, made[spec.name], n) for spec in runner.step.tensors)
         except InputError as error:
@@ -242,13 +265,6 @@ def fitted(made: Named, n: int, view: ModelView, made_up: bool = False) -> tuple
     return tuple(found[spec.name] if spec.name in found else left_out(spec, (n,), size) for spec in view.inputs), size
 
 
-def warm_up(pool: WorkerProcesses, model: ServedModel) -> None:
-    """Have all processes import a model's code, so that its first requests need not wait for that."""
-    for step in (model.preprocess, model.postprocess):
-        if step is not None:
-            pool.warm_up(job_of(step, {})[0])
-
-
 def check_steps(models: Sequence[ServedModel]) -> tuple[ServedModel, ...]:
     """Try a model's steps on made-up items, and note how long an item takes. Takes a second or more, so call it off the loop.
 
@@ -262,7 +278,7 @@ def check_steps(models: Sequence[ServedModel]) -> tuple[ServedModel, ...]:
     if before is None and after is None:
         return tuple(models)
     view = view_model(models, [0.0] * len(models), LOW)
-    pool = pool_of(1)
+    pool = WorkerProcesses(PROCESS, 1, "code before and after models")
     try:
         if before is not None:
             check = partial(fitted, n=1, view=view, made_up=True)
@@ -288,13 +304,9 @@ def _tried(
 ) -> HostStep:
     """A step that was tried on a made-up item of tensors, with the time that it took."""
     rng = np.random.default_rng(0)
-    step = replace(step, stamp=step.path.stat().st_mtime_ns if step.path.is_file() else 0)
     given = {spec.name: (spec.datatype, spec.sized(SIZE).example(rng)[None]) for spec in specs}
     try:
-        for _ in range(2):  # the first imports the code
-            begin_s = time.perf_counter()
-            result, data = pool.run_now(*job_of(step, given, outputs), LONGEST_S)
-            alone_ms = 1e3 * (time.perf_counter() - begin_s)
+        result, data = pool.run_now(*job_of(step, given, outputs), LONGEST_S)
     except RuntimeError as error:
         raise InputError(f"{where}: {error}") from None
     if "error" in result:
@@ -306,4 +318,4 @@ def _tried(
         check(undescribed(result["tensors"], data))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return replace(step, alone_ms=alone_ms)
+    return replace(step, alone_ms=float(result["took_ms"]))

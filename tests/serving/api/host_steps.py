@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -23,6 +25,19 @@ def lengths(text: np.ndarray) -> np.ndarray:
                 raise SystemExit(3)
             case b"crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            case b"leaves a child":  # which holds all that the process had open
+                if os.fork() == 0:
+                    time.sleep(600)
+                    os._exit(0)
+                raise SystemExit(4)
+            case b"child comes back":
+                os.fork()
+            case b"reads":
+                assert sys.stdin.read() == "" and subprocess.run(["cat"], capture_output=True).stdout == b""
+            case b"two lines":
+                raise ValueError("first\nsecond")
+            case b"odd words":
+                raise ValueError("\udcff" + "x" * 100_000)
             case b"misshapen":
                 return np.zeros((len(text), 5), np.float32)
         if one.startswith(b"slow "):
@@ -68,3 +83,7 @@ def first(output_0: np.ndarray, output_1: np.ndarray) -> np.ndarray:
 
 def picky(text: np.ndarray) -> np.ndarray:
     raise ValueError("no picture")
+
+
+def as_lists(text: np.ndarray) -> dict[str, list[list[float]]]:
+    return {"input": [[float(len(one)), 0.0, 0.0, 0.0] for one in text]}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,8 +15,10 @@ from typing import Any
 
 import http_client
 import numpy as np
+import psutil
 import pytest
 import tensor_models
+from api_server import until
 from tensor_server import Client, door_to, plane_of
 
 from serving.api.dataplane import DataPlane
@@ -135,6 +138,9 @@ async def test_code_after_a_model_of_any_size(plane: DataPlane) -> None:
         ("bug", 500, "KeyError: 'bug'"),
         ("exit", 500, "SystemExit: 3"),
         ("crash", 500, "ended with status -11"),
+        ("leaves a child", 500, "SystemExit: 4"),
+        ("two lines", 400, "preprocess of model 'both': first"),
+        ("odd words", 400, "xxx"),
         ("misshapen", 500, "it returns 'input' as FP32 [1, 5]; expected FP32 [1, 4]"),
     ],
 )
@@ -143,6 +149,7 @@ async def test_a_fault_of_the_code_is_one_answer(plane: DataPlane, text: str, st
         beside = asyncio.ensure_future(ask(client, "both", "slow 100"))
         found, answer = await ask(client, "both", text)
         assert found == status and words in answer["error"] and "\n" not in answer["error"]
+        assert len(answer["error"]) < 600
         assert (await beside)[0] == 200
         for _ in range(4):  # in each of the processes
             assert (await ask(client, "both", "fine"))[0] == 200
@@ -152,6 +159,7 @@ async def test_a_fault_of_the_code_is_one_answer(plane: DataPlane, text: str, st
 
 async def test_time_of_the_code_counts_against_the_deadline(plane: DataPlane) -> None:
     async with http_of(plane) as client:
+        assert (await ask(client, "both", "fine"))[0] == 200  # its processes are there
         status, answer = await ask(client, "both", "slow 60", timeout=1_000_000)
         assert status == 200 and answer["parameters"]["latency_us"] > 60_000
         assert answer["parameters"]["outcome"] == "met"
@@ -172,7 +180,7 @@ async def test_time_of_the_code_counts_against_the_deadline(plane: DataPlane) ->
 async def test_the_deadline_may_pass_in_the_code(plane: DataPlane) -> None:
     async with http_of(plane) as client:
         status, answer = await ask(client, "both", "slow 300", timeout=100_000)
-        assert status == 504 and "preprocess took too long" in answer["error"]
+        assert status == 504 and "took too long for the deadline" in answer["error"]
 
 
 async def test_a_process_that_hangs_is_ended(plane: DataPlane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +265,62 @@ def test_what_is_written_of_it_is_checked(tmp_path: Path, step: Any, words: str)
     assert words in str(raised.value) and "models[0] (m)" in str(raised.value)
 
 
+@pytest.mark.parametrize("text", ["child comes back", "reads"])
+async def test_what_the_code_does_to_its_process_reaches_no_other_call(plane: DataPlane, text: str) -> None:
+    async with http_of(plane) as client:
+        for _ in range(4):
+            status, answer = await ask(client, "both", text)
+            assert status == 200 and answer["outputs"][1]["data"][0] > 0
+            status, answer = await ask(client, "both", "a")
+            assert status == 200 and answer["outputs"][0]["data"] == ["2 bytes, 2 vowels"]
+
+
+async def test_children_of_the_code_end_with_its_process(plane: DataPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.api.processes.steps.LONGEST_S", 1.0)
+    here = psutil.Process()
+    async with http_of(plane) as client:
+        assert (await ask(client, "both", "fine"))[0] == 200
+        for text in ("leaves a child", "slow 60000"):
+            assert (await ask(client, "both", text, timeout=60_000_000))[0] == 500
+        assert (await ask(client, "both", "fine"))[0] == 200
+    plane.close()
+    await until(lambda: not [one for one in here.children(recursive=True) if "step_process" in " ".join(one.cmdline())])
+
+
+async def test_one_model_does_not_wait_for_the_code_of_another(plane: DataPlane) -> None:
+    async with http_of(plane) as client:
+        for model in ("both", "before"):
+            assert (await ask(client, model, "fine"))[0] == 200
+        begin = time.monotonic()
+        slow = [asyncio.ensure_future(ask(client, "both", "slow 1500", timeout=200_000)) for _ in range(6)]
+        assert (await ask(client, "before", "fine", timeout=1_000_000))[0] == 200
+        assert [status for status, _ in await asyncio.gather(*slow)] == [504] * 6
+        assert time.monotonic() - begin < 1.4, "at their deadlines, and not when the code had ended"
+
+
+async def test_calls_of_many_items_are_not_judged_by_those_of_one(plane: DataPlane) -> None:
+    async with http_of(plane) as client:
+        for _ in range(3):
+            assert (await ask(client, "both", "slow 40", timeout=5_000_000))[0] == 200
+        status, answer = await ask(client, "both", *["a"] * 100, timeout=2_000_000)
+        assert status == 200, answer
+
+
+def test_lists_of_equal_shapes_are_an_array() -> None:
+    step = HostStep("host_steps:as_lists", TEXT, HERE)
+    (model,) = check_steps(load_buckets(replace(DOUBLE, preprocess=step)))
+    assert model.preprocess is not None and model.preprocess.alone_ms > 0.0
+
+
 def test_modules_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     found = []
     for number in (1, 2):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "mine.py").write_text(f"def f(output):\n    return {{'number': output[:, 0] * 0 + {number}}}\n")
+        (folder / "constants.py").write_text(f"NUMBER = {number}\n")
+        (folder / "mine.py").write_text(
+            "from constants import NUMBER\n\n\ndef f(output):\n    return output[:, 0] * 0 + NUMBER\n"
+        )
         step = HostStep("mine:f", (TensorSpec("number", "FP32", ()),), str(folder))
         found += check_steps(load_buckets(replace(DOUBLE, name=f"m{number}", postprocess=step)))
     executor = CpuExecutor(1)
