@@ -62,6 +62,7 @@ class WorkerProcesses:
         self._own = threading.local()
         self._all: list[subprocess.Popen[bytes]] = []
         self._jobs = 0
+        self._closed = False
 
     async def run(
         self, head: dict[str, Any], data: Buffer, limit_s: float = FOREVER_S
@@ -98,6 +99,7 @@ class WorkerProcesses:
 
     def close(self) -> None:
         """End the processes; what they work on is lost."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in list(self._all):
             _end(process)
@@ -105,8 +107,8 @@ class WorkerProcesses:
     def _run_here(
         self, call: _Call, head: dict[str, Any], data: Buffer, limit_s: float
     ) -> tuple[dict[str, Any], np.ndarray]:
-        if call.given_up:
-            return {}, np.empty(0, np.uint8)
+        if call.given_up or self._closed:
+            raise RuntimeError("nobody waits for it")
         process = getattr(self._own, "process", None) or self._start()
         assert process.stdin is not None and process.stdout is not None
         self._jobs += 1
@@ -132,6 +134,8 @@ class WorkerProcesses:
             start_new_session=True,
         )
         self._all.append(process)
+        if self._closed:  # in the meantime
+            _end(process)
         return process
 
 
