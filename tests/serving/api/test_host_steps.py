@@ -73,7 +73,7 @@ async def http_of(plane: Any) -> AsyncIterator[http_client.Client]:
 
 def sent(*texts: str, **parameters: Any) -> dict[str, Any]:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
-    return {"inputs": [tensor], "parameters": parameters}
+    return {"inputs": [tensor], "parameters": {"timeout": 60_000_000} | parameters}
 
 
 async def ask(client: http_client.Client, model: str, *texts: str, **parameters: Any) -> tuple[int, Any]:
@@ -160,13 +160,13 @@ async def test_a_fault_of_the_code_is_one_answer(plane: DataPlane, text: str, st
 async def test_time_of_the_code_counts_against_the_deadline(plane: DataPlane) -> None:
     async with http_of(plane) as client:
         assert (await ask(client, "both", "fine"))[0] == 200  # its processes are there
-        status, answer = await ask(client, "both", "slow 60", timeout=1_000_000)
+        status, answer = await ask(client, "both", "slow 60")
         assert status == 200 and answer["parameters"]["latency_us"] > 60_000
         assert answer["parameters"]["outcome"] == "met"
         for _ in range(6):
-            await ask(client, "both", "slow 60", timeout=1_000_000)
+            await ask(client, "both", "slow 60")
 
-        quoted = [plane.quotation("both", "", {"timeout": us}).probability for us in (30_000, 2_000_000)]
+        quoted = [plane.quotation("both", "", {"timeout": us}).probability for us in (30_000, 60_000_000)]
         assert quoted[0] < 0.5 < quoted[1]
         status, answer = await ask(client, "both", "fine", timeout=30_000)
         assert status == 504 and "out of reach" in answer["error"], "what it usually takes leaves no time for the model"
@@ -201,11 +201,11 @@ def test_the_engine_as_a_library_runs_it(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with open_engine([str(listed)], streams=1) as engine:
-            result = await engine.infer("both", np.array(b"a b c", object), deadline_ms=5000.0)
+            result = await engine.infer("both", np.array(b"a b c", object), deadline_ms=60_000.0)
             assert result.outcome == "met" and result.output is not None
             assert result.output.tolist() == [10.0, 2.0, 4.0, 0.0]
             with pytest.raises(InputError, match="this text is bad"):
-                await engine.infer("both", np.array(b"bad", object), deadline_ms=5000.0)
+                await engine.infer("both", np.array(b"bad", object), deadline_ms=60_000.0)
             late = await engine.infer("both", np.array(b"slow 50", object), deadline_ms=20.0)
             assert late.outcome == "dropped" and "too long" in late.message
 
@@ -293,16 +293,16 @@ async def test_one_model_does_not_wait_for_the_code_of_another(plane: DataPlane)
             assert (await ask(client, model, "fine"))[0] == 200
         begin = time.monotonic()
         slow = [asyncio.ensure_future(ask(client, "both", "slow 1500", timeout=200_000)) for _ in range(6)]
-        assert (await ask(client, "before", "fine", timeout=1_000_000))[0] == 200
+        assert (await ask(client, "before", "fine"))[0] == 200
         assert [status for status, _ in await asyncio.gather(*slow)] == [504] * 6
-        assert time.monotonic() - begin < 1.4, "at their deadlines, and not when the code had ended"
+        assert time.monotonic() - begin < 3.0, "at their deadlines; the code of all takes 4.5 s"
 
 
 async def test_calls_of_many_items_are_not_judged_by_those_of_one(plane: DataPlane) -> None:
     async with http_of(plane) as client:
         for _ in range(3):
-            assert (await ask(client, "both", "slow 40", timeout=5_000_000))[0] == 200
-        status, answer = await ask(client, "both", *["a"] * 100, timeout=2_000_000)
+            assert (await ask(client, "both", "slow 40"))[0] == 200
+        status, answer = await ask(client, "both", *["a"] * 100, timeout=3_000_000)
         assert status == 200, answer
 
 
