@@ -21,6 +21,7 @@ def test_returns_are_discounted_by_time_and_end_with_the_episode() -> None:
 def test_worlds_are_spread_out_and_inputs_get_a_common_size() -> None:
     config = EnvConfig("synthetic:0", models=("model0", "model1"), streams=2, duration_ms=(200.0, 300.0))
     env = SB3VecEnv(8, config=config)
+    env.seed(0)
     env.reset()
     strait = make_policy("strait", 8)
     np.random.seed(0)
