@@ -53,7 +53,7 @@ class WeightsConfig:
         duration_ms: length of each workload.
         streams: of the device.
         budget: trials in which Strait is tuned for each weight.
-        full: with the trials and seeds that the tuned files that ship were made with: half an hour.
+        full: with the trials and seeds that the tuned files that ship were made with: twelve times the tuning.
         workers: processes; all cores by default.
 
     Raises:

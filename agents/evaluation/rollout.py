@@ -20,14 +20,19 @@ from traces.workload import Workload
 
 def finish(policy: Policy, sim: SimArrays, memory: np.ndarray, lo: int, hi: int) -> None:
     """Run worlds lo..hi-1 to their end under ``policy``, one after the other, with its memory in ``memory``."""
-    call_compiled(_finish_range, policy.kind.choose, memory, policy.vector, sim, lo, hi)
+    call_compiled(_finish_range, policy.kind.choose, memory, policy.vector, sim, lo, hi, np.full(hi, np.inf))
+
+
+def play_until(policy: Policy, sim: SimArrays, until_ms: np.ndarray) -> None:
+    """Run each world to a time of its own (N,), or to its end, if that is before."""
+    call_compiled(_finish_range, policy.kind.choose, policy.memory, policy.vector, sim, 0, len(until_ms), until_ms)
 
 
 @njit
-def _finish_range(choose, memory, params, sim, lo, hi):
+def _finish_range(choose, memory, params, sim, lo, hi, until_ms):
     state, tables, world = sim.state, sim.tables, sim.world
     for e in range(lo, hi):
-        while world.episode[e].done == 0:
+        while world.episode[e].done == 0 and state.scheduler[e].now < until_ms[e]:
             action, wake = choose(state, tables, memory, e, params)
             step(sim, e, action, wake)
 
@@ -51,20 +56,6 @@ def _play_range(choose, memory, params, sim, generator, lo, hi, decisions):
                 for i in range(memory.shape[1]):
                     memory[e, i] = 0.0
                 run_to_decision(sim, e)
-
-
-def play_until(policy: Policy, sim: SimArrays, until_ms: np.ndarray) -> None:
-    """Run each world to a time of its own (N,), or to its end, if that is before."""
-    call_compiled(_play_until, policy.kind.choose, policy.memory, policy.vector, sim, until_ms)
-
-
-@njit
-def _play_until(choose, memory, params, sim, until_ms):
-    state, tables, world = sim.state, sim.tables, sim.world
-    for e in range(until_ms.shape[0]):
-        while world.episode[e].done == 0 and state.scheduler[e].now < until_ms[e]:
-            action, wake = choose(state, tables, memory, e, params)
-            step(sim, e, action, wake)
 
 
 def govern(sim: Simulator, policy: Policy) -> None:

@@ -174,17 +174,22 @@ class DataPlane(Plane):
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
         """What a request could expect by the state of the engine; see `Plane.quote`."""
         stepped = self.stepped(view)
-        steps_ms = 0.0 if stepped is None else stepped.expected_ms(1)
+        if stepped is None:
+            return self._quote_model(view, priority, deadline_ms)
+        steps_ms = stepped.expected_ms(1)
+        probability, finish_ms = self._quote_model(view, priority, deadline_ms - steps_ms)
+        return Quote(probability, {level: ms + steps_ms for level, ms in finish_ms.items()})
+
+    def _quote_model(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
+        """The same of the model itself."""
         try:
-            probability, finish_ms = self.engine.quotes.quote(view.scheduled, priority, deadline_ms - steps_ms)
+            return self.engine.quotes.quote(view.scheduled, priority, deadline_ms)
         except KeyError:
             out = self._evicted(view)
-        else:
-            return Quote(probability, {level: ms + steps_ms for level, ms in finish_ms.items()})
         if out is None:
             raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
-        alone_ms = steps_ms + out.load_ms + out.alone_ms[view.scheduled]
-        return Quote(float(alone_ms <= deadline_ms), dict.fromkeys(QUANTILES, alone_ms))
+        finish_ms = out.load_ms + out.alone_ms[view.scheduled]
+        return Quote(float(finish_ms <= deadline_ms), dict.fromkeys(QUANTILES, finish_ms))
 
     def refuse(
         self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller

@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.api.infer_call import InferCall, Wanted, read_call, read_id
 from serving.api.model_view import ModelView
-from serving.api.processes.pool import Buffer, Job, WorkerProcesses, work
+from serving.api.processes.pool import Buffer, Job, WorkerProcesses, pack_tensors, unpack_tensors, work
 from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.tensors import from_bytes, plain_values, to_bytes
 from serving.models.tensors import TensorSpec
@@ -45,12 +45,9 @@ class JsonProcesses:
         named(result["id"])
         if "error" in result:
             raise InputError(result["error"])
-        values, at = [], 0
-        for spec, shape, length in zip(view.inputs, result["shapes"], result["lengths"]):
-            values.append(from_bytes(data.data[at : at + length], spec, tuple(shape)))
-            at += length
+        values = tuple(array for _, array in unpack_tensors(result["tensors"], data).values())
         outputs = tuple(Wanted(*one) for one in result["outputs"])
-        return InferCall(result["id"], tuple(values), result["size"], result["parameters"], outputs)
+        return InferCall(result["id"], values, result["size"], result["parameters"], outputs)
 
     async def write(self, array: np.ndarray, datatype: str) -> memoryview:
         """What `json_numbers` makes of an array of a type."""
@@ -87,13 +84,14 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
         call = read_call(head, b"", view, job["most"])
     except InputError as error:
         return {"id": id_, "error": str(error)}, b""
-    parts = [to_bytes(values) for values in call.values]
+    tensors, parts = pack_tensors(
+        {spec.name: (spec.datatype, values) for spec, values in zip(view.inputs, call.values)}
+    )
     described = {
         "id": id_,
-        "shapes": [values.shape for values in call.values],
-        "lengths": [len(part) for part in parts],
+        "tensors": tensors,
         "size": call.size,
         "parameters": call.parameters,
         "outputs": [tuple(one) for one in call.outputs],
     }
-    return described, b"".join(parts)
+    return described, parts

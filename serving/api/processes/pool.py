@@ -17,13 +17,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import orjson
+
+from serving.api.tensors import from_bytes, to_bytes
+from serving.models.tensors import TensorSpec
 
 FRAME = struct.Struct("=QQQ")  # number of the job, bytes of its head, bytes
 LOOK_MS = 200  # between looks at whether a process that says nothing still lives
@@ -31,17 +33,11 @@ FOREVER_S = 86_400.0
 
 Buffer = bytes | bytearray | memoryview
 Job = tuple[dict[str, Any], Buffer]
+Named = Mapping[str, tuple[str, np.ndarray]]  # the protocol's type, and values, by the tensor's name
 
 
 class Broken(Exception):
     """A process ended, was ended, or does not keep to the protocol; the message says which."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """A job that somebody waits for, or does no longer."""
-
-    given_up: bool = False
 
 
 class WorkerProcesses:
@@ -77,37 +73,16 @@ class WorkerProcesses:
         Raises:
             RuntimeError: the process ended, by itself or by the limit.
         """
-        call = _Call()
         self.unfinished += 1
         try:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self._run_here, call, head, data, limit_s)
-            return await work
-        except asyncio.CancelledError:
-            call.given_up = True
-            raise
+            # Cancelled before it has begun, it is dropped.
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self.run_now, head, data, limit_s)
         finally:
             self.unfinished -= 1
 
     def run_now(self, head: dict[str, Any], data: Buffer, limit_s: float) -> tuple[dict[str, Any], np.ndarray]:
         """The same without a loop: wait for it here."""
-        return self._run_here(_Call(), head, data, limit_s)
-
-    def warm_up(self, head: dict[str, Any]) -> None:
-        """Start all processes with a job, whose results are not looked at."""
-        for _ in range(self.count):
-            self._threads.submit(self._run_here, _Call(), head, b"", FOREVER_S)
-
-    def close(self) -> None:
-        """End the processes; what they work on is lost."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._all):
-            _end(process)
-
-    def _run_here(
-        self, call: _Call, head: dict[str, Any], data: Buffer, limit_s: float
-    ) -> tuple[dict[str, Any], np.ndarray]:
-        if call.given_up or self._closed:
+        if self._closed:
             raise RuntimeError("nobody waits for it")
         process = getattr(self._own, "process", None) or self._start()
         assert process.stdin is not None and process.stdout is not None
@@ -122,6 +97,18 @@ class WorkerProcesses:
             self._own.process = None
             ended = str(error) if isinstance(error, Broken) else f"ended with status {process.returncode}"
             raise RuntimeError(f"a process for {self._what} {ended}") from None
+
+    def warm_up(self, head: dict[str, Any]) -> None:
+        """Start all processes with a job, whose results are not looked at."""
+        for _ in range(self.count):
+            self._threads.submit(self.run_now, head, b"", FOREVER_S)
+
+    def close(self) -> None:
+        """End the processes; what they work on is lost."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._all):
+            _end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = self._own.process = subprocess.Popen(
@@ -164,6 +151,26 @@ def work(do: Callable[[dict[str, Any], np.ndarray], Job]) -> None:
             if os.getpid() != own:  # a fork of the user's code came back
                 os._exit(0)
             _send(results, number, *made)
+
+
+def pack_tensors(tensors: Named) -> tuple[list[dict[str, Any]], Buffer]:
+    """Tensors as a job has them: for its head, and their bytes."""
+    parts = [to_bytes(array) for _, array in tensors.values()]
+    heads = [
+        {"name": name, "datatype": datatype, "shape": array.shape, "length": len(part)}
+        for (name, (datatype, array)), part in zip(tensors.items(), parts)
+    ]
+    return heads, b"".join(parts)
+
+
+def unpack_tensors(heads: Sequence[Mapping[str, Any]], data: np.ndarray) -> Named:
+    """The reverse of `pack_tensors`."""
+    found, at = {}, 0
+    for one in heads:
+        spec = TensorSpec(one["name"], one["datatype"], ())
+        found[spec.name] = spec.datatype, from_bytes(data.data[at : at + one["length"]], spec, tuple(one["shape"]))
+        at += one["length"]
+    return found
 
 
 def _send(pipe: IO[bytes], number: int, head: dict[str, Any], data: Buffer) -> None:

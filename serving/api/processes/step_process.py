@@ -7,15 +7,14 @@ import importlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from serving.api.processes.pool import Buffer, Job, work
-from serving.api.tensors import from_bytes, plain_values, to_bytes
+from serving.api.processes.pool import Job, pack_tensors, unpack_tensors, work
+from serving.api.tensors import plain_values
 from serving.models.program import ArrayProgram, Output
-from serving.models.tensors import TensorSpec
 from serving.models.users_code import users_code
 from traces.errors import InputError
 
@@ -24,26 +23,6 @@ MOST_WORDS = 500  # characters
 
 class _Refused(Exception):
     """The user's code says that its input is bad, by a ValueError."""
-
-
-def described(tensors: Mapping[str, tuple[str, np.ndarray]]) -> tuple[list[dict[str, Any]], Buffer]:
-    """Tensors, each with its type, by their names: as JSON, and their bytes."""
-    parts = [to_bytes(array) for _, array in tensors.values()]
-    heads = [
-        {"name": name, "datatype": datatype, "shape": array.shape, "length": len(part)}
-        for (name, (datatype, array)), part in zip(tensors.items(), parts)
-    ]
-    return heads, b"".join(parts)
-
-
-def undescribed(heads: Sequence[Mapping[str, Any]], data: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
-    """The reverse of `described`."""
-    found, at = {}, 0
-    for one in heads:
-        spec = TensorSpec(one["name"], one["datatype"], ())
-        found[spec.name] = spec.datatype, from_bytes(data.data[at : at + one["length"]], spec, tuple(one["shape"]))
-        at += one["length"]
-    return found
 
 
 @functools.cache
@@ -82,7 +61,7 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
     where, begin_s = job["function"], time.perf_counter()
     try:
         function = _function(where, job["folder"])
-        given = undescribed(job["tensors"], data)
+        given = unpack_tensors(job["tensors"], data)
         arrays = {name: plain_values(array, datatype) for name, (datatype, array) in given.items()}
         if not arrays:
             return {"tensors": []}, b""
@@ -98,7 +77,7 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
         program.bind(list(arrays), job["outputs"])
         outputs = program.run(list(arrays.values()))
         found = {name: (output.datatype, _whole(name, output, where)) for name, output in zip(program.outputs, outputs)}
-        heads, parts = described(found)
+        heads, parts = pack_tensors(found)
     except _Refused as error:
         return {"refused": str(error)}, b""
     except InputError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ import numpy as np
 from envs.scheduling.state import LOW
 from serving.api.infer_call import InferCall, left_out, same_size
 from serving.api.model_view import ModelView, view_model
-from serving.api.processes.pool import WorkerProcesses
-from serving.api.processes.step_process import described, undescribed
+from serving.api.plane import BIG
+from serving.api.processes.pool import Named, WorkerProcesses, pack_tensors, unpack_tensors
 from serving.api.refusal import Kind, Refusal
 from serving.models.served import HostStep, ServedModel
 from serving.models.tensors import TensorSpec, bf16_bits
@@ -30,18 +30,15 @@ log = logging.getLogger(__name__)
 
 PROCESS = "serving.api.processes.step_process"
 LONGEST_S = 30.0  # of a call, after which its process is ended
-BIG = 256 * 1024  # bytes that are put together on a thread
 SIZE = 8  # of made-up examples, where it varies
 # Weight of the newest time in mean and spread, as TCP has it for round trips (RFC 6298).
 MEAN_SHARE, SPREAD_SHARE = 0.125, 0.25
 FADING = 0.7
 
-Named = Mapping[str, tuple[str, np.ndarray]]  # the protocol's type, and values, by the tensor's name
-
 
 def job_of(step: HostStep, given: Named, outputs: Sequence[str] = ()) -> tuple[dict[str, Any], Any]:
     """What a process is told: names of the outputs are given where the code need not name them."""
-    heads, data = described(given)
+    heads, data = pack_tensors(given)
     return {"function": step.function, "folder": step.folder, "tensors": heads, "outputs": list(outputs)}, data
 
 
@@ -115,8 +112,8 @@ class StepRunner:
         size, took_ms = n.bit_length(), float(result["took_ms"])
         self._times.setdefault(size, _Time(took_ms)).add(took_ms)
         if data.nbytes < BIG:
-            return undescribed(result["tensors"], data)
-        return await loop.run_in_executor(None, undescribed, result["tensors"], data)
+            return unpack_tensors(result["tensors"], data)
+        return await loop.run_in_executor(None, unpack_tensors, result["tensors"], data)
 
 
 class SteppedModel:
@@ -315,7 +312,7 @@ def _tried(
         log.warning("%s refuses a made-up item (%s), so it could not be checked", where, result["refused"])
         return step
     try:
-        check(undescribed(result["tensors"], data))
+        check(unpack_tensors(result["tensors"], data))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return replace(step, alone_ms=float(result["took_ms"]))
