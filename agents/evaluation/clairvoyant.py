@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,18 +33,48 @@ HORIZON_MS = 500.0  # how far ahead the search judges a decision
 NODE_LIMIT = 3_000_000
 
 
-def world_rows(sim: Simulator) -> tuple[np.ndarray, ...]:
-    """Everything that changes in a world, as bytes, one row a world; the arrivals do not change and stay out."""
-    arrays = [*sim.state, *(a for name, a in sim.world._asdict().items() if name != "request")]
-    return tuple(a.view(np.ndarray).reshape(len(a), -1).view(np.uint8) for a in arrays)
+class WorldRows(NamedTuple):
+    """What changes in worlds, to be copied from one to another between two decisions.
+
+    The arrivals do not change and stay out, and so do free places of queues and requests that ended, which were read
+    by then: most of a world's bytes.
+
+    Attributes:
+        words: (N, W) uint64 arrays, copied whole.
+        queue: (N, 2, M) records. entry: (N, 2, M, Q) records; see ``SchedState``.
+    """
+
+    words: tuple[np.ndarray, ...]
+    queue: np.ndarray
+    entry: np.ndarray
+
+
+def world_rows(sim: Simulator, *more: np.ndarray) -> WorldRows:
+    """What changes in the worlds of ``sim``, and ``more`` arrays with a row for each of them; views."""
+    state = {name: a for name, a in sim.state._asdict().items() if name not in ("entry", "ended")}
+    world = {name: a for name, a in sim.world._asdict().items() if name != "request"}
+    arrays = (*state.values(), *world.values(), *more)
+    words = tuple(a.view(np.ndarray).reshape(len(a), -1).view(np.uint64) for a in arrays)
+    return WorldRows(words, sim.state.queue, sim.state.entry)
 
 
 @njit
 def copy_world(rows, source, target_rows, target):
     """Make world ``target`` of some rows (see ``world_rows``) what world ``source`` of others is."""
-    for a in range(len(rows)):
-        for i in range(rows[a].shape[1]):
-            target_rows[a][target, i] = rows[a][source, i]
+    for a in range(len(rows.words)):
+        for i in range(rows.words[a].shape[1]):
+            target_rows.words[a][target, i] = rows.words[a][source, i]
+    places = rows.entry.shape[3]
+    for priority in range(2):
+        for model in range(rows.queue.shape[2]):
+            queue = rows.queue[source, priority, model]
+            for i in range(queue.length):
+                at = (queue.head + i) % places
+                held = rows.entry[source, priority, model, at]
+                room = target_rows.entry[target, priority, model, at]
+                room.id = held.id
+                room.arrival = held.arrival
+                room.deadline = held.deadline
 
 
 @njit
@@ -89,7 +119,7 @@ def search(sim: Simulator, base: Policy, workload: Workload, seed: int) -> float
     run(sim, base, [workload], [seed, seed])
     base_cost = 0.0 - float(sim.world.episode[0].ret)
     base.reset(2)
-    rows = (*world_rows(sim), base.memory.view(np.uint8))
+    rows = world_rows(sim, base.memory)
     sim.begin([seed, seed])
     call_compiled(_search, base.kind.choose, base.memory, base.vector, sim.arrays, rows, HORIZON_MS)
     cost = 0.0 - float(sim.world.episode[0].ret)

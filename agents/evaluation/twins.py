@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.evaluation.clairvoyant import copy_world, world_rows
+from agents.evaluation.clairvoyant import WorldRows, copy_world, world_rows
 from agents.policies.base import Policy, call_compiled
 from envs.scheduling.jit import njit
 from envs.scheduling.state import HIGH, MET, WAITING
@@ -41,8 +41,8 @@ class Trials(NamedTuple):
         gains: (N, K) output.
     """
 
-    here: tuple[np.ndarray, ...]
-    there: tuple[np.ndarray, ...]
+    here: WorldRows
+    there: WorldRows
     tried: np.ndarray
     usual: np.ndarray
     wakes: np.ndarray

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from agents.learned.policy import policy_in
 from agents.policies.base import Policy
 from agents.training.warm_start import actions_of
 from envs.mixed import TrainingEnv, convert_actions
-from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, WORTH
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, WORTH, observation_size
 from traces.settings import check_settings
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
@@ -79,12 +80,54 @@ class LookAheadConfig:
 
 @dataclass
 class Samples:
-    """States in which actions were tried, one row each: observations (float16), the usual action, those tried, their gains."""
+    """S states in which actions were tried. Only valid candidates are kept, a fraction of an observation.
 
-    obs: np.ndarray
+    Attributes:
+        candidates: (R, N_CANDIDATE) float16, those of all states in turn. places: (R,) their actions.
+        n_valid: (S,) how many of them each state has.
+        summary: (S, N_SUMMARY) float16.
+        usual: (S,) the usual action. tried: (S, K) those tried, -1 for none. gains: (S, K) theirs.
+    """
+
+    candidates: np.ndarray
+    places: np.ndarray
+    n_valid: np.ndarray
+    summary: np.ndarray
     usual: np.ndarray
     tried: np.ndarray
     gains: np.ndarray
+
+    @classmethod
+    def of(cls, obs: np.ndarray, usual: np.ndarray, tried: np.ndarray, gains: np.ndarray) -> Samples:
+        """From observations (S, O)."""
+        rows = obs[:, :-N_SUMMARY].reshape(len(obs), (obs.shape[1] - N_SUMMARY) // N_CANDIDATE, N_CANDIDATE)
+        owner, places = np.nonzero(rows[:, :, VALID])
+        n_valid = np.bincount(owner, minlength=len(obs))
+        half = np.float16
+        summary = obs[:, -N_SUMMARY:].astype(half)
+        return cls(rows[owner, places].astype(half), places.astype(np.int16), n_valid, summary, usual, tried, gains)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """All of them."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """(S,) row of ``candidates`` at which each state's begin."""
+        return np.cumsum(self.n_valid) - self.n_valid
+
+    def observations(self, index: np.ndarray, n_candidates: int) -> np.ndarray:
+        """(N, O) float32 observations of the states ``index`` (N,)."""
+        n = self.n_valid[index]
+        owner = np.repeat(np.arange(len(index)), n)
+        source = np.arange(len(owner)) + np.repeat(self.first[index] - (np.cumsum(n) - n), n)
+        obs = np.zeros((len(index), observation_size(n_candidates)), np.float32)
+        obs[:, :-N_SUMMARY].reshape(len(index), n_candidates, N_CANDIDATE)[owner, self.places[source]] = (
+            self.candidates[source]
+        )
+        obs[:, -N_SUMMARY:] = self.summary[index]
+        return obs
 
 
 def _propose(
@@ -143,7 +186,7 @@ class Practice:
         The learner acts in the worlds where ``learner_acts`` (N,) is set, who decides in the twins in the others.
         """
         env, c = self.env, self.c
-        parts: list[tuple[np.ndarray, ...]] = []
+        parts: list[Samples] = []
         for _ in range(c.steps):
             usual = actions_of(self.deciding, env)
             with torch.no_grad():
@@ -158,11 +201,11 @@ class Practice:
                 there, usual_there = (convert_actions(actions[at], n_actions, own_n) for actions in (tried, usual))
                 gains[at] = twins.gains(there, usual_there, deciding)
             gains = np.clip(gains, -MOST_GAIN, MOST_GAIN)
-            parts.append((env.obs[rows].astype(np.float16), usual[rows], tried[rows], gains[rows]))
+            parts.append(Samples.of(env.obs[rows], usual[rows], tried[rows], gains[rows]))
             env.step(np.where(learner_acts, logits.argmax(1), usual))
             if not another():
                 break
-        return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Samples.joined(parts)
 
     def close(self) -> None:
         """Stop the twins."""
@@ -171,27 +214,22 @@ class Practice:
             twins.close()
 
 
-def _fit(net: CandidateNet, samples: list[Samples], c: LookAheadConfig) -> None:
+def _fit(net: CandidateNet, samples: Samples, n_candidates: int, c: LookAheadConfig) -> None:
     """Let differences of the net's logits be the gains, by least squares."""
     optimizer = torch.optim.Adam(net.parameters(), lr=c.learning_rate)
-    starts = np.cumsum([0] + [len(s.usual) for s in samples])
-    total = max(c.epochs * int(starts[-1]), 1)
+    total = max(c.epochs * len(samples.usual), 1)
     seen = 0
     for _ in range(c.epochs):
-        order = np.random.permutation(starts[-1])
+        order = np.random.permutation(len(samples.usual))
         for begin in range(0, len(order), c.batch_size):
             index = np.sort(order[begin : begin + c.batch_size])
-            parts = [
-                (s, index[(index >= a) & (index < a + len(s.usual))] - a) for s, a in zip(samples, starts, strict=False)
-            ]
-            obs = torch.as_tensor(np.concatenate([s.obs[i] for s, i in parts]).astype(np.float32))
-            usual = torch.as_tensor(np.concatenate([s.usual[i] for s, i in parts]))
-            tried = np.concatenate([s.tried[i] for s, i in parts])
-            gains = np.concatenate([s.gains[i] for s, i in parts])
+            tried = samples.tried[index]
             known = torch.as_tensor(tried >= 0)
-            logits = net(obs)[0]
+            gains = torch.as_tensor(np.nan_to_num(samples.gains[index])).float()
+            logits = net(torch.as_tensor(samples.observations(index, n_candidates)))[0]
+            usual = torch.as_tensor(samples.usual[index])
             more = logits.gather(1, torch.as_tensor(np.maximum(tried, 0))) - logits.gather(1, usual[:, None])
-            error = (more - SCALE * torch.as_tensor(np.nan_to_num(gains)).float()) ** 2
+            error = (more - SCALE * gains) ** 2
             for group in optimizer.param_groups:
                 group["lr"] = c.learning_rate * (1.0 - 0.95 * seen / total)
             optimizer.zero_grad()
@@ -255,7 +293,7 @@ def look_ahead(
     """
     practice = Practice(policy, env, strait, threads, c)
     fitted = _gains_of(policy.net, c)
-    samples: list[Samples] = []
+    samples: Samples | None = None
     rounds = c.rounds + c.iterations
     decided = 0
 
@@ -271,8 +309,8 @@ def look_ahead(
             if i >= c.rounds:
                 practice.let_learner_decide()
                 acts[:] = True
-            samples.append(practice.sample(acts, another))
-            _fit(fitted, samples, c)
+            samples = Samples.joined([*([samples] if samples else []), practice.sample(acts, another)])
+            _fit(fitted, samples, env.masks.shape[1] - 1, c)
             _adopt(policy.net, fitted, c)
             if enough():
                 break

@@ -101,7 +101,7 @@ def test_a_copied_world_goes_the_same_way() -> None:
     for _ in range(20):
         action, wake = policy.decide(sim.state, sim.tables, 0)
         sim.step(np.array([action, 0]), np.array([wake, np.inf]))
-    rows = (*world_rows(sim), policy.memory.view(np.uint8))
+    rows = world_rows(sim, policy.memory)
     copy_world(rows, 0, rows, 1)
     for _ in itertools.takewhile(lambda _: not sim.done[0], itertools.count()):
         answers = [policy.decide(sim.state, sim.tables, e) for e in range(2)]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_training import ENV
 
-from agents.evaluation.clairvoyant import world_rows
 from agents.evaluation.twins import Twins, _return
 from agents.learned.forward import CHOSEN
 from agents.learned.network import MASKED, weights_of
@@ -21,6 +20,7 @@ from agents.training.learner import SchedulerPPO, make_model
 from agents.training.lookahead import (
     LookAheadConfig,
     Practice,
+    Samples,
     _adopt,
     _gains_of,
     _propose,
@@ -33,6 +33,7 @@ from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY
 from envs.simulation.config import served_profile
 from envs.simulation.simulator import Simulator
+from envs.simulation.worlds import Worlds
 from traces.errors import InputError
 from traces.workload import Workload
 
@@ -83,6 +84,23 @@ def test_trained_correction_counts_alike_in_torch_and_deployed() -> None:
         env.step(logits.argmax(axis=1))
 
 
+def test_samples_give_back_the_observations_they_were_made_of() -> None:
+    env, _ = started()
+    parts, whole = [], []
+    for _ in range(5):
+        env.step(np.zeros(N, np.int64))
+        none = np.zeros((N, 1))
+        parts.append(Samples.of(env.obs, np.zeros(N, np.int64), none.astype(np.int64), none))
+        whole.append(env.obs.astype(np.float16))
+    samples = Samples.joined(parts)
+    index = np.random.default_rng(1).permutation(5 * N)[: 3 * N]
+    np.testing.assert_array_equal(samples.observations(index, env.masks.shape[1] - 1), np.concatenate(whole)[index])
+
+
+def everything(batch: Worlds) -> list[bytes]:
+    return [a.tobytes() for a in (*batch.sim.state, *batch.sim.world)]
+
+
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.worlds, make_policy("strait", N)
@@ -94,9 +112,9 @@ def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() ->
     for _ in range(60):
         strait.decide_all(batch.sim.state, batch.sim.tables, np.zeros(N, bool), own, wakes)
         other = np.array([rng.choice(np.flatnonzero(mask)) for mask in batch.masks])
-        before = [rows.copy() for rows in world_rows(batch.sim)]
+        before = everything(batch)
         gains = twins.gains(np.stack([own, other, np.full(N, -1)], 1), own, strait)
-        assert all(np.array_equal(a, b) for a, b in zip(before, world_rows(batch.sim), strict=True))
+        assert before == everything(batch)
         assert np.all(gains[:, 0] == 0.0) and np.all(np.isnan(gains[:, 2]))
         gained += list(gains[other != own, 1])
         env.step(own)
