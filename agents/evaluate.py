@@ -101,12 +101,14 @@ def episodes(
     if group.policy == clairvoyant.NAME:
         base, _ = resolve("strait", 2, profile=group.profile)
         sim = Simulator(profile, 2, group.streams, room)
+        sim.limit_memory(suite.models_in_memory, suite.load_ms)
         for (load, seed), workload in zip(cells, workloads, strict=True):
             clairvoyant.search(sim, base, workload, seed)
             yield (load, seed), sim, 0
         return
     policy, change = resolve(group.policy, len(workloads), profile=group.profile)
     sim = Simulator(profile, len(workloads), group.streams, room, tables=change(profile.tables()))
+    sim.limit_memory(suite.models_in_memory, suite.load_ms)
     run(sim, policy, workloads, [seed for _, seed in cells])
     for e, cell in enumerate(cells):
         yield cell, sim, e
@@ -193,6 +195,8 @@ class EvaluateConfig:
         seeds: number of seeds instead of the suite's.
         profile: shipped profile by name, or a JSON file written by envs.fit.
         streams: streams of the device.
+        models_in_memory: models that memory holds at once; 0: all. A request for another waits until it is loaded.
+        load_ms: how long it takes to load one.
         workers: processes; all cores by default.
         cluster: run on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
         out: folder for Parquet, report and TensorBoard.
@@ -206,6 +210,8 @@ class EvaluateConfig:
     seeds: int | None = None
     profile: str = "cpu2"
     streams: int = 4
+    models_in_memory: int = 0
+    load_ms: float = 100.0
     workers: int | None = None
     cluster: str | None = None
     out: str = "runs/evaluate"
@@ -213,7 +219,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         above = {"loads": 0}
-        check_settings(self, "--", {"seeds": 1, "streams": 1, "workers": 1}, above, not_empty=["policies", "workloads"])
+        least = {"seeds": 1, "streams": 1, "workers": 1, "models_in_memory": 0, "load_ms": 0}
+        check_settings(self, "--", least, above, not_empty=["policies", "workloads"])
 
 
 def chosen_suite(config: EvaluateConfig) -> Suite:
@@ -227,7 +234,7 @@ def chosen_suite(config: EvaluateConfig) -> Suite:
         raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
     changes: dict[str, Any] = {
         k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
-    }
+    } | {k: getattr(config, k) for k in ("models_in_memory", "load_ms")}
     return replace(known[config.suite], **changes | ({} if config.seeds is None else {"seeds": config.seeds}))
 
 

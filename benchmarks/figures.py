@@ -135,12 +135,36 @@ def optimum_table(record: Record) -> str:
     )
 
 
+def routing_table(record: Record) -> str:
+    """Of agents.routing: one row per router, for each kind of arrivals and load the rates and the difference."""
+    found = record["routers"]
+    names = list(dict.fromkeys(row["router"] for row in found))
+    cells = list(dict.fromkeys((row["workload"], row["load"]) for row in found))
+    by_place = {(row["router"], row["workload"], row["load"]): row for row in found}
+
+    def minus(row: dict[str, Any]) -> str:
+        return interval(row["difference"]) if any(row.get("difference", ())) else "-"
+
+    heads = [f"{workload} {load:g}" for workload, load in cells]
+    rows = {name: [by_place[name, *cell] for cell in cells] for name in names}
+    rates = [[name, *(f"{row['high']:.2f} / {row['low']:.2f}" for row in rows[name])] for name in names]
+    parts = [
+        f"Simulated, {record['accelerators']} accelerators of {record['profile']}, answers {record['answer_delay_ms']:g} ms on "
+        "their way: violations of high / low priority, %, by arrivals and load; then weighted violations minus those of power "
+        "of two, points, paired, with a bootstrap 95 % interval.",
+        table(["router", *heads], rates),
+        table(["router", *(f"{head}, difference" for head in heads)], [[n, *map(minus, rows[n])] for n in names]),
+    ]
+    return "\n\n".join(parts)
+
+
 # By the keys that a record of the kind has; the first that fits.
 KINDS: tuple[tuple[set[str], Callable[[Record], str]], ...] = (
     ({"claims"}, headline_table),
     ({"explained"}, sim_to_live_table),
     ({"ablations"}, ablation_table),
     ({"instances"}, optimum_table),
+    ({"accelerators", "routers"}, routing_table),
     ({"env"}, lambda record: markdown(record["policies"])),
     ({"policies", "loads"}, evaluation_table),
     (set(), pivot_table),

@@ -33,6 +33,7 @@ class Suite:
         duration_ms: length of each run.
         workload: how models, priorities and deadlines are laid over the arrivals.
         models: models served, by name; empty: all of the profile but those of ``UNSEEN``.
+        models_in_memory: models that memory holds at once, 0 for all; load_ms: time that loading another takes.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Suite:
     duration_ms: float = 20_000.0
     workload: WorkloadConfig = WorkloadConfig()
     models: tuple[str, ...] = ()
+    models_in_memory: int = 0
+    load_ms: float = 100.0
 
     def select(self, profile: Profile) -> Profile:
         """The profile with the models that this suite serves. Raises InputError when it lacks one."""

@@ -121,7 +121,8 @@ def run_command_line(config: RoutingConfig) -> None:
     rows = digest(pd.DataFrame(runs(config)))
     if not config.json:
         print(tabulate(rows))
-    print(json.dumps(rounded({"accelerators": config.accelerators, "profile": config.profile, "routers": rows}, 5)))
+    names = ("accelerators", "profile", "answer_delay_ms", "first_seed", "seeds")
+    print(json.dumps(rounded({name: getattr(config, name) for name in names} | {"routers": rows}, 5)))
 
 
 def main(argv: list[str] | None = None) -> int:

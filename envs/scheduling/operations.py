@@ -77,6 +77,12 @@ def _end(state, env, id_, arrival, priority, model, batch, outcome):
 
 
 @inlined
+def refuse(state, env, t, priority, model, id_):
+    """A request ends at time t without having been queued."""
+    _end(state, env, id_, t, priority, model, -1, DROPPED)
+
+
+@inlined
 def head_deadline(state, env, priority, model):
     """Absolute deadline of the first request of queue (p, m); the queue must not be empty."""
     return state.entry[env, priority, model, state.queue[env, priority, model].head].deadline
@@ -88,7 +94,7 @@ def enqueue(state, tables, env, t, priority, model, id_, deadline):
     note_offered(state, tables, env, t, priority, model)
     q = state.queue[env, priority, model]
     if q.length >= state.entry.shape[3]:
-        _end(state, env, id_, t, priority, model, -1, DROPPED)
+        refuse(state, env, t, priority, model, id_)
         return False
     r = state.entry[env, priority, model, place(state, env, priority, model, q.length)]
     r.id = id_

@@ -68,6 +68,8 @@ class EnvConfig:
         high_weight: what a high-priority request counts, a low-priority one being 1, in the reward and to the scheduler.
         noise: whether batches draw measured residuals and stragglers.
         queue_places: places of each queue; a request that finds none is refused (dropped).
+        models_in_memory: models that memory holds at once; 0: all. A request for another waits until it is loaded.
+        load_ms: how long it takes to load one.
         n_requests: room for the arrivals of one episode; None: enough for load and duration.
         workload: recorded requests to draw windows from, in place of generated ones: a trace file in a known format
             (traces.formats), or "twin:NAME" or "trace:NAME" (traces.twin.known).
@@ -97,6 +99,8 @@ class EnvConfig:
     high_weight: Range = (HIGH_WEIGHT, HIGH_WEIGHT)
     noise: bool = True
     queue_places: int = 128
+    models_in_memory: int = 0
+    load_ms: float = 100.0
     n_requests: int | None = None
     workload: str | None = None
     randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
@@ -109,8 +113,8 @@ class EnvConfig:
                 object.__setattr__(self, name, as_range(name, value))
         if isinstance(self.randomise, dict):
             object.__setattr__(self, "randomise", read_settings(RandomiseConfig, self.randomise, "randomise"))
-        whole = {"streams": 1, "max_batches_per_core": 0, "queue_places": 1, "n_requests": 1}
-        numbers = {"drop": 0, "end_ms": 0, "mix_spread": 0}
+        whole = {"streams": 1, "max_batches_per_core": 0, "queue_places": 1, "n_requests": 1, "models_in_memory": 0}
+        numbers = {"drop": 0, "end_ms": 0, "mix_spread": 0, "load_ms": 0}
         check_settings(self, "", whole | numbers, {"defer": 0}, {"streams": MAX_STREAMS})
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)

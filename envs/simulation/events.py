@@ -25,10 +25,11 @@ from envs.scheduling.operations import (
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import HIGH, MET, WAITING
 from envs.simulation.device import device_event, launch, progress
+from envs.simulation.memory import begin_memory, end_load, hold, is_here, load_next, note_use
 from envs.simulation.records import COPY_OUT, EXECUTE, IDLE, SUSPENDED
 
 # Kinds of events; that of a batch is the index of its stream. END is the end of dispatch, NOTHING that of the episode.
-ARRIVAL, TIMER, END, NOTHING, SUSPENSION = -1, -2, -3, -4, -5
+ARRIVAL, TIMER, END, NOTHING, SUSPENSION, LOADED = -1, -2, -3, -4, -5, -6
 
 
 @njit
@@ -65,6 +66,7 @@ def begin(sim, env, seed):
         r.baseline = 0
     for stream in range(world.run.shape[1]):
         world.run[env, stream].phase = IDLE
+    begin_memory(world, env)
 
 
 @inlined
@@ -110,6 +112,9 @@ def next_event(state, world, env):
     if episode.suspend < t:
         t = episode.suspend
         kind = SUSPENSION
+    if world.memory[env].loaded_at < t:
+        t = world.memory[env].loaded_at
+        kind = LOADED
     if episode.next < episode.n:
         at = world.request[env, episode.next].arrival
         if at < t:
@@ -131,6 +136,8 @@ def run_event(sim, env):
     state, tables, world, truth = sim.state, sim.tables, sim.world, sim.truth
     group = env % truth.solo.shape[0]
     episode = world.episode[env]
+    # What the last event, or the drops after it, made room for.
+    load_next(sim, env, max(state.scheduler[env].now, episode.time))
     t, kind = next_event(state, world, env)
     if kind == NOTHING:
         episode.done = 1
@@ -142,10 +149,19 @@ def run_event(sim, env):
     if kind != ARRIVAL or state.scheduler[env].n_free > 0:
         advance(state, tables, env, t)
     if kind == ARRIVAL:
-        r = world.request[env, episode.next]
-        state.scheduler[env].deferred = 0
-        enqueue(state, tables, env, t, r.priority, r.model, episode.next, r.deadline)
+        i = episode.next
+        r = world.request[env, i]
         episode.next += 1
+        if not is_here(world, env, r.model):
+            hold(sim, env, i, t)
+            load_next(sim, env, t)
+            return False
+        state.scheduler[env].deferred = 0
+        enqueue(state, tables, env, t, r.priority, r.model, i, r.deadline)
+        return True
+    if kind == LOADED:
+        state.scheduler[env].deferred = 0
+        end_load(sim, env, t)
         return True
     if kind == TIMER:
         state.scheduler[env].wake = np.inf
@@ -158,6 +174,7 @@ def run_event(sim, env):
     r = world.run[env, kind]
     r.phase = IDLE
     state.scheduler[env].deferred = 0
+    note_use(world, env, r.mb // tables.size.shape[0], t)
     end_batch(state, tables, env, t, kind, r.exec_end - r.h2d_end)
     return True
 

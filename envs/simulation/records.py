@@ -89,6 +89,24 @@ preemption_t = np.dtype(
     ],
     align=True,
 )
+memory_t = np.dtype(
+    [
+        ("room", "i4"),  # models that memory holds at once; 0: all
+        ("loading", "i4"),  # model that is being loaded, -1 for none
+        ("loaded_at", "f8"),  # when that ends; inf
+        ("load_ms", "f8"),  # how long it takes
+    ],
+    align=True,
+)
+residency_t = np.dtype(
+    [
+        ("here", "i4"),  # 1 while the model is in memory
+        ("held", "i4"),  # requests that wait for it to be loaded
+        ("held_from", "i8"),  # the first of them
+        ("used", "f8"),  # when it answered last
+    ],
+    align=True,
+)
 NEVER_DROP = (0.0, np.inf, np.inf, np.inf)  # rules under which nothing is dropped, ever
 
 
@@ -101,6 +119,8 @@ class World(NamedTuple):
         request: (N, R) records.
         rules: (N,) records, when a world drops requests and how long a deferral lasts.
         preemption: (N,) records, software preemption of the device.
+        memory: (N,) records, the memory that models must share.
+        residency: (N, M) records, which of them are in it.
     """
 
     episode: np.ndarray
@@ -108,9 +128,11 @@ class World(NamedTuple):
     request: np.ndarray
     rules: np.ndarray
     preemption: np.ndarray
+    memory: np.ndarray
+    residency: np.ndarray
 
 
-def make_world(n: int, n_streams: int, n_requests: int) -> World:
+def make_world(n: int, n_streams: int, n_requests: int, n_models: int) -> World:
     """Allocate n worlds with room for ``n_requests`` arrivals per episode."""
     rules = records((n,), rules_t)
     rules[:] = (0.0, 2.0, 2000.0, np.inf)
@@ -120,6 +142,8 @@ def make_world(n: int, n_streams: int, n_requests: int) -> World:
         records((n, n_requests), request_t),
         rules,
         records((n,), preemption_t),
+        records((n,), memory_t),
+        records((n, n_models), residency_t),
     )
 
 

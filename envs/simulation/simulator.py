@@ -68,7 +68,7 @@ class Simulator:
         self.tables = tables if tables is not None else profile.tables()
         self.truth = truth if truth is not None else profile.truth(n_streams, noise=noise)
         self.state: SchedState = make_state(n, len(profile.models), self.tables.size, n_streams, queue_places)
-        self.world: World = make_world(n, n_streams, n_requests)
+        self.world: World = make_world(n, n_streams, n_requests, len(profile.models))
         self.n_actions = n_actions(self.state, self.tables)
         self.obs_size = observation_size(self.n_actions - 1)
 
@@ -107,6 +107,11 @@ class Simulator:
         """
         self.world.rules["end_ms"] = grace_ms + workload.deadline_ms.max(initial=0.0)
         self.world.rules["grace_ms"] = grace_ms
+
+    def limit_memory(self, models: int, load_ms: float) -> None:
+        """Let the device's memory hold so many models at once (0: all); a request for another waits until that is loaded."""
+        self.world.memory["room"] = models if models < len(self.profile.models) else 0
+        self.world.memory["load_ms"] = load_ms
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""

@@ -84,6 +84,7 @@ class Worlds:
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
         defer_ms = float(deferral_ms(self.sim.tables, 0, config.defer))
         self.sim.world.rules[:] = (config.drop, defer_ms, config.end_ms, np.inf)
+        self.sim.limit_memory(config.models_in_memory, config.load_ms)
         self.out = make_step_output(n, self.sim.obs_size, self.sim.n_actions)
         # What alternates with it: all else of both is the same.
         self._other = self.out._replace(obs=self.out.obs.copy(), masks=self.out.masks.copy())

@@ -74,6 +74,7 @@ def test_any_workload_under_any_actions_is_conserved(
     sim.load([arrivals])
     sim.world.rules[:] = (drop, 1.0, 100.0, grace)
     sim.world.preemption[:] = data.draw(st.sampled_from([(0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.05, 0.2)]))
+    sim.limit_memory(data.draw(st.integers(0, MODELS)), data.draw(st.sampled_from([0.0, 3.0, 40.0])))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     # Actions are drawn valid or not.
     defer_share = data.draw(st.sampled_from([0.0, 0.3, 0.9]))

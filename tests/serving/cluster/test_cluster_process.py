@@ -19,6 +19,7 @@ from serving.api.infer_call import whole_call
 from serving.cluster.remote_plane import RemotePlane
 
 RATE_RPS, SECONDS = 100.0, 4.0
+LONGEST_PAUSE_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ async def load(plane: RemotePlane, then: list[tuple[float, Any]]) -> tuple[list[
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
 def test_a_replica_that_is_lost_under_load_loses_no_request(profile: Path, tmp_path: Path, number: int) -> None:
-    async def scenario() -> None:
+    async def longest_pause_s() -> float:
         async with (
             replicas(profile, [1.0, 1.0], tmp_path) as (processes, peers, _),
             door(peers, "round_robin") as plane,
@@ -59,16 +60,16 @@ def test_a_replica_that_is_lost_under_load_loses_no_request(profile: Path, tmp_p
             answered_s, raised = await load(plane, [(SECONDS / 2, lost)])
             assert raised == []
             assert len(answered_s) == int(RATE_RPS * SECONDS) == plane.count["answered"]
-            # Fewer than 500 ms on a machine that is idle; others may use this one.
-            assert np.diff(np.sort(answered_s)).max() < 2.0
             assert not plane.links[0].accepting and plane.links[1].accepting
             if number == signal.SIGSTOP:
                 os.kill(processes[0].pid, signal.SIGCONT)
                 async with asyncio.timeout(20.0):
                     while not plane.links[0].accepting:
                         await asyncio.sleep(0.05)
+            return float(np.diff(np.sort(answered_s)).max())
 
-    asyncio.run(scenario())
+    # Others may use this machine, so it has three tries.
+    assert any(asyncio.run(longest_pause_s()) < LONGEST_PAUSE_S for _ in range(3))
 
 
 def test_a_door_is_a_server_like_any_other(profile: Path, tmp_path: Path) -> None:
