@@ -65,6 +65,17 @@ def test_loads_and_policies_of_an_evaluation_can_be_selected(root: Path, capsys:
     assert main([*words, "--policies", "edf"]) == 2 and "'edf'" in capsys.readouterr().err
 
 
+def test_routers_are_rows_and_their_arrivals_columns() -> None:
+    cell = {"workload": "poisson", "load": 0.9, "high": 1.0, "low": 2.0}
+    rows = [cell | {"router": "quote", "difference": [-2.0, -1.5, -1.0]}]
+    rows += [cell | {"router": "power_of_two", "difference": [0.0, 0.0, 0.0]}]
+    record = {"accelerators": 8, "profile": "gpu-a100", "answer_delay_ms": 50.0, "routers": rows}
+    text = table(record)
+    assert "8 accelerators of gpu-a100, answers 50 ms on their way" in text
+    assert "| router | poisson 0.9 |" in text and "| quote | 1.00 / 2.00 |" in text
+    assert "| quote | -1.50 [-2.00, -1.00] |" in text and "| power_of_two | - |" in text
+
+
 def test_a_block_shows_the_rows_and_columns_that_it_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = {load: CELL | {"high": 3.0} for load in ("0.9", "1.1")}
     record = EVALUATION | {"policies": {"ppo": other, "edf": other, "strait": {"0.9": CELL, "1.1": CELL}}}
