@@ -24,9 +24,8 @@ from tqdm import tqdm
 from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
 from agents.evaluation.suites import check_workload, seen_models, workload_for
-from agents.learned.names import TUNED
+from agents.learned.names import TUNED, resolve
 from agents.policies.base import Policy
-from agents.policies.registry import kinds, make_policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
@@ -59,8 +58,11 @@ RANGES: dict[str, dict[str, Range]] = {
     "gpulet": {"in_flight": (1, 4), "margin": (0.8, 2.0), "low_streams": (1, 4)},
     "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)},
     "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "ppo": {"caution": (0.5, 6.0)},
     "strait": {"high_weight": (3.0, 80.0), "price": (0.1, 5.0), "level": (0.0, 7.0), "patience": (0.5, 15.0)},
 }
+
+MOST_TRIALS = 120  # for each parameter of a policy
 
 PLACES = ("workers", "cluster", "out")  # settings of where it runs and writes, on which no result depends
 FIRST_SEED = 1_000_000  # seeds of evaluations begin at 0
@@ -72,7 +74,7 @@ class TuneConfig:
 
     Attributes:
         policies: which; all by default.
-        budget: trials for each policy.
+        budget: trials for each policy, at most 120 for each of its parameters.
         seed: of the tuner, and of the training workloads.
         loads: offered loads over measured capacity.
         workloads: kinds of synthetic arrivals, or trace files in any known format.
@@ -161,15 +163,19 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
     optuna = _optuna()
     profile = training_profile(config.profile)
     objective = TuningObjective(config, profile, capacity_rps)
-    defaults = asdict(make_policy(name).params)
-    default = objective.score(make_policy(name, objective.sim.n))
+
+    def policy(**params: Any) -> Policy:
+        return resolve(name, objective.sim.n, False, config.profile, **params)[0]
+
+    defaults = asdict(policy().params)
+    default = objective.score(policy())
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
     )
     study.enqueue_trial(inside(name, defaults))
     study.optimize(
-        lambda trial: objective.score(make_policy(name, objective.sim.n, **suggest(trial, name))),
-        n_trials=config.budget,
+        lambda trial: objective.score(policy(**suggest(trial, name))),
+        n_trials=min(config.budget, MOST_TRIALS * len(RANGES[name])),
     )
     if study.best_value < default:
         return {"params": study.best_params, "reached": study.best_value, "default": default}
@@ -196,7 +202,7 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     for name in names:
         if name not in RANGES:
             raise InputError(f"--policies: nothing to tune for {name!r}; there is for {', '.join(RANGES)}")
-        known = {f.name for f in fields(kinds()[name].params)}
+        known = {f.name for f in fields(resolve(name)[0].params)}
         if gone := sorted(set(RANGES[name]) - known):
             raise InputError(f"agents.tune: policy {name!r} has no parameter {gone[0]!r}; correct RANGES")
     out = Path(config.out)

@@ -63,13 +63,16 @@ def observation_of(memory: np.ndarray, hidden: int, n_candidates: int) -> np.nda
     return memory.view(np.float32)[at : at + observation_size(n_candidates)]
 
 
-def pack(weights: Mapping[str, np.ndarray], defer: float, max_batches_per_core: float = 0.0) -> np.ndarray:
+def pack(
+    weights: Mapping[str, np.ndarray], defer: float, max_batches_per_core: float = 0.0, caution: float = 1.0
+) -> np.ndarray:
     """The weights of a ``CandidateNet`` (its state dict as arrays) as one vector for ``choose``.
 
     Args:
         weights: arrays by name; the value head is not needed.
         defer: mean solo latencies after which a deferral ends, if no event ends it before.
         max_batches_per_core: batches that may share a core where the network decides; 0: no limit.
+        caution: factor on the logit that Strait's choice begins with.
     """
     w = {k: np.array(v, np.float64) for k, v in weights.items()}
     hidden = w["summary.weight"].shape[0]
@@ -84,7 +87,7 @@ def pack(weights: Mapping[str, np.ndarray], defer: float, max_batches_per_core: 
         parts += [w[f"{layer}.bias"], w[f"{layer}.weight"].T.ravel()]
     flat = np.concatenate(parts).astype(np.float32)
     packed = np.zeros(HEAD + (len(flat) + 1) // 2)
-    packed[:STRAIT] = hidden, defer, max_batches_per_core, w["strait_bonus"][0]
+    packed[:STRAIT] = hidden, defer, max_batches_per_core, caution * w["strait_bonus"][0]
     packed[STRAIT:HEAD] = w["strait"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat
     return packed

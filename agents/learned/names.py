@@ -99,7 +99,8 @@ def resolve(
     if name in SHIPPED or name.endswith(".safetensors"):
         from agents.learned.policy import load_policy
 
-        learned = load_policy(SHIPPED.get(name, Path(name)), n)
+        settings = tuned(tuned_path(profile)).get(name, {}) if use_tuned else {}
+        learned = load_policy(SHIPPED.get(name, Path(name)), n, **(settings | params))
         if learned.metadata.get(STRAIT_OF) == DEVICE:
             learned.correct(resolve("strait", profile=profile)[0].vector)
         return learned, _same

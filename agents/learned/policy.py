@@ -28,10 +28,12 @@ class LearnedParams:
         defer: mean solo latencies after which a deferral ends, if no event ends it before; as in training.
         max_batches_per_core: batches that may share a core where it decides, as in training (0: no limit); beyond that
             Strait does.
+        caution: factor on what an action must promise before it takes the place of Strait's, over what training chose.
     """
 
     defer: float = 0.3
     max_batches_per_core: int = 0
+    caution: float = 1.0
 
 
 KIND = PolicyKind("ppo", choose, LearnedParams, "this project: MaskablePPO, candidates scored one by one", adapts=True)
@@ -59,7 +61,7 @@ class LearnedPolicy(Policy):
         super().__init__(KIND, n, drop, **params)
         self.metadata = dict(metadata or {})
         self.hidden = int(np.shape(weights["summary.weight"])[0])
-        self.vector = pack(weights, self.params.defer, self.params.max_batches_per_core)
+        self.vector = pack(weights, self.params.defer, self.params.max_batches_per_core, self.params.caution)
         self.reset(n)
 
     def correct(self, strait: np.ndarray) -> None:
@@ -97,16 +99,17 @@ def policy_in(settings: EnvConfig, weights: Mapping[str, np.ndarray], strait: np
     return policy
 
 
-def load_policy(path: str | Path, n: int = 1) -> LearnedPolicy:
+def load_policy(path: str | Path, n: int = 1, **params: float) -> LearnedPolicy:
     """A trained policy from a file that ``train.py`` wrote.
 
     Args:
         path: safetensors file.
         n: number of schedulers.
+        params: fields of ``LearnedParams`` that the file does not say.
 
     Raises:
         InputError: no such file, not safetensors, or written for another observation than this version makes.
     """
     file = read_policy(path)
     rules = {"defer": file.defer, "max_batches_per_core": file.max_batches_per_core}
-    return LearnedPolicy(file.weights, n, file.drop, file.metadata, **rules)
+    return LearnedPolicy(file.weights, n, file.drop, file.metadata, **rules, **params)

@@ -7,25 +7,43 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from agents.evaluation.suites import SYNTHETIC, UNSEEN
+from agents.evaluation.suites import SYNTHETIC, UNSEEN, workload_for
 from agents.learned.names import SERVED, TUNED, resolve, tuned, tuned_path
 from agents.policies.registry import kinds, make_policy
 from agents.tune import FIRST_SEED, RANGES, TuneConfig, TuningObjective, inside, main, training_profile, tune
+from envs.profiles.profile import Profile
+from envs.simulation.simulator import Simulator
 from traces.errors import InputError
+from traces.workload import WorkloadConfig
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
 
 
 def test_every_policy_has_ranges_for_parameters_that_it_has() -> None:
-    assert set(RANGES) == set(kinds())
+    assert set(RANGES) == {*kinds(), "ppo"}
     for name, ranges in RANGES.items():
-        defaults = asdict(make_policy(name).params)
+        defaults = asdict(resolve(name)[0].params)
         assert set(ranges) <= set(defaults), name
         for low, high in ranges.values():
             assert low < high
         assert set(inside(name, defaults)) == set(ranges)
+
+
+def test_the_more_cautious_the_learned_policy_the_more_it_decides_as_strait() -> None:
+    profile = Profile.load("cpu2")
+    sim = Simulator(profile, 1, 4)
+    sim.load([workload_for("poisson", 400.0, 400.0, profile, WorkloadConfig(), 1)])
+    sim.begin([1])
+    strait, *learned = (resolve("strait", profile="cpu2")[0], *(resolve("ppo", caution=c)[0] for c in (0.5, 4.0, 1e6)))
+    other = np.zeros(3, int)
+    while not sim.done[0]:
+        action, wake = strait.decide(sim.state, sim.tables)
+        other += [policy.decide(sim.state, sim.tables)[0] != action for policy in learned]
+        sim.step(np.array([action]), np.array([wake]))
+    assert other[0] > other[1] > other[2] == 0
 
 
 def test_training_is_apart_from_evaluation() -> None:
@@ -84,8 +102,8 @@ def test_without_optuna_it_says_what_to_install(
 
 
 def test_a_policy_without_parameters_to_tune_is_named() -> None:
-    with pytest.raises(InputError, match="nothing to tune for 'ppo'"):
-        tune(replace(SHORT, policies=["ppo"]), progress=False)
+    with pytest.raises(InputError, match="nothing to tune for 'clairvoyant'"):
+        tune(replace(SHORT, policies=["clairvoyant"]), progress=False)
 
 
 def test_a_trace_file_of_ones_own_is_tuned_on(tmp_path: Path) -> None:
