@@ -220,7 +220,10 @@ def run_demo(config: DemoConfig) -> None:
         if LEARNED in config.policies and config.train_s > 0:
             profile = demo.out / "profile.json"
             machine.profile.save(profile)
-            learned = demo.train(str(profile), "train", config.train_s, tuned_for=SERVED, strait_tuned=False)
+            # Live, high priority comes first.
+            ahead = replace(load_config("quick").look_ahead, emphasis=load_config("live").look_ahead.emphasis)
+            settings = {"tuned_for": SERVED, "strait_tuned": False, "look_ahead": ahead}
+            learned = demo.train(str(profile), "train", config.train_s, **settings)
         capacity = capacity_rps(machine, seed=config.seed)
         demo.say(f"this machine completes {capacity:.1f} requests/s when its queues are never empty")
         mix = WorkloadConfig(high_fraction=config.high_fraction)

@@ -11,7 +11,7 @@ import numpy as np
 from agents.evaluation.clairvoyant import WorldRows, copy_world, world_rows
 from agents.policies.base import Policy, call_compiled
 from envs.scheduling.jit import njit
-from envs.scheduling.state import MET, WAITING
+from envs.scheduling.state import HIGH, MET, WAITING
 from envs.simulation.events import step, violation_cost
 from envs.simulation.worlds import Worlds
 
@@ -37,6 +37,7 @@ class Trials(NamedTuple):
         usual: (N,) the usual actions.
         wakes: (N,) times until which a deferral lasts.
         tau_ms: time constant of the discount, ms.
+        emphasis: see ``Twins``.
         gains: (N, K) output.
     """
 
@@ -46,11 +47,12 @@ class Trials(NamedTuple):
     usual: np.ndarray
     wakes: np.ndarray
     tau_ms: float
+    emphasis: float
     gains: np.ndarray
 
 
 @njit
-def _return(choose, memory, params, sim, env, action, wake, tau_ms):
+def _return(choose, memory, params, sim, env, action, wake, tau_ms, emphasis):
     """Return of world e when ``action`` is taken and the policy decides for 3 tau from then on.
 
     Each request that is not met counts, discounted by how far its deadline lies ahead: at the time of its end it would seem a
@@ -70,7 +72,8 @@ def _return(choose, memory, params, sim, env, action, wake, tau_ms):
         if r.arrival > began + 3.0 * tau_ms:
             break
         if began < r.deadline <= began + 3.0 * tau_ms and r.outcome != MET:
-            total -= violation_cost(high_weight, r.priority) * math.exp((began - r.deadline) / tau_ms)
+            cost = violation_cost(high_weight, r.priority) * (emphasis if r.priority == HIGH else 1.0)
+            total -= cost * math.exp((began - r.deadline) / tau_ms)
     return total
 
 
@@ -87,7 +90,9 @@ def _gains(choose, memory, params, sim, trials, lo, hi):
             for own in range(1 if np.isnan(usual) else 0, -1, -1):
                 copy_world(trials.here, env, trials.there, env)
                 action = trials.usual[env] if own == 1 else trials.tried[env, i]
-                value = _return(choose, memory, params, sim, env, action, trials.wakes[env], trials.tau_ms)
+                value = _return(
+                    choose, memory, params, sim, env, action, trials.wakes[env], trials.tau_ms, trials.emphasis
+                )
                 if own == 1:
                     usual = value
                 else:
@@ -101,11 +106,13 @@ class Twins:
         worlds: the worlds, with autoreset.
         threads: over which the worlds are spread.
         tau: time constant of the discount, mean solo latencies; a trial lasts three of them.
+        emphasis: factor on what a violation of high priority costs, over what it costs in rewards.
     """
 
-    def __init__(self, worlds: Worlds, threads: int, tau: float) -> None:
+    def __init__(self, worlds: Worlds, threads: int, tau: float, emphasis: float) -> None:
         self.worlds = worlds
         self.tau_ms = tau * float(worlds.sim.tables.device["unit_ms"][0])
+        self.emphasis = emphasis
         self.twins = Worlds(worlds.config, worlds.n, autoreset=False, profile=worlds.profile)
         self.parts = [(worlds.n * i // threads, worlds.n * (i + 1) // threads) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
@@ -123,7 +130,7 @@ class Twins:
         gains = np.zeros(tried.shape)
         wakes = self.worlds.sim.state.scheduler["now"] + self.worlds.sim.world.rules["defer_ms"]
         here, there = world_rows(self.worlds.sim), world_rows(sim)
-        trials = Trials(here, there, tried, usual, wakes, self.tau_ms, gains)
+        trials = Trials(here, there, tried, usual, wakes, self.tau_ms, self.emphasis, gains)
 
         def part(lo: int, hi: int) -> None:
             call_compiled(_gains, policy.kind.choose, policy.memory, policy.vector, sim.arrays, trials, lo, hi)

@@ -52,6 +52,8 @@ class LookAheadConfig:
         temperature: gain, in violations of low priority, that makes an action e times as likely.
         margins: gains that an action must promise before it is preferred to Strait's: of these, the one is taken with which the
             network does best on held-out workloads.
+        emphasis: factor on what a violation of high priority costs in gains, over what it costs in rewards: above 1, fewer
+            of high are violated than the weights alone would have it.
     """
 
     rounds: int = 3
@@ -66,12 +68,13 @@ class LookAheadConfig:
     learning_rate: float = 3e-3
     temperature: float = 0.25
     margins: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+    emphasis: float = 1.0
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("steps", "tries", "epochs", "batch_size"), 1)
         whole |= {"rounds": 0, "iterations": 0}
         object.__setattr__(self, "margins", tuple(self.margins))
-        above = dict.fromkeys(("share", "time_share", "tau", "learning_rate", "temperature", "margins"), 0)
+        above = dict.fromkeys(("share", "time_share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
         check_settings(self, "look_ahead.", whole, above, {"share": 1, "time_share": 1})
 
 
@@ -166,7 +169,7 @@ class Practice:
         self.c = c
         self.rng = np.random.default_rng(np.random.randint(2**31))
         self.deciding = list(strait)
-        self.twins = [Twins(part.env.worlds, threads, c.tau) for part in env.parts]
+        self.twins = [Twins(part.env.worlds, threads, c.tau, c.emphasis) for part in env.parts]
         for part, twins in zip(env.parts, self.twins, strict=True):
             part.began = twins.began
             twins.began(np.ones(part.num_envs, bool))

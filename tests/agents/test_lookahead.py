@@ -104,7 +104,7 @@ def everything(batch: Worlds) -> list[bytes]:
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.worlds, make_policy("strait", N)
-    twins = Twins(batch, 2, LookAheadConfig.tau)
+    twins = Twins(batch, 2, LookAheadConfig.tau, LookAheadConfig.emphasis)
     env.began = twins.began
     twins.began(np.ones(N, bool))
     own, wakes = np.zeros(N, np.int64), np.zeros(N)
@@ -132,7 +132,7 @@ def test_being_late_later_gains_nothing() -> None:
     for action in ((sim.n_actions - 1) // 2, sim.n_actions - 1):
         sim.load([workload])
         sim.begin([0])
-        args = (sim.arrays, 0, action, np.inf, 50.0)
+        args = (sim.arrays, 0, action, np.inf, 50.0, 1.4)
         values.append(call_compiled(_return, strait.kind.choose, strait.memory, strait.vector, *args))
     assert values == [pytest.approx(-np.exp(-0.1 / 50.0))] * 2
 
