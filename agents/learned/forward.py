@@ -237,7 +237,7 @@ def _defer_logit(w, defer_at, out_at, scratch, h, n_valid):
 
 @inlined
 def _can_wait_long(state, tables, env, action):
-    """Whether the first request of a candidate has more slack than any in training: of deferring it nothing was learned."""
+    """Whether the first request of a candidate has more slack than any in training: nothing was learned of such."""
     priority, model, _ = candidate_of(tables, state.queue.shape[2], action)
     deadline = state.entry[env, priority, model, state.queue[env, priority, model].head].deadline
     return deadline - state.scheduler[env].now > MOST_SLACK * tables.device[env % tables.solo.shape[0]].unit_ms
@@ -267,5 +267,8 @@ def choose(state, tables, memory, env, params):
     if action == n_candidates and choice < n_candidates and (idle or _can_wait_long(state, tables, env, choice)):
         action = choice
     if action < n_candidates:
+        # Which of those that can wait for long is a matter of throughput, which Strait knows more of.
+        if choice < n_candidates and _can_wait_long(state, tables, env, action):
+            action = choice
         return action, np.inf
     return action, own.now + deferral_ms(tables, env % tables.solo.shape[0], params[DEFER_AFTER])
