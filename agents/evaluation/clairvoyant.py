@@ -21,6 +21,7 @@ from agents.evaluation.statistics import bootstrap
 from agents.learned.names import resolve
 from agents.policies.base import Policy, call_compiled
 from envs.profiles.profile import Profile
+from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import valid
 from envs.scheduling.state import HIGH
@@ -64,12 +65,10 @@ def copy_world(rows, source, target_rows, target):
     for a in range(len(rows.words)):
         for i in range(rows.words[a].shape[1]):
             target_rows.words[a][target, i] = rows.words[a][source, i]
-    places = rows.entry.shape[3]
     for priority in range(2):
         for model in range(rows.queue.shape[2]):
-            queue = rows.queue[source, priority, model]
-            for i in range(queue.length):
-                at = (queue.head + i) % places
+            for i in range(rows.queue[source, priority, model].length):
+                at = place(rows, source, priority, model, i)
                 held = rows.entry[source, priority, model, at]
                 room = target_rows.entry[target, priority, model, at]
                 room.id = held.id

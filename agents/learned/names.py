@@ -96,18 +96,17 @@ def resolve(
     Raises:
         InputError: there is no such policy, switch or parameter.
     """
+    kind, _, switch = name.partition(":")
+    settings = dict(tuned(tuned_path(profile)).get(kind, {})) if use_tuned else {}
     if name in SHIPPED or name.endswith(".safetensors"):
         from agents.learned.policy import load_policy
 
-        settings = tuned(tuned_path(profile)).get(name, {}) if use_tuned else {}
         learned = load_policy(SHIPPED.get(name, Path(name)), n, **(settings | params))
         if learned.metadata.get(STRAIT_OF) == DEVICE:
             learned.correct(resolve("strait", profile=profile)[0].vector)
         return learned, _same
-    kind, _, switch = name.partition(":")
     if switch and switch not in SWITCHES:
         raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
-    settings = dict(tuned(tuned_path(profile)).get(kind, {})) if use_tuned else {}
     if switch in PARAMETER_SWITCHES:
         known = {f.name for f in fields(kinds()[kind].params)} if kind in kinds() else set()
         missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)

@@ -200,7 +200,7 @@ class SteppedModel:
             raise Refusal(Kind.FAULT, f"{runner.where}: {error}") from None
 
     def whole(self, call: InferCall, values: tuple[np.ndarray, ...], size: int | None) -> InferCall:
-        """The call that the model itself gets: for those outputs that are wanted, or that the step after it needs."""
+        """The call that the model itself gets: for those outputs that the client asked for, or that the step after it needs."""
         outputs = call.outputs
         if self._after is not None:
             outputs = tuple(outputs[0]._replace(place=place) for place in range(len(self.inner.outputs)))
