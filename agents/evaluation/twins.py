@@ -105,13 +105,13 @@ class Twins:
     Args:
         worlds: the worlds, with autoreset.
         threads: over which the worlds are spread.
-        tau: time constant of the discount, mean solo latencies; a trial lasts three of them.
+        tau_ms: time constant of the discount, ms; a trial lasts three of them.
         emphasis: factor on what a violation of high priority costs, over what it costs in rewards.
     """
 
-    def __init__(self, worlds: Worlds, threads: int, tau: float, emphasis: float) -> None:
+    def __init__(self, worlds: Worlds, threads: int, tau_ms: float, emphasis: float) -> None:
         self.worlds = worlds
-        self.tau_ms = tau * float(worlds.sim.tables.device["unit_ms"][0])
+        self.tau_ms = tau_ms
         self.emphasis = emphasis
         self.twins = Worlds(worlds.config, worlds.n, autoreset=False, profile=worlds.profile)
         self.parts = [(worlds.n * i // threads, worlds.n * (i + 1) // threads) for i in range(threads)]

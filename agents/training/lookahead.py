@@ -27,6 +27,7 @@ from agents.policies.base import Policy
 from agents.training.warm_start import actions_of
 from envs.mixed import TrainingEnv, convert_actions
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, WORTH, observation_size
+from envs.simulation.worlds import Worlds
 from traces.settings import check_settings
 
 SCALE = 0.5  # factor on gains that makes them about 1 in size
@@ -45,7 +46,10 @@ class LookAheadConfig:
         iterations: rounds after those in which the network acts and goes on in the twins.
         steps: decisions of each world a round.
         share: share of decisions at which actions are tried. tries: actions tried there.
-        tau: time constant of the discount by deadlines, mean solo latencies; a trial lasts three of them.
+        tau: time constant of the discount by deadlines, mean solo latencies, if ``tau_requests`` makes it no longer; a trial
+            lasts three of them.
+        tau_requests: requests that the device can answer meanwhile, at least. A batch delays what is behind it until the
+            backlog is gone, which takes the more of its time the fewer a device runs at once.
         epochs: passes over all samples a round.
         batch_size: states a gradient step.
         learning_rate: of Adam, falling linearly to a twentieth over a round.
@@ -63,6 +67,7 @@ class LookAheadConfig:
     share: float = 0.5
     tries: int = 3
     tau: float = 4.0
+    tau_requests: float = 30.0
     epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
@@ -75,7 +80,7 @@ class LookAheadConfig:
         whole |= {"rounds": 0, "iterations": 0}
         object.__setattr__(self, "margins", tuple(self.margins))
         above = dict.fromkeys(("share", "time_share", "tau", "learning_rate", "temperature", "emphasis", "margins"), 0)
-        check_settings(self, "look_ahead.", whole, above, {"share": 1, "time_share": 1})
+        check_settings(self, "look_ahead.", whole | {"tau_requests": 0}, above, {"share": 1, "time_share": 1})
 
 
 @dataclass
@@ -149,6 +154,12 @@ def _propose(
     return np.where(np.isfinite(np.take_along_axis(key, tried, 1)), tried, -1).astype(np.int64)
 
 
+def tau_ms(worlds: Worlds, c: LookAheadConfig) -> float:
+    """Time constant of the discount in these worlds, ms."""
+    unit_ms = float(worlds.sim.tables.device["unit_ms"][0])
+    return max(c.tau * unit_ms, 1e3 * c.tau_requests / worlds.capacity_rps)
+
+
 class Practice:
     """Worlds to learn in, their twins, and who decides in them.
 
@@ -169,7 +180,7 @@ class Practice:
         self.c = c
         self.rng = np.random.default_rng(np.random.randint(2**31))
         self.deciding = list(strait)
-        self.twins = [Twins(part.env.worlds, threads, c.tau, c.emphasis) for part in env.parts]
+        self.twins = [Twins(part.env.worlds, threads, tau_ms(part.env.worlds, c), c.emphasis) for part in env.parts]
         for part, twins in zip(env.parts, self.twins, strict=True):
             part.began = twins.began
             twins.began(np.ones(part.num_envs, bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from agents.training.lookahead import (
     _propose,
     choose_margin,
     look_ahead,
+    tau_ms,
 )
 from agents.training.strait_bonus import StraitBonus
 from agents.training.warm_start import normalise
@@ -104,7 +106,7 @@ def everything(batch: Worlds) -> list[bytes]:
 def test_trying_an_action_changes_no_world_and_the_own_action_gains_nothing() -> None:
     env, _ = started()
     batch, strait = env.env.worlds, make_policy("strait", N)
-    twins = Twins(batch, 2, LookAheadConfig.tau, LookAheadConfig.emphasis)
+    twins = Twins(batch, 2, tau_ms(batch, LookAheadConfig()), LookAheadConfig.emphasis)
     env.began = twins.began
     twins.began(np.ones(N, bool))
     own, wakes = np.zeros(N, np.int64), np.zeros(N)
@@ -207,3 +209,11 @@ def test_settings_out_of_range_are_refused() -> None:
         PPOConfig(strait_bonus=0.0)
     with pytest.raises(InputError, match=r"look_ahead\.tau"):
         LookAheadConfig(tau=0.0)
+
+
+def test_a_trial_lasts_until_a_backlog_is_gone_on_devices_that_run_little_at_once() -> None:
+    env, _ = started()
+    worlds, c = env.env.worlds, LookAheadConfig(tau=4.0, tau_requests=30.0)
+    unit_ms = float(worlds.sim.tables.device["unit_ms"][0])
+    assert tau_ms(worlds, c) == pytest.approx(30e3 / worlds.capacity_rps) and tau_ms(worlds, c) > 4.0 * unit_ms
+    assert tau_ms(worlds, replace(c, tau_requests=0.0)) == pytest.approx(4.0 * unit_ms)
