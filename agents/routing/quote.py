@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, load_of, plain_ms
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, load_of, log_slowness, plain_ms
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
@@ -33,7 +33,7 @@ def route(ledger, tables, door, request, draw):
             continue
         growth = growth_ms(ledger, tables, door, replica, request)
         cost = plain_ms(ledger, tables, door, replica, request) + CHARGE * growth
-        cost *= math.exp(one.log_slowness)
+        cost *= math.exp(log_slowness(ledger, door, replica))
         if cost < least:
             least = cost
             best = replica

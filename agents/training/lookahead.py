@@ -67,7 +67,7 @@ class LookAheadConfig:
     share: float = 0.5
     tries: int = 3
     tau: float = 4.0
-    tau_requests: float = 30.0
+    tau_requests: float = 0.0
     epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3

@@ -26,6 +26,9 @@ LATENCY_RATE = 0.02
 FIRST_SPREAD = 0.3  # of the log of real over foretold time
 MOST_SURPRISE = 1.0  # bound on that log: an outlier moves what is learned no further
 MOST_LOG_FACTOR = 3.0
+PACE_MS = 200.0  # time constant of a replica's pace
+FIRST_BUSY_MS = 20.0  # a pace of 1 counts so long at first
+SERVED = 3.0  # times as long as alone a request is served, in batches and beside others; chosen on other seeds than published
 OTHERS_MS = 200.0  # time constant with which the work of other doors is forgotten
 LEAST_MS = 1e-3
 LOGISTIC = 1.7  # slope of the logistic curve that is nearest to the normal distribution
@@ -36,10 +39,10 @@ replica_t = np.dtype(
         ("outstanding", "i4"),  # requests sent and not answered
         ("log_slowness", "f8"),  # log of how much longer it takes than foretold, beside what all take
         ("told_at", "f8"),  # when it last told its work
+        ("level_at", "f8"),  # when `level` was worked out
+        ("served_ms", "f8"),  # mean time that requests are served there
         ("latency_ms", "f8"),  # mean time of requests inside it
         ("age_ms", "f8"),  # mean time that requests and answers are on their way
-        ("recent_at", "f8"),  # when `recent` and `recent_work` were worked out
-        ("n_recent", "f8"),  # sum of `recent`
     ],
     align=True,
 )
@@ -52,8 +55,11 @@ class Ledger(NamedTuple):
         replica: (D, R) records.
         count: (D, R, 2, M) requests sent there and not answered.
         work: (D, R, 2) their work, ms.
-        recent: (D, R, 2, M) the same, as if each had ended once it was as old as requests get there: see ``_weight``.
-        recent_work: (D, R, 2) their work, ms.
+        level: (D, R, 2) the same at ``level_at``, as if it were worked off from when it was sent: see ``left_ms``.
+        held: (D, R, 2) work that the replica last told, whoever sent it, ms.
+        ended: (D, R, 2) work that has ended since, ms.
+        done: (D, R, 2) work that ended lately while there was some, ms; its pace is this over ``busy``.
+        busy: (D, R, 2) the time that that took, ms.
         others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
         sent: (D,) requests that were sent at all.
         log_bias: (D, 2) log of real over foretold time, on average over the replicas.
@@ -63,8 +69,11 @@ class Ledger(NamedTuple):
     replica: np.ndarray
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     work: np.ndarray
-    recent: np.ndarray
-    recent_work: np.ndarray
+    level: np.ndarray
+    held: np.ndarray
+    ended: np.ndarray
+    done: np.ndarray
+    busy: np.ndarray
     others: np.ndarray
     sent: np.ndarray
     log_bias: np.ndarray
@@ -107,8 +116,11 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
         records((doors, replicas), replica_t),
         np.zeros((doors, replicas, 2, n_models), np.int64),
         np.zeros((doors, replicas, 2)),
-        np.zeros((doors, replicas, 2, n_models)),
         np.zeros((doors, replicas, 2)),
+        np.zeros((doors, replicas, 2)),
+        np.zeros((doors, replicas, 2)),
+        np.full((doors, replicas, 2), FIRST_BUSY_MS),
+        np.full((doors, replicas, 2), FIRST_BUSY_MS),
         np.zeros((doors, replicas, 2)),
         np.zeros(doors, np.int64),
         np.zeros((doors, 2)),
@@ -140,64 +152,84 @@ def batches_ms(tables, model, n):
 
 
 @inlined
-def _weight(ledger, door, replica, now):
-    """How far to believe the ages of requests rather than that they were not answered; and what is left of `recent` now.
-
-    An answer that is long on its way leaves requests in ``count`` that have ended. Where that takes long beside the time inside
-    the replica, a request counts as ended once it is as old as requests get there.
-    """
-    one = ledger.replica[door, replica]
-    if one.age_ms <= 0.0 or one.latency_ms <= 0.0:
-        return 0.0, 1.0
-    left = math.exp(-max(now - one.recent_at, 0.0) / one.latency_ms)
-    return one.age_ms / (one.age_ms + one.latency_ms), left
+def _worked_off(work, pace, served_ms, passed):
+    """What is left of work after a while at a pace, which the last requests do not reach: each takes the time it is served."""
+    last = pace * served_ms
+    if work > last:
+        full = (work - last) / pace
+        if passed <= full:
+            return work - pace * passed
+        work = last
+        passed -= full
+    return work * math.exp(-passed / served_ms) if served_ms > 0.0 else 0.0
 
 
 @inlined
-def _inside(known, recent, weight, left):
-    return (1.0 - weight) * known + weight * min(known, recent * left)
+def left_ms(ledger, door, replica, priority, now):
+    """Work that a replica is likely to have still, of what was sent there and not answered.
+
+    An answer that is long on its way leaves requests in ``work`` that have ended. A replica that had work all the time has done
+    its pace times that way of it; one that ran dry meanwhile has what was sent since, less what it did of that. The larger of
+    the two is what is left, as in any queue.
+    """
+    work = ledger.work[door, replica, priority]
+    one = ledger.replica[door, replica]
+    if one.age_ms <= 0.0:
+        return work
+    pace = ledger.done[door, replica, priority] / ledger.busy[door, replica, priority]
+    passed = max(now - one.level_at, 0.0)
+    level = _worked_off(ledger.level[door, replica, priority], pace, one.served_ms, passed)
+    return min(max(level, work - pace * one.age_ms), work)
+
+
+@inlined
+def _share_left(ledger, door, replica, priority, now):
+    """`left_ms` as a share of the work of what was not answered."""
+    work = ledger.work[door, replica, priority]
+    return left_ms(ledger, door, replica, priority, now) / work if work > 0.0 else 1.0
 
 
 @inlined
 def inside(ledger, door, replica, now):
     """How many of the requests that were sent to a replica are likely to be there still."""
-    weight, left = _weight(ledger, door, replica, now)
+    work = ledger.work[door, replica, 0] + ledger.work[door, replica, 1]
+    left = left_ms(ledger, door, replica, 0, now) + left_ms(ledger, door, replica, 1, now)
+    n = float(ledger.replica[door, replica].outstanding)
+    return n * left / work if work > 0.0 else n
+
+
+@inlined
+def log_slowness(ledger, door, replica):
+    """How much slower a replica seems than others, the less believed the older knowledge is.
+
+    What was foretold from old knowledge errs in ways that look like a slow machine.
+    """
     one = ledger.replica[door, replica]
-    return _inside(float(one.outstanding), one.n_recent, weight, left)
+    age, latency = one.age_ms, one.latency_ms
+    return one.log_slowness * (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else one.log_slowness
 
 
 @inlined
 def load_of(ledger, door, replica, now):
-    """Requests likely to be in a replica, and one more, for its speed; the older the knowledge, the less its speed is believed.
-
-    What was foretold from old knowledge errs in ways that look like a slow machine.
-    """
-    weight, _ = _weight(ledger, door, replica, now)
-    slowness = (1.0 - weight) ** 2 * ledger.replica[door, replica].log_slowness
-    return (1.0 + inside(ledger, door, replica, now)) * math.exp(slowness)
+    """Requests likely to be in a replica, and one more, for its speed."""
+    return (1.0 + inside(ledger, door, replica, now)) * math.exp(log_slowness(ledger, door, replica))
 
 
 @inlined
 def growth_ms(ledger, tables, door, replica, request):
     """Work that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    weight, left = _weight(ledger, door, replica, request.now)
     priority, model = request.priority, request.model
-    n = _inside(
-        float(ledger.count[door, replica, priority, model]), ledger.recent[door, replica, priority, model], weight, left
-    )
+    n = ledger.count[door, replica, priority, model] * _share_left(ledger, door, replica, priority, request.now)
     return batches_ms(tables, model, n + 1.0) - batches_ms(tables, model, n)
 
 
 @inlined
 def ahead_ms(ledger, door, replica, request):
     """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
-    weight, left = _weight(ledger, door, replica, request.now)
     fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
     ahead = 0.0
     for priority in range(1 if request.priority == HIGH else 2):
-        ahead += _inside(
-            ledger.work[door, replica, priority], ledger.recent_work[door, replica, priority], weight, left
-        )
+        ahead += left_ms(ledger, door, replica, priority, request.now)
         ahead += fade * ledger.others[door, replica, priority]
     return ahead
 
@@ -213,7 +245,7 @@ def plain_ms(ledger, tables, door, replica, request):
 @inlined
 def foretold_ms(ledger, tables, door, replica, request):
     """The same as the replica's answers lead to expect."""
-    factor = ledger.log_bias[door, request.priority] + ledger.replica[door, replica].log_slowness
+    factor = ledger.log_bias[door, request.priority] + log_slowness(ledger, door, replica)
     return plain_ms(ledger, tables, door, replica, request) * math.exp(factor)
 
 
@@ -250,33 +282,21 @@ def best_chance(ledger, tables, door, request):
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
     plain = plain_ms(ledger, tables, door, replica, request)
-    _note_recent(ledger, tables, door, replica, request)
-    _change(ledger, tables, door, replica, request.priority, request.model, 1)
+    for priority in range(2):
+        ledger.level[door, replica, priority] = left_ms(ledger, door, replica, priority, request.now)
+    one = ledger.replica[door, replica]
+    one.level_at = request.now
+    served_ms = SERVED * solo_total(tables, 0, request.model, 0)
+    one.served_ms += (LATENCY_RATE if one.served_ms > 0.0 else 1.0) * (served_ms - one.served_ms)
+    more = _change(ledger, tables, door, replica, request.priority, request.model, 1)
+    ledger.level[door, replica, request.priority] += more
     ledger.sent[door] += 1
     return plain
 
 
 @inlined
-def _note_recent(ledger, tables, door, replica, request):
-    """Count a request among those that were sent lately, and the others by as much less as time has passed."""
-    _, left = _weight(ledger, door, replica, request.now)
-    for priority in range(2):
-        ledger.recent_work[door, replica, priority] *= left
-        for model in range(ledger.recent.shape[3]):
-            ledger.recent[door, replica, priority, model] *= left
-    one = ledger.replica[door, replica]
-    one.recent_at = request.now
-    one.n_recent = one.n_recent * left + 1.0
-    n = ledger.recent[door, replica, request.priority, request.model]
-    ledger.recent[door, replica, request.priority, request.model] = n + 1.0
-    ledger.recent_work[door, replica, request.priority] += batches_ms(tables, request.model, n + 1.0) - batches_ms(
-        tables, request.model, n
-    )
-
-
-@inlined
 def _change(ledger, tables, door, replica, priority, model, by):
-    """Count a request more or less, with its work."""
+    """Count a request more or less, with its work. Returns by how much that changes."""
     n = ledger.count[door, replica, priority, model]
     ledger.count[door, replica, priority, model] = n + by
     ledger.replica[door, replica].outstanding += by
@@ -284,6 +304,7 @@ def _change(ledger, tables, door, replica, priority, model, by):
     # What is left of rounding must not add up.
     left = ledger.work[door, replica, priority] + difference
     ledger.work[door, replica, priority] = max(left, 0.0) if ledger.replica[door, replica].outstanding > 0 else 0.0
+    return difference
 
 
 @njit
@@ -297,10 +318,11 @@ def answered(ledger, tables, door, replica, request, plain, end):
         end: how it ended.
     """
     one = ledger.replica[door, replica]
-    _change(ledger, tables, door, replica, request.priority, request.model, -1)
+    less = _change(ledger, tables, door, replica, request.priority, request.model, -1)
     if end.executed < 0:
         return
     priority = request.priority
+    ledger.ended[door, replica, priority] -= less
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
     # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.
     rate = LATENCY_RATE if one.latency_ms > 0.0 else 1.0
@@ -323,13 +345,23 @@ def answered(ledger, tables, door, replica, request, plain, end):
 def told(ledger, door, replica, now, held):
     """Note the work that a replica says it holds, whoever sent it: what is not this door's own is that of others.
 
+    What ended since it last said so shows its pace, if it had work then.
+
     Args:
         ledger, door, replica: which.
         now: when that was, ms.
         held: (2,) as ``write_held`` left it there.
     """
+    elapsed = max(now - ledger.replica[door, replica].told_at, 0.0)
     ledger.replica[door, replica].told_at = now
+    kept = math.exp(-elapsed / PACE_MS)
+    done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
+        if ledger.held[door, replica, priority] > 0.0:
+            done[priority] = kept * done[priority] + ledger.ended[door, replica, priority]
+            busy[priority] = kept * busy[priority] + elapsed
+        ledger.ended[door, replica, priority] = 0.0
+        ledger.held[door, replica, priority] = held[priority]
         ledger.others[door, replica, priority] = max(held[priority] - ledger.work[door, replica, priority], 0.0)
 
 
@@ -354,12 +386,14 @@ def forget(ledger, door, replica):
     one = ledger.replica[door, replica]
     one.up = 0
     one.outstanding = 0
-    one.n_recent = 0.0
     one.log_slowness = 0.0
     for priority in range(2):
         ledger.work[door, replica, priority] = 0.0
         ledger.others[door, replica, priority] = 0.0
-        ledger.recent_work[door, replica, priority] = 0.0
+        ledger.level[door, replica, priority] = 0.0
+        ledger.ended[door, replica, priority] = 0.0
+        ledger.held[door, replica, priority] = 0.0
+        ledger.done[door, replica, priority] = FIRST_BUSY_MS
+        ledger.busy[door, replica, priority] = FIRST_BUSY_MS
         for model in range(ledger.count.shape[3]):
-            ledger.recent[door, replica, priority, model] = 0.0
             ledger.count[door, replica, priority, model] = 0

@@ -16,7 +16,7 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.ledger import End, Routed, answered, forget, growth_ms, make_ledger, send
+from envs.cluster.ledger import End, Routed, answered, forget, growth_ms, left_ms, make_ledger, send, told
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.capacity import measure_capacity
@@ -125,13 +125,47 @@ def test_a_request_costs_less_where_it_joins_a_batch_of_its_model() -> None:
         assert growth_ms(ledger, TABLES, 0, 0, request) < idle
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans(), st.integers(0, 3), st.integers(0, 1)), max_size=80),
+    age_ms=st.sampled_from([0.0, 3.0, 50.0]),
+)
+def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it_where_answers_come_at_once(
+    steps: list[tuple[float, bool, int, int]], age_ms: float
+) -> None:
+    ledger, now, waiting, held = make_ledger(1, 1, len(PROFILE.models)), 0.0, [], np.zeros(2)
+    for passed, sends, model, priority in steps:
+        now += passed
+        if sends or not waiting:
+            request = Routed(now, priority, model, now + 50.0)
+            waiting.append((request, send(ledger, TABLES, 0, 0, request)))
+        else:
+            request, plain = waiting.pop(0)
+            inside_ms = max(now - request.now - age_ms, 0.0)
+            answered(ledger, TABLES, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, 1))
+            held[request.priority] = len(waiting)
+            told(ledger, 0, 0, now, held)
+        for one in (HIGH, LOW):
+            work = ledger.work[0, 0, one]
+            left = left_ms(ledger, 0, 0, one, now)
+            assert 0.0 <= left <= work and (age_ms > 0.0 or left == work)
+            assert left_ms(ledger, 0, 0, one, now + 5.0) <= left + 1e-9
+
+
 def weighted(name: str, config: ClusterConfig, load: float, seed: int) -> float:
     rate = load * config.capacity() * measure_capacity(PROFILE)
     workload = workload_for("poisson", rate, 500.0, PROFILE, WorkloadConfig(), seed)
     return float(weighted_rate(*violations(cluster_of(config, name, workload, seed).count)))
 
 
-@pytest.mark.parametrize("config", [ClusterConfig(16), ClusterConfig(16, slow_share=0.25)], ids=["equal", "unequal"])
+CLUSTERS = {
+    "equal": ClusterConfig(16),
+    "unequal": ClusterConfig(16, slow_share=0.25),
+    "late answers": ClusterConfig(16, answer_delay_ms=50.0),
+}
+
+
+@pytest.mark.parametrize("config", CLUSTERS.values(), ids=CLUSTERS)
 def test_quotes_place_better_than_power_of_two(config: ClusterConfig) -> None:
     gained = [weighted("power_of_two", config, 0.95, s) - weighted("quote", config, 0.95, s) for s in (1, 2)]
     assert min(gained) > 0.002
