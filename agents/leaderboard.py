@@ -1,7 +1,7 @@
 """All policies on one table: ``python -m agents.leaderboard --profile gpu-a100 --seeds 10``.
 
 Every registered policy, and those that were trained and ship, serve the same requests with the same noise: workloads at some
-loads on a profile, or with ``--env Strait/DualPriority-Bursty-v1`` episodes as an environment draws them. Prints a table,
+loads on a profile, or with ``--env Strait/DualPriority-Bursty-v2`` episodes as an environment draws them. Prints a table,
 the best first, and one JSON object as its last line.
 """
 

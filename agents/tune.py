@@ -39,10 +39,11 @@ from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
 # What each parameter may be: a pair of numbers is a range (whole numbers where both are), a pair of booleans a choice.
 # What a device was measured to cost (preempt), and what an ablation switches, is not tuned.
 Range = tuple[int, int] | tuple[float, float] | tuple[bool, bool]
+MIXED: dict[str, Range] = {"mixed_batches": (False, True)}
 RANGES: dict[str, dict[str, Range]] = {
-    "fifo": {"max_batch": (1, 8)},
-    "edf": {"max_batch": (1, 8)},
-    "priority-edf": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "fifo": {"max_batch": (1, 8)} | MIXED,
+    "edf": {"max_batch": (1, 8)} | MIXED,
+    "priority-edf": {"max_batch": (1, 8), "low_streams": (1, 4)} | MIXED,
     "triton": {
         "max_batch": (1, 8),
         "preferred": (1, 8),
@@ -50,14 +51,15 @@ RANGES: dict[str, dict[str, Range]] = {
         "instances": (1, 4),
         "levels": (False, True),
     },
-    "clipper": {"objective": (1.0, 16.0), "increase": (0.05, 2.0), "decrease": (0.5, 0.98), "instances": (1, 4)},
-    "cork": {"max_batch": (1, 8), "budget": (0.0, 2.0), "rate": (0.001, 0.3), "by_priority": (False, True)},
-    "nexus": {"worst_case": (1.0, 4.0), "in_flight": (1, 4), "margin": (0.8, 3.0), "drop_scale": (1.0, 4.0)},
-    "symphony": {"margin": (0.8, 3.0), "in_flight": (1, 4), "defer": (0.0, 1.0), "by_priority": (False, True)},
-    "clockwork": {"margin": (0.8, 3.0), "in_flight": (1, 4), "by_priority": (False, True)},
-    "gpulet": {"in_flight": (1, 4), "margin": (0.8, 2.0), "low_streams": (1, 4)},
-    "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)},
-    "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)},
+    "clipper": {"objective": (1.0, 16.0), "increase": (0.05, 2.0), "decrease": (0.5, 0.98), "instances": (1, 4)}
+    | MIXED,
+    "cork": {"max_batch": (1, 8), "budget": (0.0, 2.0), "rate": (0.001, 0.3), "by_priority": (False, True)} | MIXED,
+    "nexus": {"worst_case": (1.0, 4.0), "in_flight": (1, 4), "margin": (0.8, 3.0), "drop_scale": (1.0, 4.0)} | MIXED,
+    "symphony": {"margin": (0.8, 3.0), "in_flight": (1, 4), "defer": (0.0, 1.0), "by_priority": (False, True)} | MIXED,
+    "clockwork": {"margin": (0.8, 3.0), "in_flight": (1, 4), "by_priority": (False, True)} | MIXED,
+    "gpulet": {"in_flight": (1, 4), "margin": (0.8, 2.0), "low_streams": (1, 4)} | MIXED,
+    "preempt": {"max_batch": (1, 8), "low_streams": (1, 4)} | MIXED,
+    "preempt-instant": {"max_batch": (1, 8), "low_streams": (1, 4)} | MIXED,
     "ppo": {"caution": (0.5, 6.0)},
     "strait": {"high_weight": (3.0, 80.0), "price": (0.1, 5.0), "level": (0.0, 7.0), "patience": (0.5, 15.0)},
 }

@@ -32,7 +32,7 @@ env.step(0)
 end = time.perf_counter()
 print(json.dumps({{"import_s": imported - start, "make_s": made - imported, "step_s": end - made}}))
 """
-NAME = "Strait/DualPriority-v1"
+NAME = "Strait/DualPriority-v2"
 
 
 @dataclass

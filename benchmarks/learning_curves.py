@@ -49,7 +49,7 @@ class LearningCurves:
         InputError: a setting is out of range, or there is no such environment.
     """
 
-    envs: tuple[str, ...] = ("Strait/DualPriority-Tiny-v1",)
+    envs: tuple[str, ...] = ("Strait/DualPriority-Tiny-v2",)
     full: bool = False
     seeds: int = 2
     steps: int = 60_000
@@ -60,7 +60,7 @@ class LearningCurves:
     def __post_init__(self) -> None:
         check_settings(self, "--", dict.fromkeys(("seeds", "steps", "episodes", "workers"), 1))
         if self.full:
-            self.envs = tuple(name for name in environments() if name.endswith("-v1"))
+            self.envs = tuple(name for name in environments() if name.endswith("-v2"))
             self.seeds, self.steps = 3, 400_000
         for env in self.envs:
             check_environment("--envs", env)

@@ -34,9 +34,10 @@ class DualPriorityEnv(gym.Env):
     | `(p * M + m) * B + b` | dispatch the first `batch_sizes[b]` requests of the queue of priority p (0 high, 1 low), model m |
     | `2 * M * B` | DEFER: dispatch nothing until the next arrival or completion, or for `defer` mean solo latencies |
 
-    A dispatch is valid when a stream is free, fewer than `max_batches_per_core` batches share its core (0: no limit) and the
-    queue holds as many requests. DEFER is always valid. An action that is not valid counts as DEFER and is reported in
-    `info["invalid_action"]`.
+    A batch of high priority that is larger than its queue takes the first of low priority of the same model along; without
+    a request of high priority there is none, and a batch of low priority holds no other. A dispatch is valid when a stream
+    is free, fewer than `max_batches_per_core` batches share its core (0: no limit) and as many requests are queued. DEFER is
+    always valid. An action that is not valid counts as DEFER and is reported in `info["invalid_action"]`.
 
     ## Observation Space
     `Box(-4, 4, (2 * M * B * 18 + 20,), float32)`: 18 features for each dispatch, in the order of the actions, all 0 where it
@@ -46,7 +47,7 @@ class DualPriorityEnv(gym.Env):
     | | feature of a dispatch | | feature of the system |
     |---|---|---|---|
     | 0 | valid (1) | 0 | free streams, share of K |
-    | 1 | high priority | 1 | in flight, high, share of K |
+    | 1 | share of the batch that is of high priority | 1 | in flight, high, share of K |
     | 2 | slack of the head at the predicted finish, share of its deadline | 2 | in flight, low |
     | 3 | the same at the calibrated 90 % quantile | 3 | log(1 + queued), high |
     | 4 | that, in ten mean solo latencies | 4 | log(1 + queued), low |
@@ -59,7 +60,7 @@ class DualPriorityEnv(gym.Env):
     | 11 | the same for low priority | 11 | least slack in flight, low |
     | 12 | log of the value expected to be met per ms, over what a full device earns of late | 12 | least slack queued, high |
     | 13 | time the head has waited, share of its deadline | 13 | least slack queued, low |
-    | 14 | log(1 + requests left in the queue) | 14 | calibrated 90 % quantile |
+    | 14 | log(1 + requests left that it could have taken) | 14 | calibrated 90 % quantile |
     | 15 | predicted slowdown - 1 | 15 | idle cores, share |
     | 16 | execution time per request over that of a batch of 1 | 16 | batches that the device does at once, share of K |
     | 17 | a larger batch is valid | 17 | log of the batches in flight over that |
@@ -81,10 +82,10 @@ class DualPriorityEnv(gym.Env):
 
     ## Arguments
     `config` (an `envs.simulation.config.EnvConfig`), or its fields by name, `render_mode`. `import envs` registers the ids;
-    without it the id names the package, `gym.make("envs:Strait/DualPriority-v1")`:
+    without it the id names the package, `gym.make("envs:Strait/DualPriority-v2")`:
 
     >>> import gymnasium as gym, envs
-    >>> env = gym.make("Strait/DualPriority-v1", load=0.9, streams=4)
+    >>> env = gym.make("Strait/DualPriority-v2", load=0.9, streams=4)
     >>> observation, info = env.reset(seed=1)
     >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample(info["action_mask"].astype("int8")))
 
@@ -104,7 +105,7 @@ class DualPriorityEnv(gym.Env):
     | `seed` | uint64, of the episode as the worlds count them: the same in a batch of any size |
 
     ## Vectorised Use
-    `gym.make_vec("Strait/DualPriority-v1", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
+    `gym.make_vec("Strait/DualPriority-v2", num_envs=256)` gives `envs.vector.DualPriorityVectorEnv`, N worlds in one
     compiled call, bit for bit the same as this one with seeds seed, seed + 1, ...; `envs.sb3.SB3VecEnv(256)` is that for
     stable-baselines3 and sb3-contrib.
 
@@ -113,6 +114,7 @@ class DualPriorityEnv(gym.Env):
     of a real trace), `-Tiny` (two models, two streams, 300 ms).
 
     ## Version History
+    * v2: a batch of high priority may hold low priority of its model too (`mixed_batches`).
     * v1: the device is the measured A100 (`gpu-a100`), where overlap is nearly free for some pairs and dear for others.
     * v0: the device was made up (`synthetic:0`); kept for comparison.
     """

@@ -1,7 +1,7 @@
 """Registers the environments with Gymnasium; ``import envs`` does it.
 
 Gymnasium from 1.0 on does not look for entry points of other packages, so somebody has to import this package: the user, or
-Gymnasium itself when the id names it, ``gym.make("envs:Strait/DualPriority-v1")``. It imports nothing but Gymnasium.
+Gymnasium itself when the id names it, ``gym.make("envs:Strait/DualPriority-v2")``. It imports nothing but Gymnasium.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "duration_ms": (300.0, 300.0),
     },
 }
-# The first version's device is made up; since the second it is the measured A100.
-VERSIONS: dict[str, dict[str, Any]] = {"v0": {"profile": "synthetic:0"}, "v1": {}}
+# The first version's device is made up; since the second it is the measured A100. In both a batch has one priority.
+VERSIONS: dict[str, dict[str, Any]] = {
+    "v0": {"profile": "synthetic:0", "mixed_batches": False},
+    "v1": {"mixed_batches": False},
+    "v2": {},
+}
 
 
 for (_version, _device), (_variant, _settings) in product(VERSIONS.items(), VARIANTS.items()):

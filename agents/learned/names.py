@@ -39,6 +39,13 @@ def _static(tables: Tables) -> Tables:
     return tables._replace(device=device)
 
 
+def _no_mixed_batches(tables: Tables) -> Tables:
+    """A batch holds one priority."""
+    device = tables.device.copy()
+    device["mixed_batches"] = 0.0
+    return tables._replace(device=device)
+
+
 def _no_transfer(tables: Tables) -> Tables:
     """Copies and dispatch are expected to cost nothing."""
     device = tables.device.copy()
@@ -50,6 +57,7 @@ TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {
     "no-interference": _no_interference,
     "static": _static,
     "no-transfer": _no_transfer,
+    "no-mixed-batches": _no_mixed_batches,
 }
 PARAMETER_SWITCHES: dict[str, dict[str, float]] = {
     "no-deferral": {"price": 0.0},

@@ -28,15 +28,17 @@ class ClipperParams:
         increase: added to a model's batch size after a full batch within the objective, in requests.
         decrease: factor on it after a batch beyond the objective.
         instances: batches of one model in flight at once.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     objective: float = 4.0
     increase: float = 0.5
     decrease: float = 0.9
     instances: int = 1
+    mixed_batches: bool = False
 
 
-OBJECTIVE, INCREASE, DECREASE, INSTANCES = places(ClipperParams)
+OBJECTIVE, INCREASE, DECREASE, INSTANCES, MIXED_BATCHES = places(ClipperParams)
 
 
 @njit
@@ -70,7 +72,8 @@ def choose(state, tables, memory, env, params):
                 best, best_p, best_m = arrival, priority, model
     size = -1
     if best_m >= 0 and own.n_free > 0:
-        size = largest_fit(state, tables, env, best_p, best_m, max(memory[env, best_m % OWN_MEM], tables.size[0]))
+        limit = max(memory[env, best_m % OWN_MEM], tables.size[0])
+        size = largest_fit(state, tables, env, best_p, best_m, limit, params[MIXED_BATCHES])
     if size < 0:
         note_left(state, memory, env, 0)
         return defer_action(state, tables), np.inf

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, earliest_deadline_queue, largest_in_time
+from agents.policies.common import defer_action, earliest_deadline_queue, largest_in_time, room
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -21,14 +21,16 @@ class ClockworkParams:
         margin: factor on solo latency when checking a deadline.
         in_flight: batches on the device at once (1 in the paper: execution alone is predictable).
         by_priority: whether high priority goes first (the paper knows no priority).
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     margin: float = 1.05
     in_flight: int = 1
     by_priority: bool = False
+    mixed_batches: bool = False
 
 
-MARGIN, IN_FLIGHT, BY_PRIORITY = places(ClockworkParams)
+MARGIN, IN_FLIGHT, BY_PRIORITY, MIXED_BATCHES = places(ClockworkParams)
 
 
 @njit
@@ -44,8 +46,8 @@ def choose(state, tables, memory, env, params):
         priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
     if model < 0:
         return defer_action(state, tables), np.inf
-    size = largest_in_time(state, tables, env, priority, model, params[MARGIN])
-    if tables.size[size] > state.queue[env, priority, model].length:
+    size = largest_in_time(state, tables, env, priority, model, params[MARGIN], params[MIXED_BATCHES])
+    if tables.size[size] > room(state, tables, env, priority, model, params[MIXED_BATCHES]):
         return defer_action(state, tables), np.inf
     return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
 

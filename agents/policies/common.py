@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.scheduling.forecast import solo_total
-from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
+from envs.scheduling.jit import inlined, njit
+from envs.scheduling.operations import action_of, available
 
 
 @njit
@@ -15,10 +15,16 @@ def defer_action(state, tables):
     return 2 * state.queue.shape[2] * tables.size.shape[0]
 
 
+@inlined
+def room(state, tables, env, priority, model, mixed):
+    """Requests that a batch of queue (p, m) could hold: with low priority of its model taken along if ``mixed`` is above 0."""
+    return available(state, tables, env, priority, model) if mixed > 0.0 else state.queue[env, priority, model].length
+
+
 @njit
-def largest_fit(state, tables, env, params, model, limit):
-    """Index of the largest batch size that queue (p, m) can fill, not above ``limit`` requests; -1 if none."""
-    length = state.queue[env, params, model].length
+def largest_fit(state, tables, env, priority, model, limit, mixed):
+    """Index of the largest batch size that ``room`` can fill, not above ``limit`` requests; -1 if none."""
+    length = room(state, tables, env, priority, model, mixed)
     best = -1
     for size in range(tables.size.shape[0]):
         if tables.size[size] <= length and tables.size[size] <= limit:
@@ -27,24 +33,24 @@ def largest_fit(state, tables, env, params, model, limit):
 
 
 @njit
-def largest_batch(state, tables, env, priority, model, limit):
+def largest_batch(state, tables, env, priority, model, limit, mixed):
     """Action and wake time of a policy that dispatches the largest batch of ``largest_fit``, or else defers."""
-    size = largest_fit(state, tables, env, priority, model, limit)
+    size = largest_fit(state, tables, env, priority, model, limit, mixed)
     if size < 0:
         return defer_action(state, tables), np.inf
     return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
 
 
 @njit
-def largest_in_time(state, tables, env, priority, model, margin):
-    """Index of the largest batch that queue (p, m) can fill and whose head is in time alone on the device; 0 if none."""
+def largest_in_time(state, tables, env, priority, model, margin, mixed):
+    """Index of the largest batch that ``room`` can fill and whose head is in time alone on the device; 0 if none."""
     group = env % tables.solo.shape[0]
     q = state.queue[env, priority, model]
     deadline = state.entry[env, priority, model, q.head].deadline
     best = 0
     for size in range(tables.size.shape[0]):
         finish = state.scheduler[env].now + margin * solo_total(tables, group, model, size)
-        if tables.size[size] <= q.length and finish <= deadline:
+        if tables.size[size] <= room(state, tables, env, priority, model, mixed) and finish <= deadline:
             best = size
     return best
 

@@ -31,15 +31,17 @@ class CorkParams:
         budget: share of the fixed cost that a queue may spend on waiting.
         rate: learning rate of the fit (normalised least mean squares).
         by_priority: whether high priority goes first (BentoML knows no priority).
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     max_batch: int = 8
     budget: float = 0.95
     rate: float = 0.05
     by_priority: bool = False
+    mixed_batches: bool = False
 
 
-MAX_BATCH, BUDGET, RATE, BY_PRIORITY = places(CorkParams)
+MAX_BATCH, BUDGET, RATE, BY_PRIORITY, MIXED_BATCHES = places(CorkParams)
 
 
 @njit
@@ -94,7 +96,7 @@ def choose(state, tables, memory, env, params):
             break
     size = -1
     if best_m >= 0 and own.n_free > 0:
-        size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
+        size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH], params[MIXED_BATCHES])
     if size < 0:
         note_left(state, memory, env, 0)
         return defer_action(state, tables), wake

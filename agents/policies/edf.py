@@ -18,12 +18,14 @@ class EdfParams:
 
     Attributes:
         max_batch: largest batch in requests.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     max_batch: int = 8
+    mixed_batches: bool = False
 
 
-(MAX_BATCH,) = places(EdfParams)
+MAX_BATCH, MIXED_BATCHES = places(EdfParams)
 
 
 @njit
@@ -34,7 +36,7 @@ def choose(state, tables, memory, env, params):
     priority, model = (0, high) if high_deadline <= low_deadline else (1, low)
     if model < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    return largest_batch(state, tables, env, priority, model, params[MAX_BATCH])
+    return largest_batch(state, tables, env, priority, model, params[MAX_BATCH], params[MIXED_BATCHES])
 
 
 KIND = PolicyKind("edf", choose, EdfParams, "Liu and Layland, JACM 1973", order=BY_DEADLINE)

@@ -18,12 +18,14 @@ class FifoParams:
 
     Attributes:
         max_batch: largest batch in requests.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     max_batch: int = 8
+    mixed_batches: bool = False
 
 
-(MAX_BATCH,) = places(FifoParams)
+MAX_BATCH, MIXED_BATCHES = places(FifoParams)
 
 
 @njit
@@ -40,7 +42,7 @@ def choose(state, tables, memory, env, params):
                     best, best_p, best_m = arrival, priority, model
     if best_m < 0 or state.scheduler[env].n_free == 0:
         return defer_action(state, tables), np.inf
-    return largest_batch(state, tables, env, best_p, best_m, params[MAX_BATCH])
+    return largest_batch(state, tables, env, best_p, best_m, params[MAX_BATCH], params[MIXED_BATCHES])
 
 
 KIND = PolicyKind(

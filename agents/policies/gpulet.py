@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, held_by_low
+from agents.policies.common import defer_action, held_by_low, room
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -28,14 +28,16 @@ class GpuletParams:
         in_flight: batches on the device at once (2 partitions a device in the paper).
         margin: factor on predicted latencies.
         low_streams: streams that low priority may hold at once.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     in_flight: int = 2
     margin: float = 1.1
     low_streams: int = 64
+    mixed_batches: bool = False
 
 
-IN_FLIGHT, MARGIN, LOW_STREAMS = places(GpuletParams)
+IN_FLIGHT, MARGIN, LOW_STREAMS, MIXED_BATCHES = places(GpuletParams)
 
 
 @njit
@@ -111,14 +113,15 @@ def choose(state, tables, memory, env, params):
         action = -1
         for model in range(n_models):
             q = state.queue[env, priority, model]
-            if q.length < tables.size[0]:
+            length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
+            if q.length == 0 or length < tables.size[0]:
                 continue
             deadline = state.entry[env, priority, model, q.head].deadline
             if deadline >= best:
                 continue
             for i in range(tables.size.shape[0]):
                 size = tables.size.shape[0] - 1 - i
-                if tables.size[size] <= q.length and (
+                if tables.size[size] <= length and (
                     _admits(state, tables, env, priority, model, size, params[MARGIN]) or (idle and size == 0)
                 ):
                     best = deadline

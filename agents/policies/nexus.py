@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action
+from agents.policies.common import defer_action, room
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -31,15 +31,17 @@ class NexusParams:
         in_flight: batches on the device at once (the paper's devices run one at a time).
         margin: factor on solo latencies.
         drop_scale: solo latencies that a head's slack must hold, else it is dropped early.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     worst_case: float = 2.0
     in_flight: int = 2
     margin: float = 1.2
     drop_scale: float = 1.5
+    mixed_batches: bool = False
 
 
-WORST_CASE, IN_FLIGHT, MARGIN, DROP_SCALE = places(NexusParams)
+WORST_CASE, IN_FLIGHT, MARGIN, DROP_SCALE, MIXED_BATCHES = places(NexusParams)
 
 
 @njit
@@ -56,14 +58,15 @@ def choose(state, tables, memory, env, params):
         model = session // 2
         priority = session % 2
         q = state.queue[env, priority, model]
-        if q.length < tables.size[0]:
+        length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
+        if q.length == 0 or length < tables.size[0]:
             continue
         head = state.entry[env, priority, model, q.head]
         best = 0
         for size in range(tables.size.shape[0]):
             need = params[MARGIN] * solo_total(tables, group, model, size)
             in_window = own.now + need <= head.deadline and params[WORST_CASE] * need <= head.deadline - head.arrival
-            if tables.size[size] <= q.length and in_window:
+            if tables.size[size] <= length and in_window:
                 best = size
         memory[env, 0] = session + 1
         return action_of(tables, n_models, priority, model, best), np.inf

@@ -19,13 +19,15 @@ class PriorityEdfParams:
     Attributes:
         max_batch: largest batch in requests.
         low_streams: streams that low priority may hold at once; the others are kept free for high priority.
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     max_batch: int = 8
     low_streams: int = 64
+    mixed_batches: bool = False
 
 
-MAX_BATCH, LOW_STREAMS = places(PriorityEdfParams)
+MAX_BATCH, LOW_STREAMS, MIXED_BATCHES = places(PriorityEdfParams)
 
 
 @njit
@@ -39,7 +41,7 @@ def choose(state, tables, memory, env, params):
             continue
         if priority == 1 and held_by_low(state, env) >= params[LOW_STREAMS]:
             continue
-        size = largest_fit(state, tables, env, priority, model, params[MAX_BATCH])
+        size = largest_fit(state, tables, env, priority, model, params[MAX_BATCH], params[MIXED_BATCHES])
         if size >= 0:
             return action_of(tables, state.queue.shape[2], priority, model, size), np.inf
     return defer_action(state, tables), np.inf

@@ -33,10 +33,10 @@ from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
 from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.operations import action_of, has_room
+from envs.scheduling.operations import action_of, available, has_room, n_high_of
 from envs.scheduling.predictor import FINISH
 from envs.scheduling.rates import earned_per_ms
-from envs.scheduling.state import HIGH, P90
+from envs.scheduling.state import P90
 from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
 
 MOST_DISCOUNT = 5.0  # log of the largest
@@ -88,7 +88,7 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     own = state.scheduler[env]
     slowdown = math.exp(own.log_slowdown)
     unit_ms = tables.device[group].unit_ms
-    log_weight = math.log(_weight_of_high(state, env, params)) if priority == HIGH else 0.0
+    more_for_high = _weight_of_high(state, env, params) - 1.0
     queue = state.queue[env, priority, model]
     rank = -np.inf
     offers = -np.inf
@@ -100,9 +100,10 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     log_waited = math.log(1.0 + max(own.now - oldest.arrival, 0.0) / unit_ms)
     for size in range(tables.size.shape[0]):
         took = tables.solo[group, model, size] * slowdown
-        if tables.size[size] > queue.length or (size > 0 and took > slack):
+        n = tables.size[size]
+        if n > available(state, tables, env, priority, model) or (size > 0 and took > slack):
             break
-        worth = log_weight + math.log(tables.size[size] / took)
+        worth = math.log((n + more_for_high * n_high_of(state, env, priority, model, n)) / took)
         discount = _discount(slack - took, params, unit_ms)
         rank = max(rank, worth - discount + discount / MOST_DISCOUNT * log_waited)
         offers = max(offers, worth - min(discount, MOST_PATIENCE))
@@ -145,7 +146,6 @@ def _best_size(state, tables, env, priority, model, params, log_price):
     p90 = max(state.scale[env, busy, P90], 1.0)
     spread_of = spread_of_prediction(state, env)
     high_weight = _weight_of_high(state, env, params)
-    weight = high_weight if priority == HIGH else 1.0
     slack = state.entry[env, priority, model, queue.head].deadline - state.scheduler[env].now
     best = -1
     best_rate = -np.inf
@@ -154,13 +154,14 @@ def _best_size(state, tables, env, priority, model, params, log_price):
         n = tables.size[size]
         solo = tables.solo[group, model, size]
         # Even alone on the device it would end too late, or earn too little: no need to predict.
-        if n > queue.length or solo > slack or math.log(weight * n / solo) <= best_rate:
+        weight = n + (high_weight - 1.0) * n_high_of(state, env, priority, model, n)
+        if n > available(state, tables, env, priority, model) or solo > slack or math.log(weight / solo) <= best_rate:
             continue
         n_placed = predict_finishes(state, tables, env, model, size)
         duration = state.scratch[env, FINISH, n_placed]
         harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
-        met = expected_met(state, env, priority, model, n, duration, spread_of)
-        earned = weight * met - high_weight * harm_high - harm_low
+        high, low = expected_met(state, env, priority, model, n, duration, spread_of)
+        earned = high_weight * (high - harm_high) + low - harm_low
         if busy == 0:
             earned = max(earned, LEAST)  # nobody is harmed, and idling until the deadline gains nothing
         if earned < LEAST:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, largest_in_time
+from agents.policies.common import defer_action, largest_in_time, room
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -29,15 +29,17 @@ class SymphonyParams:
         in_flight: batches on the device at once.
         defer: share of the deferral that is used: 0 dispatches at once, 1 waits for frontrun.
         by_priority: whether ready high-priority batches go first (the paper knows no priority).
+        mixed_batches: whether a batch of high priority takes low priority of its model along.
     """
 
     margin: float = 1.5
     in_flight: int = 2
     defer: float = 1.0
     by_priority: bool = False
+    mixed_batches: bool = False
 
 
-MARGIN, IN_FLIGHT, DEFER, BY_PRIORITY = places(SymphonyParams)
+MARGIN, IN_FLIGHT, DEFER, BY_PRIORITY, MIXED_BATCHES = places(SymphonyParams)
 
 
 @njit
@@ -55,11 +57,12 @@ def choose(state, tables, memory, env, params):
     for priority in range(2):
         for model in range(n_models):
             q = state.queue[env, priority, model]
-            if q.length < tables.size[0]:
+            length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
+            if q.length == 0 or length < tables.size[0]:
                 continue
             head = state.entry[env, priority, model, q.head]
-            size = largest_in_time(state, tables, env, priority, model, params[MARGIN])
-            if size < last and tables.size[size + 1] > q.length:
+            size = largest_in_time(state, tables, env, priority, model, params[MARGIN], params[MIXED_BATCHES])
+            if size < last and tables.size[size + 1] > length:
                 frontrun = head.deadline - params[MARGIN] * solo_total(tables, group, model, size + 1)
                 ready = head.arrival + params[DEFER] * (frontrun - head.arrival)
                 if ready > own.now:

@@ -2,7 +2,8 @@
 
 From the description of NVIDIA Triton Inference Server, "Dynamic Batcher" in its model configuration guide: a model's
 scheduler sends a batch as soon as it reaches the preferred size, or when its oldest request has waited for
-``max_queue_delay_microseconds``; within a model, higher priority levels go first; an instance group of a model holds so
+``max_queue_delay_microseconds``; within a model, higher priority levels go first, and lower
+levels fill a batch up; an instance group of a model holds so
 many batches at once. Models do not know of each other: whichever became ready first takes a free stream. Requests whose
 timeout passed in the queue are rejected (here the simulator's or engine's drop, since clients set it to the deadline).
 """
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, in_flight_of, largest_fit
+from agents.policies.common import defer_action, in_flight_of, largest_fit, room
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
+from envs.scheduling.state import HIGH, LOW
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class TritonParams:
         preferred: preferred batch size in requests: a queue that holds so many does not wait.
         max_delay: longest wait of the oldest request for a preferred batch, in ms.
         instances: batches of one model in flight at once.
-        levels: whether priority levels are used within a model.
+        levels: whether priority levels are used within a model; without, its priorities are two queues and never share a batch.
     """
 
     max_batch: int = 8
@@ -59,7 +61,13 @@ def choose(state, tables, memory, env, params):
             if q.length == 0:
                 continue
             arrival = state.entry[env, priority, model, q.head].arrival
-            if q.length < params[PREFERRED] and arrival + params[MAX_DELAY] > own.now:
+            low = state.queue[env, LOW, model]
+            if params[LEVELS] > 0.0 and priority == HIGH and low.length > 0:
+                arrival = min(arrival, state.entry[env, LOW, model, low.head].arrival)
+            if (
+                room(state, tables, env, priority, model, params[LEVELS]) < params[PREFERRED]
+                and arrival + params[MAX_DELAY] > own.now
+            ):
                 wake = min(wake, arrival + params[MAX_DELAY])
             elif arrival < best:
                 best, best_p, best_m = arrival, priority, model
@@ -67,7 +75,7 @@ def choose(state, tables, memory, env, params):
                 break
     if best_m < 0:
         return defer_action(state, tables), wake
-    size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH])
+    size = largest_fit(state, tables, env, best_p, best_m, params[MAX_BATCH], params[LEVELS])
     if size < 0:
         return defer_action(state, tables), wake
     return action_of(tables, n_models, best_p, best_m, size), np.inf

@@ -9,7 +9,7 @@ The clipped objective of Schulman et al. 2017 with generalised advantage estimat
 
 It starts from nothing; ``train.py`` starts from Strait, and is judged against it.
 
-    python docs/examples/ppo_one_file.py --env Strait/DualPriority-v1 --total_steps 1000000
+    python docs/examples/ppo_one_file.py --env Strait/DualPriority-v2 --total_steps 1000000
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from envs.scheduling.state import HIGH, LOW, MET
 class Args:
     """Settings; each is a flag of its name."""
 
-    env: str = "Strait/DualPriority-v1"
+    env: str = "Strait/DualPriority-v2"
     """id of the environment"""
     seed: int = 1
     """of the environments, the network and the minibatches"""

@@ -17,7 +17,7 @@ from torchrl.envs.gym_like import default_info_dict_reader
 import envs  # noqa: F401 (registers the environments)
 
 
-def make(name: str = "Strait/DualPriority-v1", **settings: Any) -> TransformedEnv:
+def make(name: str = "Strait/DualPriority-v2", **settings: Any) -> TransformedEnv:
     """The environment of an id, with ``action_mask`` in its tensordicts."""
     env = gym.make(name, **settings)
     wrapped = GymWrapper(env, categorical_action_encoding=True)

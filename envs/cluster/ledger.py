@@ -374,8 +374,8 @@ def write_held(state, tables, env, held):
             n = state.queue[env, priority, model].length
             for stream in range(state.stream.shape[1]):
                 s = state.stream[env, stream]
-                if s.busy == 1 and s.priority == priority and s.model == model:
-                    n += s.n
+                if s.busy == 1 and s.model == model:
+                    n += s.n_high if priority == HIGH else s.n - s.n_high
             if n > 0:
                 held[priority] += batches_ms(tables, model, n)
 

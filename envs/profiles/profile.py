@@ -174,6 +174,7 @@ class Profile:
         """What the scheduler is told."""
         device = records((1,), device_t)
         device["cores"] = self.cores
+        device["mixed_batches"] = 1.0
         device["time_slice_ms"] = self.time_slice_ms
         device["dispatch_ms"] = self.dispatch_ms
         device["unit_ms"] = self.unit_ms

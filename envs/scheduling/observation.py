@@ -12,20 +12,20 @@ from itertools import zip_longest
 
 from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
 from envs.scheduling.jit import inlined
-from envs.scheduling.operations import has_room, head_deadline
+from envs.scheduling.operations import available, has_room, head_deadline, n_high_of
 from envs.scheduling.predictor import FINISH
 from envs.scheduling.rates import earned_per_ms, offered_rates
-from envs.scheduling.state import HIGH, P90
+from envs.scheduling.state import HIGH, LOW, P90
 from envs.scheduling.worth import LEAST, disturbance, expected_met, spread_of_prediction
 from traces.workload import HIGH_WEIGHT
 
-SCHEMA = "strait-observation/3"
+SCHEMA = "strait-observation/4"
 LIMIT = 4.0
 
 # The features of a candidate, in order, each with what it means. The places below and the environment's table follow from it.
 CANDIDATE_FEATURES = {
     "valid": "valid (1)",
-    "high_priority": "high priority",
+    "high_priority": "share of the batch that is of high priority",
     "slack": "slack of the head at the predicted finish, share of its deadline",
     "slack_p90": "the same at the calibrated 90 % quantile",
     "spare": "that, in ten mean solo latencies",
@@ -38,7 +38,7 @@ CANDIDATE_FEATURES = {
     "delay_low": "the same for low priority",
     "worth": "log of the value expected to be met per ms, over what a full device earns of late",
     "waited": "time the head has waited, share of its deadline",
-    "left_in_queue": "log(1 + requests left in the queue)",
+    "left_in_queue": "log(1 + requests left that it could have taken)",
     "slowdown": "predicted slowdown - 1",
     "batch_gain": "execution time per request over that of a batch of 1",
     "larger_fits": "a larger batch is valid",
@@ -180,7 +180,7 @@ def observe(state, tables, env, out):
     spread_of = spread_of_prediction(state, env)
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
     for model in range(n_models):
-        longest = max(state.queue[env, 0, model].length, state.queue[env, 1, model].length)
+        longest = max(available(state, tables, env, HIGH, model), available(state, tables, env, LOW, model))
         for size in range(n_sizes):
             n = tables.size[size]
             if n > longest:
@@ -192,24 +192,24 @@ def observe(state, tables, env, out):
             harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
             cost = max(duration + delay_high + delay_low, LEAST)
             for priority in range(2):
-                length = state.queue[env, priority, model].length
+                length = available(state, tables, env, priority, model)
                 if n > length:
                     continue
                 head = state.entry[env, priority, model, state.queue[env, priority, model].head]
                 span = max(head.deadline - head.arrival, 1e-3)
                 slack = head.deadline - now - duration
                 slack_p90 = head.deadline - now - duration * scale
-                met = expected_met(state, env, priority, model, n, duration, spread_of)
-                earned = (own.high_weight if priority == HIGH else 1.0) * met - own.high_weight * harm_high - harm_low
+                high, low = expected_met(state, env, priority, model, n, duration, spread_of)
+                earned = own.high_weight * (high - harm_high) + low - harm_low
                 i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
                 out[i + VALID] = 1.0
-                out[i + HIGH_PRIORITY] = 1.0 - priority
+                out[i + HIGH_PRIORITY] = n_high_of(state, env, priority, model, n) / n
                 out[i + SLACK] = _clip(slack / span)
                 out[i + SLACK_P90] = _clip(slack_p90 / span)
                 out[i + SPARE] = _clip(slack_p90 / (10.0 * unit))
                 out[i + DURATION] = _log(duration / unit)
                 out[i + SIZE] = n / largest
-                out[i + MET_SHARE] = met / n
+                out[i + MET_SHARE] = (high + low) / n
                 out[i + HARM_HIGH] = _clip(harm_high / 2.0)
                 out[i + HARM_LOW] = _clip(harm_low / 4.0)
                 out[i + DELAY_HIGH] = _clip(delay_high / unit)

@@ -13,7 +13,7 @@ from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import N_QUANTILES, learn
 from envs.scheduling.predictor import FINISH, STREAM, advance, choose_next_stream
 from envs.scheduling.rates import note_met, note_offered
-from envs.scheduling.state import CANCELLED, DROPPED, FAILED, LATE, MET, N_FEATURES, P95
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED, HIGH, LATE, LOW, MET, N_FEATURES, P95
 
 KNOWN_BATCHES = 8.0  # a profiled model counts as seen so often, so that first batches do not throw its bias
 
@@ -135,6 +135,25 @@ def has_room(state, tables, env):
 
 
 @inlined
+def available(state, tables, env, priority, model):
+    """Requests that a batch of candidate (priority, model) could hold.
+
+    A batch that is too large for the high-priority requests takes low priority of the same model along, first come, first
+    served; a batch of low priority holds no other.
+    """
+    n = state.queue[env, priority, model].length
+    if priority == HIGH and n > 0 and tables.device[env % tables.solo.shape[0]].mixed_batches > 0.0:
+        n += state.queue[env, LOW, model].length
+    return n
+
+
+@inlined
+def n_high_of(state, env, priority, model, n):
+    """High-priority requests in a batch of n of candidate (priority, model)."""
+    return min(state.queue[env, HIGH, model].length, n) if priority == HIGH else 0
+
+
+@inlined
 def can_dispatch(state, env, tables):
     """Whether some candidate is valid: there is room for a batch, and a queue holds a smallest one."""
     own = state.scheduler[env]
@@ -145,7 +164,7 @@ def can_dispatch(state, env, tables):
         return True
     for priority in range(2):
         for model in range(state.queue.shape[2]):
-            if state.queue[env, priority, model].length >= smallest:
+            if available(state, tables, env, priority, model) >= smallest:
                 return True
     return False
 
@@ -171,7 +190,7 @@ def valid(state, tables, env, action):
     if action < 0 or action >= 2 * n_models * tables.size.shape[0] or not has_room(state, tables, env):
         return False
     priority, model, size = candidate_of(tables, n_models, action)
-    return state.queue[env, priority, model].length >= tables.size[size]
+    return available(state, tables, env, priority, model) >= tables.size[size]
 
 
 @inlined
@@ -182,7 +201,7 @@ def mask(state, tables, env, out):
     i = 0
     for priority in range(2):
         for model in range(state.queue.shape[2]):
-            length = state.queue[env, priority, model].length
+            length = available(state, tables, env, priority, model)
             for size in range(n_sizes):
                 out[i] = free and length >= tables.size[size]
                 i += 1
@@ -210,7 +229,7 @@ def defer(state, tables, env, wake):
     n_models = state.queue.shape[2]
     for priority in range(2):
         for model in range(n_models):
-            length = state.queue[env, priority, model].length
+            length = available(state, tables, env, priority, model)
             if length < tables.size[0]:
                 continue
             deadline = head_deadline(state, env, priority, model)
@@ -266,14 +285,16 @@ def dispatch(state, tables, env, action):
     s.deadline = np.inf
     for f in range(N_FEATURES):
         state.feature_sum[env, stream, f] = 0.0
+    s.n_high = n_high_of(state, env, priority, model, s.n)
     for i in range(s.n):
-        r = state.entry[env, priority, model, state.queue[env, priority, model].head]
+        source = HIGH if i < s.n_high else LOW
+        r = state.entry[env, source, model, state.queue[env, source, model].head]
         to = state.member[env, stream, i]
         to.id = r.id
         to.arrival = r.arrival
         to.deadline = r.deadline
         s.deadline = min(s.deadline, r.deadline)
-        _pop(state, env, priority, model)
+        _pop(state, env, source, model)
     own.next_batch += 1
     own.n_free -= 1
     choose_next_stream(state, env)
@@ -300,13 +321,18 @@ def complete(state, tables, env, t, stream, exec_ms):
 def end_batch(state, tables, env, t, stream, exec_ms):
     """``complete`` for a caller that has moved the state on to time t."""
     s = state.stream[env, stream]
-    n_met = 0
+    met_high = 0
+    met_low = 0
     for i in range(s.n):
         r = state.member[env, stream, i]
         met = t <= r.deadline
-        n_met += met
-        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, MET if met else LATE)
-    note_met(state, tables, env, t, s.priority, n_met)
+        if i < s.n_high:
+            met_high += met
+        else:
+            met_low += met
+        priority = HIGH if i < s.n_high else LOW
+        _end(state, env, r.id, r.arrival, priority, s.model, s.batch, MET if met else LATE)
+    note_met(state, tables, env, t, met_high, met_low)
     learn(state, tables, env, stream, exec_ms, t - s.start)
     _release(state, env, stream)
 
@@ -318,7 +344,7 @@ def fail(state, tables, env, t, stream):
     s = state.stream[env, stream]
     for i in range(s.n):
         r = state.member[env, stream, i]
-        _end(state, env, r.id, r.arrival, s.priority, s.model, s.batch, FAILED)
+        _end(state, env, r.id, r.arrival, HIGH if i < s.n_high else LOW, s.model, s.batch, FAILED)
     _release(state, env, stream)
 
 

@@ -19,7 +19,7 @@ from envs.scheduling.jit import inlined, njit
 from envs.scheduling.learning import LEVELS, N_QUANTILES
 from envs.scheduling.predictor import FINISH, MAX_SLOWDOWN, integrate, load_in_flight
 from envs.scheduling.rates import offered_rates
-from envs.scheduling.state import HIGH, MET
+from envs.scheduling.state import HIGH, LOW, MET
 
 # Which queued requests a policy serves before another: those of high priority first and within a priority by deadline; by
 # deadline alone; or in the order of arrival. The queue of a model and priority itself is first come, first served under all.
@@ -202,21 +202,23 @@ def quote(state, tables, calibration, env, question, row):
     group = env % tables.solo.shape[0]
     now = question.now
     n_models = state.queue.shape[2]
+    largest = tables.size[tables.size.shape[0] - 1]
+    position = 0
     high = 0.0
     low = 0.0
-    for priority in range(2):
-        for model in range(n_models):
-            n = _ahead(state, env, question, priority, model)
-            if priority == question.priority and model == question.model:
-                # The last of them are in its own batch.
-                n -= n % tables.size[tables.size.shape[0] - 1]
-            work = _batches_ms(state, tables, env, model, n)
-            if priority == HIGH:
-                high += work
-            else:
-                low += work
-    position = state.queue[env, question.priority, question.model].length
-    own_batch = position % tables.size[tables.size.shape[0] - 1] + 1
+    for model in range(n_models):
+        n_high = _ahead(state, env, question, HIGH, model)
+        n = n_high + _ahead(state, env, question, LOW, model)
+        if model == question.model:
+            # The last of them are in its own batch.
+            position = n
+            n -= n % largest
+            n_high = min(n_high, n)
+        # Both priorities are taken for mixed batches: what low adds to those of high.
+        work = _batches_ms(state, tables, env, model, n_high)
+        high += work
+        low += max(_batches_ms(state, tables, env, model, n) - work, 0.0)
+    own_batch = position % largest + 1
     batch_ms = alone_ms(state, tables, env, question.model, _size_for(tables, own_batch))
     busy, first, left = _left_in_flight(state, tables, env, now)
     streams = float(busy + own.n_free)

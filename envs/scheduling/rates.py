@@ -49,18 +49,14 @@ def offered_rates(state, tables, env):
 
 
 @inlined
-def note_met(state, tables, env, t, priority, n_met):
-    """A batch ended at time t (ms) with ``n_met`` requests in time."""
+def note_met(state, tables, env, t, n_high, n_low):
+    """A batch ended at time t (ms) with so many requests of high and low priority in time."""
     own = state.scheduler[env]
     window = window_ms(tables, env % tables.solo.shape[0])
     decay = math.exp(-(t - own.met_time) / window)
     own.met_time = t
-    own.met_high *= decay
-    own.met_low *= decay
-    if priority == HIGH:
-        own.met_high += n_met / window
-    else:
-        own.met_low += n_met / window
+    own.met_high = own.met_high * decay + n_high / window
+    own.met_low = own.met_low * decay + n_low / window
 
 
 @inlined

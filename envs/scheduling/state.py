@@ -83,6 +83,7 @@ stream_t = np.dtype(
         ("priority", "i4"),
         ("size_index", "i4"),  # of the batch size
         ("n", "i4"),  # requests in the batch
+        ("n_high", "i4"),  # those of high priority among them, which are its first members
         ("n_corunners", "i4"),  # batches in flight when it was dispatched, itself not counted
         ("core", "i4"),  # that the stream is pinned to
     ],
@@ -96,6 +97,7 @@ device_t = np.dtype(
     [
         ("cores", "f8"),  # stream k is pinned to core k % cores, whose batches are time-sliced; 0: each has its own
         ("max_batches_per_core", "f8"),  # batches that may share a core; 0: no limit
+        ("mixed_batches", "f8"),  # 1: a batch of high priority may take low priority of its model along
         ("time_slice_ms", "f8"),  # of the batches on a shared core; 0: they share it evenly
         ("dispatch_ms", "f8"),  # cost of a dispatch before its copy begins
         ("unit_ms", "f8"),  # mean solo latency: the time scale that makes observations free of units

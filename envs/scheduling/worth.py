@@ -9,8 +9,9 @@ import math
 
 from envs.scheduling.forecast import in_flight, place
 from envs.scheduling.jit import inlined
+from envs.scheduling.operations import n_high_of
 from envs.scheduling.predictor import FINISH, STREAM
-from envs.scheduling.state import HIGH, P50, P90
+from envs.scheduling.state import HIGH, LOW, P50, P90
 
 SPREAD_TO_P90 = 2.18  # a logistic distribution reaches 90 % at ln 9 = 2.2 of its scales, close to this
 FARTHEST = 3.0  # of these scales, where a chance is taken for none or all
@@ -45,13 +46,18 @@ def chance(ratio, spread_of):
 
 @inlined
 def expected_met(state, env, priority, model, n, duration, spread_of):
-    """Requests among the first n of queue (p, m) that a batch of this predicted duration (ms) is expected to meet."""
+    """Requests (high, low) that a batch of n of candidate (priority, model) is expected to meet in ``duration`` ms."""
     now = state.scheduler[env].now
-    met = 0.0
-    for i in range(n):
-        deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
-        met += chance((deadline - now) / duration, spread_of)
-    return met
+    high = 0.0
+    low = 0.0
+    n_high = n_high_of(state, env, priority, model, n)
+    for i in range(n_high):
+        deadline = state.entry[env, HIGH, model, place(state, env, HIGH, model, i)].deadline
+        high += chance((deadline - now) / duration, spread_of)
+    for i in range(n - n_high):
+        deadline = state.entry[env, LOW, model, place(state, env, LOW, model, i)].deadline
+        low += chance((deadline - now) / duration, spread_of)
+    return high, low
 
 
 @inlined
@@ -73,14 +79,15 @@ def disturbance(state, env, n_placed, spread_of):
         before = max(batch.finish - now, LEAST)
         if after - before < LEAST:
             continue
-        harm = 0.0
         for i in range(batch.n):
             left = state.member[env, stream, i].deadline - now
-            harm += chance(left / before, spread_of) - chance(left / after, spread_of)
+            harm = chance(left / before, spread_of) - chance(left / after, spread_of)
+            if i < batch.n_high:
+                harm_high += harm
+            else:
+                harm_low += harm
         if batch.priority == HIGH:
-            harm_high += harm
             delay_high += after - before
         else:
-            harm_low += harm
             delay_low += after - before
     return harm_high, harm_low, delay_high, delay_low

@@ -53,6 +53,7 @@ class EnvConfig:
         models: the models served, by name; empty: all of the profile.
         streams: streams K of the device.
         max_batches_per_core: batches that may share a core in turns; 0: as many as there are streams.
+        mixed_batches: whether a batch of high priority may take low priority of its model along.
         load: offered load as a share of the capacity measured in simulation (envs.simulation.capacity). None leaves a
             workload's arrivals as recorded.
         burst: arrival rate in a burst over the mean rate; (1, 1) is a Poisson process.
@@ -83,6 +84,7 @@ class EnvConfig:
     models: tuple[str, ...] = ()
     streams: int = 4
     max_batches_per_core: int = 0
+    mixed_batches: bool = True
     load: Range | None = (0.5, 1.3)
     burst: Range = (1.0, 4.0)
     burst_share: Range = (0.1, 0.3)

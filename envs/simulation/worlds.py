@@ -82,6 +82,7 @@ class Worlds:
         self.sim = Simulator(self.profile, n, config.streams, room, config.queue_places, truth=truth)
         self._source = EpisodeSource(self.generator, self.recording, randomiser)
         self.sim.tables.device["max_batches_per_core"] = config.max_batches_per_core
+        self.sim.tables.device["mixed_batches"] = config.mixed_batches
         defer_ms = float(deferral_ms(self.sim.tables, 0, config.defer))
         self.sim.world.rules[:] = (config.drop, defer_ms, config.end_ms, np.inf)
         self.sim.limit_memory(config.models_in_memory, config.load_ms)

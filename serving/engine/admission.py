@@ -36,11 +36,15 @@ class Admission(Observer):
 
     def batch_ended(self, batch: BatchRecord) -> None:
         """Count its work, if there was a queue behind it all the time since the batch before."""
-        scheduler, done = self._scheduler, self._done[batch.priority]
-        queued = scheduler.queued > 0 and scheduler.ahead(batch.priority, math.inf)[0] > 0
-        if queued or done.going:
-            work = batch.batch_size * self._share_ms(batch.model, -1) if batch.error is None else 0.0
-            done.add(work, self._now_ms(), queued)
+        scheduler = self._scheduler
+        for priority, n in enumerate((batch.n_high, batch.batch_size - batch.n_high)):
+            if n == 0:
+                continue
+            done = self._done[priority]
+            queued = scheduler.queued > 0 and scheduler.ahead(priority, math.inf)[0] > 0
+            if queued or done.going:
+                work = n * self._share_ms(batch.model, -1) if batch.error is None else 0.0
+                done.add(work, self._now_ms(), queued)
 
     def refusal(self, model: str, priority: int, deadline_ms: float) -> str:
         """Why a request that arrives now cannot be met, in one line; nothing if it may be.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from envs.scheduling.state import HIGH
 from serving.engine.request import BatchRecord, Request
 from serving.executors.base import Batch, BatchResult
 
@@ -17,7 +18,7 @@ class BatchInFlight:
     Attributes:
         batch_id: its number.
         model: name of its model.
-        priority: 0 or 1.
+        priority: 0 or 1; 0 if any of its requests is of high priority.
         requests: its members.
         start_ms: when the scheduler dispatched it, on the engine's clock.
         predicted_ms: time from dispatch to finish predicted at dispatch.
@@ -94,6 +95,7 @@ class BatchInFlight:
             model=self.model,
             priority=self.priority,
             batch_size=len(self.running),
+            n_high=sum(request.result.priority == HIGH for request in self.running),
             error=result.error,
             phases=phases,
             # A part of a batch was not decided on when the batch was.

@@ -142,8 +142,9 @@ class BatchRecord:
         batch_id: its number.
         stream: the stream that ran it.
         model: name of its model.
-        priority: 0 (high) or 1 (low).
+        priority: 0 (high) or 1 (low); high if any of its requests is.
         batch_size: requests in it.
+        n_high: those of high priority among them.
         error: one line, or None.
         phases: when its phases began and ended on the device.
         decided_ms: when the scheduler decided on it.
@@ -157,6 +158,7 @@ class BatchRecord:
     model: str
     priority: int
     batch_size: int
+    n_high: int
     error: str | None
     phases: Phases
     decided_ms: float

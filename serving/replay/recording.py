@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from envs.scheduling.state import PRIORITIES
+from envs.scheduling.state import HIGH, PRIORITIES
 from serving.engine.request import BatchRecord, RequestResult
 from serving.observers.recorder import Asked, Ended
 from serving.profiling.calibrate import without_token
@@ -84,6 +84,7 @@ def _batch(row: Mapping[Hashable, Any], predicted: dict[float, float]) -> BatchR
     same = ("batch_id", "stream", "model", "priority", "batch_size", *SCHEDULED)
     return BatchRecord(
         **{name: row[name] for name in same},
+        n_high=row["batch_size"] if row["priority"] == HIGH else 0,  # a recording does not tell who was taken along
         error=None,
         phases=Phases(*(row[name] for name in PHASES)),
         predicted_ms=predicted.get(row["decided_ms"], math.nan),

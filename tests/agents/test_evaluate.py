@@ -267,7 +267,7 @@ def test_the_leaderboard_prints_a_table_and_json(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_the_leaderboard_of_an_environment_serves_its_episodes(capsys: pytest.CaptureFixture[str]) -> None:
-    name, seeds = "Strait/DualPriority-Tiny-v1", 3
+    name, seeds = "Strait/DualPriority-Tiny-v2", 3
     assert leaderboard.main([f"--env={name}", "--policies=fifo,strait", f"--seeds={seeds}", "--workers=1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["env"] == name and set(result["policies"]) == {"fifo", "strait"}

@@ -106,6 +106,35 @@ def test_a_batch_is_as_large_as_the_queue_allows(name: str) -> None:
     assert scene.ask(make_policy(name, max_batch=2)) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(kinds()[n].params, "mixed_batches") and n != "clipper"])
+def test_a_mixed_batch_holds_low_priority_of_the_same_model_too(name: str) -> None:
+    at_once = {"symphony": {"defer": 0.0, "by_priority": True}, "cork": {"budget": 0.0}}.get(name, {})
+    scene = Scene().queue(0, 1).queue(1, 1, n=4)
+    assert scene.ask(make_policy(name, mixed_batches=True, **at_once)) == (0, 1, 4)
+    assert scene.ask(make_policy(name, mixed_batches=False, **at_once)) == (0, 1, 1)
+
+
+def test_clipper_fills_its_batch_with_low_priority() -> None:
+    scene = Scene().queue(0, 1).queue(1, 1, n=4)
+    for mixed, n in ((True, 2), (False, 1)):
+        policy = make_policy("clipper", mixed_batches=mixed)
+        policy.memory[:] = 2.0  # the size it has found for every model
+        assert scene.ask(policy) == (0, 1, n)
+
+
+def test_levels_of_triton_share_a_batch() -> None:
+    scene = Scene().queue(0, 1).queue(1, 1, n=3)
+    assert scene.ask(make_policy("triton", preferred=4, max_delay=5.0)) == (0, 1, 4)
+    assert scene.ask(make_policy("triton", preferred=4, max_delay=5.0, levels=False)) is None
+
+
+def test_strait_takes_low_priority_along_where_that_costs_little() -> None:
+    for longer, n in (([1.0, 1.1, 1.2, 1.3], 8), ([1.0, 2.0, 4.0, 8.0], 1)):
+        scene = Scene().queue(0, 1).queue(1, 1, n=7)
+        scene.tb.solo[0, 1] = scene.tb.solo[0, 1, 0] * np.array(longer)
+        assert scene.ask("strait") == (0, 1, n)
+
+
 def test_triton_waits_for_its_preferred_batch_and_no_longer_than_its_delay() -> None:
     policy = make_policy("triton", preferred=4, max_delay=5.0)
     scene = Scene().queue(0, 1, n=2)
@@ -199,7 +228,8 @@ def test_without_priority_both_are_alike() -> None:
     policy, _ = resolve("strait:no-priority", use_tuned=False)
     for urgent in range(2):
         scene = Scene().queue(urgent, 0, 60.0).queue(1 - urgent, 0, 900.0)
-        assert scene.ask(policy) == (urgent, 0, 1)
+        answer = scene.ask(policy)
+        assert answer is not None and answer[:2] == (urgent, 0)
     assert Scene().queue(0, 0, 900.0).queue(1, 0, 890.0).ask("strait") == (0, 0, 1)
 
 

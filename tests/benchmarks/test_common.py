@@ -100,7 +100,7 @@ def test_an_overload_is_summed_up_by_priority_and_status() -> None:
 
 
 def test_an_environment_has_a_short_name_in_files() -> None:
-    assert short_name("Strait/DualPriority-v1") == "dual-priority"
+    assert short_name("Strait/DualPriority-v2") == "dual-priority"
     assert short_name("Strait/DualPriority-Bursty-v0") == "dual-priority-bursty"
     with pytest.raises(InputError, match="no environment 'CartPole-v1'"):
         LearningCurves(envs=("CartPole-v1",))

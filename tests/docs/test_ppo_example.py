@@ -29,7 +29,7 @@ def test_it_is_one_short_file() -> None:
 
 def test_a_few_hundred_steps_are_trained(ppo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (
-        "--env Strait/DualPriority-Tiny-v1 --total_steps 768 --num_envs 4 --num_steps 64 --minibatches 2 --hidden 16"
+        "--env Strait/DualPriority-Tiny-v2 --total_steps 768 --num_envs 4 --num_steps 64 --minibatches 2 --hidden 16"
     )
     args = ppo.parse([*words.split(), "--logdir", str(tmp_path)])
     took: list[bool] = []

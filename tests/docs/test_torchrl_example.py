@@ -18,7 +18,7 @@ def test_a_rollout_takes_valid_actions_only() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    env = module.make("Strait/DualPriority-Tiny-v1")
+    env = module.make("Strait/DualPriority-Tiny-v2")
     env.set_seed(1)
     check_env_specs(env)
     steps = env.rollout(300)

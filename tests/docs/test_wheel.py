@@ -85,13 +85,13 @@ def test_the_installed_package_is_the_wheels_and_finds_its_files(environment: Pa
     code = (
         "import serve, envs, gymnasium; from envs.profiles.profile import Profile;"
         "from serving.api.http import api_document;"
-        "Profile.load('gpu-a100'); name = gymnasium.spec('Strait/DualPriority-v1').id;"
+        "Profile.load('gpu-a100'); name = gymnasium.spec('Strait/DualPriority-v2').id;"
         "print(api_document('x')['info']['version'], serve.__file__, name)"
     )
     shown = run([str(environment / "python"), "-c", code], tmp_path)
     assert shown.returncode == 0, shown.stderr[-3000:]
     version, file, name = shown.stdout.split()
-    assert Path(file).is_relative_to(environment.parent) and (version, name) == ("x", "Strait/DualPriority-v1")
+    assert Path(file).is_relative_to(environment.parent) and (version, name) == ("x", "Strait/DualPriority-v2")
 
 
 @pytest.mark.parametrize("name", PROJECT["scripts"])

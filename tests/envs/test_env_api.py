@@ -24,7 +24,7 @@ from traces.errors import InputError
 from traces.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = "Strait/DualPriority-Tiny-v1"
+TINY = "Strait/DualPriority-Tiny-v2"
 INFO = {"action_mask", "dt_ms", "time_ms", "invalid_action", "outcomes", "seed"}
 
 
@@ -48,7 +48,7 @@ def play(env: gym.Env, seed: int, steps: int = 200) -> bytes:
     return digest.digest()
 
 
-@pytest.mark.parametrize("name", [TINY, "Strait/DualPriority-v1", "Strait/DualPriority-v0"])
+@pytest.mark.parametrize("name", [TINY, "Strait/DualPriority-v2", "Strait/DualPriority-v0"])
 def test_gymnasium_finds_no_fault(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -68,7 +68,7 @@ def test_stable_baselines3_finds_no_fault(env: DualPriorityEnv) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_is_made_alone_and_batched(variant: str) -> None:
-    name = f"Strait/DualPriority{variant}-v1"
+    name = f"Strait/DualPriority{variant}-v2"
     env = gym.make(name)
     obs, info = env.reset(seed=3)
     many = gym.make_vec(name, num_envs=2)

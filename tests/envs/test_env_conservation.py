@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.profiles.profile import synthetic_profile
-from envs.scheduling.state import DROPPED, LATE, MET, WAITING, SchedState
+from envs.scheduling.operations import action_of, complete, dispatch, enqueue, fail, valid
+from envs.scheduling.state import DROPPED, FAILED, HIGH, LATE, LOW, MET, WAITING, SchedState
 from envs.simulation.config import EnvConfig, RandomiseConfig
 from envs.simulation.simulator import Simulator
 from envs.simulation.worlds import Worlds, world_seed
@@ -75,6 +76,8 @@ def test_any_workload_under_any_actions_is_conserved(
     sim.world.rules[:] = (drop, 1.0, 100.0, grace)
     sim.world.preemption[:] = data.draw(st.sampled_from([(0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.05, 0.2)]))
     sim.limit_memory(data.draw(st.integers(0, MODELS)), data.draw(st.sampled_from([0.0, 3.0, 40.0])))
+    mixed = data.draw(st.booleans())
+    sim.tables.device["mixed_batches"] = mixed
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     # Actions are drawn valid or not.
     defer_share = data.draw(st.sampled_from([0.0, 0.3, 0.9]))
@@ -112,11 +115,47 @@ def test_any_workload_under_any_actions_is_conserved(
         mine = done["priority"] == p
         for o in (MET, LATE, DROPPED):
             assert sim.state.count[0, p, o] == (ended[mine] == o).sum()
-    # A batch is of one model and one priority, at a size of the grid.
+    # A batch is of one model, at a size of the grid. It takes low priority along only where no high priority is left behind.
     for batch in set(done["batch"].tolist()) - {-1}:
         mine = done[done["batch"] == batch]
-        assert len(set(mine["model"].tolist())) == len(set(mine["priority"].tolist())) == 1
+        assert len(set(mine["model"].tolist())) == 1
         assert len(mine) in PROFILE.batch_sizes
+        if len(set(mine["priority"].tolist())) == 2:
+            assert mixed
+            start = mine["start"][0]
+            high = done[(done["priority"] == HIGH) & (done["model"] == mine["model"][0]) & (done["arrival"] < start)]
+            assert not np.any(high["start"] > start)
+            assert not np.any(np.isnan(high["start"]) & (high["finish"] > start))
+
+
+@pytest.mark.parametrize(("end", "outcome"), [("complete", MET), ("fail", FAILED)])
+def test_a_batch_of_high_priority_takes_low_priority_of_its_model_along(end: str, outcome: int) -> None:
+    sim = Simulator(PROFILE, 1, STREAMS, ROOM, PLACES)
+    state, tables = sim.state, sim.tables
+    sim.load([workload([])])
+    sim.begin([0])
+    for id_, (priority, model) in enumerate([(LOW, 1), (HIGH, 1), (LOW, 1), (HIGH, 1), (LOW, 1), (LOW, 0)]):
+        assert enqueue(state, tables, 0, 0.0, priority, model, id_, 1e6 + id_)
+    sizes = list(PROFILE.batch_sizes)
+
+    def can(priority: int, model: int, n: int) -> bool:
+        return bool(valid(state, tables, 0, action_of(tables, MODELS, priority, model, sizes.index(n))))
+
+    assert can(HIGH, 1, 4) and not can(HIGH, 1, 8), "two of high and three of low priority are queued"
+    assert can(LOW, 1, 2) and not can(LOW, 1, 4), "a batch of low priority holds no other"
+    assert not can(HIGH, 0, 1), "without high priority there is no batch of it"
+    stream = dispatch(state, tables, 0, action_of(tables, MODELS, HIGH, 1, sizes.index(4)))
+    batch = state.stream[0, stream]
+    assert state.member["id"][0, stream, :4].tolist() == [1, 3, 0, 2], "high priority first, each in order of arrival"
+    assert (batch.priority, batch.n, batch.n_high, batch.deadline) == (HIGH, 4, 2, 1e6)
+    check_state(state)
+    if end == "complete":
+        complete(state, tables, 0, 10.0, stream, 9.0)
+    else:
+        fail(state, tables, 0, 10.0, stream)
+    assert state.count[0, HIGH, outcome] == state.count[0, LOW, outcome] == 2
+    assert state.ended["priority"][0, :4].tolist() == [HIGH, HIGH, LOW, LOW]
+    check_state(state)
 
 
 def play_episodes(n: int, per_world: int, seed: int) -> tuple[bytes, int]:

@@ -34,7 +34,7 @@ class FakeScheduler:
     def ends_batches(self, n: int, each_ms: float, error: str | None = None) -> None:
         for _ in range(n):
             self.now += each_ms
-            batch = SimpleNamespace(priority=1, model="double", batch_size=4, error=error)
+            batch = SimpleNamespace(priority=1, model="double", batch_size=4, n_high=0, error=error)
             self.admission.batch_ended(batch)  # type: ignore[arg-type]
 
     def refusal(self, deadline_ms: float, priority: int = 1) -> str:

@@ -81,6 +81,7 @@ def batch(number: int = 0, stream: int = 0) -> BatchRecord:
         model="wide",
         priority=0,
         batch_size=1,
+        n_high=1,
         error=None,
         phases=Phases(t, t + 1, t + 2, t + 2, t + 7, t + 8),
         decided_ms=t,

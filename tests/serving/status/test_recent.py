@@ -26,8 +26,8 @@ class World:
         phases = Phases(t - 8, t - 7, t - 6, t - 6, t - 2, t - 1)
         self.recent.batch_ended(
             BatchRecord(
-                batch_id=next(self._number), stream=1, model=model, priority=0, batch_size=2, error=error, phases=phases,
-                decided_ms=t - 9, seen_ms=t, predicted_ms=6.0, co_runners=0,
+                batch_id=next(self._number), stream=1, model=model, priority=0, batch_size=2, n_high=2, error=error,
+                phases=phases, decided_ms=t - 9, seen_ms=t, predicted_ms=6.0, co_runners=0,
             )
         )  # fmt: skip
 
