@@ -1,9 +1,9 @@
 """Every policy's own parameters, tuned alike: ``python -m agents.tune`` writes agents/data/tuned.json.
 
 One tuner (Optuna's TPE) with one budget for all, on training workloads: synthetic arrivals with seeds that no evaluation
-uses. The objective is the share of violated weight, high priority counting five times or as told. The first trial is the
-defaults, so that what is kept is never worse than they are on these workloads. A file that is there already is resumed:
-policies that were tuned with the same settings are not tuned again.
+uses. The objective is the share of violated weight, high priority counting five times or as told. The first trials are the
+defaults and what is in force on the profile, so that what is kept is never worse than they are on these workloads. A file that
+is there already is resumed: policies that were tuned with the same settings are not tuned again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
 from agents.evaluation.suites import check_workload, seen_models, workload_for
-from agents.learned.names import TUNED, resolve
+from agents.learned.names import TUNED, resolve, tuned, tuned_path
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
@@ -174,7 +174,9 @@ def tune_policy(name: str, config: TuneConfig, capacity_rps: float) -> dict[str,
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.budget // 4)
     )
-    study.enqueue_trial(inside(name, defaults))
+    in_force = tuned(tuned_path(config.profile)).get(name, {})
+    for params in (defaults, defaults | in_force):
+        study.enqueue_trial(inside(name, params), skip_if_exists=True)
     study.optimize(
         lambda trial: objective.score(policy(**suggest(trial, name))),
         n_trials=min(config.budget, MOST_TRIALS * len(RANGES[name])),

@@ -28,10 +28,10 @@ HIDDEN, DEFER_AFTER, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
 HEAD = STRAIT + len(fields(StraitParams))
 # VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid.
 CHOSEN = 2.0
-# Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, a candidate's two layers,
-# sum and maximum of all embeddings, the hidden layer of DEFER.
-SUMMARY, CONTEXT, FIRST, EMBEDDING, TOTAL, LARGEST, DEFER = range(7)
-N_SCRATCH = 7
+# Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, two layers of each of two
+# candidates, sum and maximum of all embeddings, the hidden layer of DEFER.
+SUMMARY, CONTEXT, LAYER, LAYER_TOO, EMBEDDING, EMBEDDING_TOO, TOTAL, LARGEST, DEFER = range(9)
+N_SCRATCH = 9
 
 
 ZERO = np.float32(0.0)
@@ -115,6 +115,28 @@ def _add_product(w, at, x, y):
 
 
 @inlined
+def _add_two_products(w, at, x, u, y, v):
+    """Add to y the product of x, and to v that of u, and the matrix at w[at:], which is read once for both."""
+    n = y.shape[0]
+    i = 0
+    while i + 4 <= x.shape[0]:
+        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+        u0, u1, u2, u3 = u[i], u[i + 1], u[i + 2], u[i + 3]
+        rows = w[at + i * n : at + (i + 4) * n]
+        for j in range(n):
+            a, b, c, d = rows[j], rows[n + j], rows[2 * n + j], rows[3 * n + j]
+            y[j] += (x0 * a + x1 * b) + (x2 * c + x3 * d)
+            v[j] += (u0 * a + u1 * b) + (u2 * c + u3 * d)
+        i += 4
+    while i < x.shape[0]:
+        row = w[at + i * n : at + (i + 1) * n]
+        for j in range(n):
+            y[j] += x[i] * row[j]
+            v[j] += u[i] * row[j]
+        i += 1
+
+
+@inlined
 def _dot(x, y):
     """Inner product of two vectors, in four partial sums that do not wait for each other."""
     a, b, c, d = ZERO, ZERO, ZERO, ZERO
@@ -172,8 +194,9 @@ def score(params, memory, n_candidates):
     scratch = numbers[2 * MEMORY_SIZE : _logits_at(h)]
     summary = scratch[SUMMARY * h : (SUMMARY + 1) * h]
     context = scratch[CONTEXT * h : (CONTEXT + 1) * h]
-    first = scratch[FIRST * h : (FIRST + 1) * h]
-    embedding = scratch[EMBEDDING * h : (EMBEDDING + 1) * h]
+    layer = scratch[LAYER * h : (LAYER + 1) * h]
+    layer_too = scratch[LAYER_TOO * h : (LAYER_TOO + 1) * h]
+    embeddings = scratch[EMBEDDING * h : (EMBEDDING_TOO + 1) * h]
     total = scratch[TOTAL * h : (TOTAL + 1) * h]
     largest = scratch[LARGEST * h : (LARGEST + 1) * h]
     logits = numbers[_logits_at(h) : _logits_at(h) + n_candidates + 1]
@@ -189,32 +212,53 @@ def score(params, memory, n_candidates):
     best = n_candidates
     best_logit = LEAST
     for i in range(n_candidates):
-        row = obs[i * N_CANDIDATE : (i + 1) * N_CANDIDATE]
         logits[i] = LEAST
-        if row[VALID] < 0.5:
-            continue
-        n_valid += 1
+    i = _next_valid(obs, -1, n_candidates)
+    while i < n_candidates:
+        too = _next_valid(obs, i, n_candidates)
+        n_here = 2 if too < n_candidates else 1
+        row = obs[i * N_CANDIDATE : (i + 1) * N_CANDIDATE]
+        row_too = obs[too * N_CANDIDATE : (too + 1) * N_CANDIDATE] if n_here == 2 else row
         for j in range(h):
-            first[j] = context[j]
-        _add_product(w, candidate_at, row, first)
-        _rectify(first)
-        _dense(w, embed_at, first, embedding)
-        for j in range(h):
-            total[j] += embedding[j]
-            largest[j] = embedding[j] if embedding[j] > largest[j] else largest[j]
-        logit = w[score_at] + _dot(w[score_at + 1 : defer_at], embedding)
-        if row[VALID] > CHOSEN - 0.5:
-            logit += bonus
-            strait_defers = False
-        logits[i] = logit
-        if logit > best_logit:
-            best_logit = logit
-            best = i
+            layer[j] = context[j]
+            layer_too[j] = context[j]
+            embeddings[j] = w[embed_at + j]
+            embeddings[h + j] = w[embed_at + j]
+        _add_two_products(w, candidate_at, row, row_too, layer, layer_too)
+        _rectify(layer)
+        _rectify(layer_too)
+        _add_two_products(w, embed_at + h, layer, layer_too, embeddings[:h], embeddings[h:])
+        _rectify(embeddings)
+        for one in range(n_here):
+            action = too if one == 1 else i
+            embedding = embeddings[one * h : (one + 1) * h]
+            for j in range(h):
+                total[j] += embedding[j]
+                largest[j] = embedding[j] if embedding[j] > largest[j] else largest[j]
+            logit = w[score_at] + _dot(w[score_at + 1 : defer_at], embedding)
+            if obs[action * N_CANDIDATE + VALID] > CHOSEN - 0.5:
+                logit += bonus
+                strait_defers = False
+            logits[action] = logit
+            if logit > best_logit:
+                best_logit = logit
+                best = action
+        n_valid += n_here
+        i = _next_valid(obs, too, n_candidates)
     logits[n_candidates] = _defer_logit(w, defer_at, out_at, scratch, h, n_valid)
     if strait_defers:
         logits[n_candidates] += bonus
     # Not "DEFER's > best": with weights that give nan, no comparison holds and the safe choice is DEFER.
     return best if best_logit >= logits[n_candidates] else n_candidates
+
+
+@inlined
+def _next_valid(obs, after, n_candidates):
+    """The valid candidate behind ``after``; at least ``n_candidates`` where there is none."""
+    i = after + 1
+    while i < n_candidates and obs[i * N_CANDIDATE + VALID] < 0.5:
+        i += 1
+    return i
 
 
 @inlined

@@ -23,6 +23,7 @@ Decide = Callable[[SchedState, Tables], tuple[int, float]]
 
 COLOUR = ("#d6603a", "#467ab2")  # by priority, as in envs.drawing.frame
 COPY, GOOD, BAD = "#c9ccd1", "#3e8e5c", "#ba3030"
+BAR = 0.7  # height of a batch, of the distance between streams
 
 
 def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[BatchRow]]:
@@ -42,7 +43,8 @@ def episode(sim: Simulator, decide: Decide) -> tuple[list[RequestRow], list[Batc
         sim.step(actions, wakes)
         if int(st.scheduler[0].next_batch) > batch:
             s = streams[k]
-            flying[k] = (batch, k, int(s.priority), models[s.model], int(s.n), float(s.start), float(s.predicted))
+            known = (batch, k, int(s.priority), models[s.model], int(s.n), int(s.n_high))
+            flying[k] = (*known, float(s.start), float(s.predicted))
         # A stream is taken again by the next decision at the earliest: what it did until then is still noted there.
         for k in [k for k in flying if runs[k].phase == IDLE]:
             *what, start, predicted = flying.pop(k)
@@ -124,9 +126,13 @@ def _streams(axes: Any, batches: Sequence[BatchRow], shown_ms: float) -> None:
     for b in batches:
         at, phases = streams.index(b.stream), b.phases
         for begin, end in ((phases.h2d_start_ms, phases.h2d_end_ms), (phases.exec_end_ms, phases.d2h_end_ms)):
-            axes.barh(at, end - begin, 0.7, left=begin, color=COPY)
+            axes.barh(at, end - begin, BAR, left=begin, color=COPY)
         begin, took = phases.exec_start_ms, phases.exec_end_ms - phases.exec_start_ms
-        axes.barh(at, took, 0.7, left=begin, color=COLOUR[b.priority], alpha=0.75, edgecolor="white", lw=0.6)
+        top = at - BAR / 2  # of a mixed batch, high priority is on top
+        for n, colour in zip((b.n_high, b.batch_size - b.n_high), COLOUR, strict=True):
+            height = BAR * n / b.batch_size
+            axes.barh(top, took, height, left=begin, align="edge", color=colour, alpha=0.75, edgecolor="white", lw=0.6)
+            top += height
         if took > 0.015 * shown_ms:
             axes.text(
                 begin + took / 2, at, f"{b.model} x{b.batch_size}", ha="center", va="center", fontsize=7,

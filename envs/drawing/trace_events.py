@@ -45,13 +45,14 @@ class RequestRow(NamedTuple):
 
 
 class BatchRow(NamedTuple):
-    """A batch that ended; times in ms on the clock of the requests."""
+    """A batch that ended, ``n_high`` of its requests of high priority; times in ms on the clock of the requests."""
 
     batch_id: int
     stream: int
     priority: int
     model: str
     batch_size: int
+    n_high: int
     phases: Phases
     predicted_ms: float = math.nan
     error: str | None = None
@@ -139,6 +140,7 @@ def _request_events(row: RequestRow) -> list[dict[str, Any]]:
 
 def _batch_events(row: BatchRow) -> list[dict[str, Any]]:
     args: dict[str, Any] = {"batch": row.batch_id, "size": row.batch_size, "priority": PRIORITIES[row.priority]}
+    args["high_priority_requests"] = row.n_high
     if not math.isnan(row.predicted_ms):
         args["predicted_ms"] = round(row.predicted_ms, 3)
     args["actual_ms"] = round(row.phases.total_ms, 3)

@@ -28,6 +28,7 @@ from envs.scheduling.operations import (
     fail,
     head_deadline,
     place,
+    valid,
 )
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import SchedState, Tables
@@ -78,6 +79,12 @@ def poll(state, tables, now, drop, grace):
         return False
     _expire(state, tables, drop, grace)
     return own.deferred == 0 and can_dispatch(state, ENV, tables)
+
+
+@_compiled
+def can_dispatch_candidate(state, tables, action):
+    """Whether a policy's answer is a candidate that can be dispatched now."""
+    return valid(state, tables, ENV, action)
 
 
 @_compiled
@@ -137,6 +144,7 @@ class Core(NamedTuple):
     ahead: Callable[..., tuple[int, float]]
     cancel: Callable[..., bool]
     defer: Callable[..., int]
+    valid: Callable[..., bool]
     dispatch: Callable[..., int]
     drop_all: Callable[..., int]
 
@@ -152,6 +160,7 @@ def compile_core(st: SchedState, tables: Tables) -> Core:
         ahead=bind(ahead, state, tables, 0, 0.0),
         cancel=bind(cancel, state, ENV, 0, 0, 0),
         defer=bind(defer_until, state, tables, 0.0),
+        valid=bind(can_dispatch_candidate, state, tables, 0),
         dispatch=bind(dispatch_candidate, state, tables, 0),
         drop_all=bind(drop_all, state, ENV),
     )

@@ -66,9 +66,6 @@ class GuardedPolicy:
         """Look up what is decided on: models were added or removed, or another policy sees other tables."""
         self._state, self._tables = self._scheduler.state, self._scheduler.tables
         self._defer = self._scheduler.defer_action
-        self._length = self._state.queue["length"][0]
-        self._free = self._state.scheduler["n_free"]
-        self._sizes = [int(size) for size in self._tables.size]
 
     def install(self, policy: Policy) -> None:
         """Ask another policy from now on, with a clean record."""
@@ -129,11 +126,8 @@ class GuardedPolicy:
             return f"action {action!r} is outside 0..{self._defer}"
         if not isinstance(wake, (int, float)) or math.isnan(wake):
             return f"wake time {wake!r} is not a number"
-        if action != self._defer:
-            queue, size = divmod(int(action), len(self._sizes))
-            priority, model = divmod(queue, self._length.shape[1])
-            if self._free[0] == 0 or self._length[priority, model] < self._sizes[size]:
-                return f"action {action} cannot be dispatched now"
+        if action != self._defer and not self._scheduler.valid(int(action)):
+            return f"action {action} cannot be dispatched now"
         return ""
 
     def _on_fault(self, fault: str) -> None:

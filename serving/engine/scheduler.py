@@ -24,8 +24,8 @@ def unchanged(tables: Tables) -> Tables:
 class LiveScheduler:
     """What the engine's scheduler knows. Times are ms on the engine's clock; models and priorities are given by index.
 
-    The operations `arrive`, `cancel`, `poll`, `defer`, `dispatch`, `finish`, `drop_all`, `next_timer` and `ahead` are those of
-    `serving.engine.compiled.Core`, on the present state. Their arguments must be exactly int and float.
+    The operations `arrive`, `cancel`, `poll`, `defer`, `valid`, `dispatch`, `finish`, `drop_all`, `next_timer` and `ahead` are
+    those of `serving.engine.compiled.Core`, on the present state. Their arguments must be exactly int and float.
 
     Args:
         profile: what it knows of the models beforehand.
@@ -62,6 +62,7 @@ class LiveScheduler:
         self.cancel = partial(core.cancel, state, ENV)
         self.poll = partial(core.poll, state, tables)
         self.defer = partial(core.defer, state, tables)
+        self.valid = partial(core.valid, state, tables)
         self.dispatch = partial(core.dispatch, state, tables)
         self.finish = partial(core.finish, state, tables)
         self.drop_all = partial(core.drop_all, state, ENV)

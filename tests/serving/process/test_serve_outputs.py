@@ -199,7 +199,7 @@ def test_a_timeline_shows_queues_copies_executions_and_deadlines() -> None:
         RequestRow(2, "a", 1, "dropped", 1.0, math.nan, 4.0, 4.5),
         RequestRow(3, "b", 1, "cancelled", 1.0, math.nan, 3.0, 4.5),
     ]
-    batches = [BatchRow(7, 1, 0, "a", 1, Phases(2.0, 2.5, 3.0, 3.0, 8.0, 9.0), 6.0)]
+    batches = [BatchRow(7, 1, 0, "a", 1, 1, Phases(2.0, 2.5, 3.0, 3.0, 8.0, 9.0), 6.0)]
     events = trace_events(requests, batches)
     json.dumps(events, allow_nan=False)
     times = [event["ts"] for event in events]
