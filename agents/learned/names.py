@@ -23,7 +23,7 @@ from envs.scheduling.state import Tables
 from traces.errors import InputError
 
 TUNED = DATA / "tuned.json"
-# Profile of a machine as it serves. Live, on whatever machine, policies take what was tuned for it: high priority first.
+# Profile of a machine as it serves. Live, on whatever machine, policies take what was tuned for it.
 SERVED = "cpu2-served"
 
 
