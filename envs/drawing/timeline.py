@@ -131,8 +131,9 @@ def _streams(axes: Any, batches: Sequence[BatchRow], shown_ms: float) -> None:
         top = at - BAR / 2  # of a mixed batch, high priority is on top
         for n, colour in zip((b.n_high, b.batch_size - b.n_high), COLOUR, strict=True):
             height = BAR * n / b.batch_size
-            axes.barh(top, took, height, left=begin, align="edge", color=colour, alpha=0.75, edgecolor="white", lw=0.6)
+            axes.barh(top, took, height, left=begin, align="edge", color=colour, alpha=0.75, lw=0)
             top += height
+        axes.barh(at, took, BAR, left=begin, fill=False, edgecolor="white", lw=0.6)
         if took > 0.015 * shown_ms:
             axes.text(
                 begin + took / 2, at, f"{b.model} x{b.batch_size}", ha="center", va="center", fontsize=7,
