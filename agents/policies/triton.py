@@ -2,10 +2,10 @@
 
 From the description of NVIDIA Triton Inference Server, "Dynamic Batcher" in its model configuration guide: a model's
 scheduler sends a batch as soon as it reaches the preferred size, or when its oldest request has waited for
-``max_queue_delay_microseconds``; within a model, higher priority levels go first, and lower
-levels fill a batch up; an instance group of a model holds so
-many batches at once. Models do not know of each other: whichever became ready first takes a free stream. Requests whose
-timeout passed in the queue are rejected (here the simulator's or engine's drop, since clients set it to the deadline).
+``max_queue_delay_microseconds``; within a model, higher priority levels go first, and lower ones fill the batch up; an
+instance group of a model holds so many batches at once. Models do not know of each other: whichever became ready first takes
+a free stream. Requests whose timeout passed in the queue are rejected (here the simulator's or engine's drop, since clients
+set it to the deadline).
 """
 
 from __future__ import annotations

@@ -251,6 +251,12 @@ def defer(state, tables, env, wake):
 
 
 @inlined
+def _priority_of(batch, i):
+    """Priority of the i-th request of a batch: those of high priority come first."""
+    return HIGH if i < batch.n_high else LOW
+
+
+@inlined
 def dispatch(state, tables, env, action):
     """Start the candidate on the spare stream, at the time the state stands at. Returns the stream."""
     group = env % tables.solo.shape[0]
@@ -287,7 +293,7 @@ def dispatch(state, tables, env, action):
         state.feature_sum[env, stream, f] = 0.0
     s.n_high = n_high_of(state, env, priority, model, s.n)
     for i in range(s.n):
-        source = HIGH if i < s.n_high else LOW
+        source = _priority_of(s, i)
         r = state.entry[env, source, model, state.queue[env, source, model].head]
         to = state.member[env, stream, i]
         to.id = r.id
@@ -330,8 +336,7 @@ def end_batch(state, tables, env, t, stream, exec_ms):
             met_high += met
         else:
             met_low += met
-        priority = HIGH if i < s.n_high else LOW
-        _end(state, env, r.id, r.arrival, priority, s.model, s.batch, MET if met else LATE)
+        _end(state, env, r.id, r.arrival, _priority_of(s, i), s.model, s.batch, MET if met else LATE)
     note_met(state, tables, env, t, met_high, met_low)
     learn(state, tables, env, stream, exec_ms, t - s.start)
     _release(state, env, stream)
@@ -344,7 +349,7 @@ def fail(state, tables, env, t, stream):
     s = state.stream[env, stream]
     for i in range(s.n):
         r = state.member[env, stream, i]
-        _end(state, env, r.id, r.arrival, HIGH if i < s.n_high else LOW, s.model, s.batch, FAILED)
+        _end(state, env, r.id, r.arrival, _priority_of(s, i), s.model, s.batch, FAILED)
     _release(state, env, stream)
 
 
