@@ -73,11 +73,11 @@ def test_no_policy_without_timers_beats_the_optimum() -> None:
 def test_policies_take_the_parameters_of_the_profile_that_is_named() -> None:
     config = SmallConfig(instances=12, requests=5)
     profile = Profile.load("gpu-v100")
-    frames = {name: distances(profile, ("strait",), config, name, progress=False) for name in ("cpu2", "gpu-v100")}
+    frames = {name: distances(profile, ("symphony",), config, name, progress=False) for name in ("cpu2", "gpu-v100")}
     for name, frame in frames.items():
         for _, row in frame.iterrows():
             few, workload = small_instance(profile, config, int(row["instance"]))
-            policy, _ = resolve("strait", profile=name)
+            policy, _ = resolve("symphony", profile=name)
             sim = Simulator(few, 1, config.streams, config.requests, 16, noise=False)
             run(sim, policy, [workload], [0])
             high = workload.priority == 0
