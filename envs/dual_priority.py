@@ -47,8 +47,8 @@ class DualPriorityEnv(gym.Env):
     | | feature of a dispatch | | feature of the system |
     |---|---|---|---|
     | 0 | valid (1) | 0 | free streams, share of K |
-    | 1 | share of the batch that is of high priority | 1 | in flight, high, share of K |
-    | 2 | slack of the head at the predicted finish, share of its deadline | 2 | in flight, low |
+    | 1 | share of the batch that is of high priority | 1 | in flight with any high, share of K |
+    | 2 | slack of the head at the predicted finish, share of its deadline | 2 | in flight with low alone |
     | 3 | the same at the calibrated 90 % quantile | 3 | log(1 + queued), high |
     | 4 | that, in ten mean solo latencies | 4 | log(1 + queued), low |
     | 5 | log of the predicted duration over the mean solo latency | 5 | log(1 + queued work), high |
@@ -56,8 +56,8 @@ class DualPriorityEnv(gym.Env):
     | 7 | share of the batch expected to be in time | 7 | offered work, high, over what the device does at once |
     | 8 | high-priority requests in flight that are expected to be met less, / 2 | 8 | offered work, low |
     | 9 | low-priority ones, / 4 | 9 | time to the next predicted finish |
-    | 10 | delay added to high priority in flight, in mean solo latencies | 10 | least slack in flight, high |
-    | 11 | the same for low priority | 11 | least slack in flight, low |
+    | 10 | delay added to batches in flight with any high, in mean solo latencies | 10 | least slack in flight with any high |
+    | 11 | the same for those with low alone | 11 | least slack in flight with low alone |
     | 12 | log of the value expected to be met per ms, over what a full device earns of late | 12 | least slack queued, high |
     | 13 | time the head has waited, share of its deadline | 13 | least slack queued, low |
     | 14 | log(1 + requests left that it could have taken) | 14 | calibrated 90 % quantile |

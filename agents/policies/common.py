@@ -56,14 +56,14 @@ def largest_in_time(state, tables, env, priority, model, margin, mixed):
 
 
 @njit
-def earliest_deadline_queue(state, env, params):
+def earliest_deadline_queue(state, env, priority):
     """Model whose queue of priority p has the head with the earliest deadline, and that deadline; -1 if all are empty."""
     best = -1
     best_deadline = np.inf
     for model in range(state.queue.shape[2]):
-        q = state.queue[env, params, model]
+        q = state.queue[env, priority, model]
         if q.length > 0:
-            deadline = state.entry[env, params, model, q.head].deadline
+            deadline = state.entry[env, priority, model, q.head].deadline
             if deadline < best_deadline:
                 best_deadline = deadline
                 best = model

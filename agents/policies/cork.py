@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.policies.base import PolicyKind, places
-from agents.policies.common import defer_action, largest_fit, note_left, observed_ms
+from agents.policies.common import defer_action, largest_fit, note_left, observed_ms, room
 from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
@@ -86,7 +86,8 @@ def choose(state, tables, memory, env, params):
             newest = state.entry[env, priority, model, place(state, env, priority, model, n - 1)].arrival
             # The newest request may wait until n (now - newest + a) = budget b.
             until = newest + params[BUDGET] * memory[env, at + 1] / n - memory[env, at]
-            if n < params[MAX_BATCH] and until > own.now:
+            held = room(state, tables, env, priority, model, params[MIXED_BATCHES])
+            if held < params[MAX_BATCH] and until > own.now:
                 wake = min(wake, until)
                 continue
             arrival = state.entry[env, priority, model, state.queue[env, priority, model].head].arrival

@@ -18,6 +18,7 @@ from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
 from envs.scheduling.predictor import N_DEVICE_FEATURES, feature_column, features
+from envs.scheduling.state import HIGH
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ def _admits(state, tables, env, priority, model, size, margin):
         beside = s.start + margin * (
             s.solo * _slowdown(state, tables, env, s.model, s.size_index, stream, model, size) + s.post
         )
-        if alone <= s.deadline and beside > s.deadline:
-            return False
+        # Of a mixed batch, low priority is no reason to refuse high.
+        for i in range(s.n_high if priority == HIGH else s.n):
+            deadline = state.member[env, stream, i].deadline
+            if alone <= deadline and beside > deadline:
+                return False
     return True
 
 

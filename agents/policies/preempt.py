@@ -47,7 +47,7 @@ class InstantPreemptParams(PreemptParams):
     resume_ms: float = 0.0
 
 
-# What is dispatched is the same; the device makes the difference. The first two parameters must be those of priority-edf.
+# What is dispatched is the same; the device makes the difference. The first three parameters must be those of priority-edf.
 KIND = PolicyKind("preempt", priority_edf.choose, PreemptParams, "after REEF, OSDI 2022, and XSched, OSDI 2025")
 INSTANT_KIND = PolicyKind(
     "preempt-instant", priority_edf.choose, InstantPreemptParams, "REEF and XSched without their cost"

@@ -18,7 +18,7 @@ from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, in_flight_of, largest_fit, room
 from envs.scheduling.jit import njit
 from envs.scheduling.operations import action_of
-from envs.scheduling.state import HIGH, LOW
+from envs.scheduling.state import LOW
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,10 @@ def choose(state, tables, memory, env, params):
             if q.length == 0:
                 continue
             arrival = state.entry[env, priority, model, q.head].arrival
-            low = state.queue[env, LOW, model]
-            if params[LEVELS] > 0.0 and priority == HIGH and low.length > 0:
-                arrival = min(arrival, state.entry[env, LOW, model, low.head].arrival)
-            if (
-                room(state, tables, env, priority, model, params[LEVELS]) < params[PREFERRED]
-                and arrival + params[MAX_DELAY] > own.now
-            ):
+            held = room(state, tables, env, priority, model, params[LEVELS])
+            if held > q.length:  # low priority that the batch takes along has waited, too
+                arrival = min(arrival, state.entry[env, LOW, model, state.queue[env, LOW, model].head].arrival)
+            if held < params[PREFERRED] and arrival + params[MAX_DELAY] > own.now:
                 wake = min(wake, arrival + params[MAX_DELAY])
             elif arrival < best:
                 best, best_p, best_m = arrival, priority, model

@@ -155,7 +155,7 @@ def n_high_of(state, env, priority, model, n):
 
 @inlined
 def can_dispatch(state, env, tables):
-    """Whether some candidate is valid: there is room for a batch, and a queue holds a smallest one."""
+    """Whether some candidate is valid: there is room for a batch, and what is queued fills a smallest one."""
     own = state.scheduler[env]
     if own.n_queued == 0 or not has_room(state, tables, env):
         return False
@@ -242,7 +242,9 @@ def defer(state, tables, env, wake):
             elif idle and slack >= alone:
                 size = 0
                 for larger in range(1, tables.size.shape[0]):
-                    if tables.size[larger] <= length and alone_ms(state, tables, env, model, larger) <= slack:
+                    # Not for the sake of low priority: a longer batch is a risk at this moment.
+                    fits = tables.size[larger] <= state.queue[env, priority, model].length
+                    if fits and alone_ms(state, tables, env, model, larger) <= slack:
                         size = larger
                 own.wake = np.inf
                 own.deferred = 0

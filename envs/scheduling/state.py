@@ -70,7 +70,7 @@ stream_t = np.dtype(
         ("post", "f8"),  # predicted copy back
         ("solo", "f8"),  # execution time alone on the device
         ("predicted", "f8"),  # predicted time from dispatch to finish, made at dispatch
-        ("deadline", "f8"),  # earliest deadline in the batch
+        ("deadline", "f8"),  # earliest deadline in the batch, of either priority
         ("finish", "f8"),  # predicted finish time if nothing more is dispatched (envs.scheduling.forecast)
         ("work", "f8"),  # execution done so far as the predictor sees it, ms of solo execution
         ("shared_work", "f8"),  # the same, each ms counted as often as there were batches on the core
@@ -80,7 +80,7 @@ stream_t = np.dtype(
         ("core_slowdown", "f8"),  # of that core: exp(scheduler.log_slowdown + core_log_slowdown)
         ("busy", "i4"),
         ("model", "i4"),
-        ("priority", "i4"),
+        ("priority", "i4"),  # HIGH if any of its requests is
         ("size_index", "i4"),  # of the batch size
         ("n", "i4"),  # requests in the batch
         ("n_high", "i4"),  # those of high priority among them, which are its first members

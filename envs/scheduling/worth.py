@@ -65,7 +65,8 @@ def disturbance(state, env, n_placed, spread_of):
     """What the candidate in the scratch (``forecast.predict_finishes``) does to the ``n_placed`` batches in flight.
 
     Returns:
-        (harm_high, harm_low, delay_high, delay_low): requests that they are expected to meet less, and their delays in ms.
+        (harm_high, harm_low, delay_high, delay_low): requests that they are expected to meet less, and their delays in ms;
+        the delay of a mixed batch counts as one of high priority.
     """
     now = state.scheduler[env].now
     harm_high = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +60,8 @@ def read_recording(folder: Path) -> Recording:
         raise InputError(f"{folder / 'batches.parquet'}: no live batches")
     requests = _requests(asked.join(ends))
     predicted = {result.start_ms: result.predicted_ms for result in requests}
-    batches = [_batch(row, predicted) for row in live.to_dict("records")]
+    high = Counter((result.model, result.start_ms) for result in requests if result.priority == HIGH)
+    batches = [_batch(row, predicted, high) for row in live.to_dict("records")]
     return Recording(str(folder), measured.machine, requests, batches)
 
 
@@ -79,12 +80,15 @@ def _requests(rows: pd.DataFrame) -> list[RequestResult]:
     ]
 
 
-def _batch(row: Mapping[Hashable, Any], predicted: dict[float, float]) -> BatchRecord:
-    """A row of batches; what was predicted of it is with its requests, which were dispatched when it was decided on."""
+def _batch(row: Mapping[Hashable, Any], predicted: dict[float, float], high: Counter[tuple[str, float]]) -> BatchRecord:
+    """A row of batches; what was predicted of it is with its requests, which were dispatched when it was decided on.
+
+    So is how many of them are of high priority; of a part of a batch that failed it is at most so many.
+    """
     same = ("batch_id", "stream", "model", "priority", "batch_size", *SCHEDULED)
     return BatchRecord(
         **{name: row[name] for name in same},
-        n_high=row["batch_size"] if row["priority"] == HIGH else 0,  # a recording does not tell who was taken along
+        n_high=min(high[row["model"], row["decided_ms"]], row["batch_size"]),
         error=None,
         phases=Phases(*(row[name] for name in PHASES)),
         predicted_ms=predicted.get(row["decided_ms"], math.nan),

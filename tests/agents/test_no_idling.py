@@ -129,4 +129,5 @@ def closed_loop_throughput_rps(profile: Profile, name: str, streams: int, client
 def test_those_who_can_wait_for_hours_have_nearly_the_throughput_of_fifo(device: str, streams: int) -> None:
     profile = Profile.load(device)
     rps = {name: closed_loop_throughput_rps(profile, name, streams) for name in ("fifo", "strait", "ppo")}
+    # FIFO fills batches of eight here; on two streams of the V100 and the served CPU Strait has 0.90 of it.
     assert min(rps["strait"], rps["ppo"]) > 0.88 * rps["fifo"], rps

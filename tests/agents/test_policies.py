@@ -128,6 +128,27 @@ def test_levels_of_triton_share_a_batch() -> None:
     assert scene.ask(make_policy("triton", preferred=4, max_delay=5.0, levels=False)) is None
 
 
+def test_gpulet_keeps_high_priority_in_a_mixed_batch_in_time_whoever_is_with_it() -> None:
+    for low_deadline in (0.5, FAR):
+        scene = Scene().queue(0, 0).queue(1, 0, low_deadline)
+        dispatch(scene.st, scene.tb, 0, action_of(scene.tb, 3, 0, 0, 1))
+        scene.queue(1, 1)
+        assert scene.ask("gpulet") == (1, 1, 1)
+        batch = scene.st.stream[0, 0]
+        scene.st.member[0, 0, 0].deadline = batch.start + 1.11 * float(batch.solo + batch.post)
+        assert scene.ask("gpulet") is None, f"low priority in its batch is due at {low_deadline}"
+
+
+def test_cork_and_triton_do_not_wait_for_what_a_mixed_batch_has() -> None:
+    scene = Scene().queue(0, 1, n=1).queue(1, 1, n=7)
+    assert scene.ask(make_policy("cork", mixed_batches=True, max_batch=8)) == (0, 1, 8)
+    scene.tb.device["mixed_batches"] = 0.0
+    assert make_policy("triton", preferred=8, max_delay=5.0).decide(scene.st, scene.tb) == (
+        scene.sim.n_actions - 1,
+        5.0,
+    )
+
+
 def test_strait_takes_low_priority_along_where_that_costs_little() -> None:
     for longer, n in (([1.0, 1.1, 1.2, 1.3], 8), ([1.0, 2.0, 4.0, 8.0], 1)):
         scene = Scene().queue(0, 1).queue(1, 1, n=7)
