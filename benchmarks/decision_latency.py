@@ -22,8 +22,9 @@ from agents.policies.registry import kinds
 from benchmarks.common.command import as_command
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
+from envs.scheduling.candidates import action_of
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of, clear, dispatch, enqueue
+from envs.scheduling.operations import clear, dispatch, enqueue
 from envs.scheduling.predictor import advance
 from envs.simulation.simulator import Simulator
 

@@ -21,9 +21,9 @@ from agents.evaluation.statistics import bootstrap
 from agents.learned.names import resolve
 from agents.policies.base import Policy, call_compiled
 from envs.profiles.profile import Profile
+from envs.scheduling.candidates import valid
 from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import valid
 from envs.scheduling.state import HIGH
 from envs.simulation.events import step
 from envs.simulation.simulator import Simulator

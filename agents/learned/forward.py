@@ -16,10 +16,10 @@ import numpy as np
 from agents.policies import strait
 from agents.policies.base import MEMORY_SIZE
 from agents.policies.strait import StraitParams
+from envs.scheduling.candidates import batches_on_next_core, candidate_of, has_room
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, observation_size, observe
-from envs.scheduling.operations import batches_on_next_core, candidate_of, has_room
 from envs.scheduling.rates import deferral_ms
 
 # Head of the vector: width, deferral timer in mean solo latencies, batches per core, logit of Strait's choice. Strait's

@@ -32,25 +32,26 @@ def _no_interference(tables: Tables) -> Tables:
     return _static(tables)._replace(weight=np.zeros_like(tables.weight))
 
 
+def _without(tables: Tables, field: str) -> Tables:
+    """The same with 0 for a field of the device."""
+    device = tables.device.copy()
+    device[field] = 0.0
+    return tables._replace(device=device)
+
+
 def _static(tables: Tables) -> Tables:
     """The predictor stays at its offline prior: no adaptation of slowdowns."""
-    device = tables.device.copy()
-    device["forgetting"] = 0.0
-    return tables._replace(device=device)
+    return _without(tables, "forgetting")
 
 
 def _no_mixed_batches(tables: Tables) -> Tables:
     """A batch holds one priority."""
-    device = tables.device.copy()
-    device["mixed_batches"] = 0.0
-    return tables._replace(device=device)
+    return _without(tables, "mixed_batches")
 
 
 def _no_transfer(tables: Tables) -> Tables:
     """Copies and dispatch are expected to cost nothing."""
-    device = tables.device.copy()
-    device["dispatch_ms"] = 0.0
-    return tables._replace(device=device, h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
+    return _without(tables, "dispatch_ms")._replace(h2d=np.zeros_like(tables.h2d), d2h=np.zeros_like(tables.d2h))
 
 
 TABLE_SWITCHES: dict[str, Callable[[Tables], Tables]] = {

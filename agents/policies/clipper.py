@@ -13,9 +13,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import OWN_MEM, defer_action, in_flight_of, largest_fit, note_left, observed_ms
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.quote import BY_ARRIVAL
 
 

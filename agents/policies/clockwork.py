@@ -8,9 +8,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue, largest_in_time, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import in_flight
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.scheduling.candidates import action_of, available
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.operations import action_of, available
 
 
 @njit
@@ -17,7 +17,7 @@ def defer_action(state, tables):
 
 @inlined
 def room(state, tables, env, priority, model, mixed):
-    """Requests that a batch of queue (p, m) could hold: with low priority of its model taken along if ``mixed`` is above 0."""
+    """Requests that a batch of queue (p, m) could hold, 0 if that is empty; with low priority if ``mixed`` is above 0."""
     return available(state, tables, env, priority, model) if mixed > 0.0 else state.queue[env, priority, model].length
 
 
@@ -47,10 +47,11 @@ def largest_in_time(state, tables, env, priority, model, margin, mixed):
     group = env % tables.solo.shape[0]
     q = state.queue[env, priority, model]
     deadline = state.entry[env, priority, model, q.head].deadline
+    length = room(state, tables, env, priority, model, mixed)
     best = 0
     for size in range(tables.size.shape[0]):
         finish = state.scheduler[env].now + margin * solo_total(tables, group, model, size)
-        if tables.size[size] <= room(state, tables, env, priority, model, mixed) and finish <= deadline:
+        if tables.size[size] <= length and finish <= deadline:
             best = size
     return best
 

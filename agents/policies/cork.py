@@ -14,9 +14,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, largest_fit, note_left, observed_ms, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import place
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.quote import BY_DEADLINE
 
 MODELS = 8  # models that have a fit of their own in the 16 floats of memory; others share one

@@ -14,9 +14,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, held_by_low, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.predictor import N_DEVICE_FEATURES, feature_column, features
 from envs.scheduling.state import HIGH
 
@@ -118,7 +118,7 @@ def choose(state, tables, memory, env, params):
         for model in range(n_models):
             q = state.queue[env, priority, model]
             length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
-            if q.length == 0 or length < tables.size[0]:
+            if length < tables.size[0]:
                 continue
             deadline = state.entry[env, priority, model, q.head].deadline
             if deadline >= best:

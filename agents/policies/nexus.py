@@ -16,9 +16,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.quote import BY_DEADLINE
 
 
@@ -59,7 +59,7 @@ def choose(state, tables, memory, env, params):
         priority = session % 2
         q = state.queue[env, priority, model]
         length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
-        if q.length == 0 or length < tables.size[0]:
+        if length < tables.size[0]:
             continue
         head = state.entry[env, priority, model, q.head]
         best = 0

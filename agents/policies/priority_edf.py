@@ -8,8 +8,8 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, earliest_deadline_queue, held_by_low, largest_fit
+from envs.scheduling.candidates import action_of
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 
 
 @dataclass(frozen=True)

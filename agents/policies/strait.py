@@ -31,9 +31,9 @@ import numpy as np
 import traces.workload
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
+from envs.scheduling.candidates import action_of, available, has_room, n_high_of
 from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.operations import action_of, available, has_room, n_high_of
 from envs.scheduling.predictor import FINISH
 from envs.scheduling.rates import earned_per_ms
 from envs.scheduling.state import P90
@@ -98,10 +98,11 @@ def _prospect(state, tables, env, priority, model, params, log_price):
     oldest = state.entry[env, priority, model, queue.head]
     slack = oldest.deadline - own.now
     log_waited = math.log(1.0 + max(own.now - oldest.arrival, 0.0) / unit_ms)
+    held = available(state, tables, env, priority, model)
     for size in range(tables.size.shape[0]):
         took = tables.solo[group, model, size] * slowdown
         n = tables.size[size]
-        if n > available(state, tables, env, priority, model) or (size > 0 and took > slack):
+        if n > held or (size > 0 and took > slack):
             break
         worth = math.log((n + more_for_high * n_high_of(state, env, priority, model, n)) / took)
         discount = _discount(slack - took, params, unit_ms)
@@ -147,6 +148,7 @@ def _best_size(state, tables, env, priority, model, params, log_price):
     spread_of = spread_of_prediction(state, env)
     high_weight = _weight_of_high(state, env, params)
     slack = state.entry[env, priority, model, queue.head].deadline - state.scheduler[env].now
+    held = available(state, tables, env, priority, model)
     best = -1
     best_rate = -np.inf
     for i in range(tables.size.shape[0]):
@@ -155,7 +157,7 @@ def _best_size(state, tables, env, priority, model, params, log_price):
         solo = tables.solo[group, model, size]
         # Even alone on the device it would end too late, or earn too little: no need to predict.
         weight = n + (high_weight - 1.0) * n_high_of(state, env, priority, model, n)
-        if n > available(state, tables, env, priority, model) or solo > slack or math.log(weight / solo) <= best_rate:
+        if n > held or solo > slack or math.log(weight / solo) <= best_rate:
             continue
         n_placed = predict_finishes(state, tables, env, model, size)
         duration = state.scratch[env, FINISH, n_placed]

@@ -14,9 +14,9 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, largest_in_time, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import in_flight, solo_total
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.quote import BY_DEADLINE
 
 
@@ -58,7 +58,7 @@ def choose(state, tables, memory, env, params):
         for model in range(n_models):
             q = state.queue[env, priority, model]
             length = room(state, tables, env, priority, model, params[MIXED_BATCHES])
-            if q.length == 0 or length < tables.size[0]:
+            if length < tables.size[0]:
                 continue
             head = state.entry[env, priority, model, q.head]
             size = largest_in_time(state, tables, env, priority, model, params[MARGIN], params[MIXED_BATCHES])

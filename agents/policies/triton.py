@@ -16,8 +16,8 @@ import numpy as np
 
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action, in_flight_of, largest_fit, room
+from envs.scheduling.candidates import action_of
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of
 from envs.scheduling.state import LOW
 
 

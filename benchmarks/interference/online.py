@@ -10,9 +10,10 @@ import numpy as np
 from benchmarks.interference.coruns import folds
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log, MeasuredReplay, Replayed
+from envs.scheduling.candidates import action_of
 from envs.scheduling.forecast import predict_finishes, refresh_forecast
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
+from envs.scheduling.operations import clear, complete, dispatch, enqueue
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import LOW, make_state
 from traces.measurements import Measurements

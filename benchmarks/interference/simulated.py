@@ -15,7 +15,7 @@ from envs.profiles.abacus import FIRST, LAYERS, LENGTH, MODELS, CoRuns
 from envs.profiles.gpu_a100 import LEAST_MEASURED, LENGTHS, SIZES
 from envs.profiles.profile import Profile
 from envs.profiles.replay import Log
-from envs.scheduling.operations import action_of
+from envs.scheduling.candidates import action_of
 from envs.scheduling.state import LOW
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator

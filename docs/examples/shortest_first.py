@@ -7,8 +7,8 @@ import numpy as np
 from agents.policies.base import PolicyKind, places
 from agents.policies.common import defer_action
 from agents.policies.registry import register
+from envs.scheduling.candidates import action_of, valid
 from envs.scheduling.jit import njit
-from envs.scheduling.operations import action_of, valid
 
 
 @dataclass(frozen=True)

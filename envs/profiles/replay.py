@@ -13,7 +13,8 @@ import numpy as np
 
 from envs.profiles.profile import Profile
 from envs.profiles.segments import model_and_size
-from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue, fail
+from envs.scheduling.candidates import action_of
+from envs.scheduling.operations import clear, complete, dispatch, enqueue, fail
 from envs.scheduling.predictor import OVERDUE_SHARE, advance
 from envs.scheduling.state import LOW, QUANTILES, Tables, make_state
 from traces.errors import InputError

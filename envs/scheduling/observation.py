@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from itertools import zip_longest
 
+from envs.scheduling.candidates import available, has_room, n_high_of
 from envs.scheduling.forecast import in_flight, parallelism, predict_finishes, refresh_forecast
 from envs.scheduling.jit import inlined
-from envs.scheduling.operations import available, has_room, head_deadline, n_high_of
+from envs.scheduling.operations import head_deadline
 from envs.scheduling.predictor import FINISH
 from envs.scheduling.rates import earned_per_ms, offered_rates
 from envs.scheduling.state import HIGH, LOW, P90
@@ -180,10 +181,10 @@ def observe(state, tables, env, out):
     spread_of = spread_of_prediction(state, env)
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
     for model in range(n_models):
-        longest = max(available(state, tables, env, HIGH, model), available(state, tables, env, LOW, model))
+        held = (available(state, tables, env, HIGH, model), available(state, tables, env, LOW, model))
         for size in range(n_sizes):
             n = tables.size[size]
-            if n > longest:
+            if n > max(held):
                 break
             solo = tables.solo[group, model, size]
             larger = tables.size[min(size + 1, n_sizes - 1)]
@@ -192,8 +193,7 @@ def observe(state, tables, env, out):
             harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
             cost = max(duration + delay_high + delay_low, LEAST)
             for priority in range(2):
-                length = available(state, tables, env, priority, model)
-                if n > length:
+                if n > held[priority]:
                     continue
                 head = state.entry[env, priority, model, state.queue[env, priority, model].head]
                 span = max(head.deadline - head.arrival, 1e-3)
@@ -216,9 +216,9 @@ def observe(state, tables, env, out):
                 out[i + DELAY_LOW] = _clip(delay_low / unit)
                 out[i + WORTH] = _log(earned / cost / max(earning / at_once, LEAST / unit))
                 out[i + WAITED] = _clip((now - head.arrival) / span)
-                out[i + LEFT_IN_QUEUE] = _clip(math.log1p(length - n))
+                out[i + LEFT_IN_QUEUE] = _clip(math.log1p(held[priority] - n))
                 out[i + SLOWDOWN] = _clip(
                     (duration - tables.h2d[group, model, size] - tables.d2h[group, model, size]) / solo - 1.0
                 )
                 out[i + BATCH_GAIN] = solo / (n * tables.solo[group, model, 0])
-                out[i + LARGER_FITS] = 1.0 if size + 1 < n_sizes and larger <= length else 0.0
+                out[i + LARGER_FITS] = 1.0 if size + 1 < n_sizes and larger <= held[priority] else 0.0

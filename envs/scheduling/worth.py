@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
+from envs.scheduling.candidates import n_high_of
 from envs.scheduling.forecast import in_flight, place
 from envs.scheduling.jit import inlined
-from envs.scheduling.operations import n_high_of
 from envs.scheduling.predictor import FINISH, STREAM
 from envs.scheduling.state import HIGH, LOW, P50, P90
 
@@ -45,19 +45,22 @@ def chance(ratio, spread_of):
 
 
 @inlined
+def _expected_of(state, env, priority, model, n, duration, spread_of):
+    """Requests among the first n of queue (p, m) that a batch of this predicted duration (ms) is expected to meet."""
+    now = state.scheduler[env].now
+    met = 0.0
+    for i in range(n):
+        deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
+        met += chance((deadline - now) / duration, spread_of)
+    return met
+
+
+@inlined
 def expected_met(state, env, priority, model, n, duration, spread_of):
     """Requests (high, low) that a batch of n of candidate (priority, model) is expected to meet in ``duration`` ms."""
-    now = state.scheduler[env].now
-    high = 0.0
-    low = 0.0
     n_high = n_high_of(state, env, priority, model, n)
-    for i in range(n_high):
-        deadline = state.entry[env, HIGH, model, place(state, env, HIGH, model, i)].deadline
-        high += chance((deadline - now) / duration, spread_of)
-    for i in range(n - n_high):
-        deadline = state.entry[env, LOW, model, place(state, env, LOW, model, i)].deadline
-        low += chance((deadline - now) / duration, spread_of)
-    return high, low
+    high = _expected_of(state, env, HIGH, model, n_high, duration, spread_of)
+    return high, _expected_of(state, env, LOW, model, n - n_high, duration, spread_of)
 
 
 @inlined

@@ -9,19 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from envs.scheduling import rng
+from envs.scheduling.candidates import can_dispatch, valid
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.operations import (
-    can_dispatch,
-    clear,
-    defer,
-    dispatch,
-    drop_all,
-    drop_late,
-    drop_unreachable,
-    end_batch,
-    enqueue,
-    valid,
-)
+from envs.scheduling.operations import clear, defer, dispatch, drop_all, drop_late, drop_unreachable, end_batch, enqueue
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import HIGH, MET, WAITING
 from envs.simulation.device import device_event, launch, progress

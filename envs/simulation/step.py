@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.scheduling import rng
+from envs.scheduling.candidates import mask as write_mask
+from envs.scheduling.candidates import valid
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.observation import observe
-from envs.scheduling.operations import mask as write_mask
-from envs.scheduling.operations import valid
 from envs.scheduling.state import OUTCOMES
 from envs.simulation.events import act, begin, run_to_decision
 from envs.simulation.generate import Generator, generate

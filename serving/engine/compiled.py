@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from envs.scheduling.candidates import can_dispatch, valid
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import bind
 from envs.scheduling.operations import (
-    can_dispatch,
     cancel,
     complete,
     defer,
@@ -28,7 +28,6 @@ from envs.scheduling.operations import (
     fail,
     head_deadline,
     place,
-    valid,
 )
 from envs.scheduling.predictor import advance
 from envs.scheduling.state import SchedState, Tables

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.learned.policy import LearnedPolicy
 from agents.policies.base import Policy
-from envs.scheduling.operations import candidate_of
+from envs.scheduling.candidates import candidate_of
 from envs.scheduling.state import PRIORITIES, SchedState, Tables
 from traces.errors import InputError
 

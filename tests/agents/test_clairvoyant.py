@@ -22,7 +22,7 @@ from agents.evaluation.suites import workload_for
 from agents.learned.names import resolve
 from agents.policies.registry import make_policy
 from envs.profiles.profile import Profile, synthetic_profile
-from envs.scheduling.operations import valid
+from envs.scheduling.candidates import valid
 from envs.simulation.simulator import Simulator
 from traces.workload import Workload, WorkloadConfig
 

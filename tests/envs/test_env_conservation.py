@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.profiles.profile import synthetic_profile
-from envs.scheduling.operations import action_of, complete, dispatch, enqueue, fail, valid
+from envs.scheduling.candidates import action_of, valid
+from envs.scheduling.operations import complete, dispatch, enqueue, fail
 from envs.scheduling.state import DROPPED, FAILED, HIGH, LATE, LOW, MET, WAITING, SchedState
 from envs.simulation.config import EnvConfig, RandomiseConfig
 from envs.simulation.simulator import Simulator

@@ -11,8 +11,9 @@ from agents.evaluation.rollout import request_table, run
 from agents.policies.registry import make_policy
 from envs.profiles.profile import synthetic_profile
 from envs.scheduling import predictor
+from envs.scheduling.candidates import action_of
 from envs.scheduling.learning import ASYMMETRY, BIAS_RATE, HUBER_BOUND, LEAST_CALIBRATED, learn, set_core_slowdowns
-from envs.scheduling.operations import action_of, clear, complete, dispatch, enqueue
+from envs.scheduling.operations import clear, complete, dispatch, enqueue
 from envs.scheduling.predictor import (
     CORE,
     EPS,

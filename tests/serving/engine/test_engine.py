@@ -63,9 +63,11 @@ async def running(
 
 
 @asynccontextmanager
-async def blocked(executor: CpuExecutor, config: EngineConfig | None = None) -> AsyncIterator[Engine]:
+async def blocked(
+    executor: CpuExecutor, policy: Policy | None = None, config: EngineConfig | None = None
+) -> AsyncIterator[Engine]:
     """An engine whose two streams are busy until the gate is open."""
-    async with running(executor, config=config) as engine:
+    async with running(executor, policy, config) as engine:
         blockers = [asyncio.ensure_future(engine.submit("slow", 0, 1e5, BLOCKS[0])) for _ in range(2)]
         await until(lambda: engine.in_flight == 2)
         yield engine
@@ -143,27 +145,24 @@ async def test_what_arrives_in_one_tick_of_the_loop_shares_batches(executor: Cpu
 async def test_a_mixed_batch_answers_both_priorities_and_counts_each_as_its_own(
     executor: CpuExecutor, gate: threading.Event
 ) -> None:
-    async with running(executor, make_policy("edf", mixed_batches=True)) as engine:
-        log = Log()
+    log = Log()
+    async with blocked(executor, make_policy("edf", mixed_batches=True)) as engine:
         engine.observers.append(log)
-        blockers = [asyncio.ensure_future(engine.submit("slow", HIGH, 1e5, BLOCKS[0])) for _ in range(2)]
-        await until(lambda: engine.in_flight == 2)
         good = [engine.submit("faulty", priority, 1e4 + priority, X + priority) for priority in (LOW, HIGH, LOW)]
         jobs = [*good, engine.submit("faulty", LOW, 2e4, np.full(4, 666, np.float32))]
         waiting = asyncio.gather(*jobs)
         await until(lambda: engine.queued == 4)
         gate.set()
         *outcomes, bad = await waiting
-        await asyncio.gather(*blockers)
-        assert len({o.batch_id for o in (*outcomes, bad)}) == 1, "one of high and three of low priority share a batch"
-        for priority, outcome in zip((LOW, HIGH, LOW), outcomes, strict=True):
-            assert (outcome.outcome, outcome.priority) == ("met", priority)
-            np.testing.assert_array_equal(outcome.output, 2 * (X + priority))
-        assert bad.outcome == "failed" and "cursed" in bad.message
-        assert engine.ended.sum(1).tolist() == [3, 3]
-        parts = [b for b in log.batches if b.model == "faulty"]
-        assert (parts[0].priority, parts[0].batch_size, parts[0].n_high) == (HIGH, 4, 1)
-        assert sum(b.batch_size for b in parts if not b.error) == 3, "run again in parts, the bad request stands alone"
+    assert len({o.batch_id for o in (*outcomes, bad)}) == 1, "one of high and three of low priority share a batch"
+    for priority, outcome in zip((LOW, HIGH, LOW), outcomes, strict=True):
+        assert (outcome.outcome, outcome.priority) == ("met", priority)
+        np.testing.assert_array_equal(outcome.output, 2 * (X + priority))
+    assert bad.outcome == "failed" and "cursed" in bad.message
+    assert engine.ended.sum(1).tolist() == [3, 3]
+    parts = [b for b in log.batches if b.model == "faulty"]
+    assert (parts[0].priority, parts[0].batch_size, parts[0].n_high) == (HIGH, 4, 1)
+    assert sum(b.batch_size for b in parts if not b.error) == 3, "run again in parts, the bad request stands alone"
 
 
 async def test_a_late_answer_is_still_an_answer(executor: CpuExecutor) -> None:
