@@ -2,8 +2,9 @@
 
 A request that joins a batch of its model costs little where one that begins a batch costs much, and what it costs, others wait
 for. So its own time counts, and a share of the growth of the replica's work beside it: requests of a model gather as long as
-none is late for it, and replicas specialise without being told. A request that is unlikely to be in time anywhere goes where
-fewest are for its speed: it must not take the place of one that could be.
+none is late for it, and replicas specialise without being told. A request that is unlikely to be in time anywhere must not take
+the place of one that could be: of two random replicas it goes where less work is left. All such together are spread evenly so;
+the one replica with the fewest requests would get them all, and it has few because each of them is long.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import math
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, load_of, log_slowness, plain_ms
+from agents.routing.common import nth_up, replicas_up
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, left_ms, log_slowness, plain_ms
 from envs.scheduling import rng
+from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
+from envs.scheduling.state import LOW
 
 # Both chosen on other seeds than those of the published table.
 CHARGE = 0.3  # for each ms that the replica's work grows by
-IN_TIME = 0.5  # least chance to be in time for which a request is placed so
+IN_TIME = 0.6  # least chance to be in time for which a request is placed so
 
 
 @njit
@@ -38,25 +42,28 @@ def route(ledger, tables, door, request, draw):
             least = cost
             best = replica
     if best >= 0 and chance(ledger, door, request, foretold_ms(ledger, tables, door, best, request)) < IN_TIME:
-        return _fewest_inside(ledger, door, request.now, draw)
+        return _less_work_of_two(ledger, tables, door, request, draw)
     return best
 
 
 @njit
-def _fewest_inside(ledger, door, now, draw):
-    """The replica with the fewest requests for its speed; the first of them from a random place on."""
-    n = ledger.replica.shape[1]
-    start = int(rng.uniform(draw, 0) * n)
-    best = -1
-    fewest = np.inf
-    for i in range(n):
-        replica = (start + i) % n
-        if ledger.replica[door, replica].up == 1:
-            there = load_of(ledger, door, replica, now)
-            if there < fewest:
-                fewest = there
-                best = replica
-    return best
+def _less_work_of_two(ledger, tables, door, request, draw):
+    """Of two random replicas, that where less work of both priorities is left for its speed."""
+    n = replicas_up(ledger, door)
+    if n == 0:
+        return -1
+    first = nth_up(ledger, door, int(rng.uniform(draw, 0) * n))
+    second = nth_up(ledger, door, int(rng.uniform(draw, 1) * n))
+    if _work_left(ledger, tables, door, second, request) < _work_left(ledger, tables, door, first, request):
+        return second
+    return first
+
+
+@njit
+def _work_left(ledger, tables, door, replica, request):
+    """Work that is left on a replica with the request, for its speed."""
+    work = left_ms(ledger, door, replica, LOW, request.now) + solo_total(tables, 0, request.model, 0)
+    return work * math.exp(log_slowness(ledger, door, replica))
 
 
 KIND = RouterKind("quote", route, "this project: greatest chance to be in time, charged for the growth of the work")

@@ -55,7 +55,7 @@ class Cluster(NamedTuple):
     Attributes:
         arrival: (A,) records, all requests in order of time.
         answer: (N, R) records, the ends of each world's requests in order of time.
-        held: (N, R, 2) work that the replica then held, by priority.
+        held: (N, R, 2) work that the replica then held, up to each priority.
         of: (N, R) index in ``arrival`` of each world's requests.
         replica: (N,) records.
         ledger: of the doors.

@@ -3,7 +3,9 @@
 The simulated cluster and the live one keep the same ledger with the same functions. A router foretells when a replica would
 end a request from the work that is ahead of it there; how foretold and real times compare, the ledger learns for each replica,
 which finds slow machines, and for each priority, which holds what batching and streams side by side save. Work is counted in ms
-alone on the device of the profile, in the batches that the requests would form.
+alone on the device of the profile, in the batches that the requests would form. A batch of high priority takes low priority of
+its model along, so work is not a sum over priorities: it is counted up to a priority, that of high alone and that of all, which
+is also what lies ahead of a request of that priority.
 
 Axes: D doors (processes that route, each with knowledge of its own), R replicas, 2 priorities, M models.
 """
@@ -17,7 +19,7 @@ import numpy as np
 
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import inlined, njit
-from envs.scheduling.state import HIGH, records
+from envs.scheduling.state import HIGH, LOW, records
 
 SLOWNESS_RATE = 0.03  # of a replica's factor, for each answer
 BIAS_RATE = 0.01  # of the factor that all replicas share, by priority
@@ -54,10 +56,10 @@ class Ledger(NamedTuple):
     Attributes:
         replica: (D, R) records.
         count: (D, R, 2, M) requests sent there and not answered.
-        work: (D, R, 2) their work, ms.
+        work: (D, R, 2) their work up to each priority, ms; so are all below.
         level: (D, R, 2) the same at ``level_at``, as if it were worked off from when it was sent: see ``left_ms``.
         held: (D, R, 2) work that the replica last told, whoever sent it, ms.
-        ended: (D, R, 2) work that has ended since, ms.
+        ended: (D, R, 2) by how much `work` changed with what has ended since, ms.
         done: (D, R, 2) work that ended lately while there was some, ms; its pace is this over ``busy``.
         busy: (D, R, 2) the time that that took, ms.
         others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
@@ -166,7 +168,7 @@ def _worked_off(work, pace, served_ms, passed):
 
 @inlined
 def left_ms(ledger, door, replica, priority, now):
-    """Work that a replica is likely to have still, of what was sent there and not answered.
+    """Work up to a priority that a replica is likely to have still, of what was sent there and not answered.
 
     An answer that is long on its way leaves requests in ``work`` that have ended. A replica that had work all the time has done
     its pace times that way of it; one that ran dry meanwhile has what was sent since, less what it did of that. The larger of
@@ -179,7 +181,7 @@ def left_ms(ledger, door, replica, priority, now):
     pace = ledger.done[door, replica, priority] / ledger.busy[door, replica, priority]
     passed = max(now - one.level_at, 0.0)
     level = _worked_off(ledger.level[door, replica, priority], pace, one.served_ms, passed)
-    return min(max(level, work - pace * one.age_ms), work)
+    return min(max(level, work - pace * one.age_ms, 0.0), work)
 
 
 @inlined
@@ -192,10 +194,7 @@ def _share_left(ledger, door, replica, priority, now):
 @inlined
 def inside(ledger, door, replica, now):
     """How many of the requests that were sent to a replica are likely to be there still."""
-    work = ledger.work[door, replica, 0] + ledger.work[door, replica, 1]
-    left = left_ms(ledger, door, replica, 0, now) + left_ms(ledger, door, replica, 1, now)
-    n = float(ledger.replica[door, replica].outstanding)
-    return n * left / work if work > 0.0 else n
+    return ledger.replica[door, replica].outstanding * _share_left(ledger, door, replica, LOW, now)
 
 
 @inlined
@@ -216,28 +215,37 @@ def load_of(ledger, door, replica, now):
 
 
 @inlined
+def _sent(ledger, door, replica, priority, model):
+    """Requests of a model that were sent to a replica and not answered, up to a priority."""
+    n = ledger.count[door, replica, HIGH, model]
+    return n if priority == HIGH else n + ledger.count[door, replica, LOW, model]
+
+
+@inlined
+def _growth_to(ledger, tables, door, replica, request, priority):
+    """Work up to a priority that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
+    n = _sent(ledger, door, replica, priority, request.model) * _share_left(ledger, door, replica, priority, request.now)
+    return batches_ms(tables, request.model, n + 1.0) - batches_ms(tables, request.model, n)
+
+
+@inlined
 def growth_ms(ledger, tables, door, replica, request):
-    """Work that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    priority, model = request.priority, request.model
-    n = ledger.count[door, replica, priority, model] * _share_left(ledger, door, replica, priority, request.now)
-    return batches_ms(tables, model, n + 1.0) - batches_ms(tables, model, n)
+    """Work that a request adds to a replica."""
+    return _growth_to(ledger, tables, door, replica, request, LOW)
 
 
 @inlined
 def ahead_ms(ledger, door, replica, request):
     """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
     fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
-    ahead = 0.0
-    for priority in range(1 if request.priority == HIGH else 2):
-        ahead += left_ms(ledger, door, replica, priority, request.now)
-        ahead += fade * ledger.others[door, replica, priority]
-    return ahead
+    others = ledger.others[door, replica, request.priority]
+    return left_ms(ledger, door, replica, request.priority, request.now) + fade * others
 
 
 @inlined
 def plain_ms(ledger, tables, door, replica, request):
     """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
-    growth = growth_ms(ledger, tables, door, replica, request)
+    growth = _growth_to(ledger, tables, door, replica, request, request.priority)
     own = solo_total(tables, 0, request.model, 0)
     return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
 
@@ -288,23 +296,25 @@ def send(ledger, tables, door, replica, request):
     one.level_at = request.now
     served_ms = SERVED * solo_total(tables, 0, request.model, 0)
     one.served_ms += (LATENCY_RATE if one.served_ms > 0.0 else 1.0) * (served_ms - one.served_ms)
-    more = _change(ledger, tables, door, replica, request.priority, request.model, 1)
-    ledger.level[door, replica, request.priority] += more
+    _change(ledger, tables, door, replica, request, 1, ledger.level)
     ledger.sent[door] += 1
     return plain
 
 
 @inlined
-def _change(ledger, tables, door, replica, priority, model, by):
-    """Count a request more or less, with its work. Returns by how much that changes."""
-    n = ledger.count[door, replica, priority, model]
-    ledger.count[door, replica, priority, model] = n + by
-    ledger.replica[door, replica].outstanding += by
-    difference = batches_ms(tables, model, n + by) - batches_ms(tables, model, n)
-    # What is left of rounding must not add up.
-    left = ledger.work[door, replica, priority] + difference
-    ledger.work[door, replica, priority] = max(left, 0.0) if ledger.replica[door, replica].outstanding > 0 else 0.0
-    return difference
+def _change(ledger, tables, door, replica, request, by, changed):
+    """Count a request more or less, with its work, and note in ``changed`` (D, R, 2) by how much that changes."""
+    model = request.model
+    one = ledger.replica[door, replica]
+    one.outstanding += by
+    for priority in range(request.priority, 2):
+        n = _sent(ledger, door, replica, priority, model)
+        difference = batches_ms(tables, model, n + by) - batches_ms(tables, model, n)
+        # What is left of rounding must not add up.
+        left = ledger.work[door, replica, priority] + difference
+        ledger.work[door, replica, priority] = max(left, 0.0) if one.outstanding > 0 else 0.0
+        changed[door, replica, priority] += difference
+    ledger.count[door, replica, request.priority, model] += by
 
 
 @njit
@@ -318,11 +328,11 @@ def answered(ledger, tables, door, replica, request, plain, end):
         end: how it ended.
     """
     one = ledger.replica[door, replica]
-    less = _change(ledger, tables, door, replica, request.priority, request.model, -1)
+    # What ended shows the pace; what was cancelled is there no more.
+    _change(ledger, tables, door, replica, request, -1, ledger.level if end.executed < 0 else ledger.ended)
     if end.executed < 0:
         return
     priority = request.priority
-    ledger.ended[door, replica, priority] -= less
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
     # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.
     rate = LATENCY_RATE if one.latency_ms > 0.0 else 1.0
@@ -358,7 +368,7 @@ def told(ledger, door, replica, now, held):
     done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
         if ledger.held[door, replica, priority] > 0.0:
-            done[priority] = kept * done[priority] + ledger.ended[door, replica, priority]
+            done[priority] = kept * done[priority] - ledger.ended[door, replica, priority]
             busy[priority] = kept * busy[priority] + elapsed
         ledger.ended[door, replica, priority] = 0.0
         ledger.held[door, replica, priority] = held[priority]
@@ -367,17 +377,19 @@ def told(ledger, door, replica, now, held):
 
 @njit
 def write_held(state, tables, env, held):
-    """Work that a replica holds by priority, queued and in flight, as ``Ledger.work`` counts it: into ``held`` (2,)."""
-    for priority in range(2):
-        held[priority] = 0.0
-        for model in range(state.queue.shape[2]):
-            n = state.queue[env, priority, model].length
-            for stream in range(state.stream.shape[1]):
-                s = state.stream[env, stream]
-                if s.busy == 1 and s.model == model:
-                    n += s.n_high if priority == HIGH else s.n - s.n_high
-            if n > 0:
-                held[priority] += batches_ms(tables, model, n)
+    """Work that a replica holds up to each priority, queued and in flight, as ``Ledger.work`` counts it: into ``held`` (2,)."""
+    held[HIGH] = 0.0
+    held[LOW] = 0.0
+    for model in range(state.queue.shape[2]):
+        n_high = state.queue[env, HIGH, model].length
+        n = n_high + state.queue[env, LOW, model].length
+        for stream in range(state.stream.shape[1]):
+            s = state.stream[env, stream]
+            if s.busy == 1 and s.model == model:
+                n_high += s.n_high
+                n += s.n
+        held[HIGH] += batches_ms(tables, model, n_high)
+        held[LOW] += batches_ms(tables, model, n)
 
 
 @njit

@@ -115,7 +115,7 @@ class AnswerFrame(NamedTuple):
         queue_ms: before its dispatch.
         predicted_ms: from dispatch to end.
         batch_size: requests in its batch.
-        held: (2,) work that the replica holds, by priority, see `envs.cluster.ledger`.
+        held: (2,) work that the replica holds up to each priority, see `envs.cluster.ledger`.
         outputs: those that the client wants.
     """
 

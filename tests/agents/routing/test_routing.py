@@ -116,12 +116,25 @@ def test_the_ledger_learns_which_replica_is_slow() -> None:
     assert router("quote").route(ledger, TABLES, 0, Routed(300.0, HIGH, 0, 350.0), np.uint64(0)) == 0
 
 
-def test_a_request_costs_less_where_it_joins_a_batch_of_its_model() -> None:
+def test_requests_that_are_late_everywhere_are_spread_however_few_a_replica_has() -> None:
+    ledger = make_ledger(1, 4, len(PROFILE.models))
+    longest = int(np.argmax(TABLES.solo[0, :, 0]))
+    shortest = int(np.argmin(TABLES.solo[0, :, 0]))
+    for replica in range(4):
+        for _ in range(3 if replica == 0 else 40):
+            send(ledger, TABLES, 0, replica, Routed(0.0, LOW, longest if replica == 0 else shortest, 1e-3))
+    chosen = [router("quote").route(ledger, TABLES, 0, Routed(0.0, LOW, 0, 1e-3), np.uint64(draw)) for draw in range(400)]
+    assert np.bincount(chosen, minlength=4).max() < 250
+
+
+@pytest.mark.parametrize("waiting", [HIGH, LOW])
+@pytest.mark.parametrize("priority", [HIGH, LOW])
+def test_a_request_costs_less_where_it_joins_a_batch_of_its_model_of_either_priority(waiting: int, priority: int) -> None:
     ledger = make_ledger(1, 2, len(PROFILE.models))
     for model in range(len(PROFILE.models)):
-        request = Routed(0.0, LOW, model, 1e4)
+        request = Routed(0.0, priority, model, 1e4)
         idle = growth_ms(ledger, TABLES, 0, 1, request)
-        send(ledger, TABLES, 0, 0, request)
+        send(ledger, TABLES, 0, 0, Routed(0.0, waiting, model, 1e4))
         assert growth_ms(ledger, TABLES, 0, 0, request) < idle
 
 
@@ -143,7 +156,7 @@ def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it
             request, plain = waiting.pop(0)
             inside_ms = max(now - request.now - age_ms, 0.0)
             answered(ledger, TABLES, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, 1))
-            held[request.priority] = len(waiting)
+            held[:] = [sum(other.priority <= one for other, _ in waiting) for one in (HIGH, LOW)]
             told(ledger, 0, 0, now, held)
         for one in (HIGH, LOW):
             work = ledger.work[0, 0, one]

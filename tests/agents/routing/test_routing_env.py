@@ -17,6 +17,7 @@ from agents.routing.simulate import ClusterConfig, run_cluster
 from envs.cluster.ledger import Routed
 from envs.profiles.profile import Profile
 from envs.scheduling import rng
+from envs.scheduling.state import HIGH, LOW
 from traces.errors import InputError
 from traces.workload import WorkloadConfig
 
@@ -52,6 +53,18 @@ def test_an_agent_that_does_what_a_router_does_has_its_violations(name: str) -> 
     violated, total = violations(ran.count)
     assert total.sum() == len(workload) and reward == -(7.0 * violated[0] + violated[1])
     assert list(rates.values()) == pytest.approx((violated / total).tolist())
+
+
+def test_a_door_that_sends_all_and_hears_at_once_finds_no_work_of_others() -> None:
+    env = RoutingEnv(cluster=ClusterConfig(accelerators=2), load=(1.5, 1.5), duration_ms=500.0)
+    env.reset(seed=1)
+    ledger = env.cluster.ledger
+    over, told = False, 0
+    while not over:
+        _, _, over, _, _ = env.step(np.int64(env._at % 2))
+        assert ledger.others.max() < 1e-6
+        told += int((ledger.held[0, :, LOW] > ledger.held[0, :, HIGH]).any())
+    assert told > 50
 
 
 def test_what_is_not_a_replica_and_a_step_behind_the_end_are_refused() -> None:
