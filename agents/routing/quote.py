@@ -3,8 +3,8 @@
 A request that joins a batch of its model costs little where one that begins a batch costs much, and what it costs, others wait
 for. So its own time counts, and a share of the growth of the replica's work beside it: requests of a model gather as long as
 none is late for it, and replicas specialise without being told. A request that is unlikely to be in time anywhere must not take
-the place of one that could be: of two random replicas it goes where less work is left. All such together are spread evenly so;
-the one replica with the fewest requests would get them all, and it has few because each of them is long.
+the place of one that could be: of a few random replicas it goes to the least loaded. So all such together are spread; the least
+loaded of all would get them all.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from agents.routing.common import nth_up, replicas_up
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, left_ms, log_slowness, plain_ms
+from envs.cluster.ledger import chance, foretold_ms, growth_ms, left_ms, load_of, log_slowness, plain_ms
 from envs.scheduling import rng
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit
 from envs.scheduling.state import LOW
 
-# Both chosen on other seeds than those of the published table.
+# All chosen on other seeds than those of the published table.
 CHARGE = 0.3  # for each ms that the replica's work grows by
 IN_TIME = 0.6  # least chance to be in time for which a request is placed so
+SOME = 3  # replicas to choose from for the others
 
 
 @njit
@@ -42,28 +43,27 @@ def route(ledger, tables, door, request, draw):
             least = cost
             best = replica
     if best >= 0 and chance(ledger, door, request, foretold_ms(ledger, tables, door, best, request)) < IN_TIME:
-        return _less_work_of_two(ledger, tables, door, request, draw)
+        return _least_loaded_of_some(ledger, tables, door, request, draw)
     return best
 
 
 @njit
-def _less_work_of_two(ledger, tables, door, request, draw):
-    """Of two random replicas, that where less work of both priorities is left for its speed."""
+def _least_loaded_of_some(ledger, tables, door, request, draw):
+    """Of a few random replicas, that with the least requests times work, each for its speed.
+
+    Either alone errs: few requests may be long ones, and little work may be many requests that hold each other up.
+    """
     n = replicas_up(ledger, door)
-    if n == 0:
-        return -1
-    first = nth_up(ledger, door, int(rng.uniform(draw, 0) * n))
-    second = nth_up(ledger, door, int(rng.uniform(draw, 1) * n))
-    if _work_left(ledger, tables, door, second, request) < _work_left(ledger, tables, door, first, request):
-        return second
-    return first
-
-
-@njit
-def _work_left(ledger, tables, door, replica, request):
-    """Work that is left on a replica with the request, for its speed."""
-    work = left_ms(ledger, door, replica, LOW, request.now) + solo_total(tables, 0, request.model, 0)
-    return work * math.exp(log_slowness(ledger, door, replica))
+    best = -1
+    least = np.inf
+    for i in range(SOME):
+        replica = nth_up(ledger, door, int(rng.uniform(draw, i) * n))
+        work = left_ms(ledger, door, replica, LOW, request.now) + solo_total(tables, 0, request.model, 0)
+        load = load_of(ledger, door, replica, request.now) * work * math.exp(log_slowness(ledger, door, replica))
+        if load < least:
+            least = load
+            best = replica
+    return best
 
 
 KIND = RouterKind("quote", route, "this project: greatest chance to be in time, charged for the growth of the work")

@@ -142,6 +142,7 @@ def _describe(batch: BatchRecord) -> dict[str, Any]:
         "stream": batch.stream,
         "model": batch.model,
         "size": batch.batch_size,
+        "high": batch.n_high,
         "priority": PRIORITIES[batch.priority],
         "start_ms": batch.decided_ms,
         "end_ms": batch.phases.d2h_end_ms,

@@ -68,7 +68,7 @@ function show() {
   showModels();
   const seconds = (ms) => ((known.since - ms) / 1000).toFixed(1);
   fill("batches", known.batches.slice(-MOST_ROWS).reverse().map((batch) => [
-    seconds(batch.end_ms), batch.stream, batch.model, batch.priority, batch.size,
+    seconds(batch.end_ms), batch.stream, batch.model, batch.priority, batch.high, batch.size - batch.high,
     inMs(batch.predicted_ms), inMs(batch.end_ms - batch.start_ms), batch.error || "",
   ]));
   fill("refusals", known.refusals.map((one) => [
@@ -181,6 +181,11 @@ function drawTimeline() {
     const y = batch.stream * ROW + 2, from = x(batch.start_ms), wide = Math.max(x(batch.end_ms) - from - 1, 1);
     const kind = batch.error ? "failed" : batch.priority;
     parts.push(element("rect", { class: `batch ${kind}`, x: from, y, width: wide, height: ROW - 4 }));
+    if (kind === "high" && batch.high < batch.size) {
+      // Low priority that was taken along: its share of the bar, from below.
+      const height = (ROW - 4) * (1 - batch.high / batch.size);
+      parts.push(element("rect", { class: "batch low", x: from, y: y + ROW - 4 - height, width: wide, height }));
+    }
     if (wide > 60 && !batch.error) {
       const text = clipped(`${batch.model} ×${batch.size}`, Math.floor((wide - 6) / 7));
       parts.push(element("text", { class: "bar-text", x: from + 3, y: y + 13 }, text));

@@ -26,7 +26,7 @@ class World:
         phases = Phases(t - 8, t - 7, t - 6, t - 6, t - 2, t - 1)
         self.recent.batch_ended(
             BatchRecord(
-                batch_id=next(self._number), stream=1, model=model, priority=0, batch_size=2, n_high=2, error=error,
+                batch_id=next(self._number), stream=1, model=model, priority=0, batch_size=2, n_high=1, error=error,
                 phases=phases, decided_ms=t - 9, seen_ms=t, predicted_ms=6.0, co_runners=0,
             )
         )  # fmt: skip
@@ -132,6 +132,6 @@ def test_an_answer_is_json(world: World) -> None:
     world.batch(error="it failed")
     (batch,) = orjson.loads(orjson.dumps(world.recent.answer(0.0)))["batches"]
     assert batch == {
-        "stream": 1, "model": "m", "size": 2, "priority": "high", "start_ms": 1.0, "end_ms": 9.0, "predicted_ms": 6.0,
+        "stream": 1, "model": "m", "size": 2, "high": 1, "priority": "high", "start_ms": 1.0, "end_ms": 9.0, "predicted_ms": 6.0,
         "error": "it failed",
     }  # fmt: skip
