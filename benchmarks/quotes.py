@@ -32,9 +32,7 @@ from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
 BINS = 10
-LEAST_IN_BIN = (
-    200  # requests below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points
-)
+LEAST_SHARE = 0.01  # of the requests, below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points
 QUEUED, TIMED, WARM = 256, 3000, 50
 
 
@@ -79,7 +77,7 @@ def judge(quoted: Quoted) -> dict[str, Any]:
     return {
         "bins": bins,
         "worst_points": 100
-        * max((abs(b["in_time"] - b["quoted"]) for b in bins.values() if b["requests"] >= LEAST_IN_BIN), default=0.0),
+        * max(abs(b["in_time"] - b["quoted"]) for b in bins.values() if b["requests"] >= LEAST_SHARE * len(chance)),
         "brier": float(((chance - in_time) ** 2).mean()),
         "brier_of_mean": float(share * (1 - share)),
         "within": {
@@ -141,7 +139,7 @@ def tabulate(result: dict[str, Any]) -> str:
             cells = []
             for i in range(BINS):
                 one = judged["bins"].get(f"{i / BINS:.1f}")
-                many = one is not None and one["requests"] >= LEAST_IN_BIN
+                many = one is not None and one["requests"] >= LEAST_SHARE * sum(b["requests"] for b in judged["bins"].values())
                 cells.append(f"{100 * (one['in_time'] - one['quoted']):+.1f}" if many else "")
             scores = (f"{judged['worst_points']:.1f}", f"{judged['brier']:.3f}", f"{judged['brier_of_mean']:.3f}")
             rows.append([kind, load, *cells, *scores])

@@ -29,10 +29,10 @@ HEAD = STRAIT + len(fields(StraitParams))
 # VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid.
 CHOSEN = 2.0
 # Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, two layers of each of two
-# candidates, sum and maximum of all embeddings, the hidden layer of DEFER.
-SUMMARY, CONTEXT, LAYER, LAYER_TOO, EMBEDDING, EMBEDDING_TOO, TOTAL, LARGEST, DEFER = range(9)
-N_SCRATCH = 9
-
+# candidates, sum and maximum of all embeddings, the hidden layer of DEFER; behind them places (int32) of a layer's or
+# a candidate's numbers that are not zero.
+SUMMARY, CONTEXT, LAYER, LAYER_TOO, EMBEDDING, EMBEDDING_TOO, TOTAL, LARGEST, DEFER, PLACES = range(10)
+N_SCRATCH = 10  # and N_CANDIDATE places more
 
 ZERO = np.float32(0.0)
 # Mean solo latencies; a deadline is at most 16 of its own model's, and some models take six times the mean.
@@ -43,7 +43,7 @@ LEAST = np.float32(-np.inf)
 @inlined
 def _logits_at(hidden):
     """Place of the logits in the memory's float32 numbers, behind Strait's memory and the scratch."""
-    return 2 * MEMORY_SIZE + N_SCRATCH * hidden
+    return 2 * MEMORY_SIZE + N_SCRATCH * hidden + N_CANDIDATE
 
 
 def memory_size(hidden: int, n_candidates: int) -> int:
@@ -115,25 +115,37 @@ def _add_product(w, at, x, y):
 
 
 @inlined
-def _add_two_products(w, at, x, u, y, v):
-    """Add to y the product of x, and to v that of u, and the matrix at w[at:], which is read once for both."""
+def _add_two_products(w, at, x, u, y, v, places):
+    """Add to y the product of x, and to v that of u, and the matrix at w[at:], (n_in, n_out), which is read once for both.
+
+    Of a rectified layer two thirds are zeros, mostly the same ones in both: their rows are not read. ``places`` (n_in,) int32
+    is scratch for where the others are.
+    """
     n = y.shape[0]
-    i = 0
-    while i + 4 <= x.shape[0]:
-        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-        u0, u1, u2, u3 = u[i], u[i + 1], u[i + 2], u[i + 3]
-        rows = w[at + i * n : at + (i + 4) * n]
+    n_in = 0
+    for i in range(x.shape[0]):
+        if x[i] != ZERO or u[i] != ZERO:
+            places[n_in] = i
+            n_in += 1
+    k = 0
+    # Three inputs at a time: with four, the compiler would need more checks that nothing overlaps than it makes.
+    while k + 3 <= n_in:
+        a, b, c = places[k], places[k + 1], places[k + 2]
+        row_a = w[at + a * n : at + (a + 1) * n]
+        row_b = w[at + b * n : at + (b + 1) * n]
+        row_c = w[at + c * n : at + (c + 1) * n]
+        x_a, x_b, x_c, u_a, u_b, u_c = x[a], x[b], x[c], u[a], u[b], u[c]
         for j in range(n):
-            a, b, c, d = rows[j], rows[n + j], rows[2 * n + j], rows[3 * n + j]
-            y[j] += (x0 * a + x1 * b) + (x2 * c + x3 * d)
-            v[j] += (u0 * a + u1 * b) + (u2 * c + u3 * d)
-        i += 4
-    while i < x.shape[0]:
+            y[j] += x_a * row_a[j] + x_b * row_b[j] + x_c * row_c[j]
+            v[j] += u_a * row_a[j] + u_b * row_b[j] + u_c * row_c[j]
+        k += 3
+    while k < n_in:
+        i = places[k]
         row = w[at + i * n : at + (i + 1) * n]
         for j in range(n):
             y[j] += x[i] * row[j]
             v[j] += u[i] * row[j]
-        i += 1
+        k += 1
 
 
 @inlined
@@ -199,6 +211,7 @@ def score(params, memory, n_candidates):
     embeddings = scratch[EMBEDDING * h : (EMBEDDING_TOO + 1) * h]
     total = scratch[TOTAL * h : (TOTAL + 1) * h]
     largest = scratch[LARGEST * h : (LARGEST + 1) * h]
+    places = memory.view(np.int32)[2 * MEMORY_SIZE + PLACES * h : _logits_at(h)]
     logits = numbers[_logits_at(h) : _logits_at(h) + n_candidates + 1]
     obs = numbers[_logits_at(h) + n_candidates + 1 :]
     _dense(w, 0, obs[n_candidates * N_CANDIDATE : n_candidates * N_CANDIDATE + N_SUMMARY], summary)
@@ -224,10 +237,10 @@ def score(params, memory, n_candidates):
             layer_too[j] = context[j]
             embeddings[j] = w[embed_at + j]
             embeddings[h + j] = w[embed_at + j]
-        _add_two_products(w, candidate_at, row, row_too, layer, layer_too)
+        _add_two_products(w, candidate_at, row, row_too, layer, layer_too, places)
         _rectify(layer)
         _rectify(layer_too)
-        _add_two_products(w, embed_at + h, layer, layer_too, embeddings[:h], embeddings[h:])
+        _add_two_products(w, embed_at + h, layer, layer_too, embeddings[:h], embeddings[h:], places)
         _rectify(embeddings)
         for one in range(n_here):
             action = too if one == 1 else i

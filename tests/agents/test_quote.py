@@ -102,9 +102,9 @@ def test_a_deadline_shorter_than_the_model_itself_is_never_met() -> None:
 
 @pytest.mark.parametrize("load", [0.6, 0.9, 1.1])
 def test_the_share_in_time_is_what_was_quoted(load: float) -> None:
-    # Three runs together, so that it is not chance. How far low priority makes a batch of high longer is not foretold.
-    judged = judge(Quoted(*map(np.concatenate, zip(*(quoted_run("poisson", load, seed)[0] for seed in (1, 2, 3))))))
-    assert judged["worst_points"] <= 4.0
+    # Twelve runs together: of one, the rarer bins differ by chance.
+    judged = judge(Quoted(*map(np.concatenate, zip(*(quoted_run("poisson", load, seed)[0] for seed in range(1, 13))))))
+    assert judged["worst_points"] <= 3.0
     assert judged["brier"] < judged["brier_of_mean"]
     for level, share in judged["within"].items():
         assert abs(100 * share - float(level[1:])) < 2.5
