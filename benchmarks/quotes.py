@@ -32,7 +32,8 @@ from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
 BINS = 10
-LEAST_SHARE = 0.01  # of the requests, below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points
+# Share of the requests below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points.
+LEAST_SHARE = 0.01
 QUEUED, TIMED, WARM = 256, 3000, 50
 
 
@@ -139,7 +140,9 @@ def tabulate(result: dict[str, Any]) -> str:
             cells = []
             for i in range(BINS):
                 one = judged["bins"].get(f"{i / BINS:.1f}")
-                many = one is not None and one["requests"] >= LEAST_SHARE * sum(b["requests"] for b in judged["bins"].values())
+                many = one is not None and one["requests"] >= LEAST_SHARE * sum(
+                    b["requests"] for b in judged["bins"].values()
+                )
                 cells.append(f"{100 * (one['in_time'] - one['quoted']):+.1f}" if many else "")
             scores = (f"{judged['worst_points']:.1f}", f"{judged['brier']:.3f}", f"{judged['brier_of_mean']:.3f}")
             rows.append([kind, load, *cells, *scores])

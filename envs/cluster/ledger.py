@@ -224,7 +224,9 @@ def _sent(ledger, door, replica, priority, model):
 @inlined
 def _growth_to(ledger, tables, door, replica, request, priority):
     """Work up to a priority that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    n = _sent(ledger, door, replica, priority, request.model) * _share_left(ledger, door, replica, priority, request.now)
+    n = _sent(ledger, door, replica, priority, request.model) * _share_left(
+        ledger, door, replica, priority, request.now
+    )
     return batches_ms(tables, request.model, n + 1.0) - batches_ms(tables, request.model, n)
 
 

@@ -123,13 +123,17 @@ def test_requests_that_are_late_everywhere_are_spread_however_few_a_replica_has(
     for replica in range(4):
         for _ in range(3 if replica == 0 else 40):
             send(ledger, TABLES, 0, replica, Routed(0.0, LOW, longest if replica == 0 else shortest, 1e-3))
-    chosen = [router("quote").route(ledger, TABLES, 0, Routed(0.0, LOW, 0, 1e-3), np.uint64(draw)) for draw in range(400)]
+    chosen = [
+        router("quote").route(ledger, TABLES, 0, Routed(0.0, LOW, 0, 1e-3), np.uint64(draw)) for draw in range(400)
+    ]
     assert np.bincount(chosen, minlength=4).max() < 250
 
 
 @pytest.mark.parametrize("waiting", [HIGH, LOW])
 @pytest.mark.parametrize("priority", [HIGH, LOW])
-def test_a_request_costs_less_where_it_joins_a_batch_of_its_model_of_either_priority(waiting: int, priority: int) -> None:
+def test_a_request_costs_less_where_it_joins_a_batch_of_its_model_of_either_priority(
+    waiting: int, priority: int
+) -> None:
     ledger = make_ledger(1, 2, len(PROFILE.models))
     for model in range(len(PROFILE.models)):
         request = Routed(0.0, priority, model, 1e4)

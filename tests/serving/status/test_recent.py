@@ -132,6 +132,6 @@ def test_an_answer_is_json(world: World) -> None:
     world.batch(error="it failed")
     (batch,) = orjson.loads(orjson.dumps(world.recent.answer(0.0)))["batches"]
     assert batch == {
-        "stream": 1, "model": "m", "size": 2, "high": 1, "priority": "high", "start_ms": 1.0, "end_ms": 9.0, "predicted_ms": 6.0,
-        "error": "it failed",
+        "stream": 1, "model": "m", "size": 2, "high": 1, "priority": "high", "start_ms": 1.0, "end_ms": 9.0,
+        "predicted_ms": 6.0, "error": "it failed",
     }  # fmt: skip
