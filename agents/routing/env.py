@@ -19,7 +19,8 @@ from agents.learned.names import resolve
 from agents.policies.base import bind_loop
 from agents.routing.simulate import ClusterConfig, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
-from envs.cluster.ledger import Routed, chance, foretold_ms, growth_ms, load_of
+from envs.cluster.foretell import chance, foretold_ms, growth_ms, load_of
+from envs.cluster.ledger import Routed
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
 from envs.simulation.capacity import measure_capacity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import earliest
+from envs.cluster.foretell import earliest
 from envs.scheduling.jit import njit
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from agents.routing.common import nth_up, replicas_up
-from envs.cluster.ledger import chance, foretold_ms, growth_ms, left_ms, load_of, log_slowness, plain_ms
+from envs.cluster.foretell import chance, foretold_ms, growth_ms, left_ms, load_of, log_slowness, plain_ms
 from envs.scheduling import rng
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import njit

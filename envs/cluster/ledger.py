@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from envs.cluster.foretell import LEAST_MS, batches_ms, left_ms, plain_ms, unanswered
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import HIGH, LOW, records
@@ -31,9 +32,6 @@ MOST_LOG_FACTOR = 3.0
 PACE_MS = 200.0  # time constant of a replica's pace
 FIRST_BUSY_MS = 20.0  # a pace of 1 counts so long at first
 SERVED = 3.0  # times as long as alone a request is served, in batches and beside others; chosen on other seeds than published
-OTHERS_MS = 200.0  # time constant with which the work of other doors is forgotten
-LEAST_MS = 1e-3
-LOGISTIC = 1.7  # slope of the logistic curve that is nearest to the normal distribution
 
 replica_t = np.dtype(
     [
@@ -132,162 +130,6 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
     return ledger
 
 
-@inlined
-def batches_ms(tables, model, n):
-    """Time alone on the device of n requests of a model, in largest batches and a rest; between sizes it is linear."""
-    sizes = tables.size.shape[0]
-    largest = tables.size[sizes - 1]
-    full = n // largest
-    rest = n - full * largest
-    total = full * solo_total(tables, 0, model, sizes - 1)
-    if rest == 0:
-        return total
-    above = 0
-    while tables.size[above] < rest:
-        above += 1
-    high = solo_total(tables, 0, model, above)
-    if above == 0:
-        return total + min(rest, 1.0) * high
-    low = solo_total(tables, 0, model, above - 1)
-    part = (rest - tables.size[above - 1]) / (tables.size[above] - tables.size[above - 1])
-    return total + low + part * (high - low)
-
-
-@inlined
-def _worked_off(work, pace, served_ms, passed):
-    """What is left of work after a while at a pace, which the last requests do not reach: each takes the time it is served."""
-    last = pace * served_ms
-    if work > last:
-        full = (work - last) / pace
-        if passed <= full:
-            return work - pace * passed
-        work = last
-        passed -= full
-    return work * math.exp(-passed / served_ms) if served_ms > 0.0 else 0.0
-
-
-@inlined
-def left_ms(ledger, door, replica, priority, now):
-    """Work up to a priority that a replica is likely to have still, of what was sent there and not answered.
-
-    An answer that is long on its way leaves requests in ``work`` that have ended. A replica that had work all the time has done
-    its pace times that way of it; one that ran dry meanwhile has what was sent since, less what it did of that. The larger of
-    the two is what is left, as in any queue.
-    """
-    work = ledger.work[door, replica, priority]
-    one = ledger.replica[door, replica]
-    if one.age_ms <= 0.0:
-        return work
-    pace = ledger.done[door, replica, priority] / ledger.busy[door, replica, priority]
-    passed = max(now - one.level_at, 0.0)
-    level = _worked_off(ledger.level[door, replica, priority], pace, one.served_ms, passed)
-    return min(max(level, work - pace * one.age_ms, 0.0), work)
-
-
-@inlined
-def _share_left(ledger, door, replica, priority, now):
-    """`left_ms` as a share of the work of what was not answered."""
-    work = ledger.work[door, replica, priority]
-    return left_ms(ledger, door, replica, priority, now) / work if work > 0.0 else 1.0
-
-
-@inlined
-def inside(ledger, door, replica, now):
-    """How many of the requests that were sent to a replica are likely to be there still."""
-    return ledger.replica[door, replica].outstanding * _share_left(ledger, door, replica, LOW, now)
-
-
-@inlined
-def log_slowness(ledger, door, replica):
-    """How much slower a replica seems than others, the less believed the older knowledge is.
-
-    What was foretold from old knowledge errs in ways that look like a slow machine.
-    """
-    one = ledger.replica[door, replica]
-    age, latency = one.age_ms, one.latency_ms
-    return one.log_slowness * (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else one.log_slowness
-
-
-@inlined
-def load_of(ledger, door, replica, now):
-    """Requests likely to be in a replica, and one more, for its speed."""
-    return (1.0 + inside(ledger, door, replica, now)) * math.exp(log_slowness(ledger, door, replica))
-
-
-@inlined
-def _sent(ledger, door, replica, priority, model):
-    """Requests of a model that were sent to a replica and not answered, up to a priority."""
-    n = ledger.count[door, replica, HIGH, model]
-    return n if priority == HIGH else n + ledger.count[door, replica, LOW, model]
-
-
-@inlined
-def _growth_to(ledger, tables, door, replica, request, priority):
-    """Work up to a priority that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    n = _sent(ledger, door, replica, priority, request.model) * _share_left(
-        ledger, door, replica, priority, request.now
-    )
-    return batches_ms(tables, request.model, n + 1.0) - batches_ms(tables, request.model, n)
-
-
-@inlined
-def growth_ms(ledger, tables, door, replica, request):
-    """Work that a request adds to a replica."""
-    return _growth_to(ledger, tables, door, replica, request, LOW)
-
-
-@inlined
-def ahead_ms(ledger, door, replica, request):
-    """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
-    fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
-    others = ledger.others[door, replica, request.priority]
-    return left_ms(ledger, door, replica, request.priority, request.now) + fade * others
-
-
-@inlined
-def plain_ms(ledger, tables, door, replica, request):
-    """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
-    growth = _growth_to(ledger, tables, door, replica, request, request.priority)
-    own = solo_total(tables, 0, request.model, 0)
-    return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
-
-
-@inlined
-def foretold_ms(ledger, tables, door, replica, request):
-    """The same as the replica's answers lead to expect."""
-    factor = ledger.log_bias[door, request.priority] + log_slowness(ledger, door, replica)
-    return plain_ms(ledger, tables, door, replica, request) * math.exp(factor)
-
-
-@inlined
-def chance(ledger, door, request, foretold):
-    """Probability that a request foretold to take so many ms is in time."""
-    slack = max(request.deadline - request.now, LEAST_MS)
-    z = math.log(slack / foretold) / ledger.spread[door, request.priority]
-    return 1.0 / (1.0 + math.exp(-LOGISTIC * min(max(z, -10.0), 10.0)))
-
-
-@njit
-def earliest(ledger, tables, door, request):
-    """The replica which is up and foretold to end the request first, and the time foretold there; (-1, inf) for none."""
-    best = -1
-    least = np.inf
-    for replica in range(ledger.replica.shape[1]):
-        if ledger.replica[door, replica].up == 1:
-            foretold = foretold_ms(ledger, tables, door, replica, request)
-            if foretold < least:
-                least = foretold
-                best = replica
-    return best, least
-
-
-@njit
-def best_chance(ledger, tables, door, request):
-    """Greatest probability to be in time that a replica which is up offers, and the time foretold there; (0, inf) for none."""
-    best, least = earliest(ledger, tables, door, request)
-    return chance(ledger, door, request, least) if best >= 0 else 0.0, least
-
-
 @njit
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
@@ -310,7 +152,7 @@ def _change(ledger, tables, door, replica, request, by, changed):
     one = ledger.replica[door, replica]
     one.outstanding += by
     for priority in range(request.priority, 2):
-        n = _sent(ledger, door, replica, priority, model)
+        n = unanswered(ledger, door, replica, priority, model)
         difference = batches_ms(tables, model, n + by) - batches_ms(tables, model, n)
         # What is left of rounding must not add up.
         left = ledger.work[door, replica, priority] + difference

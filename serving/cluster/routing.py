@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.ledger import End, Routed, answered, best_chance, forget, make_ledger, send, told, write_held
+from envs.cluster.foretell import best_chance
+from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_held
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from serving.engine.compiled import ENV

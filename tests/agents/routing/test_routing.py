@@ -16,7 +16,8 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.ledger import End, Routed, answered, forget, growth_ms, left_ms, make_ledger, send, told
+from envs.cluster.foretell import growth_ms, left_ms
+from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.capacity import measure_capacity
