@@ -32,7 +32,7 @@ from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
 BINS = 10
-# Share of the requests below which a bin's difference is mostly chance: 200 have a standard error of up to 3.5 points.
+# Bins with a smaller share of the requests are not judged: of 20,000 it is 200, whose standard error is up to 3.5 points.
 LEAST_SHARE = 0.01
 QUEUED, TIMED, WARM = 256, 3000, 50
 

@@ -2,9 +2,9 @@
 
 A request that joins a batch of its model costs little where one that begins a batch costs much, and what it costs, others wait
 for. So its own time counts, and a share of the growth of the replica's work beside it: requests of a model gather as long as
-none is late for it, and replicas specialise without being told. A request that is unlikely to be in time anywhere must not take
-the place of one that could be: of a few random replicas it goes to the least loaded. So all such together are spread; the least
-loaded of all would get them all.
+none is late for it, and replicas specialise without being told. A request that is unlikely to be in time even there must not
+take the place of one that could be: of a few random replicas it goes to the least loaded. So all such together are spread; the
+least loaded of all would get them all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def route(ledger, tables, door, request, draw):
 
 @njit
 def _least_loaded_of_some(ledger, tables, door, request, draw):
-    """Of a few random replicas, that with the least requests times work, each for its speed.
+    """Of a few random replicas, that with the least requests times work of this door, each for its speed.
 
     Either alone errs: few requests may be long ones, and little work may be many requests that hold each other up.
     """

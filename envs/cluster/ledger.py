@@ -54,10 +54,10 @@ class Ledger(NamedTuple):
     Attributes:
         replica: (D, R) records.
         count: (D, R, 2, M) requests sent there and not answered.
-        work: (D, R, 2) their work up to each priority, ms; so are all below.
+        work: (D, R, 2) their work up to each priority, ms; as all that is of work below.
         level: (D, R, 2) the same at ``level_at``, as if it were worked off from when it was sent: see ``left_ms``.
         held: (D, R, 2) work that the replica last told, whoever sent it, ms.
-        ended: (D, R, 2) by how much `work` changed with what has ended since, ms.
+        ended: (D, R, 2) work that has ended since, ms.
         done: (D, R, 2) work that ended lately while there was some, ms; its pace is this over ``busy``.
         busy: (D, R, 2) the time that that took, ms.
         others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
@@ -134,31 +134,33 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
     plain = plain_ms(ledger, tables, door, replica, request)
+    work, level = ledger.work[door, replica], ledger.level[door, replica]
     for priority in range(2):
-        ledger.level[door, replica, priority] = left_ms(ledger, door, replica, priority, request.now)
+        level[priority] = left_ms(ledger, door, replica, priority, request.now) - work[priority]
     one = ledger.replica[door, replica]
     one.level_at = request.now
     served_ms = SERVED * solo_total(tables, 0, request.model, 0)
     one.served_ms += (LATENCY_RATE if one.served_ms > 0.0 else 1.0) * (served_ms - one.served_ms)
-    _change(ledger, tables, door, replica, request, 1, ledger.level)
+    _count(ledger, tables, door, replica, request, 1)
+    for priority in range(2):
+        level[priority] += work[priority]
     ledger.sent[door] += 1
     return plain
 
 
 @inlined
-def _change(ledger, tables, door, replica, request, by, changed):
-    """Count a request more or less, with its work, and note in ``changed`` (D, R, 2) by how much that changes."""
-    model = request.model
+def _count(ledger, tables, door, replica, request, by):
+    """Count a request more or less, with its work."""
     one = ledger.replica[door, replica]
     one.outstanding += by
-    for priority in range(request.priority, 2):
-        n = unanswered(ledger, door, replica, priority, model)
-        difference = batches_ms(tables, model, n + by) - batches_ms(tables, model, n)
+    for priority in range(2):
+        n = unanswered(ledger, door, replica, priority, request.model)
+        more = by if request.priority <= priority else 0
+        difference = batches_ms(tables, request.model, n + more) - batches_ms(tables, request.model, n)
         # What is left of rounding must not add up.
-        left = ledger.work[door, replica, priority] + difference
-        ledger.work[door, replica, priority] = max(left, 0.0) if one.outstanding > 0 else 0.0
-        changed[door, replica, priority] += difference
-    ledger.count[door, replica, request.priority, model] += by
+        work = ledger.work[door, replica, priority] + difference
+        ledger.work[door, replica, priority] = max(work, 0.0) if one.outstanding > 0 else 0.0
+    ledger.count[door, replica, request.priority, request.model] += by
 
 
 @njit
@@ -172,10 +174,13 @@ def answered(ledger, tables, door, replica, request, plain, end):
         end: how it ended.
     """
     one = ledger.replica[door, replica]
-    # What ended shows the pace; what was cancelled is there no more.
-    _change(ledger, tables, door, replica, request, -1, ledger.level if end.executed < 0 else ledger.ended)
+    work, ended = ledger.work[door, replica], ledger.ended[door, replica]
+    before = (work[HIGH], work[LOW])
+    _count(ledger, tables, door, replica, request, -1)
     if end.executed < 0:
         return
+    for priority in range(2):
+        ended[priority] += before[priority] - work[priority]
     priority = request.priority
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
     # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.
@@ -212,7 +217,7 @@ def told(ledger, door, replica, now, held):
     done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
         if ledger.held[door, replica, priority] > 0.0:
-            done[priority] = kept * done[priority] - ledger.ended[door, replica, priority]
+            done[priority] = kept * done[priority] + ledger.ended[door, replica, priority]
             busy[priority] = kept * busy[priority] + elapsed
         ledger.ended[door, replica, priority] = 0.0
         ledger.held[door, replica, priority] = held[priority]

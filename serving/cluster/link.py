@@ -198,12 +198,12 @@ class Link:
         kind = frame[0]
         if kind == FrameKind.ANSWER:
             answer = read_answer(frame)
-            self.on_held(self, answer.held)
             self._end(answer.id, answer)
+            self._tell(answer.held)
         elif kind == FrameKind.REFUSAL:
             refusal = read_refusal(frame)
-            self.on_held(self, refusal.held)
             self._refuse(refusal)
+            self._tell(refusal.held)
         elif kind == FrameKind.PONG:
             accepting, held = read_pong(frame)
             self.on_held(self, held)
@@ -223,6 +223,10 @@ class Link:
         future = self._waiting.get(id_)
         if future is not None and not future.done():
             future.set_result(answer)
+
+    def _tell(self, held: tuple[float, float]) -> None:
+        """Say what the replica holds, once whoever waited for its answer has noted the end."""
+        asyncio.get_running_loop().call_soon(self.on_held, self, held)
 
     def _refuse(self, refused: RefusalFrame) -> None:
         future = self._waiting.get(refused.id)

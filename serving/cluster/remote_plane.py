@@ -150,7 +150,7 @@ class RemotePlane(Plane):
         if link.greeting is None:
             self._ledger.away(place)
         elif link.accepting and self._can_answer(link):
-            self._ledger.up(place)
+            self._ledger.up(place, list(link.greeting.total_ms.values()))
         else:
             self._ledger.drains(place)
 
@@ -167,8 +167,8 @@ class RemotePlane(Plane):
             self.router, len(self.links), tables_of(greeting.batch_sizes, list(greeting.total_ms.values()))
         )
         for place, link in enumerate(self.links):
-            if link.accepting and self._can_answer(link):
-                self._ledger.up(place)
+            if link.greeting is not None and link.accepting and self._can_answer(link):
+                self._ledger.up(place, list(link.greeting.total_ms.values()))
 
     def _can_answer(self, link: Link) -> bool:
         """Whether a replica serves the models that this door serves."""
@@ -318,11 +318,17 @@ class RemotePlane(Plane):
                 known = self._ledger.ledger.replica[0, place]
                 outstanding.labels(link.name).set(int(known["outstanding"]))
                 slowness.labels(link.name).set(float(known["log_slowness"]))
-        work = Gauge("strait_replica_work_ms", "Work outstanding", ["replica", "priority"], registry=registry)
+        work = Gauge(
+            "strait_replica_work_ms",
+            "Work outstanding; of low what it adds to batches of high",
+            ["replica", "priority"],
+            registry=registry,
+        )
         if self._ledger is not None:
             for place, link in placed:
-                for number, priority in enumerate(PRIORITIES):
-                    work.labels(link.name, priority).set(float(self._ledger.ledger.work[0, place, number]))
+                high, both = self._ledger.ledger.work[0, place].tolist()
+                for priority, ms in zip(PRIORITIES, (high, both - high)):
+                    work.labels(link.name, priority).set(max(ms, 0.0))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

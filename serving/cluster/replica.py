@@ -59,7 +59,7 @@ class Replica:
         self._held_work = HeldWork(plane.engine.scheduler)
 
     def held(self) -> tuple[float, float]:
-        """Work that the engine holds, by priority, in ms; see `envs.cluster.ledger`."""
+        """Work that the engine holds, up to each priority, in ms; see `envs.cluster.ledger`."""
         return self._held_work()
 
     def greeting(self) -> Greeting:

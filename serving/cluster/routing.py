@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.foretell import best_chance
+from envs.cluster.foretell import LEAST_MS, best_chance
 from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_held
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
@@ -24,7 +24,7 @@ NORMAL = {level: NormalDist().inv_cdf(level) for level in QUANTILES}  # quantile
 
 
 class HeldWork:
-    """Tells the work that an engine holds, by priority, in ms; see `envs.cluster.ledger`."""
+    """Tells the work that an engine holds, up to each priority, in ms; see `envs.cluster.ledger`."""
 
     def __init__(self, scheduler: LiveScheduler) -> None:
         self._scheduler = scheduler
@@ -92,10 +92,13 @@ class LiveLedger:
         self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
         self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
         self._generation = [0] * replicas
+        self._unit = [1.0] * replicas
 
-    def up(self, replica: int) -> None:
-        """A replica takes requests."""
+    def up(self, replica: int, total_ms: Sequence[Sequence[float]]) -> None:
+        """A replica takes requests; it measured the models to take ``total_ms`` (M, B)."""
         self.ledger.replica["up"][DOOR, replica] = 1
+        # It says what it holds in its own times, and the ledger counts in those of its tables.
+        self._unit[replica] = float(np.mean(self.tables.solo[0] / np.maximum(total_ms, LEAST_MS)))
 
     def drains(self, replica: int) -> None:
         """A replica takes no more requests, but answers those that it has."""
@@ -132,4 +135,5 @@ class LiveLedger:
     def told(self, replica: int, now: float, held: tuple[float, float]) -> None:
         """A replica says what it holds."""
         self._held[:] = held
+        self._held *= self._unit[replica]
         self._told(self.ledger, DOOR, replica, now, self._held)

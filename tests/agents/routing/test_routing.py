@@ -143,6 +143,21 @@ def test_a_request_costs_less_where_it_joins_a_batch_of_its_model_of_either_prio
         assert growth_ms(ledger, TABLES, 0, 0, request) < idle
 
 
+def test_what_is_cancelled_takes_no_work_of_others_along() -> None:
+    ledger = make_ledger(1, 1, len(PROFILE.models))
+    longest, shortest = int(np.argmax(TABLES.solo[0, :, 0])), int(np.argmin(TABLES.solo[0, :, 0]))
+    for i in range(200):  # answers that are 50 ms on their way
+        request = Routed(float(i), LOW, shortest, i + 100.0)
+        answered(ledger, TABLES, 0, 0, request, send(ledger, TABLES, 0, 0, request), End(51.0, 1.0, 1))
+    first = Routed(200.0, LOW, longest, 300.0)
+    plain = send(ledger, TABLES, 0, 0, first)
+    for _ in range(4):
+        send(ledger, TABLES, 0, 0, Routed(250.0, LOW, shortest, 350.0))
+    before = left_ms(ledger, 0, 0, LOW, 250.0)
+    answered(ledger, TABLES, 0, 0, first, plain, End(50.0, 0.0, -1))
+    assert 0.0 < left_ms(ledger, 0, 0, LOW, 250.0) <= before
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans(), st.integers(0, 3), st.integers(0, 1)), max_size=80),
@@ -160,13 +175,16 @@ def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it
         else:
             request, plain = waiting.pop(0)
             inside_ms = max(now - request.now - age_ms, 0.0)
-            answered(ledger, TABLES, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, 1))
+            # The last of four was cancelled.
+            executed = -1 if model == 3 else 1
+            answered(ledger, TABLES, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, executed))
             held[:] = [sum(other.priority <= one for other, _ in waiting) for one in (HIGH, LOW)]
             told(ledger, 0, 0, now, held)
         for one in (HIGH, LOW):
             work = ledger.work[0, 0, one]
             left = left_ms(ledger, 0, 0, one, now)
             assert 0.0 <= left <= work and (age_ms > 0.0 or left == work)
+            assert waiting or work == 0.0
             assert left_ms(ledger, 0, 0, one, now + 5.0) <= left + 1e-9
 
 
