@@ -19,7 +19,7 @@ from agents.learned.names import resolve
 from agents.policies.base import bind_loop
 from agents.routing.simulate import ClusterConfig, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
-from envs.cluster.foretell import chance, foretold_ms, growth_ms, load_of
+from envs.cluster.foretell import chance, foretold_ms, growth_ms, load_of, log_slowness
 from envs.cluster.ledger import Routed
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
@@ -80,7 +80,7 @@ def _observe(ledger, tables, door, request, out):
         out[at + FORETOLD_TIME] = foretold / unit_ms
         out[at + GROWTH_OF_WORK] = growth_ms(ledger, tables, door, replica, request) / unit_ms
         out[at + REQUESTS_INSIDE] = load_of(ledger, door, replica, request.now)
-        out[at + LOG_SLOWNESS] = ledger.replica[door, replica].log_slowness
+        out[at + LOG_SLOWNESS] = log_slowness(ledger, door, replica)
 
 
 class RoutingEnv(gym.Env[np.ndarray, np.int64]):

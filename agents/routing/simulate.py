@@ -165,6 +165,7 @@ def open_cluster(
         seeds = np.array([seed] + [rng.mix(np.uint64(seed), i) for i in range(1, sim.n)], np.uint64)
     prepare(sim, policy, [none], seeds.tolist())
     ledger = make_ledger(config.doors, sim.n, len(profile.models))
+    ledger.replica["log_told"] = np.log(config.slowness())
     delays = (config.request_delay_ms, config.answer_delay_ms)
     cluster = make_cluster(sim, ledger, workload, profile.tables(), delays)
     begin_cluster(sim.arrays, cluster, seeds)

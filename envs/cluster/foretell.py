@@ -85,13 +85,14 @@ def inside(ledger, door, replica, now):
 
 @inlined
 def log_slowness(ledger, door, replica):
-    """How much slower a replica seems than others, the less believed the older knowledge is.
+    """How much slower a replica is than others, by what it says and by its answers, these the less believed the older they are.
 
     What was foretold from old knowledge errs in ways that look like a slow machine.
     """
     one = ledger.replica[door, replica]
     age, latency = one.age_ms, one.latency_ms
-    return one.log_slowness * (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else one.log_slowness
+    believed = (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else 1.0
+    return one.log_told + believed * one.log_slowness
 
 
 @inlined
@@ -131,9 +132,24 @@ def ahead_ms(ledger, door, replica, request):
 
 
 @inlined
+def _blocking_ms(ledger, door, replica, now):
+    """Time that low priority in flight holds high up on a slow machine, beyond what it does elsewhere.
+
+    What all replicas have of it is in the factor that they share.
+    """
+    one = ledger.replica[door, replica]
+    if one.log_told <= 0.0:
+        return 0.0
+    low = left_ms(ledger, door, replica, LOW, now) - left_ms(ledger, door, replica, HIGH, now)
+    return (math.exp(one.log_told) - 1.0) * min(max(low, 0.0), one.served_ms)
+
+
+@inlined
 def plain_ms(ledger, tables, door, replica, request):
     """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
     growth = _growth_to(ledger, tables, door, replica, request, request.priority)
+    if request.priority == HIGH:
+        growth += _blocking_ms(ledger, door, replica, request.now)
     own = solo_total(tables, 0, request.model, 0)
     return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
 

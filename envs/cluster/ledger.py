@@ -37,7 +37,8 @@ replica_t = np.dtype(
     [
         ("up", "i4"),  # 1 while requests may be sent there
         ("outstanding", "i4"),  # requests sent and not answered
-        ("log_slowness", "f8"),  # log of how much longer it takes than foretold, beside what all take
+        ("log_told", "f8"),  # log of how many times as long as the router's tables say it says to take
+        ("log_slowness", "f8"),  # log of how much longer it takes than that, beside what all take
         ("told_at", "f8"),  # when it last told its work
         ("level_at", "f8"),  # when `level` was worked out
         ("served_ms", "f8"),  # mean time that requests are served there
@@ -182,7 +183,7 @@ def answered(ledger, tables, door, replica, request, plain, end):
     for priority in range(2):
         ended[priority] += before[priority] - work[priority]
     priority = request.priority
-    expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_slowness
+    expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_told + one.log_slowness
     # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.
     rate = LATENCY_RATE if one.latency_ms > 0.0 else 1.0
     one.latency_ms += rate * (end.inside_ms - one.latency_ms)

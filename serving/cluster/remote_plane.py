@@ -317,7 +317,7 @@ class RemotePlane(Plane):
             if self._ledger is not None:
                 known = self._ledger.ledger.replica[0, place]
                 outstanding.labels(link.name).set(int(known["outstanding"]))
-                slowness.labels(link.name).set(float(known["log_slowness"]))
+                slowness.labels(link.name).set(float(known["log_told"] + known["log_slowness"]))
         work = Gauge(
             "strait_replica_work_ms",
             "Work outstanding; of low what it adds to batches of high",

@@ -97,8 +97,10 @@ class LiveLedger:
     def up(self, replica: int, total_ms: Sequence[Sequence[float]]) -> None:
         """A replica takes requests; it measured the models to take ``total_ms`` (M, B)."""
         self.ledger.replica["up"][DOOR, replica] = 1
+        times_as_long = float(np.mean(np.maximum(total_ms, LEAST_MS) / np.maximum(self.tables.solo[0], LEAST_MS)))
+        self.ledger.replica["log_told"][DOOR, replica] = math.log(times_as_long)
         # It says what it holds in its own times, and the ledger counts in those of its tables.
-        self._unit[replica] = float(np.mean(self.tables.solo[0] / np.maximum(total_ms, LEAST_MS)))
+        self._unit[replica] = 1.0 / times_as_long
 
     def drains(self, replica: int) -> None:
         """A replica takes no more requests, but answers those that it has."""

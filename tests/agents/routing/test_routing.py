@@ -207,6 +207,17 @@ def test_quotes_place_better_than_power_of_two(config: ClusterConfig) -> None:
     assert min(gained) > 0.002
 
 
+def test_on_a_slow_replica_high_priority_waits_for_low_too() -> None:
+    config = ClusterConfig(2, slow_share=0.5, slow_factor=2.5)
+    rate = 0.65 * config.capacity() * measure_capacity(PROFILE)
+    high = {"quote": 0, "power_of_two": 0}
+    for name in high:
+        for seed in (1, 2, 3):
+            workload = workload_for("poisson", rate, 3000.0, PROFILE, WorkloadConfig(), seed)
+            high[name] += violations(cluster_of(config, name, workload, seed).count)[0][HIGH]
+    assert high["quote"] < 0.6 * high["power_of_two"]
+
+
 def test_the_command_prints_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--accelerators", "3", "--seeds", "2", "--duration_ms", "80", "--loads", "0.9", "--workloads", "poisson"]
     assert main(flags) == 0

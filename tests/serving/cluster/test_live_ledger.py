@@ -1,0 +1,43 @@
+"""The ledger of a door: what a replica says in its own times counts in those of the door."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from agents.routing.registry import router
+from envs.cluster.ledger import Routed
+from envs.scheduling.state import HIGH, LOW
+from serving.cluster.routing import LiveLedger, tables_of
+
+TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
+
+
+def live_ledger(slowness: float) -> LiveLedger:
+    ledger = LiveLedger(router("quote"), 2, tables_of([1, 4], TOTAL_MS))
+    ledger.up(0, TOTAL_MS)
+    ledger.up(1, [[slowness * ms for ms in row] for row in TOTAL_MS])
+    return ledger
+
+
+@pytest.mark.parametrize("slowness", [0.5, 1.0, 2.5])
+def test_a_replica_that_holds_only_what_this_door_sent_holds_nothing_of_others(slowness: float) -> None:
+    live = live_ledger(slowness)
+    live.ledger.replica["up"][0, 0] = 0
+    for model in (0, 1):
+        live.route(Routed(0.0, HIGH, model, 100.0), 1)
+    held = slowness * (TOTAL_MS[0][0] + TOTAL_MS[1][0])
+    live.told(1, 1.0, (held, held))
+    np.testing.assert_allclose(live.ledger.others[0, 1], 0.0, atol=1e-9)
+    live.told(1, 2.0, (held + slowness * 2.0, held + slowness * 2.0))
+    np.testing.assert_allclose(live.ledger.others[0, 1], 2.0)
+
+
+def test_a_slow_replica_is_known_before_its_first_answer() -> None:
+    live = live_ledger(2.5)
+    assert live.ledger.replica["log_told"][0].tolist() == pytest.approx([0.0, math.log(2.5)])
+    routed = [live.route(Routed(0.0, LOW, 1, 1000.0), 1) for _ in range(20)]
+    to_slow = sum(sent.replica == 1 for sent, _ in filter(None, routed))
+    assert 1 <= to_slow <= 8
