@@ -67,6 +67,7 @@ class ClusterBenchmark:
         load: offered, as a share of the capacity of two equal replicas.
         slow_load: the same for two of which one is slower.
         slowness: how many times as long the slower one takes.
+        measured: whether it has measured itself, or became slow later and has yet to learn it.
         workload: kind of arrivals, see agents.evaluate.
         seconds: of each turn.
         rounds: turns of each.
@@ -81,6 +82,7 @@ class ClusterBenchmark:
     load: float = 0.8
     slow_load: float = 0.65
     slowness: float = 2.5
+    measured: bool = True
     workload: str = "poisson"
     seconds: float = 10.0
     rounds: int = 2
@@ -97,13 +99,20 @@ class ClusterBenchmark:
 
 @contextlib.asynccontextmanager
 async def replicas(
-    profile: Path, slowness: Sequence[float], folder: Path
+    profile: Path, slowness: Sequence[float], folder: Path, measured: bool = False
 ) -> AsyncIterator[tuple[list[Any], list[int], list[int]]]:
-    """Replicas on simulated devices: their processes, and their ports for doors and for HTTP."""
+    """Replicas on simulated devices: their processes, and their ports for doors and for HTTP.
+
+    A machine that has ``measured`` itself has a profile of its own times; another takes the profile's for its own.
+    """
     async with contextlib.AsyncExitStack() as stack:
         processes, peers, http = [], [free_port() for _ in slowness], [free_port() for _ in slowness]
         for factor, peer, port in zip(slowness, peers, http):
-            device = ["--device", f"sim:{profile}:{factor:g}", "--profile", str(profile)]
+            own = profile
+            if measured:
+                own = folder / f"profile-{factor:g}.json"
+                scaled(Profile.load(profile), factor).save(own)
+            device = ["--device", f"sim:{profile}:{factor:g}", "--profile", str(own)]
             ports = ["--port", str(port), "--peer_port", str(peer)]
             processes.append(stack.enter_context(running(serve_command(*device, *ports), folder)))
         for process, port in zip(processes, http):
@@ -229,7 +238,8 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
     async with contextlib.AsyncExitStack() as stack:
         # First, since its start holds this process's loop up.
         foreign = await stack.enter_async_context(ray_serve(path, 2)) if config.ray_serve else None
-        processes, peers, _ = await stack.enter_async_context(replicas(path, [1.0, 1.0, config.slowness], folder))
+        three = replicas(path, [1.0, 1.0, config.slowness], folder, config.measured)
+        processes, peers, _ = await stack.enter_async_context(three)
         engine = await stack.enter_async_context(open_engine(device=f"sim:{path}", profile=str(path)))
         turns = Turns([psutil.Process(), *(psutil.Process(process.pid) for process in processes)])
         planes = {
