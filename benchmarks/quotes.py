@@ -61,6 +61,12 @@ class QuotesBenchmark:
         check_settings(self, "", {"requests": 1})
 
 
+def _judged(bins: dict[str, Any]) -> dict[str, Any]:
+    """The bins with enough requests."""
+    least = LEAST_SHARE * sum(one["requests"] for one in bins.values())
+    return {name: one for name, one in bins.items() if one["requests"] >= least}
+
+
 def judge(quoted: Quoted) -> dict[str, Any]:
     """Bins of the quoted probability, and scores over all requests."""
     chance, in_time = quoted.probability, quoted.in_time
@@ -77,8 +83,7 @@ def judge(quoted: Quoted) -> dict[str, Any]:
     share = in_time.mean()
     return {
         "bins": bins,
-        "worst_points": 100
-        * max(abs(b["in_time"] - b["quoted"]) for b in bins.values() if b["requests"] >= LEAST_SHARE * len(chance)),
+        "worst_points": 100 * max((abs(one["in_time"] - one["quoted"]) for one in _judged(bins).values()), default=0.0),
         "brier": float(((chance - in_time) ** 2).mean()),
         "brier_of_mean": float(share * (1 - share)),
         "within": {
@@ -137,13 +142,10 @@ def tabulate(result: dict[str, Any]) -> str:
         if kind in ("machine", "quote_us"):
             continue
         for load, judged in by_load.items():
-            cells = []
+            cells, bins = [], _judged(judged["bins"])
             for i in range(BINS):
-                one = judged["bins"].get(f"{i / BINS:.1f}")
-                many = one is not None and one["requests"] >= LEAST_SHARE * sum(
-                    b["requests"] for b in judged["bins"].values()
-                )
-                cells.append(f"{100 * (one['in_time'] - one['quoted']):+.1f}" if many else "")
+                one = bins.get(f"{i / BINS:.1f}")
+                cells.append(f"{100 * (one['in_time'] - one['quoted']):+.1f}" if one else "")
             scores = (f"{judged['worst_points']:.1f}", f"{judged['brier']:.3f}", f"{judged['brier_of_mean']:.3f}")
             rows.append([kind, load, *cells, *scores])
     took = result["quote_us"]

@@ -16,13 +16,11 @@ import pandas as pd
 
 from agents.evaluation.statistics import bootstrap, difference, violations, weighted_rate
 from agents.evaluation.suites import check_workload, seen_models, workload_for
-from agents.learned.names import resolve
 from agents.routing.registry import router, routers
-from agents.routing.simulate import ClusterConfig, run_cluster
+from agents.routing.simulate import ClusterConfig, cluster_policy, run_cluster
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from traces.command import run_command
-from traces.errors import InputError
 from traces.files import rounded
 from traces.settings import check_settings
 from traces.workload import WorkloadConfig
@@ -69,12 +67,7 @@ def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:
     for name in config.workloads:
         check_workload(name, profile)
     capacity = measure_capacity(profile, config.streams) * config.capacity()
-    policy, change = resolve(config.policy, profile=config.profile)
-    told = profile.tables()
-    if change(told) is not told:
-        raise InputError(
-            f"--policy: {config.policy!r} changes what a scheduler is told, which clusters do not simulate"
-        )
+    policy = cluster_policy(config.policy, config.profile, profile)
     for name in config.workloads:
         for load in config.loads:
             for seed in range(config.first_seed, config.first_seed + config.seeds):

@@ -15,9 +15,8 @@ import numpy as np
 from agents.evaluation import metric
 from agents.evaluation.statistics import violations
 from agents.evaluation.suites import check_workload, workload_for
-from agents.learned.names import resolve
 from agents.policies.base import bind_loop
-from agents.routing.simulate import ClusterConfig, no_room, open_cluster, run_to_arrival
+from agents.routing.simulate import ClusterConfig, cluster_policy, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
 from envs.cluster.foretell import chance, foretold_ms, growth_ms, load_of, log_slowness
 from envs.cluster.ledger import Routed
@@ -102,7 +101,7 @@ class RoutingEnv(gym.Env[np.ndarray, np.int64]):
         self.config = config or RoutingEnvConfig(**overrides)
         self._profile = Profile.load(self.config.profile)
         check_workload(self.config.workload, self._profile)
-        self._policy = resolve(self.config.policy, profile=self.config.profile)[0]
+        self._policy = cluster_policy(self.config.policy, self.config.profile, self._profile)
         n = self.config.cluster.accelerators
         self.names = (*REQUEST_FEATURES, *(f"{name}/{i}" for i in range(n) for name in REPLICA_FEATURES))
         self.observation_space = gym.spaces.Box(-MOST, MOST, (len(self.names),), np.float32)

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from agents.evaluation.rollout import prepare
+from agents.learned.names import resolve
 from agents.policies import base as policies
 from agents.policies.base import Policy
 from agents.routing import base as routers
@@ -142,6 +143,19 @@ class ClusterRun:
     sim: Simulator
     cluster: Cluster
     count: np.ndarray
+
+
+def cluster_policy(name: str, profile_name: str, profile: Profile) -> Policy:
+    """A policy for the replicas, with the parameters tuned for their profile.
+
+    Raises:
+        InputError: there is none of that name, or it changes what a scheduler is told, which clusters do not simulate.
+    """
+    policy, change = resolve(name, profile=profile_name)
+    told = profile.tables()
+    if change(told) is not told:
+        raise InputError(f"policy {name!r} changes what a scheduler is told, which clusters do not simulate")
+    return policy
 
 
 def make_worlds(profile: Profile, config: ClusterConfig, n_requests: int) -> Simulator:

@@ -78,12 +78,6 @@ def _share_left(ledger, door, replica, priority, now):
 
 
 @inlined
-def inside(ledger, door, replica, now):
-    """How many of the requests that were sent to a replica are likely to be there still."""
-    return ledger.replica[door, replica].outstanding * _share_left(ledger, door, replica, LOW, now)
-
-
-@inlined
 def log_slowness(ledger, door, replica):
     """How much slower a replica is than others, by what it says and by its answers, these the less believed the older they are.
 
@@ -97,8 +91,9 @@ def log_slowness(ledger, door, replica):
 
 @inlined
 def load_of(ledger, door, replica, now):
-    """Requests likely to be in a replica, and one more, for its speed."""
-    return (1.0 + inside(ledger, door, replica, now)) * math.exp(log_slowness(ledger, door, replica))
+    """Requests likely to be in a replica still, and one more, for its speed."""
+    inside = ledger.replica[door, replica].outstanding * _share_left(ledger, door, replica, LOW, now)
+    return (1.0 + inside) * math.exp(log_slowness(ledger, door, replica))
 
 
 @inlined

@@ -135,33 +135,35 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
 def send(ledger, tables, door, replica, request):
     """Note that a request is sent to a replica. Returns its time by the work alone, for ``answered``."""
     plain = plain_ms(ledger, tables, door, replica, request)
-    work, level = ledger.work[door, replica], ledger.level[door, replica]
+    level = ledger.level[door, replica]
     for priority in range(2):
-        level[priority] = left_ms(ledger, door, replica, priority, request.now) - work[priority]
+        level[priority] = left_ms(ledger, door, replica, priority, request.now)
     one = ledger.replica[door, replica]
     one.level_at = request.now
     served_ms = SERVED * solo_total(tables, 0, request.model, 0)
     one.served_ms += (LATENCY_RATE if one.served_ms > 0.0 else 1.0) * (served_ms - one.served_ms)
-    _count(ledger, tables, door, replica, request, 1)
+    more = _count(ledger, tables, door, replica, request, 1)
     for priority in range(2):
-        level[priority] += work[priority]
+        level[priority] += more[priority]
     ledger.sent[door] += 1
     return plain
 
 
 @inlined
 def _count(ledger, tables, door, replica, request, by):
-    """Count a request more or less, with its work."""
+    """Count a request more or less, with its work. Returns by how much that changes, up to each priority."""
     one = ledger.replica[door, replica]
+    work = ledger.work[door, replica]
+    before = (work[HIGH], work[LOW])
     one.outstanding += by
     for priority in range(2):
         n = unanswered(ledger, door, replica, priority, request.model)
         more = by if request.priority <= priority else 0
         difference = batches_ms(tables, request.model, n + more) - batches_ms(tables, request.model, n)
         # What is left of rounding must not add up.
-        work = ledger.work[door, replica, priority] + difference
-        ledger.work[door, replica, priority] = max(work, 0.0) if one.outstanding > 0 else 0.0
+        work[priority] = max(work[priority] + difference, 0.0) if one.outstanding > 0 else 0.0
     ledger.count[door, replica, request.priority, request.model] += by
+    return work[HIGH] - before[HIGH], work[LOW] - before[LOW]
 
 
 @njit
@@ -175,13 +177,11 @@ def answered(ledger, tables, door, replica, request, plain, end):
         end: how it ended.
     """
     one = ledger.replica[door, replica]
-    work, ended = ledger.work[door, replica], ledger.ended[door, replica]
-    before = (work[HIGH], work[LOW])
-    _count(ledger, tables, door, replica, request, -1)
+    less = _count(ledger, tables, door, replica, request, -1)
     if end.executed < 0:
         return
     for priority in range(2):
-        ended[priority] += before[priority] - work[priority]
+        ledger.ended[door, replica, priority] -= less[priority]
     priority = request.priority
     expected = math.log(plain) + ledger.log_bias[door, priority] + one.log_told + one.log_slowness
     # The first answer counts as it is: from 0 the averages would take long, and requests would seem to be gone at once.

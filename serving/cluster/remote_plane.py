@@ -149,9 +149,7 @@ class RemotePlane(Plane):
             return
         if link.greeting is None:
             self._ledger.away(place)
-        elif link.accepting and self._can_answer(link):
-            self._ledger.up(place, list(link.greeting.total_ms.values()))
-        else:
+        elif not self._take_up(self._ledger, place, link):
             self._ledger.drains(place)
 
     def _serve_models(self, greeting: Greeting) -> None:
@@ -167,12 +165,15 @@ class RemotePlane(Plane):
             self.router, len(self.links), tables_of(greeting.batch_sizes, list(greeting.total_ms.values()))
         )
         for place, link in enumerate(self.links):
-            if link.greeting is not None and link.accepting and self._can_answer(link):
-                self._ledger.up(place, list(link.greeting.total_ms.values()))
+            self._take_up(self._ledger, place, link)
 
-    def _can_answer(self, link: Link) -> bool:
-        """Whether a replica serves the models that this door serves."""
-        return link.greeting is not None and link.greeting.signature == self._greeting.signature
+    def _take_up(self, ledger: LiveLedger, place: int, link: Link) -> bool:
+        """Send to a replica from now on, if it takes requests for the models that this door serves; says whether."""
+        said = link.greeting
+        if said is None or not link.accepting or said.signature != self._greeting.signature:
+            return False
+        ledger.up(place, [row[0] for row in said.total_ms.values()])
+        return True
 
     def _on_held(self, link: Link, held: tuple[float, float]) -> None:
         if self._ledger is not None:

@@ -92,15 +92,12 @@ class LiveLedger:
         self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
         self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
         self._generation = [0] * replicas
-        self._unit = [1.0] * replicas
 
-    def up(self, replica: int, total_ms: Sequence[Sequence[float]]) -> None:
-        """A replica takes requests; it measured the models to take ``total_ms`` (M, B)."""
+    def up(self, replica: int, lone_ms: Sequence[float]) -> None:
+        """A replica takes requests; it measured lone ones of the models to take ``lone_ms`` (M,)."""
         self.ledger.replica["up"][DOOR, replica] = 1
-        times_as_long = float(np.mean(np.maximum(total_ms, LEAST_MS) / np.maximum(self.tables.solo[0], LEAST_MS)))
-        self.ledger.replica["log_told"][DOOR, replica] = math.log(times_as_long)
-        # It says what it holds in its own times, and the ledger counts in those of its tables.
-        self._unit[replica] = 1.0 / times_as_long
+        times_as_long = np.maximum(lone_ms, LEAST_MS) / np.maximum(self.tables.solo[0, :, 0], LEAST_MS)
+        self.ledger.replica["log_told"][DOOR, replica] = math.log(float(times_as_long.mean()))
 
     def drains(self, replica: int) -> None:
         """A replica takes no more requests, but answers those that it has."""
@@ -137,5 +134,6 @@ class LiveLedger:
     def told(self, replica: int, now: float, held: tuple[float, float]) -> None:
         """A replica says what it holds."""
         self._held[:] = held
-        self._held *= self._unit[replica]
+        # It counts in its own times, and the ledger in those of its tables.
+        self._held *= math.exp(-self.ledger.replica["log_told"][DOOR, replica])
         self._told(self.ledger, DOOR, replica, now, self._held)

@@ -72,5 +72,7 @@ def test_what_is_not_a_replica_and_a_step_behind_the_end_are_refused() -> None:
     with pytest.raises(InputError, match="reset"):
         env.step(np.int64(0))
     env.reset(seed=0)
+    with pytest.raises(InputError, match="changes what a scheduler is told"):
+        RoutingEnv(policy="strait:static")
     with pytest.raises(InputError, match="from 0 to 2"):
         env.step(np.int64(3))

@@ -17,8 +17,9 @@ TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
 
 def live_ledger(slowness: float) -> LiveLedger:
     ledger = LiveLedger(router("quote"), 2, tables_of([1, 4], TOTAL_MS))
-    ledger.up(0, TOTAL_MS)
-    ledger.up(1, [[slowness * ms for ms in row] for row in TOTAL_MS])
+    lone_ms = [row[0] for row in TOTAL_MS]
+    ledger.up(0, lone_ms)
+    ledger.up(1, [slowness * ms for ms in lone_ms])
     return ledger
 
 

@@ -17,6 +17,7 @@ from serving.api.dataplane import DataPlane
 from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import LENGTH, open_frame
+from serving.cluster.greeting import Greeting
 from serving.cluster.link import LinkConfig
 from serving.cluster.remote_plane import RemotePlane
 from serving.cluster.replica import Replica, listen_for_doors
@@ -118,6 +119,32 @@ def test_the_status_page_of_a_door_shows_ends_and_refusals_and_says_what_it_does
             server = shown["server"]
             assert server["policy"] == "router round_robin" and "2 take requests" in server["note"]
             assert "not shown here" in server["note"]
+
+    asyncio.run(scenario())
+
+
+def test_replicas_with_other_batch_sizes_answer_in_each_others_place(
+    executors: list[CpuExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, first = Replica.greeting, []
+
+    def greeting(replica: Replica) -> Greeting:
+        first.append(replica)
+        said = whole(replica)
+        if replica is first[0]:
+            return said
+        return said._replace(
+            batch_sizes=said.batch_sizes[:2], total_ms={name: row[:2] for name, row in said.total_ms.items()}
+        )
+
+    monkeypatch.setattr(Replica, "greeting", greeting)
+
+    async def scenario() -> None:
+        async with cluster(executors) as c:
+            for _ in range(4):
+                np.testing.assert_array_equal(await c.double(), 2 * X)
+            assert all(len(plane.engine.scheduler.tables.size) > 2 for plane in c.planes)
+            assert c.door._ledger is not None and c.door._ledger.ledger.replica["up"].tolist() == [[1, 1]]
 
     asyncio.run(scenario())
 
