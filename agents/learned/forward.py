@@ -124,9 +124,9 @@ def _add_two_products(w, at, x, u, y, v, places):
     n = y.shape[0]
     n_in = 0
     for i in range(x.shape[0]):
-        if x[i] != ZERO or u[i] != ZERO:
-            places[n_in] = i
-            n_in += 1
+        # Kept if the next is not written over it: which are zero looks random, and branches on it would be mispredicted.
+        places[n_in] = i
+        n_in += int(x[i] != ZERO) | int(u[i] != ZERO)
     k = 0
     # Three inputs at a time: with four, the compiler would need more checks that nothing overlaps than it makes.
     while k + 3 <= n_in:

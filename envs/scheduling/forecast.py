@@ -27,6 +27,7 @@ from envs.scheduling.predictor import (
     follow,
     integrate,
     load_in_flight,
+    rewind_in_flight,
 )  # fmt: skip
 from envs.scheduling.state import CACHE, COMPUTE, MEMORY
 
@@ -142,9 +143,11 @@ def predict_finishes(state, tables, env, model, size):
     Returns n, the number of batches in flight. What was foreseen last is not worked out again.
     """
     own = state.scheduler[env]
-    if own.cached_model == model and own.cached_size == size and own.cached_at == own.now:
+    # The scratch holds the batches in flight, with another candidate, so that they need not be worked out again.
+    loaded = own.cached_model >= 0 and own.cached_at == own.now
+    if loaded and own.cached_model == model and own.cached_size == size:
         return in_flight(state, env)
-    n, backlog = load_in_flight(state, tables, env)
+    n, backlog = rewind_in_flight(state, env) if loaded else load_in_flight(state, tables, env)
     own.cached_wait = add_candidate(state, tables, env, n, backlog, model, size)
     integrate(state, tables, env, n + 1, np.inf, False)
     own.cached_model = model

@@ -177,6 +177,9 @@ def observe(state, tables, env, out):
     _summary(state, tables, env, first, at_once, earning, out, 2 * n_models * n_sizes * N_CANDIDATE)
     if own.n_queued == 0 or not has_room(state, tables, env):
         return
+    per_unit = 1.0 / unit
+    per_largest = 1.0 / largest
+    late_earning = max(earning / at_once, LEAST / unit)
     scale = state.scale[env, in_flight(state, env), P90]
     spread_of = spread_of_prediction(state, env)
     # Priorities innermost: what a batch would do does not depend on its own, so it is foreseen once for both.
@@ -192,33 +195,37 @@ def observe(state, tables, env, out):
             duration = state.scratch[env, FINISH, n_placed]
             harm_high, harm_low, delay_high, delay_low = disturbance(state, env, n_placed, spread_of)
             cost = max(duration + delay_high + delay_low, LEAST)
+            # Once for both priorities; divisions and logarithms are much of what a decision takes.
+            log_duration = _log(duration * per_unit)
+            slowdown = _clip((duration - tables.h2d[group, model, size] - tables.d2h[group, model, size]) / solo - 1.0)
+            gain = solo / (n * tables.solo[group, model, 0])
+            per_request = 1.0 / n
+            per_earning = 1.0 / (cost * late_earning)
             for priority in range(2):
                 if n > held[priority]:
                     continue
                 head = state.entry[env, priority, model, state.queue[env, priority, model].head]
-                span = max(head.deadline - head.arrival, 1e-3)
+                per_span = 1.0 / max(head.deadline - head.arrival, 1e-3)
                 slack = head.deadline - now - duration
                 slack_p90 = head.deadline - now - duration * scale
                 high, low = expected_met(state, env, priority, model, n, duration, spread_of)
                 earned = own.high_weight * (high - harm_high) + low - harm_low
                 i = ((priority * n_models + model) * n_sizes + size) * N_CANDIDATE
                 out[i + VALID] = 1.0
-                out[i + HIGH_PRIORITY] = n_high_of(state, env, priority, model, n) / n
-                out[i + SLACK] = _clip(slack / span)
-                out[i + SLACK_P90] = _clip(slack_p90 / span)
-                out[i + SPARE] = _clip(slack_p90 / (10.0 * unit))
-                out[i + DURATION] = _log(duration / unit)
-                out[i + SIZE] = n / largest
-                out[i + MET_SHARE] = (high + low) / n
-                out[i + HARM_HIGH] = _clip(harm_high / 2.0)
-                out[i + HARM_LOW] = _clip(harm_low / 4.0)
-                out[i + DELAY_HIGH] = _clip(delay_high / unit)
-                out[i + DELAY_LOW] = _clip(delay_low / unit)
-                out[i + WORTH] = _log(earned / cost / max(earning / at_once, LEAST / unit))
-                out[i + WAITED] = _clip((now - head.arrival) / span)
+                out[i + HIGH_PRIORITY] = n_high_of(state, env, priority, model, n) * per_request
+                out[i + SLACK] = _clip(slack * per_span)
+                out[i + SLACK_P90] = _clip(slack_p90 * per_span)
+                out[i + SPARE] = _clip(0.1 * slack_p90 * per_unit)
+                out[i + DURATION] = log_duration
+                out[i + SIZE] = n * per_largest
+                out[i + MET_SHARE] = (high + low) * per_request
+                out[i + HARM_HIGH] = _clip(0.5 * harm_high)
+                out[i + HARM_LOW] = _clip(0.25 * harm_low)
+                out[i + DELAY_HIGH] = _clip(delay_high * per_unit)
+                out[i + DELAY_LOW] = _clip(delay_low * per_unit)
+                out[i + WORTH] = _log(earned * per_earning)
+                out[i + WAITED] = _clip((now - head.arrival) * per_span)
                 out[i + LEFT_IN_QUEUE] = _clip(math.log1p(held[priority] - n))
-                out[i + SLOWDOWN] = _clip(
-                    (duration - tables.h2d[group, model, size] - tables.d2h[group, model, size]) / solo - 1.0
-                )
-                out[i + BATCH_GAIN] = solo / (n * tables.solo[group, model, 0])
+                out[i + SLOWDOWN] = slowdown
+                out[i + BATCH_GAIN] = gain
                 out[i + LARGER_FITS] = 1.0 if size + 1 < n_sizes and larger <= held[priority] else 0.0

@@ -31,7 +31,7 @@ OVERDUE_SHARE = 0.05
 
 # Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
 (
-    WAIT, LEFT, FINISH, SLOWDOWN, POST, STREAM, CORE, OWN_COMPUTE, OWN_MEMORY, OWN_CACHE, HOST, SHARE, BASE, BY_MEMORY,
+    WAIT, LEFT, FINISH, RATE, POST, STREAM, CORE, OWN_COMPUTE, OWN_MEMORY, OWN_CACHE, HOST, SHARE, BASE, BY_MEMORY,
     BY_COMPUTE, BY_CACHE, JOIN_COST,
 ) = range(17)  # fmt: skip
 CORE_N, CORE_COMPUTE, CORE_MEMORY, CORE_CACHE = range(17, N_SCRATCH)
@@ -139,6 +139,14 @@ def _leave(scratch, j):
 
 
 @inlined
+def _mean_demand(scratch, row, c):
+    """Mean over the batches that core c runs in turns, of the demand whose sum is in this row."""
+    on = scratch[CORE_N, c]
+    # Most cores run one batch, and a division takes as long as four products.
+    return scratch[row, c] if on == 1.0 else scratch[row, c] / on
+
+
+@inlined
 def integrate(state, tables, env, n, horizon, learn):
     """Follow the n batches in the scratch columns of scheduler e until all end, or for ``horizon`` ms.
 
@@ -177,12 +185,11 @@ def integrate(state, tables, env, n, horizon, learn):
         cache = 0.0
         if n_run > 1:
             for c in range(n_cores):
-                on = scratch[CORE_N, c]
-                if on > 0.0:
+                if scratch[CORE_N, c] > 0.0:
                     n_busy += 1
-                    cpu += scratch[CORE_COMPUTE, c] / on
-                    mem += scratch[CORE_MEMORY, c] / on
-                    cache += scratch[CORE_CACHE, c] / on
+                    cpu += _mean_demand(scratch, CORE_COMPUTE, c)
+                    mem += _mean_demand(scratch, CORE_MEMORY, c)
+                    cache += _mean_demand(scratch, CORE_CACHE, c)
         step = horizon - t
         for j in range(n):
             if scratch[LEFT, j] <= 0.0:
@@ -197,19 +204,19 @@ def integrate(state, tables, env, n, horizon, learn):
                 on = scratch[CORE_N, c]
                 s += w0 * (on - 1.0)
                 if n_busy > 1:
-                    s += w1 * (n_busy - 1.0) + (mem - scratch[CORE_MEMORY, c] / on) * scratch[BY_MEMORY, j]
-                    s += (cpu - scratch[CORE_COMPUTE, c] / on) * scratch[BY_COMPUTE, j]
-                    s += (cache - scratch[CORE_CACHE, c] / on) * scratch[BY_CACHE, j]
+                    s += w1 * (n_busy - 1.0) + (mem - _mean_demand(scratch, CORE_MEMORY, c)) * scratch[BY_MEMORY, j]
+                    s += (cpu - _mean_demand(scratch, CORE_COMPUTE, c)) * scratch[BY_COMPUTE, j]
+                    s += (cache - _mean_demand(scratch, CORE_CACHE, c)) * scratch[BY_CACHE, j]
             if scratch[SHARE, j] < 1.0:
                 s = max(s, scratch[HOST, j] + w_host * max(n_busy - 1.0, 0.0))
             s = min(max(s, 1.0), MAX_SLOWDOWN) * on * state.stream[env, c].core_slowdown
-            scratch[SLOWDOWN, j] = s
+            scratch[RATE, j] = 1.0 / s
             step = min(step, scratch[LEFT, j] * s)
         t += step
         if learn:
             for j in range(n):
                 if scratch[LEFT, j] > 0.0 and scratch[WAIT, j] <= 0.0:
-                    _note_features(state, env, j, n_busy, cpu, mem, cache, step / scratch[SLOWDOWN, j])
+                    _note_features(state, env, j, n_busy, cpu, mem, cache, step * scratch[RATE, j])
         for j in range(n):
             if scratch[LEFT, j] <= 0.0:
                 continue
@@ -223,7 +230,7 @@ def integrate(state, tables, env, n, horizon, learn):
                     if turn > 0.0:
                         _take_first_turn(scratch, n, j, turn)
                 continue
-            scratch[LEFT, j] -= step / scratch[SLOWDOWN, j]
+            scratch[LEFT, j] -= step * scratch[RATE, j]
             if scratch[LEFT, j] < EPS:
                 scratch[LEFT, j] = 0.0
                 scratch[FINISH, j] = t + scratch[POST, j]
@@ -244,8 +251,9 @@ def _note_features(state, env, j, n_busy, cpu, memory, cache, done):
     own = scratch[:, j]
     if n_busy > 1:
         features(
-            on, n_busy - 1.0, own[OWN_COMPUTE], own[OWN_MEMORY], own[OWN_CACHE], cpu - scratch[CORE_COMPUTE, c] / on,
-            memory - scratch[CORE_MEMORY, c] / on, cache - scratch[CORE_CACHE, c] / on, x,
+            on, n_busy - 1.0, own[OWN_COMPUTE], own[OWN_MEMORY], own[OWN_CACHE],
+            cpu - _mean_demand(scratch, CORE_COMPUTE, c), memory - _mean_demand(scratch, CORE_MEMORY, c),
+            cache - _mean_demand(scratch, CORE_CACHE, c), x,
         )  # fmt: skip
     else:
         features(on, 0.0, own[OWN_COMPUTE], own[OWN_MEMORY], own[OWN_CACHE], 0.0, 0.0, 0.0, x)
@@ -277,16 +285,28 @@ def load_in_flight(state, tables, env):
     """Put the batches in flight into the scratch columns; returns their number and the copy backlog in ms."""
     scratch = state.scratch[env]
     n = 0
-    backlog = 0.0
     for stream in range(state.stream.shape[1]):
         s = state.stream[env, stream]
         if s.busy == 1:
             follow(state, tables, env, n, s.model, s.size_index)
-            scratch[WAIT, n] = s.wait
-            scratch[LEFT, n] = s.left
             scratch[POST, n] = s.post
             scratch[STREAM, n] = stream
             scratch[CORE, n] = s.core
+            n += 1
+    return rewind_in_flight(state, env)
+
+
+@inlined
+def rewind_in_flight(state, env):
+    """Back to now with the batches in flight that ``integrate`` followed; returns what ``load_in_flight`` does."""
+    scratch = state.scratch[env]
+    n = 0
+    backlog = 0.0
+    for stream in range(state.stream.shape[1]):
+        s = state.stream[env, stream]
+        if s.busy == 1:
+            scratch[WAIT, n] = s.wait
+            scratch[LEFT, n] = s.left
             backlog = max(backlog, s.wait)
             n += 1
     return n, backlog

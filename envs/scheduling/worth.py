@@ -33,15 +33,15 @@ def spread_of_prediction(state, env):
 
 
 @inlined
-def chance(ratio, spread_of):
-    """Chance that a batch ends within ``ratio`` times its predicted duration; ``spread_of`` from ``spread_of_prediction``."""
+def chance(left, predicted, spread_of):
+    """Chance that a batch ends within ``left`` ms, given its ``predicted`` ms and what ``spread_of_prediction`` returned."""
     median, spread, least, most = spread_of
     # Most deadlines are far away or have passed: a logarithm for each would be half of what a decision takes.
-    if ratio <= least:
+    if left <= least * predicted:
         return 0.0
-    if ratio >= most:
+    if left >= most * predicted:
         return 1.0
-    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * (math.log(ratio) - median) / spread))
+    return 1.0 / (1.0 + math.exp(-SPREAD_TO_P90 * (math.log(left / predicted) - median) / spread))
 
 
 @inlined
@@ -51,7 +51,7 @@ def _expected_of(state, env, priority, model, n, duration, spread_of):
     met = 0.0
     for i in range(n):
         deadline = state.entry[env, priority, model, place(state, env, priority, model, i)].deadline
-        met += chance((deadline - now) / duration, spread_of)
+        met += chance(deadline - now, duration, spread_of)
     return met
 
 
@@ -85,7 +85,7 @@ def disturbance(state, env, n_placed, spread_of):
             continue
         for i in range(batch.n):
             left = state.member[env, stream, i].deadline - now
-            harm = chance(left / before, spread_of) - chance(left / after, spread_of)
+            harm = chance(left, before, spread_of) - chance(left, after, spread_of)
             if i < batch.n_high:
                 harm_high += harm
             else:
