@@ -99,6 +99,7 @@ class ClusterConfig:
         answer_delay_ms: how long an answer is, and so how old the router's knowledge is at least.
         slow_share: share of the accelerators that are slower.
         slow_factor: how many times as long they take.
+        slow_measured: whether they measured that; else they became slow later, and learn it while they serve.
         queue_places: places of each queue.
 
     Raises:
@@ -112,6 +113,7 @@ class ClusterConfig:
     answer_delay_ms: float = 0.0
     slow_share: float = 0.0
     slow_factor: float = 2.0
+    slow_measured: bool = True
     queue_places: int = 128
 
     def __post_init__(self) -> None:
@@ -164,7 +166,7 @@ def make_worlds(profile: Profile, config: ClusterConfig, n_requests: int) -> Sim
     room = n_requests if n == 1 else min(n_requests, int(ROOM * n_requests / n) + SPARE_ROOM)
     tables, truth = profile.tables(), profile.truth(config.streams)
     if config.slow_share > 0.0:
-        tables, truth = with_speeds(tables, truth, config.slowness())
+        tables, truth = with_speeds(tables, truth, config.slowness(), config.slow_measured)
     return Simulator(profile, n, config.streams, max(room, 1), config.queue_places, tables=tables, truth=truth)
 
 
@@ -179,7 +181,8 @@ def open_cluster(
         seeds = np.array([seed] + [rng.mix(np.uint64(seed), i) for i in range(1, sim.n)], np.uint64)
     prepare(sim, policy, [none], seeds.tolist())
     ledger = make_ledger(config.doors, sim.n, len(profile.models))
-    ledger.replica["log_told"] = np.log(config.slowness())
+    if config.slow_measured:
+        ledger.replica["log_measured"] = ledger.replica["log_told"] = np.log(config.slowness())
     delays = (config.request_delay_ms, config.answer_delay_ms)
     cluster = make_cluster(sim, ledger, workload, profile.tables(), delays)
     begin_cluster(sim.arrays, cluster, seeds)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.cluster.ledger import End, Ledger, Routed, answered, send, told, write_held
+from envs.cluster.ledger import End, Ledger, Routed, answered, send, told, write_inside
 from envs.profiles.truth import Truth
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import DROPPED, WAITING, Tables, records
@@ -36,6 +36,7 @@ answer_t = np.dtype(
         ("at", "f8"),  # when the request ended
         ("arrival", "i4"),  # which
         ("executed", "i8"),
+        ("log_slowdown", "f8"),  # of the replica then
     ],
     align=True,
 )
@@ -55,7 +56,7 @@ class Cluster(NamedTuple):
     Attributes:
         arrival: (A,) records, all requests in order of time.
         answer: (N, R) records, the ends of each world's requests in order of time.
-        held: (N, R, 2) work that the replica then held, up to each priority.
+        inside: (N, R, 2, M) requests in the replica then.
         of: (N, R) index in ``arrival`` of each world's requests.
         replica: (N,) records.
         ledger: of the doors.
@@ -65,7 +66,7 @@ class Cluster(NamedTuple):
 
     arrival: np.ndarray
     answer: np.ndarray
-    held: np.ndarray
+    inside: np.ndarray
     of: np.ndarray
     replica: np.ndarray
     ledger: Ledger
@@ -88,7 +89,7 @@ def make_cluster(
     return Cluster(
         arrival,
         records(shape, answer_t),
-        np.zeros((*shape, 2)),
+        np.zeros((*shape, 2, len(sim.profile.models)), np.int32),
         np.zeros(shape, np.int32),
         records(shape[:1], replica_t),
         ledger,
@@ -97,8 +98,8 @@ def make_cluster(
     )
 
 
-def with_speeds(tables: Tables, truth: Truth, slowness: np.ndarray) -> tuple[Tables, Truth]:
-    """Tables and truth of machines that take ``slowness`` (N,) times as long to execute; each knows itself."""
+def with_speeds(tables: Tables, truth: Truth, slowness: np.ndarray, measured: bool = True) -> tuple[Tables, Truth]:
+    """Tables and truth of machines that take ``slowness`` (N,) times as long to execute, which they measured or must learn."""
     n = len(slowness)
     own = Tables(
         *(array if name == "size" else np.repeat(array, n, axis=0) for name, array in zip(Tables._fields, tables))
@@ -107,7 +108,7 @@ def with_speeds(tables: Tables, truth: Truth, slowness: np.ndarray) -> tuple[Tab
         *(array if name == "log_slowdown" else np.repeat(array, n, axis=0) for name, array in zip(Truth._fields, truth))
     )
     factor = slowness[:, None, None]
-    return own._replace(solo=own.solo * factor), real._replace(solo=real.solo * factor)
+    return own._replace(solo=own.solo * (factor if measured else 1.0)), real._replace(solo=real.solo * factor)
 
 
 @njit
@@ -137,7 +138,8 @@ def note_ended(sim, cluster, env):
         answer.at = max(own.now, sim.world.request[env, ended.id].arrival)
         answer.arrival = cluster.of[env, ended.id]
         answer.executed = 0 if ended.outcome == DROPPED else 1
-        write_held(sim.state, cluster.profile, env, cluster.held[env, replica.n])
+        answer.log_slowdown = own.log_slowdown
+        write_inside(sim.state, env, cluster.inside[env, replica.n])
         replica.n += 1
 
 
@@ -159,7 +161,8 @@ def hear(cluster, env, now):
         inside = answer.at - arrival.time - cluster.delay_ms[0]
         end = End(took, inside, answer.executed)
         answered(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, end)
-        told(cluster.ledger, arrival.door, env, now, cluster.held[env, replica.told])
+        held = cluster.inside[env, replica.told]
+        told(cluster.ledger, cluster.profile, arrival.door, env, now, held, answer.log_slowdown)
         replica.told += 1
 
 

@@ -104,11 +104,19 @@ def unanswered(ledger, door, replica, priority, model):
 
 
 @inlined
+def _others_left(ledger, door, replica, now):
+    """Share that is likely to be there still of what other doors had there when the replica last told."""
+    return math.exp(-max(now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
+
+
+@inlined
 def _growth_to(ledger, tables, door, replica, request, priority):
     """Work up to a priority that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    n = unanswered(ledger, door, replica, priority, request.model) * _share_left(
-        ledger, door, replica, priority, request.now
-    )
+    own = unanswered(ledger, door, replica, priority, request.model)
+    n = own * _share_left(ledger, door, replica, priority, request.now)
+    beside = ledger.beside[door, replica, priority, request.model]
+    if beside > 0.0:  # with one door there is none
+        n += _others_left(ledger, door, replica, request.now) * beside
     return batches_ms(tables, request.model, n + 1.0) - batches_ms(tables, request.model, n)
 
 
@@ -121,9 +129,9 @@ def growth_ms(ledger, tables, door, replica, request):
 @inlined
 def ahead_ms(ledger, door, replica, request):
     """Work that a replica does before a request: of high priority before low; in which order within one, does not matter."""
-    fade = math.exp(-max(request.now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
+    ahead = left_ms(ledger, door, replica, request.priority, request.now)
     others = ledger.others[door, replica, request.priority]
-    return left_ms(ledger, door, replica, request.priority, request.now) + fade * others
+    return ahead + _others_left(ledger, door, replica, request.now) * others if others > 0.0 else ahead
 
 
 @inlined

@@ -31,13 +31,18 @@ MOST_SURPRISE = 1.0  # bound on that log: an outlier moves what is learned no fu
 MOST_LOG_FACTOR = 3.0
 PACE_MS = 200.0  # time constant of a replica's pace
 FIRST_BUSY_MS = 20.0  # a pace of 1 counts so long at first
+SLOWDOWN_BELIEVED = 0.25  # least log of a slowdown that a replica is believed; below is noise, and all are chosen by it
 SERVED = 3.0  # times as long as alone a request is served, in batches and beside others; chosen on other seeds than published
 
 replica_t = np.dtype(
     [
         ("up", "i4"),  # 1 while requests may be sent there
         ("outstanding", "i4"),  # requests sent and not answered
-        ("log_told", "f8"),  # log of how many times as long as the router's tables say it says to take
+        (
+            "log_measured",
+            "f8",
+        ),  # log of how many times as long as the router's tables it measured lone requests to take
+        ("log_told", "f8"),  # the same with the slowdown at present that it tells
         ("log_slowness", "f8"),  # log of how much longer it takes than that, beside what all take
         ("told_at", "f8"),  # when it last told its work
         ("level_at", "f8"),  # when `level` was worked out
@@ -57,11 +62,12 @@ class Ledger(NamedTuple):
         count: (D, R, 2, M) requests sent there and not answered.
         work: (D, R, 2) their work up to each priority, ms; as all that is of work below.
         level: (D, R, 2) the same at ``level_at``, as if it were worked off from when it was sent: see ``left_ms``.
-        held: (D, R, 2) work that the replica last told, whoever sent it, ms.
+        held: (D, R, 2) work of what the replica last told to be in it, whoever sent it, ms.
         ended: (D, R, 2) work that has ended since, ms.
         done: (D, R, 2) work that ended lately while there was some, ms; its pace is this over ``busy``.
         busy: (D, R, 2) the time that that took, ms.
-        others: (D, R, 2) work that other doors have there, as far as answers tell, ms.
+        beside: (D, R, 2, M) requests there that other doors sent, up to each priority, as far as answers tell.
+        others: (D, R, 2) what they add to the work, ms.
         sent: (D,) requests that were sent at all.
         log_bias: (D, 2) log of real over foretold time, on average over the replicas.
         spread: (D, 2) standard deviation of that log.
@@ -75,6 +81,7 @@ class Ledger(NamedTuple):
     ended: np.ndarray
     done: np.ndarray
     busy: np.ndarray
+    beside: np.ndarray
     others: np.ndarray
     sent: np.ndarray
     log_bias: np.ndarray
@@ -122,6 +129,7 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
         np.zeros((doors, replicas, 2)),
         np.full((doors, replicas, 2), FIRST_BUSY_MS),
         np.full((doors, replicas, 2), FIRST_BUSY_MS),
+        np.zeros((doors, replicas, 2, n_models)),
         np.zeros((doors, replicas, 2)),
         np.zeros(doors, np.int64),
         np.zeros((doors, 2)),
@@ -202,44 +210,56 @@ def answered(ledger, tables, door, replica, request, plain, end):
 
 
 @njit
-def told(ledger, door, replica, now, held):
-    """Note the work that a replica says it holds, whoever sent it: what is not this door's own is that of others.
+def told(ledger, tables, door, replica, now, inside, log_slowdown):
+    """Note what a replica says of itself: the requests in it, whoever sent them, and how slow it is.
 
-    What ended since it last said so shows its pace, if it had work then.
+    What is not this door's own is that of others. What ended since it last said so shows its pace, if it had work then.
 
     Args:
-        ledger, door, replica: which.
+        ledger, tables, door, replica: which.
         now: when that was, ms.
-        held: (2,) as ``write_held`` left it there.
+        inside: (2, M) as ``write_inside`` left it there.
+        log_slowdown: log of how many times as long as it measured executions take there at present.
     """
-    elapsed = max(now - ledger.replica[door, replica].told_at, 0.0)
-    ledger.replica[door, replica].told_at = now
+    one = ledger.replica[door, replica]
+    elapsed = max(now - one.told_at, 0.0)
+    one.told_at = now
+    slower = min(max(log_slowdown, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
+    one.log_told = one.log_measured + (slower if abs(slower) >= SLOWDOWN_BELIEVED else 0.0)
     kept = math.exp(-elapsed / PACE_MS)
     done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
+        held = 0.0
+        others = 0.0
+        for model in range(inside.shape[1]):
+            n = 0
+            beside = 0
+            for up_to in range(priority + 1):
+                n += inside[up_to, model]
+                beside += max(inside[up_to, model] - ledger.count[door, replica, up_to, model], 0)
+            own = unanswered(ledger, door, replica, priority, model)
+            held += batches_ms(tables, model, n)
+            others += batches_ms(tables, model, own + beside) - batches_ms(tables, model, own)
+            ledger.beside[door, replica, priority, model] = beside
         if ledger.held[door, replica, priority] > 0.0:
             done[priority] = kept * done[priority] + ledger.ended[door, replica, priority]
             busy[priority] = kept * busy[priority] + elapsed
         ledger.ended[door, replica, priority] = 0.0
-        ledger.held[door, replica, priority] = held[priority]
-        ledger.others[door, replica, priority] = max(held[priority] - ledger.work[door, replica, priority], 0.0)
+        ledger.held[door, replica, priority] = held
+        ledger.others[door, replica, priority] = others
 
 
 @njit
-def write_held(state, tables, env, held):
-    """Work that a replica holds up to each priority, queued and in flight, as ``Ledger.work`` counts it: into ``held`` (2,)."""
-    held[HIGH] = 0.0
-    held[LOW] = 0.0
-    for model in range(state.queue.shape[2]):
-        n_high = state.queue[env, HIGH, model].length
-        n = n_high + state.queue[env, LOW, model].length
-        for stream in range(state.stream.shape[1]):
-            s = state.stream[env, stream]
-            if s.busy == 1 and s.model == model:
-                n_high += s.n_high
-                n += s.n
-        held[HIGH] += batches_ms(tables, model, n_high)
-        held[LOW] += batches_ms(tables, model, n)
+def write_inside(state, env, inside):
+    """Requests of each priority and model in a replica, queued and in flight: into ``inside`` (2, M)."""
+    for model in range(inside.shape[1]):
+        for priority in range(2):
+            inside[priority, model] = state.queue[env, priority, model].length
+    for stream in range(state.stream.shape[1]):
+        s = state.stream[env, stream]
+        if s.busy == 1:
+            inside[HIGH, s.model] += s.n_high
+            inside[LOW, s.model] += s.n - s.n_high
 
 
 @njit
@@ -259,3 +279,4 @@ def forget(ledger, door, replica):
         ledger.busy[door, replica, priority] = FIRST_BUSY_MS
         for model in range(ledger.count.shape[3]):
             ledger.count[door, replica, priority, model] = 0
+            ledger.beside[door, replica, priority, model] = 0.0

@@ -10,12 +10,14 @@ ms for frames. Where two cores serve models beside it, that is the difference be
 
 from __future__ import annotations
 
+import functools
+import math
 import struct
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAGIC = b"STRAIT/1"
+MAGIC = b"STRAIT/2"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
 HEAD_BYTES = 1024  # of a frame, beside its tensors
@@ -32,25 +34,30 @@ class FrameKind(IntEnum):
     ANSWER = 5
     REFUSAL = 6
     PING = 7
-    PONG = 8  # replica: what it holds, and whether it takes requests
+    PONG = 8  # replica: whether it takes requests, and what it tells of itself
     REPOSITORY = 9  # door: load or unload a model
     DONE = 10  # replica: it is loaded or unloaded
 
 
 # kind, id, model, priority, ms left, lengths of id and traceparent, number of outputs, number of inputs
 _REQUEST = struct.Struct("<BQHBdBBHH")
-# kind, id, late, latency, queue, predicted, batch size, held (2), number of outputs
-_ANSWER = struct.Struct("<BQBdddIddH")
+# kind, id, late, latency, queue, predicted, batch size, number of outputs; then what the replica tells, and the tensors
+_ANSWER = struct.Struct("<BQBdddIH")
 _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 bytes each
-_REFUSAL = struct.Struct("<BQBBdd")  # kind, id, reason, seen by observers, held (2)
+_REFUSAL = struct.Struct("<BQBB")  # kind, id, reason, seen by observers; then what the replica tells, and the message
 _CANCEL = struct.Struct("<BQ")
-_PONG = struct.Struct("<BBdd")  # kind, accepting, held (2)
+_PONG = struct.Struct("<BB")  # kind, accepting; then what the replica tells
+_TOLD = struct.Struct("<dH")  # slowdown, number of counts; then these, 4 bytes each
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
 MOST_SIDES = 32  # of a tensor
-# Formats are compiled once: for a small request, they would be a third of the work.
-_SIDES = [struct.Struct(f"<{count}I") for count in range(MOST_SIDES + 1)]
+
+
+@functools.cache
+def _integers(count: int) -> struct.Struct:
+    """So many integers of 4 bytes. Formats are compiled once: for a small request, they would be a third of the work."""
+    return struct.Struct(f"<{count}I")
 
 
 class FrameError(Exception):
@@ -105,6 +112,32 @@ class InferFrame(NamedTuple):
         return framed(head + id_ + trace + places, self.inputs)
 
 
+class Told(NamedTuple):
+    """What a replica tells of itself with each answer and sign of life.
+
+    Attributes:
+        log_slowdown: log of how many times as long as it measured executions take there at present.
+        inside: requests in it, queued and in flight: of high priority for each model, in the order of its greeting's
+            `total_ms`, then of low.
+    """
+
+    log_slowdown: float
+    inside: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """As sent."""
+        return _TOLD.pack(self.log_slowdown, len(self.inside)) + _integers(len(self.inside)).pack(*self.inside)
+
+
+def _read_told(frame: memoryview, at: int) -> tuple[Told, int]:
+    """What a replica tells at a place of a frame, and where that ends. Raises FrameError."""
+    log_slowdown, count = unpack(_TOLD, frame, at)
+    at += _TOLD.size
+    if not math.isfinite(log_slowdown):
+        raise FrameError(f"a frame with a slowdown of {log_slowdown}")
+    return Told(log_slowdown, unpack(_integers(count), frame, at)), at + 4 * count
+
+
 class AnswerFrame(NamedTuple):
     """The answer to a request.
 
@@ -115,7 +148,7 @@ class AnswerFrame(NamedTuple):
         queue_ms: before its dispatch.
         predicted_ms: from dispatch to end.
         batch_size: requests in its batch.
-        held: (2,) work that the replica holds up to each priority, see `envs.cluster.ledger`.
+        told: what the replica tells of itself.
         outputs: those that the client wants.
     """
 
@@ -125,16 +158,16 @@ class AnswerFrame(NamedTuple):
     queue_ms: float
     predicted_ms: float
     batch_size: int
-    held: tuple[float, float]
+    told: Told
     outputs: tuple[SentTensor, ...]
 
     def pack(self) -> list[bytes | memoryview]:
         """As sent."""
         head = _ANSWER.pack(
             FrameKind.ANSWER, self.id, self.late, self.latency_ms, self.queue_ms, self.predicted_ms, self.batch_size,
-            *self.held, len(self.outputs),
+            len(self.outputs),
         )  # fmt: skip
-        return framed(head, self.outputs)
+        return framed(head + self.told.pack(), self.outputs)
 
 
 class RefusalFrame(NamedTuple):
@@ -144,27 +177,27 @@ class RefusalFrame(NamedTuple):
         id: of the request.
         reason: place in `serving.api.refusal.Kind`.
         observed: whether the replica's observers have seen its end.
-        held: as in `AnswerFrame`.
+        told: as in `AnswerFrame`.
         message: one line.
     """
 
     id: int
     reason: int
     observed: bool
-    held: tuple[float, float]
+    told: Told
     message: str
 
     def pack(self) -> list[bytes | memoryview]:
         """As sent."""
-        head = _REFUSAL.pack(FrameKind.REFUSAL, self.id, self.reason, self.observed, *self.held)
-        return framed(head + self.message.encode()[:4096])
+        head = _REFUSAL.pack(FrameKind.REFUSAL, self.id, self.reason, self.observed)
+        return framed(head + self.told.pack() + self.message.encode()[:4096])
 
 
 def framed(head: bytes, tensors: Sequence[SentTensor] = ()) -> list[bytes | memoryview]:
     """A frame in the parts that are written, so that large tensors are not copied."""
     sizes = 0
     for place, shape, values in tensors:
-        head += _TENSOR.pack(place, len(shape), len(values)) + _SIDES[len(shape)].pack(*shape)
+        head += _TENSOR.pack(place, len(shape), len(values)) + _integers(len(shape)).pack(*shape)
         sizes += len(values)
     prefix = LENGTH.pack(len(head) + sizes) + head
     return [prefix, *(one.values for one in tensors if len(one.values))]
@@ -192,9 +225,9 @@ def ping_frame() -> list[bytes | memoryview]:
     return framed(bytes([FrameKind.PING]))
 
 
-def pong_frame(accepting: bool, held: tuple[float, float]) -> list[bytes | memoryview]:
+def pong_frame(accepting: bool, told: Told) -> list[bytes | memoryview]:
     """The sign of life."""
-    return framed(_PONG.pack(FrameKind.PONG, accepting, *held))
+    return framed(_PONG.pack(FrameKind.PONG, accepting) + told.pack())
 
 
 def repository_frame(id_: int, load: bool, name: str, version: str = "") -> list[bytes | memoryview]:
@@ -224,9 +257,10 @@ def read_request(frame: memoryview) -> InferFrame:
 
 def read_answer(frame: memoryview) -> AnswerFrame:
     """What is read of the frame is copied. Raises FrameError where it is cut short."""
-    _, id_, late, latency, queue, predicted, batch, high, low, n_outputs = unpack(_ANSWER, frame)
-    outputs = _tensors(frame, _ANSWER.size, n_outputs)
-    return AnswerFrame(id_, bool(late), latency, queue, predicted, batch, (high, low), outputs)
+    _, id_, late, latency, queue, predicted, batch, n_outputs = unpack(_ANSWER, frame)
+    told, at = _read_told(frame, _ANSWER.size)
+    outputs = _tensors(frame, at, n_outputs)
+    return AnswerFrame(id_, bool(late), latency, queue, predicted, batch, told, outputs)
 
 
 def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
@@ -237,7 +271,7 @@ def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
         at += _TENSOR.size
         if n_sides > MOST_SIDES:
             raise FrameError(f"a frame with a tensor of {n_sides} dimensions; at most {MOST_SIDES} are allowed")
-        heads.append((place, unpack(_SIDES[n_sides], frame, at), size))
+        heads.append((place, unpack(_integers(n_sides), frame, at), size))
         at += 4 * n_sides
     found = []
     for place, shape, size in heads:
@@ -250,9 +284,9 @@ def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
 
 def read_refusal(frame: memoryview) -> RefusalFrame:
     """Raises FrameError where it is cut short."""
-    _, id_, reason, observed, high, low = unpack(_REFUSAL, frame)
-    message = bytes(frame[_REFUSAL.size :]).decode(errors="replace")
-    return RefusalFrame(id_, reason, bool(observed), (high, low), message)
+    _, id_, reason, observed = unpack(_REFUSAL, frame)
+    told, at = _read_told(frame, _REFUSAL.size)
+    return RefusalFrame(id_, reason, bool(observed), told, bytes(frame[at:]).decode(errors="replace"))
 
 
 def read_id(frame: memoryview) -> int:
@@ -260,10 +294,10 @@ def read_id(frame: memoryview) -> int:
     return int(unpack(_CANCEL, frame)[1])
 
 
-def read_pong(frame: memoryview) -> tuple[bool, tuple[float, float]]:
-    """Whether the replica takes requests, and what it holds. Raises FrameError."""
-    _, accepting, high, low = unpack(_PONG, frame)
-    return bool(accepting), (high, low)
+def read_pong(frame: memoryview) -> tuple[bool, Told]:
+    """Whether the replica takes requests, and what it tells of itself. Raises FrameError."""
+    _, accepting = unpack(_PONG, frame)
+    return bool(accepting), _read_told(frame, _PONG.size)[0]
 
 
 def read_repository(frame: memoryview) -> tuple[int, bool, str, str]:

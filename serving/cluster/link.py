@@ -18,6 +18,7 @@ from serving.cluster.frames import (
     FrameReader,
     InferFrame,
     RefusalFrame,
+    Told,
     cancel_frame,
     open_frame,
     ping_frame,
@@ -63,7 +64,7 @@ class Link:
         address: host of the replica, and port where it takes doors; None: not known yet, see `move`.
         config: how to speak to it.
         on_change: called when the replica has come, has gone, or serves other models.
-        on_held: called with what the replica says that it holds.
+        on_told: called with what the replica tells of itself.
 
     Attributes:
         address: where the replica is; None: nowhere.
@@ -76,12 +77,12 @@ class Link:
         address: tuple[str, int] | None,
         config: LinkConfig,
         on_change: Callable[[Link], None],
-        on_held: Callable[[Link, tuple[float, float]], None],
+        on_told: Callable[[Link, Told], None],
     ) -> None:
         self.address = address
         self._moved = asyncio.Event()
         self._config = config
-        self.on_change, self.on_held = on_change, on_held
+        self.on_change, self.on_told = on_change, on_told
         self.greeting: Greeting | None = None
         self.accepting = False
         self._connection: _Connection | None = None
@@ -199,14 +200,14 @@ class Link:
         if kind == FrameKind.ANSWER:
             answer = read_answer(frame)
             self._end(answer.id, answer)
-            self._tell(answer.held)
+            self._tell(answer.told)
         elif kind == FrameKind.REFUSAL:
             refusal = read_refusal(frame)
             self._refuse(refusal)
-            self._tell(refusal.held)
+            self._tell(refusal.told)
         elif kind == FrameKind.PONG:
-            accepting, held = read_pong(frame)
-            self.on_held(self, held)
+            accepting, told = read_pong(frame)
+            self.on_told(self, told)
             if accepting != self.accepting and self.greeting is not None:
                 self.accepting = accepting
                 self.on_change(self)
@@ -224,9 +225,9 @@ class Link:
         if future is not None and not future.done():
             future.set_result(answer)
 
-    def _tell(self, held: tuple[float, float]) -> None:
-        """Say what the replica holds, once whoever waited for its answer has noted the end."""
-        asyncio.get_running_loop().call_soon(self.on_held, self, held)
+    def _tell(self, told: Told) -> None:
+        """Pass on what the replica tells, once whoever waited for its answer has noted the end."""
+        asyncio.get_running_loop().call_soon(self.on_told, self, told)
 
     def _refuse(self, refused: RefusalFrame) -> None:
         future = self._waiting.get(refused.id)

@@ -21,7 +21,7 @@ from serving.api.model_view import ModelView
 from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 from serving.api.tensors import from_bytes, to_bytes
-from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor
+from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor, Told
 from serving.cluster.greeting import Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
 from serving.cluster.routing import LiveLedger, tables_of
@@ -82,7 +82,7 @@ class RemotePlane(Plane):
         self._ledger: LiveLedger | None = None
         self._id = 0
         self._came = asyncio.Event()
-        self.links = [Link(peer, link, self._on_change, self._on_held) for peer in peers]
+        self.links = [Link(peer, link, self._on_change, self._on_told) for peer in peers]
 
     async def some_replica(self) -> None:
         """Wait until a replica is there."""
@@ -175,9 +175,9 @@ class RemotePlane(Plane):
         ledger.up(place, [row[0] for row in said.total_ms.values()])
         return True
 
-    def _on_held(self, link: Link, held: tuple[float, float]) -> None:
+    def _on_told(self, link: Link, told: Told) -> None:
         if self._ledger is not None:
-            self._ledger.told(self.links.index(link), _now_ms(), held)
+            self._ledger.told(self.links.index(link), _now_ms(), told)
 
     # Requests.
 

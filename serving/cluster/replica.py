@@ -28,6 +28,7 @@ from serving.cluster.frames import (
     InferFrame,
     RefusalFrame,
     SentTensor,
+    Told,
     done_frame,
     pong_frame,
     read_id,
@@ -36,7 +37,7 @@ from serving.cluster.frames import (
     read_request,
 )
 from serving.cluster.greeting import Greeting, scheduled_views
-from serving.cluster.routing import HeldWork
+from serving.cluster.routing import EngineState
 from serving.engine.request import Origin
 from serving.models.tensors import split_bucket
 from traces.errors import InputError
@@ -56,11 +57,12 @@ class Replica:
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
         self.doors: set[_Door] = set()
-        self._held_work = HeldWork(plane.engine.scheduler)
+        self._state = EngineState(plane.engine.scheduler)
+        self._scheduled: tuple[str, ...] = ()
 
-    def held(self) -> tuple[float, float]:
-        """Work that the engine holds, up to each priority, in ms; see `envs.cluster.ledger`."""
-        return self._held_work()
+    def told(self) -> Told:
+        """What doors are told with each answer."""
+        return self._state.told(self._scheduled)
 
     def greeting(self) -> Greeting:
         """What doors need to know: the models, as clients see them and as the scheduler does.
@@ -70,6 +72,7 @@ class Replica:
         plane, scheduler = self.plane, self.plane.engine.scheduler
         views = dict(sorted(plane.views.items()))
         total_ms = {view.scheduled: self._total_ms(view.scheduled) for view in scheduled_views(views)}
+        self._scheduled = tuple(total_ms)
         return Greeting(views, total_ms, scheduler.tables.size.tolist(), plane.queue_places, plane.repository_index())
 
     def _total_ms(self, name: str) -> list[float]:
@@ -87,7 +90,7 @@ class Replica:
     def drain(self) -> None:
         """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""
         for door in self.doors:
-            door.write(pong_frame(False, self.held()))
+            door.write(pong_frame(False, self.told()))
 
 
 async def listen_for_doors(replica: Replica, port: int, tls: ssl.SSLContext | None) -> Listener:
@@ -127,7 +130,7 @@ class _Door(asyncio.Protocol):
         self._takes: dict[int, Callable[[memoryview], None]] = {
             FrameKind.REQUEST: self._on_request,
             FrameKind.CANCEL: self._on_cancel,
-            FrameKind.PING: lambda frame: self.write(pong_frame(self._plane.ready, replica.held())),
+            FrameKind.PING: lambda frame: self.write(pong_frame(self._plane.ready, replica.told())),
             FrameKind.REPOSITORY: self._on_repository,
         }
 
@@ -238,13 +241,13 @@ class _Door(asyncio.Protocol):
             int(said["queue_us"]) / 1e3,
             int(said["predicted_us"]) / 1e3,
             int(said["batch_size"]),
-            self._replica.held(),
+            self._replica.told(),
             tuple(SentTensor(place, array.shape, to_bytes(array)) for place, array in pairs),
         )
         self.write(frame.pack())
 
     def _refuse(self, id_: int, refusal: Refusal) -> None:
-        frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self._replica.held(), str(refusal))
+        frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self._replica.told(), str(refusal))
         self.write(frame.pack())
 
     async def _change(self, id_: int, load: bool, name: str, version: str) -> None:

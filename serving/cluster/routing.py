@@ -12,9 +12,11 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from envs.cluster.foretell import LEAST_MS, best_chance
-from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_held
+from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_inside
+from envs.profiles.profile import Profile
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
+from serving.cluster.frames import Told
 from serving.engine.compiled import ENV
 from serving.engine.quotes import Quote
 from serving.engine.scheduler import LiveScheduler
@@ -23,18 +25,29 @@ DOOR = 0  # a process has one ledger
 NORMAL = {level: NormalDist().inv_cdf(level) for level in QUANTILES}  # quantiles of the normal distribution
 
 
-class HeldWork:
-    """Tells the work that an engine holds, up to each priority, in ms; see `envs.cluster.ledger`."""
+class EngineState:
+    """What an engine tells of itself: the requests in it, and how slow it is at present."""
 
     def __init__(self, scheduler: LiveScheduler) -> None:
         self._scheduler = scheduler
-        self._held = np.zeros(2)
-        self._write = bind(write_held, scheduler.state, scheduler.tables, ENV, self._held)
+        self._profile: Profile | None = None
+        self._names: tuple[str, ...] = ()
+        self._places: list[int] = []
+        self._inside = np.zeros((2, len(scheduler.profile.models)), np.int32)
+        self._write = bind(write_inside, scheduler.state, ENV, self._inside)
 
-    def __call__(self) -> tuple[float, float]:
-        """The work now."""
-        self._write(self._scheduler.state, self._scheduler.tables, ENV, self._held)
-        return float(self._held[0]), float(self._held[1])
+    def told(self, names: tuple[str, ...]) -> Told:
+        """Its words now; the requests are those of models of these names, of which some may be out of memory."""
+        scheduler = self._scheduler
+        if scheduler.profile is not self._profile or names is not self._names:
+            self._profile, self._names = scheduler.profile, names
+            self._inside = np.zeros((2, len(scheduler.profile.models)), np.int32)
+            self._places = [scheduler.index.get(name, -1) for name in names]
+        self._write(scheduler.state, ENV, self._inside)
+        # Behind the last model there is a 0, for those that are out of memory.
+        counts = [[*row, 0] for row in self._inside.tolist()]
+        inside = tuple(row[place] for row in counts for place in self._places)
+        return Told(float(scheduler.state.scheduler["log_slowdown"][ENV]), inside)
 
 
 class Sent(NamedTuple):
@@ -83,21 +96,22 @@ class LiveLedger:
         self.tables = tables
         self.ledger = make_ledger(1, replicas, tables.solo.shape[1])
         self.ledger.replica["up"] = 0
-        self._held = np.zeros(2)
+        self._inside = np.zeros((2, tables.solo.shape[1]), np.int64)
         request = Routed(0.0, 0, 0, 0.0)
         ledger = self.ledger
         self._route: Any = kind.bound(ledger, tables)
         self._send = bind(send, ledger, tables, DOOR, 0, request)
         self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
         self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
-        self._told = bind(told, ledger, DOOR, 0, 0.0, self._held)
+        self._told = bind(told, ledger, tables, DOOR, 0, 0.0, self._inside, 0.0)
         self._generation = [0] * replicas
 
     def up(self, replica: int, lone_ms: Sequence[float]) -> None:
         """A replica takes requests; it measured lone ones of the models to take ``lone_ms`` (M,)."""
-        self.ledger.replica["up"][DOOR, replica] = 1
+        known = self.ledger.replica[DOOR, replica]
+        known["up"] = 1
         times_as_long = np.maximum(lone_ms, LEAST_MS) / np.maximum(self.tables.solo[0, :, 0], LEAST_MS)
-        self.ledger.replica["log_told"][DOOR, replica] = math.log(float(times_as_long.mean()))
+        known["log_measured"] = known["log_told"] = math.log(float(times_as_long.mean()))
 
     def drains(self, replica: int) -> None:
         """A replica takes no more requests, but answers those that it has."""
@@ -131,9 +145,8 @@ class LiveLedger:
             for plain in sent.plain_ms:
                 self._answered(self.ledger, self.tables, DOOR, sent.replica, sent.request, plain, end)
 
-    def told(self, replica: int, now: float, held: tuple[float, float]) -> None:
-        """A replica says what it holds."""
-        self._held[:] = held
-        # It counts in its own times, and the ledger in those of its tables.
-        self._held *= math.exp(-self.ledger.replica["log_told"][DOOR, replica])
-        self._told(self.ledger, DOOR, replica, now, self._held)
+    def told(self, replica: int, now: float, said: Told) -> None:
+        """A replica tells of itself."""
+        if len(said.inside) == self._inside.size:  # else it serves other models, as its next greeting will say
+            self._inside.ravel()[:] = said.inside
+            self._told(self.ledger, self.tables, DOOR, replica, now, self._inside, said.log_slowdown)

@@ -17,8 +17,11 @@ from serving.cluster.frames import (
     InferFrame,
     RefusalFrame,
     SentTensor,
+    Told,
+    pong_frame,
     read_answer,
     read_open,
+    read_pong,
     read_refusal,
     read_repository,
     read_request,
@@ -37,10 +40,9 @@ TENSORS = st.lists(st.builds(SentTensor, PLACE, SHAPE, st.binary(max_size=300)),
 REQUESTS = st.builds(
     InferFrame, ID, PLACE, st.integers(0, 255), NUMBER, SHORT, SHORT, st.lists(PLACE, max_size=4).map(tuple), TENSORS
 )
-ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, st.tuples(NUMBER, NUMBER), TENSORS)
-REFUSALS = st.builds(
-    RefusalFrame, ID, st.integers(0, 255), st.booleans(), st.tuples(NUMBER, NUMBER), st.text(max_size=200)
-)
+TOLD = st.builds(Told, st.floats(allow_nan=False, allow_infinity=False), st.lists(COUNT, max_size=9).map(tuple))
+ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, TOLD, TENSORS)
+REFUSALS = st.builds(RefusalFrame, ID, st.integers(0, 255), st.booleans(), TOLD, st.text(max_size=200))
 
 
 def bytes_of(frame: InferFrame | AnswerFrame | RefusalFrame) -> bytes:
@@ -88,6 +90,18 @@ TENSOR_SPECS = st.lists(
 ).map(tuple)  # fmt: skip
 
 
+@given(st.booleans(), TOLD)
+def test_a_sign_of_life_is_read_as_it_was_packed(accepting: bool, told: Told) -> None:
+    assert read_pong(memoryview(b"".join(pong_frame(accepting, told)))[LENGTH.size :]) == (accepting, told)
+
+
+@pytest.mark.parametrize("slowdown", [float("nan"), float("inf")])
+def test_a_slowdown_that_is_no_number_is_refused(slowdown: float) -> None:
+    frame = b"".join(pong_frame(True, Told(slowdown, (1, 2))))
+    with pytest.raises(FrameError, match="a slowdown of"):
+        read_pong(memoryview(frame)[LENGTH.size :])
+
+
 @given(TENSOR_SPECS, TENSOR_SPECS, st.lists(st.integers(1, 99), max_size=3, unique=True))
 def test_a_greeting_is_read_as_it_was_packed(
     inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], sizes: list[int]
@@ -107,7 +121,7 @@ def test_a_greeting_is_read_as_it_was_packed(
 
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_frame_are_refused_in_one_line_or_read(data: bytes) -> None:
-    for read in (read_request, read_answer, read_refusal, read_open, read_repository, read_greeting):
+    for read in (read_request, read_answer, read_refusal, read_pong, read_open, read_repository, read_greeting):
         try:
             read(memoryview(data))
         except FrameError as error:

@@ -10,6 +10,7 @@ import pytest
 from agents.routing.registry import router
 from envs.cluster.ledger import Routed
 from envs.scheduling.state import HIGH, LOW
+from serving.cluster.frames import Told
 from serving.cluster.routing import LiveLedger, tables_of
 
 TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
@@ -23,17 +24,30 @@ def live_ledger(slowness: float) -> LiveLedger:
     return ledger
 
 
-@pytest.mark.parametrize("slowness", [0.5, 1.0, 2.5])
-def test_a_replica_that_holds_only_what_this_door_sent_holds_nothing_of_others(slowness: float) -> None:
-    live = live_ledger(slowness)
+def test_what_a_replica_has_beside_what_this_door_sent_is_that_of_other_doors() -> None:
+    live = live_ledger(1.0)
     live.ledger.replica["up"][0, 0] = 0
     for model in (0, 1):
         live.route(Routed(0.0, HIGH, model, 100.0), 1)
-    held = slowness * (TOTAL_MS[0][0] + TOTAL_MS[1][0])
-    live.told(1, 1.0, (held, held))
-    np.testing.assert_allclose(live.ledger.others[0, 1], 0.0, atol=1e-9)
-    live.told(1, 2.0, (held + slowness * 2.0, held + slowness * 2.0))
-    np.testing.assert_allclose(live.ledger.others[0, 1], 2.0)
+    live.told(1, 1.0, Told(0.0, (1, 1, 0, 0)))
+    assert not live.ledger.others[0, 1].any() and not live.ledger.beside[0, 1].any()
+    live.told(
+        1, 2.0, Told(0.0, (1, 1, 3, 0))
+    )  # three more of low priority of the first model, which make it a batch of 4
+    np.testing.assert_allclose(live.ledger.others[0, 1], [0.0, TOTAL_MS[0][1] - TOTAL_MS[0][0]])
+    assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
+    live.told(1, 3.0, Told(0.0, (1, 1, 1, 3, 0, 0)))  # it serves another model meanwhile, as it has yet to say
+    assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
+
+
+@pytest.mark.parametrize("measured", [1.0, 2.5])
+@pytest.mark.parametrize(("slowdown", "believed"), [(0.2, 0.0), (-0.2, 0.0), (0.9, 0.9), (-0.7, -0.7), (99.0, 3.0)])
+def test_a_replica_that_becomes_slow_says_so(measured: float, slowdown: float, believed: float) -> None:
+    live = live_ledger(measured)
+    live.told(1, 1.0, Told(slowdown, (0, 0, 0, 0)))
+    assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured) + believed)
+    live.told(1, 2.0, Told(0.0, (0, 0, 0, 0)))
+    assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured))
 
 
 def test_a_slow_replica_is_known_before_its_first_answer() -> None:
