@@ -120,7 +120,7 @@ def run_command_line(config: RoutingConfig) -> None:
     rows = digest(pd.DataFrame(runs(config)))
     if not config.json:
         print(tabulate(rows))
-    names = ("accelerators", "profile", "answer_delay_ms", "first_seed", "seeds")
+    names = ("accelerators", "doors", "profile", "answer_delay_ms", "first_seed", "seeds")
     print(json.dumps(rounded({name: getattr(config, name) for name in names} | {"routers": rows}, 5)))
 
 

@@ -69,7 +69,7 @@ def test_routers_are_rows_and_their_arrivals_columns() -> None:
     cell = {"workload": "poisson", "load": 0.9, "high": 1.0, "low": 2.0}
     rows = [cell | {"router": "quote", "difference": [-2.0, -1.5, -1.0]}]
     rows += [cell | {"router": "power_of_two", "difference": [0.0, 0.0, 0.0]}]
-    record = {"accelerators": 8, "profile": "gpu-a100", "answer_delay_ms": 50.0, "routers": rows}
+    record = {"accelerators": 8, "doors": 4, "profile": "gpu-a100", "answer_delay_ms": 50.0, "routers": rows}
     text = table(record)
     assert "8 accelerators of gpu-a100, answers 50 ms on their way" in text
     assert "| router | poisson 0.9 |" in text and "| quote | 1.00 / 2.00 |" in text
