@@ -8,6 +8,7 @@ scratch, the logits and the observation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -34,6 +35,7 @@ CHOSEN = 2.0
 SUMMARY, CONTEXT, LAYER, LAYER_TOO, EMBEDDING, EMBEDDING_TOO, TOTAL, LARGEST, DEFER, PLACES = range(10)
 N_SCRATCH = 10  # and N_CANDIDATE places more
 
+CACHE_LINE_BYTES = 64
 ZERO = np.float32(0.0)
 # Mean solo latencies; a deadline is at most 16 of its own model's, and some models take six times the mean.
 MOST_SLACK = 100.0
@@ -44,6 +46,17 @@ LEAST = np.float32(-np.inf)
 def _logits_at(hidden):
     """Place of the logits in the memory's float32 numbers, behind Strait's memory and the scratch."""
     return 2 * MEMORY_SIZE + N_SCRATCH * hidden + N_CANDIDATE
+
+
+def aligned_zeros(*shape: int) -> np.ndarray:
+    """Zeros that begin with a line of the processor's cache, as NumPy's do by chance only.
+
+    A decision takes 4 % longer where vector instructions straddle two lines.
+    """
+    size = math.prod(shape)
+    whole = np.zeros(size + CACHE_LINE_BYTES // 8)
+    begin = -whole.ctypes.data % CACHE_LINE_BYTES // 8
+    return whole[begin : begin + size].reshape(shape)
 
 
 def memory_size(hidden: int, n_candidates: int) -> int:
@@ -86,7 +99,7 @@ def pack(
     for layer in ("summary", "context", "candidate", "embed", "score", "defer", "defer_out"):
         parts += [w[f"{layer}.bias"], w[f"{layer}.weight"].T.ravel()]
     flat = np.concatenate(parts).astype(np.float32)
-    packed = np.zeros(HEAD + (len(flat) + 1) // 2)
+    packed = aligned_zeros(HEAD + (len(flat) + 1) // 2)
     packed[:STRAIT] = hidden, defer, max_batches_per_core, caution * w["strait_bonus"][0]
     packed[STRAIT:HEAD] = w["strait"]
     packed[HEAD:].view(np.float32)[: len(flat)] = flat

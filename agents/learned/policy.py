@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.learned.forward import HEAD, STRAIT, choose, logits_of, memory_size, pack
+from agents.learned.forward import HEAD, STRAIT, aligned_zeros, choose, logits_of, memory_size, pack
 from agents.learned.policy_file import read_policy
 from agents.policies.base import Policy, PolicyKind
 from envs.scheduling.state import SchedState, Tables
@@ -70,7 +70,7 @@ class LearnedPolicy(Policy):
 
     def reset(self, n: int | None = None) -> None:
         """Forget everything; with n, be ready for that many schedulers."""
-        self.memory = np.zeros((n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES)))
+        self.memory = aligned_zeros(n or len(self.memory), memory_size(self.hidden, MAX_CANDIDATES))
 
     def check(self, state: SchedState, tables: Tables) -> None:
         """Raise InputError for more candidates than its memory has room for."""

@@ -56,6 +56,13 @@ def test_compiled_forward_gives_the_logits_of_torch(hidden: int, candidates: int
         assert best == np.argmax(wanted)
 
 
+def test_weights_and_memory_of_a_decision_begin_with_a_line_of_the_cache() -> None:
+    weights = {k: v.numpy() for k, v in random_net(48).state_dict().items()}
+    for n in (1, 3, 8):
+        policy = LearnedPolicy(weights, n)
+        assert [array.ctypes.data % 64 for array in (policy.vector, policy.memory)] == [0, 0]
+
+
 def test_weights_that_are_not_numbers_defer() -> None:
     net, candidates = random_net(4), 6
     with torch.no_grad():

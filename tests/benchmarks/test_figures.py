@@ -71,7 +71,8 @@ def test_routers_are_rows_and_their_arrivals_columns() -> None:
     rows += [cell | {"router": "power_of_two", "difference": [0.0, 0.0, 0.0]}]
     record = {"accelerators": 8, "doors": 4, "profile": "gpu-a100", "answer_delay_ms": 50.0, "routers": rows}
     text = table(record)
-    assert "8 accelerators of gpu-a100, answers 50 ms on their way" in text
+    assert "8 accelerators of gpu-a100 behind 4 doors, answers 50 ms on their way" in text
+    assert "8 accelerators of gpu-a100, answers" in table(record | {"doors": 1})
     assert "| router | poisson 0.9 |" in text and "| quote | 1.00 / 2.00 |" in text
     assert "| quote | -1.50 [-2.00, -1.00] |" in text and "| power_of_two | - |" in text
 
