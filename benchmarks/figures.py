@@ -151,8 +151,8 @@ def routing_table(record: Record) -> str:
     doors = f" behind {record['doors']} doors" if record["doors"] > 1 else ""
     parts = [
         f"Simulated, {record['accelerators']} accelerators of {record['profile']}{doors}, "
-        f"answers {record['answer_delay_ms']:g} ms on their way: violations of high / low priority, %, by arrivals and load; then "
-        "weighted violations minus those of power of two, points, paired, with a bootstrap 95 % interval.",
+        f"answers {record['answer_delay_ms']:g} ms on their way: violations of high / low priority, %, by arrivals and load; "
+        "then weighted violations minus those of power of two, points, paired, with a bootstrap 95 % interval.",
         table(["router", *heads], rates),
         table(["router", *(f"{head}, difference" for head in heads)], [[n, *map(minus, rows[n])] for n in names]),
     ]
