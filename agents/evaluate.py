@@ -227,11 +227,15 @@ def chosen_suite(config: EvaluateConfig) -> Suite:
     """The suite that the settings name, with what they change of it.
 
     Raises:
-        InputError: there is no such suite.
+        InputError: there is no such suite, or it does not have what the settings change.
     """
     known = suites()
     if config.suite not in known:
         raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
+    given = [name for name in ("workloads", "loads", "models_in_memory") if getattr(config, name)]
+    if config.suite == "small" and given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise InputError(f"{flags}: suite small has instances of its own, all models in memory; use another suite")
     changes: dict[str, Any] = {
         k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
     } | {k: getattr(config, k) for k in ("models_in_memory", "load_ms")}

@@ -152,6 +152,8 @@ def test_command_line_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -
     ("flags", "said"),
     [
         (["--suite", "slow"], "unknown suite 'slow'"),
+        (["--suite", "small", "--models_in_memory", "2"], "--models_in_memory: suite small has instances of its own"),
+        (["--suite", "small", "--loads", "[1.0]"], "--loads: suite small has instances of its own"),
         (["--policies", '["magic"]'], "unknown policy 'magic'"),
         (["--workloads", '["rain"]'], "unknown workload 'rain'"),
         (["--profile", "abacus"], "no such profile"),
