@@ -6,7 +6,9 @@ open. Figures for each model, ``direct`` being its compiled form in this process
 - ``direct_ms``, ``http_ms``, ``grpc_ms``: one item alone, medians of alternating calls; ``http_over_ms`` and ``grpc_over_ms``:
   what the server adds,
 - ``direct_rps``: items per second in batches of 8; ``served_rps``: of 16 clients with an item each; ``share``: the second over
-  the first; ``gain``: items per second of batches of 8 over those of single items, directly.
+  the first; ``gain``: items per second of batches of 8 over those of single items, directly; ``direct_cores`` and
+  ``served_cores``: processor time per second of both, clients included. Where the latter is all that the machine has, the
+  share says what protocol and clients take, not what scheduling does.
 
 ``lengths``: items per second of BERT with lengths drawn from 8 to 128, in buckets, and with each padded to 128 by its client;
 and the first over the second. Lengths are drawn evenly (``even``), and evenly by their logarithm (``short``), as texts are.
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks.common.command import as_command
@@ -174,8 +177,14 @@ def http_call(connection: Connection, messages: Sequence[bytes]) -> Call:
 class Served:
     """The server, as its clients have it."""
 
-    def __init__(self, port: int, grpc_port: int) -> None:
+    def __init__(self, port: int, grpc_port: int, process_id: int) -> None:
         self.port, self.grpc_port = port, grpc_port
+        self._process = psutil.Process(process_id)
+
+    def processor_s(self) -> float:
+        """Processor time that the server and this process, its clients, have taken."""
+        spent = self._process.cpu_times()
+        return float(spent.user + spent.system) + time.process_time()
 
     async def rate(self, messages: Sequence[Sequence[bytes]], seconds: float) -> float:
         """Answers per second to clients side by side, each with messages of its own."""
@@ -221,10 +230,18 @@ async def alone(served: Served, direct: Direct, calls: int) -> dict[str, float]:
 async def crowd(served: Served, direct: Direct, config: ModelsBenchmark) -> dict[str, float]:
     """Throughput of many clients beside that of direct batches, in turn."""
     messages = [[http_bytes(direct.model, item)] for item in direct.items(config.clients)]
-    rates: dict[str, list[float]] = {"direct_rps": [], "served_rps": [], "single": []}
+    rates: dict[str, list[float]] = {
+        name: [] for name in ("direct_rps", "direct_cores", "served_rps", "served_cores", "single")
+    }
+
+    async def take(name: str, rate: Awaitable[float]) -> None:
+        begin_s, spent_s = time.perf_counter(), served.processor_s()
+        rates[f"{name}_rps"].append(await rate)
+        rates[f"{name}_cores"].append((served.processor_s() - spent_s) / (time.perf_counter() - begin_s))
+
     for _ in range(config.rounds):
-        rates["direct_rps"].append(await asyncio.to_thread(direct.rate, BATCH, config.streams, config.seconds))
-        rates["served_rps"].append(await served.rate(messages, config.seconds))
+        await take("direct", asyncio.to_thread(direct.rate, BATCH, config.streams, config.seconds))
+        await take("served", served.rate(messages, config.seconds))
         rates["single"].append(await asyncio.to_thread(direct.rate, 1, config.streams, config.seconds / 4))
     found = {name: statistics.median(values) for name, values in rates.items()}
     single = found.pop("single")
@@ -267,7 +284,7 @@ async def measure_all(config: ModelsBenchmark, folder: Path) -> dict[str, Any]:
     entries = read_entries([str(folder)])
     results: dict[str, Any] = {"models": {}}
     with running(command, Path.cwd()) as process:
-        served = Served(port, grpc_port)
+        served = Served(port, grpc_port, process.pid)
         await wait_until_ready(process, port, "the server", START_S)
         for name in config.models:
             loaded = load_buckets(entries[name].spec)
