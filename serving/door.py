@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Sequence
 
 from agents.routing.registry import router
 from serving.api.listen import check_addresses, listen, tls_context
-from serving.cluster.frames import HEAD_BYTES
 from serving.cluster.link import LinkConfig
 from serving.cluster.remote_plane import RemotePlane
 from serving.config import ServeConfig
@@ -62,7 +61,7 @@ def open_plane(config: ServeConfig, peers: Sequence[tuple[str, int] | None], tok
     Raises:
         InputError: a file is malformed, or there is no such router.
     """
-    link = LinkConfig(token, peer_tls(config), config.max_body_bytes + HEAD_BYTES, config.peer_silence_ms / 1e3)
+    link = LinkConfig(token, peer_tls(config), config.peer_silence_ms / 1e3)
     return RemotePlane(config, peers, router(config.router), link, config.peer_retries)
 
 

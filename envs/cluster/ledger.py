@@ -225,7 +225,12 @@ def told(ledger, tables, door, replica, now, inside, log_slowdown):
     elapsed = max(now - one.told_at, 0.0)
     one.told_at = now
     slower = min(max(log_slowdown, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
+    before = one.log_told
     one.log_told = one.log_measured + (slower if abs(slower) >= SLOWDOWN_BELIEVED else 0.0)
+    # What answers had shown of the change is not counted twice.
+    change = one.log_told - before
+    if change * one.log_slowness > 0.0:
+        one.log_slowness -= change if abs(change) < abs(one.log_slowness) else one.log_slowness
     kept = math.exp(-elapsed / PACE_MS)
     done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
@@ -251,8 +256,8 @@ def told(ledger, tables, door, replica, now, inside, log_slowdown):
 
 @njit
 def write_inside(state, env, inside):
-    """Requests of each priority and model in a replica, queued and in flight: into ``inside`` (2, M)."""
-    for model in range(inside.shape[1]):
+    """Requests of each priority and model in a replica, queued and in flight: into ``inside`` (2, M or more)."""
+    for model in range(state.queue.shape[2]):
         for priority in range(2):
             inside[priority, model] = state.queue[env, priority, model].length
     for stream in range(state.stream.shape[1]):

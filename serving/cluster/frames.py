@@ -10,7 +10,6 @@ ms for frames. Where two cores serve models beside it, that is the difference be
 
 from __future__ import annotations
 
-import functools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 MAGIC = b"STRAIT/2"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
-HEAD_BYTES = 1024  # of a frame, beside its tensors
-MOST_GREETING = 4 * 2**20  # bytes of the description of a replica's models
+HEAD_BYTES = 2**16  # of a request, beside the bytes of its tensors
+MOST_ANSWER = 2**32 - 1  # bytes of what a replica sends: its answers are as large as its models make them
 
 
 class FrameKind(IntEnum):
@@ -39,25 +38,22 @@ class FrameKind(IntEnum):
     DONE = 10  # replica: it is loaded or unloaded
 
 
-# kind, id, model, priority, ms left, lengths of id and traceparent, number of outputs, number of inputs
-_REQUEST = struct.Struct("<BQHBdBBHH")
+# kind, id, greeting, model, priority, ms left, lengths of id and traceparent, number of outputs, number of inputs
+_REQUEST = struct.Struct("<BQIHBdBBHH")
 # kind, id, late, latency, queue, predicted, batch size, number of outputs; then what the replica tells, and the tensors
 _ANSWER = struct.Struct("<BQBdddIH")
 _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 bytes each
 _REFUSAL = struct.Struct("<BQBB")  # kind, id, reason, seen by observers; then what the replica tells, and the message
 _CANCEL = struct.Struct("<BQ")
 _PONG = struct.Struct("<BB")  # kind, accepting; then what the replica tells
-_TOLD = struct.Struct("<dH")  # slowdown, number of counts; then these, 4 bytes each
+_TOLD = struct.Struct("<dI")  # slowdown, bytes of the counts; then these
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
+COUNT = "<u4"  # of requests
 MOST_SIDES = 32  # of a tensor
-
-
-@functools.cache
-def _integers(count: int) -> struct.Struct:
-    """So many integers of 4 bytes. Formats are compiled once: for a small request, they would be a third of the work."""
-    return struct.Struct(f"<{count}I")
+# Formats are compiled once: for a small request, they would be a third of the work.
+_SIDES = [struct.Struct(f"<{count}I") for count in range(MOST_SIDES + 1)]
 
 
 class FrameError(Exception):
@@ -83,7 +79,8 @@ class InferFrame(NamedTuple):
 
     Attributes:
         id: the door's number.
-        model: place in the greeting's views; the bucket follows from the shapes of the inputs.
+        greeting: number of the greeting that the door knows.
+        model: place in its views; the bucket follows from the shapes of the inputs.
         priority: 0 (high) or 1 (low).
         left_ms: time to the deadline.
         client_id: see `serving.engine.request.Origin`.
@@ -93,6 +90,7 @@ class InferFrame(NamedTuple):
     """
 
     id: int
+    greeting: int
     model: int
     priority: int
     left_ms: float
@@ -105,8 +103,8 @@ class InferFrame(NamedTuple):
         """As sent."""
         id_, trace, outputs = self.client_id[:255], self.traceparent[:255], self.outputs
         head = _REQUEST.pack(
-            FrameKind.REQUEST, self.id, self.model, self.priority, self.left_ms, len(id_), len(trace), len(outputs),
-            len(self.inputs),
+            FrameKind.REQUEST, self.id, self.greeting, self.model, self.priority, self.left_ms, len(id_), len(trace),
+            len(outputs), len(self.inputs),
         )  # fmt: skip
         places = struct.pack(f"<{len(outputs)}H", *outputs)
         return framed(head + id_ + trace + places, self.inputs)
@@ -118,24 +116,26 @@ class Told(NamedTuple):
     Attributes:
         log_slowdown: log of how many times as long as it measured executions take there at present.
         inside: requests in it, queued and in flight: of high priority for each model, in the order of its greeting's
-            `total_ms`, then of low.
+            `total_ms`, then of low, as `COUNT`.
     """
 
     log_slowdown: float
-    inside: tuple[int, ...]
+    inside: bytes
 
     def pack(self) -> bytes:
         """As sent."""
-        return _TOLD.pack(self.log_slowdown, len(self.inside)) + _integers(len(self.inside)).pack(*self.inside)
+        return _TOLD.pack(self.log_slowdown, len(self.inside)) + self.inside
 
 
 def _read_told(frame: memoryview, at: int) -> tuple[Told, int]:
     """What a replica tells at a place of a frame, and where that ends. Raises FrameError."""
-    log_slowdown, count = unpack(_TOLD, frame, at)
+    log_slowdown, size = unpack(_TOLD, frame, at)
     at += _TOLD.size
     if not math.isfinite(log_slowdown):
         raise FrameError(f"a frame with a slowdown of {log_slowdown}")
-    return Told(log_slowdown, unpack(_integers(count), frame, at)), at + 4 * count
+    if len(frame) < at + size:
+        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {at + size}")
+    return Told(log_slowdown, bytes(frame[at : at + size])), at + size
 
 
 class AnswerFrame(NamedTuple):
@@ -197,7 +197,7 @@ def framed(head: bytes, tensors: Sequence[SentTensor] = ()) -> list[bytes | memo
     """A frame in the parts that are written, so that large tensors are not copied."""
     sizes = 0
     for place, shape, values in tensors:
-        head += _TENSOR.pack(place, len(shape), len(values)) + _integers(len(shape)).pack(*shape)
+        head += _TENSOR.pack(place, len(shape), len(values)) + _SIDES[len(shape)].pack(*shape)
         sizes += len(values)
     prefix = LENGTH.pack(len(head) + sizes) + head
     return [prefix, *(one.values for one in tensors if len(one.values))]
@@ -243,7 +243,7 @@ def done_frame(id_: int) -> list[bytes | memoryview]:
 
 def read_request(frame: memoryview) -> InferFrame:
     """What is read of the frame is copied. Raises FrameError where it is cut short."""
-    _, id_, model, priority, left_ms, n_id, n_trace, n_outputs, n_inputs = unpack(_REQUEST, frame)
+    _, id_, greeting, model, priority, left_ms, n_id, n_trace, n_outputs, n_inputs = unpack(_REQUEST, frame)
     at = _REQUEST.size
     client_id, at = bytes(frame[at : at + n_id]), at + n_id
     traceparent, at = bytes(frame[at : at + n_trace]), at + n_trace
@@ -252,7 +252,7 @@ def read_request(frame: memoryview) -> InferFrame:
         raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
     outputs = struct.unpack_from(f"<{n_outputs}H", frame, at)
     inputs = _tensors(frame, end, n_inputs)
-    return InferFrame(id_, model, priority, left_ms, client_id, traceparent, outputs, inputs)
+    return InferFrame(id_, greeting, model, priority, left_ms, client_id, traceparent, outputs, inputs)
 
 
 def read_answer(frame: memoryview) -> AnswerFrame:
@@ -271,7 +271,7 @@ def _tensors(frame: memoryview, at: int, count: int) -> tuple[SentTensor, ...]:
         at += _TENSOR.size
         if n_sides > MOST_SIDES:
             raise FrameError(f"a frame with a tensor of {n_sides} dimensions; at most {MOST_SIDES} are allowed")
-        heads.append((place, unpack(_integers(n_sides), frame, at), size))
+        heads.append((place, unpack(_SIDES[n_sides], frame, at), size))
         at += 4 * n_sides
     found = []
     for place, shape, size in heads:

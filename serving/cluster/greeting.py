@@ -20,14 +20,18 @@ class Greeting(NamedTuple):
         total_ms: time of each of `batch_sizes` alone, copies and all, by the name under which a model is scheduled.
         batch_sizes: ascending.
         queue_places: requests that a queue holds.
+        most_bytes: of the tensors of one request.
         repository: the models that are or could be served, as `Plane.repository_index`.
+        number: of the greeting, of those that a door was given over its connection.
     """
 
     views: Mapping[str, ModelView]
     total_ms: Mapping[str, list[float]]
     batch_sizes: list[int]
     queue_places: int
+    most_bytes: int
     repository: list[dict[str, str]]
+    number: int = 0
 
     @property
     def scheduled(self) -> tuple[str, ...]:
@@ -46,6 +50,9 @@ class Greeting(NamedTuple):
         """As sent."""
         described = self._asdict() | {"views": {name: asdict(view) for name, view in self.views.items()}}
         return framed(bytes([FrameKind.GREETING]) + json.dumps(described).encode())
+
+
+NO_GREETING = Greeting({}, {}, [], 0, 0, [])  # before the first
 
 
 def scheduled_views(views: Mapping[str, ModelView]) -> list[ModelView]:

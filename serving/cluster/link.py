@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import (
-    MOST_GREETING,
+    MOST_ANSWER,
     AnswerFrame,
     FrameError,
     FrameKind,
@@ -47,13 +47,11 @@ class LinkConfig(NamedTuple):
     Attributes:
         token: shown to them; None: they ask for none.
         tls: None without.
-        most_bytes: of one answer.
         silence_s: a replica that says nothing for so long is lost.
     """
 
     token: str | None
     tls: ssl.SSLContext | None
-    most_bytes: int
     silence_s: float
 
 
@@ -146,7 +144,7 @@ class Link:
 
     async def _keep(self) -> None:
         """Keep a connection: open it, watch it, and open it again once it is lost."""
-        loop, wait_s = asyncio.get_running_loop(), FIRST_RETRY_S
+        loop, wait_s, warned = asyncio.get_running_loop(), FIRST_RETRY_S, ""
         while True:
             self._moved.clear()
             if self.address is None:
@@ -165,11 +163,18 @@ class Link:
             if self._moved.is_set():  # meanwhile
                 connection.abort()
                 continue
-            self._connection, wait_s = connection, FIRST_RETRY_S
+            self._connection = connection
             why = await self._watch(connection)
             connection.abort()
+            if self.greeting is not None or self._moved.is_set():
+                wait_s, warned = FIRST_RETRY_S, ""
+            else:
+                wait_s = min(2 * wait_s, LAST_RETRY_S)
+                if warned != self.name:  # once: it is tried again and again
+                    warned = self.name
+                    log.warning("replica %s does not say what it serves: another version, or token? (%s)", warned, why)
             self._gone(why)
-            await asyncio.sleep(FIRST_RETRY_S)
+            await asyncio.sleep(wait_s)
 
     async def _watch(self, connection: _Connection) -> str:
         """Ping until the connection is lost or silent; returns why it is given up."""
@@ -207,7 +212,7 @@ class Link:
             self._tell(refusal.told)
         elif kind == FrameKind.PONG:
             accepting, told = read_pong(frame)
-            self.on_told(self, told)
+            self._tell(told)
             if accepting != self.accepting and self.greeting is not None:
                 self.accepting = accepting
                 self.on_change(self)
@@ -245,7 +250,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, config: LinkConfig, on_frame: Callable[[memoryview], None]) -> None:
         self._token = config.token
-        self._reader = FrameReader(max(config.most_bytes, MOST_GREETING), on_frame)
+        self._reader = FrameReader(MOST_ANSWER, on_frame)
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.heard_s = 0.0
         self._loop = asyncio.get_running_loop()

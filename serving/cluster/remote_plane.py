@@ -19,10 +19,10 @@ from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
 from serving.api.plane import Plane
-from serving.api.refusal import Kind, Refusal
+from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import from_bytes, to_bytes
 from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor, Told
-from serving.cluster.greeting import Greeting, scheduled_views
+from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
 from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
@@ -76,7 +76,7 @@ class RemotePlane(Plane):
         self.count: Counter[str] = Counter()
         self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics, self._recent]
-        self._greeting = Greeting({}, {}, [], 0, [])
+        self._greeting = NO_GREETING
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
         self._ledger: LiveLedger | None = None
@@ -190,6 +190,8 @@ class RemotePlane(Plane):
         inputs = tuple(SentTensor(place, one.shape, to_bytes(one)) for place, one in enumerate(call.values))
         outputs = tuple(one.place for one in call.outputs)
         self.count["sent"] += 1
+        if sum(len(one.values) for one in inputs) > self._greeting.most_bytes:
+            raise self._end(view, priority, arrival, due, n, too_large(self._greeting.most_bytes))
         while True:
             now = _now_ms()
             if now >= due:
@@ -207,11 +209,13 @@ class RemotePlane(Plane):
             sent, generation = chosen
             executed, inside_ms = -1, 0.0
             try:
+                link = self.links[sent.replica]
+                greeting = link.greeting.number if link.greeting is not None else 0
                 frame = InferFrame(
-                    0, place.view, priority, due - now, caller.origin.client_id.encode(),
+                    0, greeting, place.view, priority, due - now, caller.origin.client_id.encode(),
                     caller.origin.traceparent.encode(), outputs, inputs,
                 )  # fmt: skip
-                answer = await self.links[sent.replica].infer(frame)
+                answer = await link.infer(frame)
                 executed, inside_ms = 1, answer.latency_ms
             except Lost as lost:
                 tries += 1

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ from serving.cluster.frames import (
     read_repository,
     read_request,
 )
-from serving.cluster.greeting import Greeting, scheduled_views
+from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.routing import EngineState
 from serving.engine.request import Origin
 from serving.models.tensors import split_bucket
@@ -45,6 +45,7 @@ from traces.errors import InputError
 log = logging.getLogger(__name__)
 
 KINDS = list(Kind)
+GREETINGS_KEPT = 64  # the last of them, by which requests that are on their way may name models
 
 
 class Replica:
@@ -58,22 +59,30 @@ class Replica:
         self.plane = plane
         self.doors: set[_Door] = set()
         self._state = EngineState(plane.engine.scheduler)
-        self._scheduled: tuple[str, ...] = ()
+        self._views: Mapping[str, ModelView] = {}
+        self._greeting = NO_GREETING
 
-    def told(self) -> Told:
-        """What doors are told with each answer."""
-        return self._state.told(self._scheduled)
+    def told(self, names: tuple[str, ...]) -> Told:
+        """What a door is told with each answer, of models that are scheduled under these names."""
+        return self._state.told(names)
 
     def greeting(self) -> Greeting:
-        """What doors need to know: the models, as clients see them and as the scheduler does.
+        """What doors need to know: the models, as clients see them and as the scheduler does; the same object until it changes.
 
         Doors do not notice when a model is put out of memory or loaded again: they see all models, in the same order.
         """
         plane, scheduler = self.plane, self.plane.engine.scheduler
-        views = dict(sorted(plane.views.items()))
-        total_ms = {view.scheduled: self._total_ms(view.scheduled) for view in scheduled_views(views)}
-        self._scheduled = tuple(total_ms)
-        return Greeting(views, total_ms, scheduler.tables.size.tolist(), plane.queue_places, plane.repository_index())
+        if plane.views is not self._views:
+            self._views = plane.views
+            views = dict(sorted(plane.views.items()))
+            total_ms = {view.scheduled: self._total_ms(view.scheduled) for view in scheduled_views(views)}
+            said = Greeting(
+                views, total_ms, scheduler.tables.size.tolist(), plane.queue_places, plane.config.max_body_bytes,
+                plane.repository_index(),
+            )  # fmt: skip
+            if said != self._greeting:
+                self._greeting = said
+        return self._greeting
 
     def _total_ms(self, name: str) -> list[float]:
         scheduler, repository = self.plane.engine.scheduler, self.plane.repository
@@ -90,7 +99,7 @@ class Replica:
     def drain(self) -> None:
         """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""
         for door in self.doors:
-            door.write(pong_frame(False, self.told()))
+            door.write(pong_frame(False, door.told()))
 
 
 async def listen_for_doors(replica: Replica, port: int, tls: ssl.SSLContext | None) -> Listener:
@@ -125,12 +134,16 @@ class _Door(asyncio.Protocol):
         self._admitted = False
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._address = ""
-        self._models: tuple[str, ...] = ()
+        self._greeting = NO_GREETING
+        self._models: dict[
+            int, tuple[str, ...]
+        ] = {}  # by the number of the greeting; a door may not have read the last
+        self._scheduled: tuple[str, ...] = ()
         self._transport: asyncio.Transport
         self._takes: dict[int, Callable[[memoryview], None]] = {
             FrameKind.REQUEST: self._on_request,
             FrameKind.CANCEL: self._on_cancel,
-            FrameKind.PING: lambda frame: self.write(pong_frame(self._plane.ready, replica.told())),
+            FrameKind.PING: self._on_ping,
             FrameKind.REPOSITORY: self._on_repository,
         }
 
@@ -178,11 +191,24 @@ class _Door(asyncio.Protocol):
         self._replica.doors.add(self)
         self.greet()
 
+    def told(self) -> Told:
+        """What it is told with each answer, in the order of what it was greeted with."""
+        return self._replica.told(self._scheduled)
+
     def greet(self) -> None:
-        """Say what is served."""
-        greeting = self._replica.greeting()
-        self._models = tuple(greeting.views)
-        self.write(greeting.pack())
+        """Say what is served, if that has changed."""
+        said = self._replica.greeting()
+        if said is self._greeting:
+            return
+        self._greeting, self._scheduled = said, said.scheduled
+        number = max(self._models, default=0) + 1
+        self._models[number] = tuple(said.views)
+        self._models.pop(number - GREETINGS_KEPT, None)
+        self.write(said._replace(number=number).pack())
+
+    def _on_ping(self, frame: memoryview) -> None:
+        self.greet()  # models may have been loaded over the replica's own API
+        self.write(pong_frame(self._plane.ready, self.told()))
 
     def _on_request(self, frame: memoryview) -> None:
         request = read_request(frame)
@@ -215,9 +241,10 @@ class _Door(asyncio.Protocol):
         """Serve a request. The door has checked it; that it fits the model is checked again, for the engine's sake."""
         plane = self._plane
         try:
-            if request.model >= len(self._models):
-                raise FrameError(f"there is no model {request.model}")
-            view = plane.model(self._models[request.model])
+            models = self._models.get(request.greeting, ())
+            if request.model >= len(models):
+                raise Refusal(Kind.STOPPING, f"there is no model {request.model} in greeting {request.greeting}")
+            view = plane.model(models[request.model])
             if request.priority not in range(len(PRIORITIES)) or not request.left_ms > 0.0:
                 raise Refusal(Kind.UNREACHABLE, "the deadline had passed when the request came to the replica")
             call = _call_of(request, view, plane.queue_places)
@@ -241,13 +268,13 @@ class _Door(asyncio.Protocol):
             int(said["queue_us"]) / 1e3,
             int(said["predicted_us"]) / 1e3,
             int(said["batch_size"]),
-            self._replica.told(),
+            self.told(),
             tuple(SentTensor(place, array.shape, to_bytes(array)) for place, array in pairs),
         )
         self.write(frame.pack())
 
     def _refuse(self, id_: int, refusal: Refusal) -> None:
-        frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self._replica.told(), str(refusal))
+        frame = RefusalFrame(id_, KINDS.index(refusal.kind), refusal.observed, self.told(), str(refusal))
         self.write(frame.pack())
 
     async def _change(self, id_: int, load: bool, name: str, version: str) -> None:

@@ -16,7 +16,7 @@ from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
-from serving.cluster.frames import Told
+from serving.cluster.frames import COUNT, Told
 from serving.engine.compiled import ENV
 from serving.engine.quotes import Quote
 from serving.engine.scheduler import LiveScheduler
@@ -32,21 +32,22 @@ class EngineState:
         self._scheduler = scheduler
         self._profile: Profile | None = None
         self._names: tuple[str, ...] = ()
-        self._places: list[int] = []
-        self._inside = np.zeros((2, len(scheduler.profile.models)), np.int32)
+        self._prepare(())
         self._write = bind(write_inside, scheduler.state, ENV, self._inside)
+
+    def _prepare(self, names: tuple[str, ...]) -> None:
+        index, self._profile, self._names = self._scheduler.index, self._scheduler.profile, names
+        # Behind the last model there is a 0, for those that are out of memory.
+        self._inside = np.zeros((2, len(index) + 1), np.int32)
+        self._places = np.array([index.get(name, len(index)) for name in names], np.intp)
 
     def told(self, names: tuple[str, ...]) -> Told:
         """Its words now; the requests are those of models of these names, of which some may be out of memory."""
         scheduler = self._scheduler
-        if scheduler.profile is not self._profile or names is not self._names:
-            self._profile, self._names = scheduler.profile, names
-            self._inside = np.zeros((2, len(scheduler.profile.models)), np.int32)
-            self._places = [scheduler.index.get(name, -1) for name in names]
+        if scheduler.profile is not self._profile or names != self._names:
+            self._prepare(names)
         self._write(scheduler.state, ENV, self._inside)
-        # Behind the last model there is a 0, for those that are out of memory.
-        counts = [[*row, 0] for row in self._inside.tolist()]
-        inside = tuple(row[place] for row in counts for place in self._places)
+        inside = self._inside[:, self._places].astype(COUNT).tobytes()
         return Told(float(scheduler.state.scheduler["log_slowdown"][ENV]), inside)
 
 
@@ -147,6 +148,7 @@ class LiveLedger:
 
     def told(self, replica: int, now: float, said: Told) -> None:
         """A replica tells of itself."""
-        if len(said.inside) == self._inside.size:  # else it serves other models, as its next greeting will say
-            self._inside.ravel()[:] = said.inside
+        inside = np.frombuffer(said.inside[: len(said.inside) // 4 * 4], COUNT)
+        if inside.size == self._inside.size:  # else it serves other models, as its next greeting will say
+            self._inside.ravel()[:] = inside
             self._told(self.ledger, self.tables, DOOR, replica, now, self._inside, said.log_slowdown)

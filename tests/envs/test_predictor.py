@@ -208,15 +208,16 @@ def test_straggler_moves_the_weights_no_more_than_a_bounded_error() -> None:
     assert np.allclose(*moved)
 
 
-def test_speed_follows_a_device_that_slows_down_and_tells_it_from_interference() -> None:
+@pytest.mark.parametrize("slowdown", [0.2, 0.7, 1.5, 5.0, 12.0])
+def test_speed_follows_a_device_that_slows_down_and_tells_it_from_interference(slowdown: float) -> None:
     state, tables = make(log_slowdown_rate=0.2)
     weight = state.weight[0].copy()
     s = state.stream[0, 0]
-    for i in range(40):
+    for i in range(200):
         s.work, s.shared_work, s.solo, s.model, s.size_index, s.predicted = 1.0, 1.0, 1.0, i % 6, i % 4, 0.0
         state.feature_sum[0, 0] = 0.0
-        learn(state, tables, 0, 0, 1.5, 1.0)
-    assert np.exp(state.scheduler[0].log_slowdown) == pytest.approx(1.5, rel=0.1)
+        learn(state, tables, 0, 0, slowdown, 1.0)
+    assert np.exp(state.scheduler[0].log_slowdown) == pytest.approx(slowdown, rel=0.1)
     assert np.array_equal(state.weight[0], weight), "nothing ran beside these batches"
 
 

@@ -54,9 +54,10 @@ async def plane_of(executor: CpuExecutor) -> AsyncIterator[DataPlane]:
 
 
 @asynccontextmanager
-async def door_to(plane: DataPlane) -> AsyncIterator[RemotePlane]:
-    listener = await listen_for_doors(Replica(plane), 0, None)
-    config, link = ServeConfig(port=0, grpc_port=0), LinkConfig(None, None, 2**20, 5.0)
+async def door_to(plane: DataPlane, replica: Replica | None = None) -> AsyncIterator[RemotePlane]:
+    """A door; to a replica that others have doors to, or to one of its own."""
+    listener = await listen_for_doors(replica or Replica(plane), 0, None)
+    config, link = ServeConfig(port=0, grpc_port=0), LinkConfig(None, None, 5.0)
     door = RemotePlane(config, [("127.0.0.1", listener.port)], router("quote"), link, retries=1)
     try:
         await until(lambda: door.ready)

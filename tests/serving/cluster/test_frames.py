@@ -38,9 +38,18 @@ PLACE = st.integers(0, 2**16 - 1)
 SHAPE = st.lists(COUNT, max_size=5).map(tuple)
 TENSORS = st.lists(st.builds(SentTensor, PLACE, SHAPE, st.binary(max_size=300)), max_size=4).map(tuple)
 REQUESTS = st.builds(
-    InferFrame, ID, PLACE, st.integers(0, 255), NUMBER, SHORT, SHORT, st.lists(PLACE, max_size=4).map(tuple), TENSORS
+    InferFrame,
+    ID,
+    COUNT,
+    PLACE,
+    st.integers(0, 255),
+    NUMBER,
+    SHORT,
+    SHORT,
+    st.lists(PLACE, max_size=4).map(tuple),
+    TENSORS,
 )
-TOLD = st.builds(Told, st.floats(allow_nan=False, allow_infinity=False), st.lists(COUNT, max_size=9).map(tuple))
+TOLD = st.builds(Told, st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=40))
 ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, TOLD, TENSORS)
 REFUSALS = st.builds(RefusalFrame, ID, st.integers(0, 255), st.booleans(), TOLD, st.text(max_size=200))
 
@@ -97,7 +106,7 @@ def test_a_sign_of_life_is_read_as_it_was_packed(accepting: bool, told: Told) ->
 
 @pytest.mark.parametrize("slowdown", [float("nan"), float("inf")])
 def test_a_slowdown_that_is_no_number_is_refused(slowdown: float) -> None:
-    frame = b"".join(pong_frame(True, Told(slowdown, (1, 2))))
+    frame = b"".join(pong_frame(True, Told(slowdown, b"\1\0\0\0")))
     with pytest.raises(FrameError, match="a slowdown of"):
         read_pong(memoryview(frame)[LENGTH.size :])
 
@@ -112,7 +121,7 @@ def test_a_greeting_is_read_as_it_was_packed(
     buckets = tuple((size, view(f"m:2@{size}")) for size in sorted(sizes))
     whole = replace(view("m:2"), buckets=buckets, largest=max(sizes, default=None))
     total_ms = {one.scheduled: [1.0, 2.5] for one in scheduled_views({"m:2": whole})}
-    greeting = Greeting({"m:2": whole}, total_ms, [1, 4], 7, [{"name": "m", "state": "READY"}])
+    greeting = Greeting({"m:2": whole}, total_ms, [1, 4], 7, 1000, [{"name": "m", "state": "READY"}])
     frame = b"".join(greeting.pack())[LENGTH.size :]
     assert read_greeting(memoryview(frame)) == greeting
     with pytest.raises(FrameError, match="cannot be read"):

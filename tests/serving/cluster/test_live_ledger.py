@@ -10,10 +10,14 @@ import pytest
 from agents.routing.registry import router
 from envs.cluster.ledger import Routed
 from envs.scheduling.state import HIGH, LOW
-from serving.cluster.frames import Told
+from serving.cluster.frames import COUNT, Told
 from serving.cluster.routing import LiveLedger, tables_of
 
 TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
+
+
+def told(log_slowdown: float, *inside: int) -> Told:
+    return Told(log_slowdown, np.array(inside, COUNT).tobytes())
 
 
 def live_ledger(slowness: float) -> LiveLedger:
@@ -29,14 +33,14 @@ def test_what_a_replica_has_beside_what_this_door_sent_is_that_of_other_doors() 
     live.ledger.replica["up"][0, 0] = 0
     for model in (0, 1):
         live.route(Routed(0.0, HIGH, model, 100.0), 1)
-    live.told(1, 1.0, Told(0.0, (1, 1, 0, 0)))
+    live.told(1, 1.0, told(0.0, 1, 1, 0, 0))
     assert not live.ledger.others[0, 1].any() and not live.ledger.beside[0, 1].any()
     live.told(
-        1, 2.0, Told(0.0, (1, 1, 3, 0))
+        1, 2.0, told(0.0, 1, 1, 3, 0)
     )  # three more of low priority of the first model, which make it a batch of 4
     np.testing.assert_allclose(live.ledger.others[0, 1], [0.0, TOTAL_MS[0][1] - TOTAL_MS[0][0]])
     assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
-    live.told(1, 3.0, Told(0.0, (1, 1, 1, 3, 0, 0)))  # it serves another model meanwhile, as it has yet to say
+    live.told(1, 3.0, told(0.0, 1, 1, 1, 3, 0, 0))  # it serves another model meanwhile, as it has yet to say
     assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
 
 
@@ -44,10 +48,18 @@ def test_what_a_replica_has_beside_what_this_door_sent_is_that_of_other_doors() 
 @pytest.mark.parametrize(("slowdown", "believed"), [(0.2, 0.0), (-0.2, 0.0), (0.9, 0.9), (-0.7, -0.7), (99.0, 3.0)])
 def test_a_replica_that_becomes_slow_says_so(measured: float, slowdown: float, believed: float) -> None:
     live = live_ledger(measured)
-    live.told(1, 1.0, Told(slowdown, (0, 0, 0, 0)))
+    live.told(1, 1.0, told(slowdown, 0, 0, 0, 0))
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured) + believed)
-    live.told(1, 2.0, Told(0.0, (0, 0, 0, 0)))
+    live.told(1, 2.0, told(0.0, 0, 0, 0, 0))
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured))
+
+
+@pytest.mark.parametrize(("learned", "left"), [(0.2, 0.0), (0.5, 0.2), (-0.2, -0.2)])
+def test_what_answers_had_shown_of_a_slowdown_is_not_counted_twice(learned: float, left: float) -> None:
+    live = live_ledger(1.0)
+    live.ledger.replica["log_slowness"][0, 1] = learned
+    live.told(1, 1.0, told(0.3, 0, 0, 0, 0))
+    assert live.ledger.replica["log_slowness"][0, 1] == pytest.approx(left)
 
 
 def test_a_slow_replica_is_known_before_its_first_answer() -> None:

@@ -16,9 +16,9 @@ from agents.routing.registry import router
 from serving.api.dataplane import DataPlane
 from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
-from serving.cluster.frames import LENGTH, open_frame
+from serving.cluster.frames import LENGTH, RefusalFrame, Told, open_frame, pong_frame
 from serving.cluster.greeting import Greeting
-from serving.cluster.link import LinkConfig
+from serving.cluster.link import Link, LinkConfig
 from serving.cluster.remote_plane import RemotePlane
 from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
@@ -26,7 +26,7 @@ from serving.door import addresses
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
 
-LINK = LinkConfig(None, None, 2**20, 5.0)
+LINK = LinkConfig(None, None, 5.0)
 
 
 class Cluster:
@@ -307,6 +307,43 @@ def test_who_is_no_door_is_shown_out_and_the_doors_go_on(executors: list[CpuExec
             np.testing.assert_array_equal(await c.double(), 2 * X)
 
     asyncio.run(scenario())
+
+
+def test_a_replica_that_closes_before_it_says_what_it_serves_is_named_once_and_asked_ever_less_often(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.read(4))  # as one of another version does
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            link = Link(server.sockets[0].getsockname(), LINK, lambda link: None, lambda link, told: None)
+            await until(lambda: len(asked) >= 3)
+            await asyncio.sleep(0.2)
+            await link.close()
+            assert len(asked) <= 5
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(scenario())
+    assert sum("another version, or token" in record.message for record in caplog.records) == 1
+
+
+def test_what_a_replica_tells_is_noted_in_the_order_it_was_told() -> None:
+    noted: list[Told] = []
+
+    async def scenario() -> None:
+        link = Link(None, LINK, lambda link: None, lambda link, told: noted.append(told))
+        refusal = RefusalFrame(1, 0, False, Told(0.5, b""), "late").pack()
+        for frame in (refusal, pong_frame(True, Told(0.25, b""))):
+            link._on_frame(memoryview(b"".join(frame))[LENGTH.size :])
+        await asyncio.sleep(0)
+        await link.close()
+
+    asyncio.run(scenario())
+    assert [told.log_slowdown for told in noted] == [0.5, 0.25]
 
 
 def test_models_are_loaded_on_every_replica(executors: list[CpuExecutor]) -> None:

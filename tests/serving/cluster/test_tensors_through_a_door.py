@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from api_server import until
 from tensor_server import Client, door_to, plane_of, tensor_executor
 
 from benchmarks.common.server import Connection, http_message
@@ -21,6 +22,7 @@ from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import InferFrame, SentTensor
 from serving.cluster.remote_plane import RemotePlane
+from serving.cluster.replica import Replica
 from serving.engine.request import Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
 from serving.library import open_engine
@@ -141,6 +143,50 @@ def test_requests_and_quotes_go_by_the_bucket_that_holds_them(executor: CpuExecu
     asyncio.run(scenario())
 
 
+def test_what_a_replica_unloads_by_itself_makes_no_request_another_models_and_doors_hear_of_it(
+    executor: CpuExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            plane = await stack.enter_async_context(plane_of(executor))
+            replica = Replica(plane)
+            door, second = [await stack.enter_async_context(door_to(plane, replica)) for _ in range(2)]
+            view, seen = door.model("masked").bucket(4), Seen()
+            plane.engine.observers.append(seen)
+            before = (await door.infer(view, call_of_ids(4), 0, 5000.0)).outputs
+            monkeypatch.setattr("serving.cluster.replica._Door.greet", lambda door: None)  # the news is on its way
+            await plane.engine.remove_model("detect")  # which comes before it in what the doors know
+            for one in (door, second):
+                assert "detect" in one.views
+                for _ in range(3):
+                    np.testing.assert_array_equal((await one.infer(view, call_of_ids(4), 0, 5000.0)).outputs, before)
+            assert set(seen.models) == {"masked@4"}
+            monkeypatch.undo()
+            await until(lambda: "detect" not in door.views and "detect" not in second.views)
+            for one in (door, second):
+                np.testing.assert_array_equal((await one.infer(view, call_of_ids(4), 0, 5000.0)).outputs, before)
+                ledger, _ = one._place(view)
+                await until(lambda ledger=ledger: float(ledger.ledger.replica["told_at"][0, 0]) > 0.0)
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_is_larger_than_the_replica_takes_is_refused_before_it_is_sent(
+    executor: CpuExecutor,
+) -> None:
+    async def scenario() -> None:
+        async with behind_a_door(executor) as (plane, door):
+            view = door.model("masked").bucket(32)
+            door._greeting = door._greeting._replace(most_bytes=2 * 8 * 32)  # as if the replica took no more
+            await door.infer(view, call_of_ids(32), 0, 5000.0)
+            door._greeting = door._greeting._replace(most_bytes=2 * 8 * 32 - 1)
+            with pytest.raises(Refusal, match="more than the 511 bytes") as caught:
+                await door.infer(view, call_of_ids(32), 0, 5000.0)
+            assert caught.value.kind is Kind.TOO_LARGE and door.count["lost"] == 0
+
+    asyncio.run(scenario())
+
+
 def call_of_ids(size: int) -> InferCall:
     values = (ids((1, size), size), np.ones((1, size), np.int64))
     return InferCall(None, values, size, {}, (Wanted(0, binary=True),))
@@ -149,7 +195,7 @@ def call_of_ids(size: int) -> InferCall:
 def broken(change: Callable[[InferFrame], InferFrame]) -> InferFrame:
     ids_, mask = call_of_ids(4).values
     inputs = tuple(SentTensor(place, one.shape, one.tobytes()) for place, one in enumerate((ids_, mask)))
-    return change(InferFrame(1, 0, 0, 1000.0, b"", b"", (0,), inputs))
+    return change(InferFrame(1, 1, 0, 0, 1000.0, b"", b"", (0,), inputs))
 
 
 def replaced(place: int, **fields: object) -> Callable[[InferFrame], InferFrame]:
