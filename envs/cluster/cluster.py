@@ -161,8 +161,8 @@ def hear(cluster, env, now):
         inside = answer.at - arrival.time - cluster.delay_ms[0]
         end = End(took, inside, answer.executed)
         answered(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, end)
-        held = cluster.inside[env, replica.told]
-        told(cluster.ledger, cluster.profile, arrival.door, env, now, held, answer.log_slowdown)
+        counts = cluster.inside[env, replica.told]
+        told(cluster.ledger, cluster.profile, arrival.door, env, now, counts, answer.log_slowdown)
         replica.told += 1
 
 

@@ -38,10 +38,7 @@ replica_t = np.dtype(
     [
         ("up", "i4"),  # 1 while requests may be sent there
         ("outstanding", "i4"),  # requests sent and not answered
-        (
-            "log_measured",
-            "f8",
-        ),  # log of how many times as long as the router's tables it measured lone requests to take
+        ("log_measured", "f8"),  # log of how much longer than in the router's tables it measured lone requests to take
         ("log_told", "f8"),  # the same with the slowdown at present that it tells
         ("log_slowness", "f8"),  # log of how much longer it takes than that, beside what all take
         ("told_at", "f8"),  # when it last told its work

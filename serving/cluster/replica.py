@@ -135,9 +135,8 @@ class _Door(asyncio.Protocol):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._address = ""
         self._greeting = NO_GREETING
-        self._models: dict[
-            int, tuple[str, ...]
-        ] = {}  # by the number of the greeting; a door may not have read the last
+        # By the number of the greeting, since a door may not have read the last when it sends.
+        self._models: dict[int, tuple[str, ...]] = {}
         self._scheduled: tuple[str, ...] = ()
         self._transport: asyncio.Transport
         self._takes: dict[int, Callable[[memoryview], None]] = {
