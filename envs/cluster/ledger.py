@@ -239,10 +239,11 @@ def told(ledger, tables, door, replica, now, inside, log_slowdown):
             for up_to in range(priority + 1):
                 n += inside[up_to, model]
                 beside += max(inside[up_to, model] - ledger.count[door, replica, up_to, model], 0)
-            own = unanswered(ledger, door, replica, priority, model)
             held += batches_ms(tables, model, n)
-            others += batches_ms(tables, model, own + beside) - batches_ms(tables, model, own)
             ledger.beside[door, replica, priority, model] = beside
+            if beside > 0:  # with one door there is none
+                own = unanswered(ledger, door, replica, priority, model)
+                others += batches_ms(tables, model, own + beside) - batches_ms(tables, model, own)
         if ledger.held[door, replica, priority] > 0.0:
             done[priority] = kept * done[priority] + ledger.ended[door, replica, priority]
             busy[priority] = kept * busy[priority] + elapsed

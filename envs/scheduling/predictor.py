@@ -29,7 +29,7 @@ EPS = 1e-9
 # A batch that should have ended by now but has not is taken to have this share of its solo time left.
 OVERDUE_SHARE = 0.05
 
-# Rows of SchedState.work: one column for each batch that is followed through time, then one for each core.
+# Rows of SchedState.scratch: one column for each batch that is followed through time, then one for each core.
 (
     WAIT, LEFT, FINISH, RATE, POST, STREAM, CORE, OWN_COMPUTE, OWN_MEMORY, OWN_CACHE, HOST, SHARE, BASE, BY_MEMORY,
     BY_COMPUTE, BY_CACHE, JOIN_COST,

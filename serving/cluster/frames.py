@@ -50,7 +50,7 @@ _TOLD = struct.Struct("<dI")  # slowdown, bytes of the counts; then these
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
-COUNT = "<u4"  # of requests
+COUNT, COUNT_BYTES = "<u4", 4  # of requests
 MOST_SIDES = 32  # of a tensor
 # Formats are compiled once: for a small request, they would be a third of the work.
 _SIDES = [struct.Struct(f"<{count}I") for count in range(MOST_SIDES + 1)]
@@ -133,8 +133,7 @@ def _read_told(frame: memoryview, at: int) -> tuple[Told, int]:
     at += _TOLD.size
     if not math.isfinite(log_slowdown):
         raise FrameError(f"a frame with a slowdown of {log_slowdown}")
-    if len(frame) < at + size:
-        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {at + size}")
+    _check_reaches(frame, at + size)
     return Told(log_slowdown, bytes(frame[at : at + size])), at + size
 
 
@@ -248,8 +247,7 @@ def read_request(frame: memoryview) -> InferFrame:
     client_id, at = bytes(frame[at : at + n_id]), at + n_id
     traceparent, at = bytes(frame[at : at + n_trace]), at + n_trace
     end = at + 2 * n_outputs
-    if len(frame) < end:
-        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
+    _check_reaches(frame, end)
     outputs = struct.unpack_from(f"<{n_outputs}H", frame, at)
     inputs = _tensors(frame, end, n_inputs)
     return InferFrame(id_, greeting, model, priority, left_ms, client_id, traceparent, outputs, inputs)
@@ -310,9 +308,13 @@ def read_repository(frame: memoryview) -> tuple[int, bool, str, str]:
 
 def unpack(layout: struct.Struct, frame: memoryview, at: int = 0) -> tuple[Any, ...]:
     """The fields of a layout at a place of a frame. Raises FrameError where the frame is shorter."""
-    if len(frame) < at + layout.size:
-        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {at + layout.size}")
+    _check_reaches(frame, at + layout.size)
     return layout.unpack_from(frame, at)
+
+
+def _check_reaches(frame: memoryview, end: int) -> None:
+    if len(frame) < end:
+        raise FrameError(f"a frame of {len(frame)} bytes; expected at least {end}")
 
 
 class FrameReader:

@@ -53,18 +53,18 @@ class Replica:
 
     Args:
         plane: of this process.
+
+    Attributes:
+        doors: those that are connected.
+        state: what each of them is told of the engine.
     """
 
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
         self.doors: set[_Door] = set()
-        self._state = EngineState(plane.engine.scheduler)
+        self.state = EngineState(plane.engine.scheduler)
         self._views: Mapping[str, ModelView] = {}
         self._greeting = NO_GREETING
-
-    def told(self, names: tuple[str, ...]) -> Told:
-        """What a door is told with each answer, of models that are scheduled under these names."""
-        return self._state.told(names)
 
     def greeting(self) -> Greeting:
         """What doors need to know: the models, as clients see them and as the scheduler does; the same object until it changes.
@@ -192,7 +192,7 @@ class _Door(asyncio.Protocol):
 
     def told(self) -> Told:
         """What it is told with each answer, in the order of what it was greeted with."""
-        return self._replica.told(self._scheduled)
+        return self._replica.state.told(self._scheduled)
 
     def greet(self) -> None:
         """Say what is served, if that has changed."""

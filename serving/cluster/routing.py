@@ -13,10 +13,9 @@ import numpy as np
 from agents.routing.base import RouterKind
 from envs.cluster.foretell import LEAST_MS, best_chance
 from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_inside
-from envs.profiles.profile import Profile
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
-from serving.cluster.frames import COUNT, Told
+from serving.cluster.frames import COUNT, COUNT_BYTES, Told
 from serving.engine.compiled import ENV
 from serving.engine.quotes import Quote
 from serving.engine.scheduler import LiveScheduler
@@ -30,13 +29,12 @@ class EngineState:
 
     def __init__(self, scheduler: LiveScheduler) -> None:
         self._scheduler = scheduler
-        self._profile: Profile | None = None
-        self._names: tuple[str, ...] = ()
         self._prepare(())
         self._write = bind(write_inside, scheduler.state, ENV, self._inside)
 
     def _prepare(self, names: tuple[str, ...]) -> None:
-        index, self._profile, self._names = self._scheduler.index, self._scheduler.profile, names
+        self._profile, self._names = self._scheduler.profile, names
+        index = self._scheduler.index
         # Behind the last model there is a 0, for those that are out of memory.
         self._inside = np.zeros((2, len(index) + 1), np.int32)
         self._places = np.array([index.get(name, len(index)) for name in names], np.intp)
@@ -148,7 +146,8 @@ class LiveLedger:
 
     def told(self, replica: int, now: float, said: Told) -> None:
         """A replica tells of itself."""
-        inside = np.frombuffer(said.inside[: len(said.inside) // 4 * 4], COUNT)
-        if inside.size == self._inside.size:  # else it serves other models, as its next greeting will say
-            self._inside.ravel()[:] = inside
+        if (
+            len(said.inside) == self._inside.size * COUNT_BYTES
+        ):  # else it serves other models, as its next greeting will say
+            self._inside.ravel()[:] = np.frombuffer(said.inside, COUNT)
             self._told(self.ledger, self.tables, DOOR, replica, now, self._inside, said.log_slowdown)
