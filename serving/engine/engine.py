@@ -33,6 +33,7 @@ from serving.engine.request import (
     UNLOADED,
     UNNAMED,
     UNREACHABLE,
+    BatchRecord,
     Observer,
     Origin,
     Request,
@@ -103,6 +104,9 @@ class Engine:
         self._coalescer = Coalescer(self._pump)
         self.accepting = False
         self._leaving: set[str] = set()
+        # What ended and was not told yet: batches, and requests (number, outcome) with the time.
+        self._batch_records: list[BatchRecord] = []
+        self._finished: list[tuple[list[tuple[int, int]], float]] = []
 
     # What can be asked.
 
@@ -342,7 +346,7 @@ class Engine:
     # The decision loop.
 
     def _pump(self) -> None:
-        """Ask the policy until it defers or nothing can be dispatched."""
+        """Ask the policy until it defers or nothing can be dispatched, then tell what ended: the device goes first."""
         scheduler, guard, grace = self.scheduler, self.guard, self.config.grace_ms
         while True:
             # The clock is read in each round: a decision takes time, and a short batch may have run meanwhile.
@@ -362,6 +366,7 @@ class Engine:
             if not scheduler.n_queued[0]:  # the usual end at low load, which spares a poll
                 break
         self._set_timer()
+        self._tell()
 
     def _launch(self, stream: int) -> None:
         """The state has a new batch on a stream: hand it to the executor."""
@@ -378,18 +383,28 @@ class Engine:
     def _on_part(self, batch: BatchInFlight, result: BatchResult) -> None:
         self.batches += 1
         if self.observers:
-            record = batch.record(result, self.clock_start_ms, self.now_ms())
-            for observer in self.observers:
-                observer.batch_ended(record)
+            self._batch_records.append(batch.record(result, self.clock_start_ms, self.now_ms()))
 
     def _on_end(self, stream: int, batch: BatchInFlight) -> None:
         now = self.now_ms()
         self.scheduler.finish(now, stream, batch.exec_ms if batch.teaches else -1.0)
-        self._collect(now, FAULT, "")
+        self._finished.append((self.scheduler.take_ended(), now))
+
+    def _tell(self) -> None:
+        """Tell observers and clients of the batches that ended."""
+        while self._batch_records:
+            record = self._batch_records.pop(0)
+            for observer in self.observers:
+                observer.batch_ended(record)
+        while self._finished:
+            self._close(*self._finished.pop(0), FAULT, "")
 
     def _collect(self, now: float, reason: str, message: str) -> None:
         """Close the requests that ended in the state since the last look; what the state does not know is given."""
-        for id_, outcome in self.scheduler.take_ended():
+        self._close(self.scheduler.take_ended(), now, reason, message)
+
+    def _close(self, ended: list[tuple[int, int]], now: float, reason: str, message: str) -> None:
+        for id_, outcome in ended:
             request = self._requests.get(id_)
             if request is None:
                 continue  # it ended as the server stopped

@@ -20,7 +20,7 @@ class BatchRunner:
         executor: runs them.
         on_part: called when a part of a batch ended.
         on_end: called when a batch ended; its stream is free.
-        on_free: called after `on_end`, except within `launch`, whose caller goes on itself.
+        on_result: called after each result, once its stream is free or goes on with the next part.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class BatchRunner:
         executor: Executor,
         on_part: Callable[[BatchInFlight, BatchResult], None],
         on_end: Callable[[int, BatchInFlight], None],
-        on_free: Callable[[], None],
+        on_result: Callable[[], None],
     ) -> None:
         self._executor = executor
         self._on_part = on_part
         self._on_end = on_end
-        self._on_free = on_free
+        self._then = on_result
         self._batches: list[BatchInFlight | None] = [None] * executor.streams
         self._awaited: dict[str, asyncio.Event] = {}
 
@@ -65,12 +65,12 @@ class BatchRunner:
     def _has(self, model: str) -> bool:
         return any(batch is not None and batch.model == model for batch in self._batches)
 
-    def _run(self, stream: int, batch: BatchInFlight) -> bool:
-        """Start the next part of a batch, or end the batch; returns whether it goes on."""
+    def _run(self, stream: int, batch: BatchInFlight) -> None:
+        """Start the next part of a batch, or end the batch."""
         while (part := batch.next_part()) is not None:
             try:
                 self._executor.submit(stream, part)
-                return True
+                return
             except ValueError as error:
                 log.error("batch %d of %s was refused: %s", batch.batch_id, batch.model, error)
                 batch.fail(str(error))
@@ -79,7 +79,6 @@ class BatchRunner:
         awaited = self._awaited.get(batch.model)
         if awaited is not None and not self._has(batch.model):
             awaited.set()
-        return False
 
     def _on_result(self, result: BatchResult) -> None:
         batch = self._batches[result.stream]
@@ -88,5 +87,5 @@ class BatchRunner:
         batch.take(result)
         if result.error is not None:
             log.warning("batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)
-        if not self._run(result.stream, batch):
-            self._on_free()
+        self._run(result.stream, batch)
+        self._then()
