@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,10 @@ from benchmarks.common.server import (
     serve_command,
     wait_until_ready,
 )
-from serving.api.tensors import to_bytes
 from serving.models.listing import read_entries
 from serving.models.load import load_buckets
 from serving.models.served import TORCH_DTYPES, ServedModel
-from serving.models.tensors import Item
+from serving.models.tensors import Item, to_bytes
 from traces.errors import InputError
 
 MAKE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "real_models" / "make.py"
@@ -287,7 +286,7 @@ async def measure_all(config: ModelsBenchmark, folder: Path) -> dict[str, Any]:
         served = Served(port, grpc_port, process.pid)
         await wait_until_ready(process, port, "the server", START_S)
         for name in config.models:
-            loaded = load_buckets(entries[name].spec)
+            loaded = load_buckets(replace(entries[name].spec, own_process=False))
             direct = Direct(loaded[-1])
             results["models"][name] = await alone(served, direct, config.calls) | await crowd(served, direct, config)
             if name == "bert":

@@ -129,7 +129,13 @@ def test_torch_stays_out(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["serving.door", "serving.api.processes.step_process", "serving.api.processes.large_json"]
+    "module",
+    [
+        "serving.door",
+        "serving.api.processes.step_process",
+        "serving.api.processes.large_json",
+        "serving.models.processes.model_process",
+    ],
 )
 def test_processes_that_run_no_model_do_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -25,8 +25,8 @@ from serving.api.model_view import ModelView
 from serving.api.plane import NO_TOKEN, Listener, Plane
 from serving.api.protocol import inference_pb2 as pb
 from serving.api.refusal import Kind, Refusal, too_large
-from serving.api.tensors import to_bytes
 from serving.engine.request import UNNAMED
+from serving.models.tensors import to_bytes
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -28,11 +28,11 @@ from serving.api.infer_call import check_fields, read_call, read_id
 from serving.api.model_view import ModelView
 from serving.api.plane import BIG, NO_TOKEN, Listener, Plane
 from serving.api.processes.large_json import SMALL, JsonProcesses
-from serving.api.processes.pool import Buffer
 from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Kind, Refusal, too_large
 from serving.api.tensors import plain_values
 from serving.engine.request import UNNAMED
+from serving.models.processes.pool import Buffer
 from serving.status.page import FILES, add_page, read_since
 from traces.errors import InputError
 

@@ -12,9 +12,9 @@ from aiohttp.web import ContentCoding
 from serving.api.answer import Answer
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
-from serving.api.processes.pool import Buffer
 from serving.api.refusal import too_large
-from serving.api.tensors import to_bytes
+from serving.models.processes.pool import Buffer
+from serving.models.tensors import to_bytes
 from traces.errors import InputError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

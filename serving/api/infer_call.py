@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.api.model_view import ModelView
-from serving.api.tensors import check_datatype, check_shape, from_bytes, from_values
-from serving.models.tensors import TensorSpec
+from serving.api.tensors import check_datatype, check_shape, from_values
+from serving.models.tensors import TensorSpec, from_bytes
 from traces.errors import InputError
 
 LONGEST_TIMEOUT_US = 86_400_000_000  # a day

@@ -20,14 +20,13 @@ from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
 from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal, too_large
-from serving.api.tensors import from_bytes, to_bytes
 from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor, Told
 from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
 from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
-from serving.models.tensors import VARIES, TensorSpec
+from serving.models.tensors import VARIES, TensorSpec, from_bytes, to_bytes
 from serving.observers.prometheus import process_registry
 from traces.errors import InputError
 

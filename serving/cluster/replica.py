@@ -17,7 +17,7 @@ from serving.api.infer_call import InferCall, Wanted, same_size
 from serving.api.model_view import ModelView
 from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
-from serving.api.tensors import check_shape, from_bytes, to_bytes
+from serving.api.tensors import check_shape
 from serving.cluster.frames import (
     HEAD_BYTES,
     MOST_TOKEN,
@@ -39,7 +39,7 @@ from serving.cluster.frames import (
 from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.routing import EngineState
 from serving.engine.request import Origin
-from serving.models.tensors import split_bucket
+from serving.models.tensors import from_bytes, split_bucket, to_bytes
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)

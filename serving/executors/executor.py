@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from serving.executors.base import Batch, BatchResult, OnResult, failed_result, now_ms
+from serving.models.processes.own_process import OwnProcessForward
 from serving.models.served import Forward, ServedModel
 from serving.models.tensors import Item
 from serving.models.users_code import error_line
@@ -169,6 +170,11 @@ class Executor(ABC):
         if model.name in self.models:
             raise ValueError(f"model {model.name!r} is loaded; unload it first")
         loaded = LoadedModel(model, self._build(model))
+        if isinstance(loaded.forward, OwnProcessForward):
+            try:
+                loaded.forward.start(len(self._workers))
+            except RuntimeError as error:
+                raise InputError(f"model {model.name!r}: {error}") from None
         with self._lock:
             if self._loaded.setdefault(model.name, loaded) is not loaded:
                 raise ValueError(f"model {model.name!r} is loaded; unload it first")
@@ -311,6 +317,9 @@ class Executor(ABC):
                 thread.join(max(0.0, end_s - time.perf_counter()))
             if worker.busy_with is not None:
                 self._fail(worker.busy_with, f"the executor closed and the batch had not ended in {timeout_s:g} s")
+        for model in self._loaded.values():
+            if isinstance(model.forward, OwnProcessForward):
+                model.forward.close()
         atexit.unregister(self._at_exit)
 
     def _start(self, worker: _Worker) -> None:

@@ -51,6 +51,7 @@ _FIELDS: Rules = {
     "max_size": ("an integer of at least 1", lambda value: is_integer(value, 1, 2**31)),
     "name": _TEXT,
     "outputs": ("", lambda value: True),
+    "own_process": ("true or false", lambda value: isinstance(value, bool)),
     "postprocess": ("", lambda value: True),  # see read_step
     "preprocess": ("", lambda value: True),
     "priority": ("'high' or 'low'", lambda value: value in ("high", "low")),

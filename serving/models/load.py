@@ -18,6 +18,7 @@ from torch import nn
 
 from serving.models.buckets import bucket_sizes, keeps_answers, learn_cuts, least_size
 from serving.models.builtin.registry import BUILTIN
+from serving.models.processes.own_process import OwnProcess, OwnProcessProgram
 from serving.models.program import ArrayProgram, Output, Program
 from serving.models.served import Forward, ModelSpec, ServedModel, SizeRule
 from serving.models.tensors import NAMES, VARIES, TensorSpec, bucket_name, datatype_of
@@ -159,6 +160,10 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
 
 def _open(spec: ModelSpec, where: str, quiet: bool) -> Program:
     source = spec.source
+    if spec.own_process and (":" not in source or source.startswith(("hf:", "builtin:"))):
+        raise InputError(
+            f"{where}: own_process is for a module:factory that returns a callable over arrays, not {source}"
+        )
     if source.startswith("hf:"):
         from serving.models.huggingface import open_folder
 
@@ -174,6 +179,8 @@ def _open(spec: ModelSpec, where: str, quiet: bool) -> Program:
         return TorchProgram(functools.partial(file_module, path, where, quiet), where, source)
     if ":" not in source:
         raise InputError(f"{where}: source {source!r} is not {SOURCES}")
+    if spec.own_process:
+        return OwnProcessProgram(OwnProcess(source, spec.folder, spec.seed, where), where)
     factory = BUILTIN[source.partition(":")[2]].factory if source.startswith("builtin:") else source
     made = _call_factory(factory, spec, where)
     if not isinstance(made, nn.Module):

@@ -112,7 +112,11 @@ class ArrayProgram(Program):
         return [Output(_datatype(one[0] if isinstance(one, list) else one, self._where), one) for one in values]
 
     def build(self, device: str, examples: Sequence[Sequence[np.ndarray]], compiled: bool, name: str) -> Forward:
-        call, names, results = self._call, self._names, self._results
+        return self.forward_of(self._call)
+
+    def forward_of(self, call: Callable[..., Any]) -> Forward:
+        """The inference function that a callable like the user's gives."""
+        names, results = self._names, self._results
 
         def forward(*arrays: np.ndarray) -> tuple[Any, ...]:
             return tuple(results(call(**dict(zip(names, arrays))), len(arrays[0])))

@@ -59,6 +59,7 @@ class ModelSpec:
         max_size: the largest of these, where they are not given: powers of two up to it.
         kind: a word for the architecture, used in reports only.
         seed: seed of random weights (built-in models and factories).
+        own_process: run a factory's callable in processes of its own, one for each stream (serving.models.processes).
         compiled: run as a TorchScript graph where that answers alike, so that a whole forward runs without Python's lock.
         preprocess: what makes the model's inputs of what clients send; None: they send the model's inputs.
         postprocess: what makes what clients get of the model's outputs; None: they get these.
@@ -77,6 +78,7 @@ class ModelSpec:
     max_size: int | None = None
     kind: str = ""
     seed: int = 0
+    own_process: bool = False
     compiled: bool = True
     preprocess: HostStep | None = None
     postprocess: HostStep | None = None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import struct
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from traces.errors import InputError
 
 DATATYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype("bool"),
@@ -35,6 +40,7 @@ Item = tuple[np.ndarray, ...]
 
 VARIES = -1  # a size that may differ from item to item
 VERSION_MARK = ":"  # between a name and a version that is not the one served under the name alone
+LENGTH = struct.Struct("<I")  # in front of each element of BYTES
 BUCKET_MARK = "@"  # between a model's name and its bucket; no model's name may hold it
 
 
@@ -146,3 +152,56 @@ def split_bucket(name: str) -> tuple[str, str]:
     """A scheduled model's name as clients know it, and its bucket; "" where it has none."""
     model, _, bucket = name.partition(BUCKET_MARK)
     return model, bucket
+
+
+# Tensors as bytes.
+
+
+def objects(values: list[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    """An array of elements of BYTES."""
+    made = np.empty(len(values), object)
+    made[:] = values
+    return made.reshape(shape)
+
+
+def from_bytes(buffer: bytes | memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """An array over the bytes of a tensor: little-endian, row-major, not copied; each element of BYTES behind its length.
+
+    Raises:
+        InputError: another number of bytes than promised.
+    """
+    where, dtype = spec.name, spec.dtype
+    if dtype.kind == "O":
+        return objects(_elements(buffer, math.prod(shape), where), shape)
+    expected = math.prod(shape) * dtype.itemsize
+    if len(buffer) != expected:
+        raise InputError(f"{where}: {len(buffer)} bytes of data; shape {list(shape)} has {expected}")
+    if dtype.kind == "b":  # any byte may come, but only 0 and 1 are booleans to NumPy
+        return (np.frombuffer(buffer, np.uint8) != 0).reshape(shape)
+    made = np.frombuffer(buffer, dtype).reshape(shape)
+    return made if sys.byteorder == "little" else made.byteswap()
+
+
+def _elements(buffer: bytes | memoryview, count: int, where: str) -> list[bytes]:
+    found, at = [], 0
+    for _ in range(count):
+        if at + LENGTH.size > len(buffer):
+            break
+        (length,) = LENGTH.unpack_from(buffer, at)
+        at += LENGTH.size + length
+        if at > len(buffer):
+            break
+        found.append(bytes(buffer[at - length : at]))
+    if len(found) != count or at != len(buffer):
+        raise InputError(
+            f"{where}: {len(buffer)} bytes of data do not hold {count} elements of BYTES, each behind 4 bytes of its length"
+        )
+    return found
+
+
+def to_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a tensor: little-endian, row-major; not copied where they lie so."""
+    if array.dtype.kind == "O":
+        return memoryview(b"".join(part for one in array.ravel() for part in (LENGTH.pack(len(one)), one)))
+    made = np.ascontiguousarray(array if sys.byteorder == "little" else array.byteswap())
+    return made.reshape(-1).view(np.uint8).data

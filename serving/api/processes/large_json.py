@@ -12,10 +12,10 @@ import numpy as np
 
 from serving.api.infer_call import InferCall, Wanted, read_call, read_id
 from serving.api.model_view import ModelView
-from serving.api.processes.pool import Buffer, Job, WorkerProcesses, pack_tensors, unpack_tensors, work
 from serving.api.protocol.json_codec import json_numbers, read_json
-from serving.api.tensors import from_bytes, plain_values, to_bytes
-from serving.models.tensors import TensorSpec
+from serving.api.tensors import plain_values
+from serving.models.processes.pool import Buffer, Job, WorkerProcesses, pack_tensors, unpack_tensors, work
+from serving.models.tensors import TensorSpec, from_bytes, to_bytes
 from traces.errors import InputError
 
 SMALL = 128 * 1024  # bytes of JSON that are parsed or written in a few ms at most

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -12,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from serving.api.processes.pool import Job, pack_tensors, unpack_tensors, work
 from serving.api.tensors import plain_values
+from serving.models.processes.pool import Job, pack_tensors, unpack_tensors, work
 from serving.models.program import ArrayProgram, Output
-from serving.models.users_code import users_code
+from serving.models.users_code import first_line, imported
 from traces.errors import InputError
-
-MOST_WORDS = 500  # characters
 
 
 class _Refused(Exception):
@@ -28,22 +24,10 @@ class _Refused(Exception):
 @functools.cache
 def _function(name: str, folder: str) -> Callable[..., Any]:
     """The user's function, imported. The process serves one model, as it was loaded, so that names clash with nobody's."""
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, folder)
-    with users_code(f"cannot import {name!r}"):
-        found = getattr(importlib.import_module(module), attribute)
+    found = imported(name, folder)
     if not callable(found):
         raise InputError(f"{name!r} is {type(found).__name__}; it must be a function")
     return found
-
-
-def _said(error: BaseException) -> str:
-    """What an error says: its first line, which fits into a header and a log."""
-    try:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    except Exception:
-        lines = []
-    return (lines or ["no message"])[0][:MOST_WORDS].encode(errors="replace").decode()
 
 
 def _whole(name: str, output: Output, where: str) -> np.ndarray:
@@ -71,7 +55,7 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
             try:
                 return function(**given)
             except ValueError as error:
-                raise _Refused(_said(error)) from None
+                raise _Refused(first_line(error)) from None
 
         program = ArrayProgram(call, where)
         program.bind(list(arrays), job["outputs"])
@@ -81,11 +65,11 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
     except _Refused as error:
         return {"refused": str(error)}, b""
     except InputError as error:
-        return {"error": _said(error)}, b""
+        return {"error": first_line(error)}, b""
     except BaseException as error:  # SystemExit, too
         if not isinstance(error, SystemExit):
             traceback.print_exc()  # for the log: the answer has one line of it
-        return {"error": f"{where}: {type(error).__name__}: {_said(error)}"}, b""
+        return {"error": f"{where}: {type(error).__name__}: {first_line(error)}"}, b""
     return {"tensors": heads, "took_ms": 1e3 * (time.perf_counter() - begin_s)}, parts
 
 

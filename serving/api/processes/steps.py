@@ -20,8 +20,8 @@ from envs.scheduling.state import LOW
 from serving.api.infer_call import InferCall, left_out, same_size
 from serving.api.model_view import ModelView, view_model
 from serving.api.plane import BIG
-from serving.api.processes.pool import Named, WorkerProcesses, pack_tensors, unpack_tensors
 from serving.api.refusal import Kind, Refusal
+from serving.models.processes.pool import Named, WorkerProcesses, pack_tensors, unpack_tensors
 from serving.models.served import HostStep, ServedModel
 from serving.models.tensors import TensorSpec, bf16_bits
 from traces.errors import InputError

@@ -19,8 +19,8 @@ from serving.api.grpc import start_grpc
 from serving.api.http import start_http
 from serving.api.http_codec import HEADER_LENGTH
 from serving.api.protocol import inference_pb2 as pb
-from serving.api.tensors import to_bytes
 from serving.executors.cpu import CpuExecutor
+from serving.models.tensors import to_bytes
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)

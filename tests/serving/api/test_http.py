@@ -222,8 +222,7 @@ async def test_metrics_are_passed_on(executor: CpuExecutor) -> None:
 
 
 def test_the_binary_layout_is_little_endian() -> None:
-    from serving.api.tensors import from_bytes, to_bytes
-    from serving.models.tensors import TensorSpec
+    from serving.models.tensors import TensorSpec, from_bytes, to_bytes
 
     data = struct.pack("<3i", 1, -2, 3)
     array = from_bytes(data, TensorSpec("x", "INT32", (3,)), (3,))

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from serving.api import http
 from serving.api.http_codec import accepted_encoding, decompress
-from serving.api.processes import pool
 from serving.api.processes.large_json import PROCESSES, SMALL
 from serving.api.protocol.json_codec import json_numbers, read_json
 from serving.api.refusal import Refusal
 from serving.executors.cpu import CpuExecutor
+from serving.models.processes import pool
 from traces.errors import InputError
 
 PATH = "/v2/models/double/infer"

@@ -24,10 +24,10 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from serving.api.tensors import from_bytes, to_bytes
-from serving.models.tensors import TensorSpec
+from serving.models.tensors import TensorSpec, from_bytes, to_bytes
 
 FRAME = struct.Struct("=QQQ")  # number of the job, bytes of its head, bytes
+CHUNK = 64 * 1024  # bytes that a pipe holds, and that are read at once
 LOOK_MS = 200  # between looks at whether a process that says nothing still lives
 FOREVER_S = 86_400.0
 
@@ -57,6 +57,7 @@ class WorkerProcesses:
         self._threads = ThreadPoolExecutor(count, module.rpartition(".")[2])
         self._own = threading.local()
         self._all: list[subprocess.Popen[bytes]] = []
+        self._idle: list[subprocess.Popen[bytes]] = []  # started for threads that have not asked yet
         self._jobs = 0
         self._closed = False
 
@@ -84,7 +85,19 @@ class WorkerProcesses:
         """The same without a loop: wait for it here."""
         if self._closed:
             raise RuntimeError("nobody waits for it")
-        process = getattr(self._own, "process", None) or self._start()
+        process = getattr(self._own, "process", None)
+        if process is None:
+            process = self._own.process = self._idle.pop() if self._idle else self._start()
+            _work_as_here(process)
+        try:
+            return self._have_done(process, head, data, limit_s)
+        except RuntimeError:
+            self._own.process = None
+            raise
+
+    def _have_done(
+        self, process: subprocess.Popen[bytes], head: dict[str, Any], data: Buffer, limit_s: float
+    ) -> tuple[dict[str, Any], np.ndarray]:
         assert process.stdin is not None and process.stdout is not None
         self._jobs += 1
         number = self._jobs
@@ -94,9 +107,18 @@ class WorkerProcesses:
         except (OSError, EOFError, ValueError, MemoryError, Broken) as error:
             _end(process)
             self._all.remove(process)
-            self._own.process = None
             ended = str(error) if isinstance(error, Broken) else f"ended with status {process.returncode}"
             raise RuntimeError(f"a process for {self._what} {ended}") from None
+
+    def start(self, count: int, head: dict[str, Any]) -> None:
+        """Start processes for threads that will call `run_now`, and wait until each has done a job.
+
+        Raises:
+            RuntimeError: one ended.
+        """
+        for process in [self._start() for _ in range(count)]:
+            self._have_done(process, head, b"", FOREVER_S)
+            self._idle.append(process)
 
     def warm_up(self, head: dict[str, Any]) -> None:
         """Start all processes with a job, whose results are not looked at."""
@@ -111,12 +133,13 @@ class WorkerProcesses:
             _end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = self._own.process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", f"from {self._module} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             # The terminal's Ctrl-C is for the server, which drains; and what it forks can be ended with it.
             start_new_session=True,
         )
@@ -124,6 +147,13 @@ class WorkerProcesses:
         if self._closed:  # in the meantime
             _end(process)
         return process
+
+
+def _work_as_here(process: subprocess.Popen[bytes]) -> None:
+    """Let a process run where the calling thread does, and stand back as it does."""
+    with contextlib.suppress(AttributeError, OSError):  # another system, or another user
+        os.sched_setaffinity(process.pid, os.sched_getaffinity(threading.get_native_id()))
+        os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -175,14 +205,41 @@ def unpack_tensors(heads: Sequence[Mapping[str, Any]], data: np.ndarray) -> Name
 
 def _send(pipe: IO[bytes], number: int, head: dict[str, Any], data: Buffer) -> None:
     text = orjson.dumps(head)
-    for part in (FRAME.pack(number, len(text), len(data)), text, memoryview(data)):
-        while part:
-            part = part[pipe.write(part) :]
+    start = FRAME.pack(number, len(text), len(data)) + text
+    # Around each system call Python's lock is given up and asked for again, so that small jobs go in one.
+    for part in (start + data,) if len(data) <= CHUNK else (start, data):
+        left = memoryview(part)
+        while left:
+            left = left[pipe.write(left) :]
 
 
-def _receive_any(pipe: IO[bytes]) -> tuple[int, dict[str, Any], np.ndarray]:
-    number, n_head, n_data = FRAME.unpack(_read(pipe, FRAME.size).data)
-    return number, orjson.loads(_read(pipe, n_head).data), _read(pipe, n_data)
+def _receive_any(pipe: IO[bytes], wait: Callable[[], None] = lambda: None) -> tuple[int, dict[str, Any], np.ndarray]:
+    start = np.empty(CHUNK, np.uint8)
+    have = 0
+    while have < FRAME.size:
+        have += _read_into(pipe, start.data[have:], wait)
+    number, n_head, n_data = FRAME.unpack_from(start.data)
+    rest = start[FRAME.size : have]
+    head, data = (_filled(pipe, part, n, wait) for part, n in ((rest[:n_head], n_head), (rest[n_head:], n_data)))
+    return number, orjson.loads(head.data), data
+
+
+def _filled(pipe: IO[bytes], begun: np.ndarray, n: int, wait: Callable[[], None]) -> np.ndarray:
+    """An array of n bytes, of which the first are here and the others come."""
+    made = np.empty(n, np.uint8)  # whose memory is not touched before the bytes come
+    made[: len(begun)] = begun
+    rest = made.data[len(begun) :]
+    while rest:
+        rest = rest[_read_into(pipe, rest, wait) :]
+    return made
+
+
+def _read_into(pipe: IO[bytes], room: memoryview, wait: Callable[[], None]) -> int:
+    wait()
+    got: int = pipe.readinto(room)  # type: ignore[attr-defined]
+    if not got:
+        raise EOFError
+    return got
 
 
 def _receive(
@@ -205,19 +262,7 @@ def _receive(
             if time.monotonic() >= until_s:
                 raise Broken(f"was ended after {limit_s:g} s")
 
-    number, n_head, n_data = FRAME.unpack(_read(pipe, FRAME.size, wait).data)
+    number, head, data = _receive_any(pipe, wait)
     if number != expected:
         raise Broken("answered something else, and was ended")
-    return orjson.loads(_read(pipe, n_head, wait).data), _read(pipe, n_data, wait)
-
-
-def _read(pipe: IO[bytes], n: int, wait: Callable[[], None] = lambda: None) -> np.ndarray:
-    made = np.empty(n, np.uint8)  # whose memory is not touched before the bytes come
-    rest = made.data
-    while rest:
-        wait()
-        got = pipe.readinto(rest)  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError
-        rest = rest[got:]
-    return made
+    return head, data
