@@ -67,6 +67,8 @@ class ShadowComparison(Observer):
         choice: what was found last. compared: how often.
     """
 
+    of_model = True
+
     def __init__(
         self,
         config: ServeConfig,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from envs.scheduling.state import LOW, QUANTILES
+from envs.scheduling.state import CANCELLED, FAILED, LATE, LOW, MET, OUTCOMES, QUANTILES
 from serving.api.answer import Answer, Caller, answer_of, ends_of, items_of
 from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
@@ -129,36 +129,70 @@ class DataPlane(Plane):
     ) -> Answer:
         """Serve a call of a model with steps on the host; the deadline is the whole call's."""
         begin_ms, n = self.engine.now_ms(), call.n_items
-        due_ms = begin_ms + deadline_ms
+        due_ms, held = begin_ms + deadline_ms, list[Request]()
 
         def check(view: ModelView, steps_ms: float, words: str) -> float:
             left_ms = due_ms - steps_ms - self.engine.now_ms()
             if left_ms > 0.0:
                 return left_ms
-            stepped.doubt()
             message = f"deadline of {deadline_ms:.1f} ms is out of reach: {words}"
             raise self.refuse(view, priority, deadline_ms, n, message, caller)
 
+        def settle(outcome: int, message: str = "") -> None:
+            self.engine.settle(held, outcome, message, begin_ms, due_ms)
+
         steps_ms, smallest = stepped.expected_ms(n), stepped.smallest(call.size)
-        left_ms = check(smallest, steps_ms, f"its preprocess and postprocess take {steps_ms:.1f} ms")
-        self._admit(smallest, priority, left_ms, n, caller)
-        values, size = await stepped.before(call.values, call.size, due_ms - self.engine.now_ms())
-        own = stepped.inner.bucket(size)
-        left_ms = check(own, stepped.after_ms(n), "its preprocess took too long")
-        answer = await self._serve_model(own, stepped.whole(call, values, size), priority, left_ms, caller)
-        outputs = stepped.chosen(call, await stepped.after(answer.outputs))
+        # Whether it is for the time that the steps are thought to take if this call is refused.
+        by_steps = self.engine.queued == 0 or steps_ms + self._alone_ms(smallest) > deadline_ms
+        try:
+            left_ms = check(smallest, steps_ms, f"its preprocess and postprocess take {steps_ms:.1f} ms")
+            self._admit(smallest, priority, left_ms, n, caller)
+            try:
+                values, size = await stepped.before(call.values, call.size, due_ms - self.engine.now_ms())
+            except Refusal:
+                by_steps = False
+                raise
+            own = stepped.inner.bucket(size)
+            left_ms = check(own, stepped.after_ms(n), "its preprocess took too long")
+            answer = await self._serve_model(own, stepped.whole(call, values, size), priority, left_ms, caller, held)
+            outputs = stepped.chosen(call, await stepped.after(answer.outputs))
+        except Refusal as refusal:
+            if by_steps and refusal.kind is Kind.UNREACHABLE:
+                stepped.doubt()
+            settle(FAILED, str(refusal))
+            raise
+        except asyncio.CancelledError:
+            settle(CANCELLED, "cancelled after it was answered")
+            raise
         took_ms = self.engine.now_ms() - begin_ms
-        ended = {"outcome": "met" if took_ms <= deadline_ms else "late", "latency_us": round(1e3 * took_ms)}
-        return Answer(outputs, answer.parameters | ended)
+        outcome = MET if took_ms <= deadline_ms else LATE
+        settle(outcome)
+        return Answer(outputs, answer.parameters | {"outcome": OUTCOMES[outcome], "latency_us": round(1e3 * took_ms)})
+
+    def _alone_ms(self, view: ModelView) -> float:
+        """Time that a request of a model takes alone; 0 for one that is out of memory."""
+        try:
+            return self.engine.scheduler.alone_ms(view.scheduled)
+        except KeyError:
+            return 0.0
 
     async def _serve_model(
-        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
+        self,
+        view: ModelView,
+        call: InferCall,
+        priority: int,
+        deadline_ms: float,
+        caller: Caller,
+        held: list[Request] | None = None,
     ) -> Answer:
-        """Serve a call of the model itself, its inputs as it takes them."""
+        """Serve a call of the model itself, its inputs as it takes them; ``held`` gets requests whose end comes later."""
         loading_ms = 0.0
         if not self.engine.serves(view.scheduled):
             loading_ms = await self.bring_back(view, deadline_ms)
-        requests = self._offer(view, priority, deadline_ms - loading_ms, items_of(call.values), caller)
+        values = items_of(call.values)
+        requests = self._offer(view, priority, deadline_ms - loading_ms, values, caller, held is not None)
+        if held is not None:
+            held += requests
         try:
             results = await ends_of(requests)
             outputs = [(one.place, view.outputs[one.place]) for one in call.outputs]
@@ -261,12 +295,12 @@ class DataPlane(Plane):
         return None if self.repository is None else self.repository.evicted.get(split_bucket(view.scheduled)[0])
 
     def _offer(
-        self, view: ModelView, priority: int, deadline_ms: float, values: list[Item], caller: Caller
+        self, view: ModelView, priority: int, deadline_ms: float, values: list[Item], caller: Caller, held: bool
     ) -> list[Request]:
         """Hand requests to the engine, unless the queue ahead of them puts their deadline out of reach."""
         self._admit(view, priority, deadline_ms, len(values), caller)
         try:
-            return self.engine.offer(view.scheduled, priority, deadline_ms, values, origin=caller.origin)
+            return self.engine.offer(view.scheduled, priority, deadline_ms, values, None, caller.origin, held)
         except KeyError:
             raise Refusal(Kind.NOT_FOUND, f"model {view.scheduled!r} is not served any more") from None
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
-from envs.scheduling.state import DROPPED, FAILED
+from envs.scheduling.state import CANCELLED, DROPPED, FAILED
 from serving.engine.batch import BatchInFlight
 from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
@@ -183,6 +183,7 @@ class Engine:
         values: Sequence[Given],
         arrival_ms: float | None = None,
         origin: Origin = UNNAMED,
+        held: bool = False,
     ) -> list[Request]:
         """Hand in requests that arrive together; their results come in their `future`. Call on the engine's loop.
 
@@ -193,6 +194,7 @@ class Engine:
             values: one item per request: an array for each input of the model, or the array of its only input.
             arrival_ms: when they arrived, if not now.
             origin: what their client says of them.
+            held: whether an answer is not their end, but `settle` is.
 
         Raises:
             KeyError: no such model.
@@ -204,6 +206,7 @@ class Engine:
         for one in values:
             result = ledger.new(model, priority, arrival, arrival + deadline_ms, now, origin)
             request = Request(result, m, one if type(one) is tuple else (one,), loop.create_future())  # type: ignore[arg-type]
+            request.held = held
             requests.append(request)
             ledger.open(request)
             if result.id % LEARNED_SHARE == 0:
@@ -247,6 +250,22 @@ class Engine:
         if model in self._leaving:
             raise KeyError(model)
         return self.scheduler.index[model]
+
+    def settle(
+        self, requests: Sequence[Request], outcome: int, message: str, arrival_ms: float, deadline_ms: float
+    ) -> None:
+        """Note the end of requests that were held, unless they ended unanswered.
+
+        Args:
+            requests: of one call.
+            outcome: MET, LATE, FAILED or CANCELLED.
+            message: one line for people.
+            arrival_ms, deadline_ms: of the whole call, on the engine's clock.
+        """
+        reason = {FAILED: FAULT, CANCELLED: LEFT}.get(outcome, "")
+        for request in requests:
+            if request.future.done():
+                self.ledger.settle(request, outcome, reason, message, arrival_ms, deadline_ms, self.now_ms())
 
     def cancel(self, request: Request) -> None:
         """Give a request up: at once when it is queued; its result is discarded when it is in flight."""
@@ -336,7 +355,8 @@ class Engine:
     def _change_models(self, profile: Profile) -> None:
         self.scheduler.change_models(profile)
         for request in self._requests.values():
-            request.model_index = self.scheduler.index[request.result.model]
+            # Of one that is held, the model may be gone.
+            request.model_index = self.scheduler.index.get(request.result.model, -1)
         # A policy's memory may be about models by their old indices.
         self.guard.policy.reset(1)
         self.guard.fallback.reset(1)

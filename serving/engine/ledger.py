@@ -55,7 +55,8 @@ class Ledger:
         """Note a request that is turned away before it comes inside: it is offered and dropped at once."""
         self.offered[result.priority] += 1
         self._finish(result, DROPPED, reason, message, now_ms)
-        self._show(result)
+        self._show(result, of_model=True)
+        self._show(result, of_model=False)
 
     def end(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         """Close a request whose end the scheduling state gave as `outcome`, with what the state does not know."""
@@ -71,11 +72,33 @@ class Ledger:
     def close(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         """Note the end, free the input, and give the result to the request's future."""
         request.values = None
+        result, held = request.result, request.held and outcome in (MET, LATE)
+        result.outcome, result.reason, result.finish_ms = OUTCOMES[outcome], reason, now_ms
+        if not request.future.done():
+            request.future.set_result(result)
+        self._show(result, of_model=True)
+        if not held:
+            self._leave(request, outcome, reason, message, now_ms)
+
+    def settle(
+        self,
+        request: Request,
+        outcome: int,
+        reason: str,
+        message: str,
+        arrival_ms: float,
+        deadline_ms: float,
+        now_ms: float,
+    ) -> None:
+        """Note the end of a request that was held, and what it is of the whole call; does nothing if it is noted already."""
+        if request.result.id in self.inside:
+            request.result.arrival_ms, request.result.deadline_ms = arrival_ms, deadline_ms
+            self._leave(request, outcome, reason, message, now_ms)
+
+    def _leave(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         self.inside.pop(request.result.id, None)
         self._finish(request.result, outcome, reason, message, now_ms)
-        if not request.future.done():
-            request.future.set_result(request.result)
-        self._show(request.result)
+        self._show(request.result, of_model=False)
         if not self.inside:
             self._is_empty.set()
 
@@ -84,9 +107,10 @@ class Ledger:
         result.message = message or result.message  # where a batch that failed has left its error
         self.ended[result.priority, outcome] += 1
 
-    def _show(self, result: RequestResult) -> None:
+    def _show(self, result: RequestResult, of_model: bool) -> None:
         for observer in self._observers:
-            observer.request_ended(result)
+            if observer.of_model is of_model:
+                observer.request_ended(result)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Requests that ended, by priority and outcome."""

@@ -39,6 +39,8 @@ class Quotes(Observer):
         now_ms: the engine's clock.
     """
 
+    of_model = True
+
     def __init__(self, scheduler: LiveScheduler, order: Callable[[], int], now_ms: Callable[[], float]) -> None:
         self._scheduler = scheduler
         self._order = order
@@ -65,7 +67,8 @@ class Quotes(Observer):
         """
         now = self._now_ms()
         probability, predicted = self._ask(now, self._scheduler.index[model], priority, now + deadline_ms)
-        scale = self._calibration.scale[ENV, priority]
+        # Each is learned by itself, and one may have overtaken the next.
+        scale = np.maximum.accumulate(self._calibration.scale[ENV, priority])
         return Quote(probability, {level: predicted * float(factor) for level, factor in zip(QUANTILES, scale)})
 
     def arrives(self, result: RequestResult, model: int) -> None:

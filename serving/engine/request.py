@@ -125,6 +125,7 @@ class Request:
         values: its inputs, an array for each; None once it has ended.
         future: gets the result.
         discarded: whether its client left while it was in flight.
+        held: whether an answer is not its end: its caller has more to do with it, and then calls `Engine.settle`.
     """
 
     result: RequestResult
@@ -132,6 +133,7 @@ class Request:
     values: Item | None
     future: asyncio.Future[RequestResult]
     discarded: bool = False
+    held: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,7 +170,14 @@ class BatchRecord:
 
 
 class Observer:
-    """Sees what happens in the engine, on its loop; must be quick and must not raise."""
+    """Sees what happens in the engine, on its loop; must be quick and must not raise.
+
+    Attributes:
+        of_model: whether it looks at how the model answered, not at what became of the answer: of a request that is held it
+            sees the end of the model's part.
+    """
+
+    of_model = False
 
     def request_ended(self, result: RequestResult) -> None:
         """A request ended."""

@@ -20,7 +20,7 @@ class BatchRunner:
         executor: runs them.
         on_part: called when a part of a batch ended.
         on_end: called when a batch ended; its stream is free.
-        on_result: called after each result, once its stream is free or goes on with the next part.
+        after_result: called after each result, once its stream is free or goes on with the next part.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class BatchRunner:
         executor: Executor,
         on_part: Callable[[BatchInFlight, BatchResult], None],
         on_end: Callable[[int, BatchInFlight], None],
-        on_result: Callable[[], None],
+        after_result: Callable[[], None],
     ) -> None:
         self._executor = executor
         self._on_part = on_part
         self._on_end = on_end
-        self._then = on_result
+        self._after_result = after_result
         self._batches: list[BatchInFlight | None] = [None] * executor.streams
         self._awaited: dict[str, asyncio.Event] = {}
 
@@ -88,4 +88,4 @@ class BatchRunner:
         if result.error is not None:
             log.warning("batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)
         self._run(result.stream, batch)
-        self._then()
+        self._after_result()

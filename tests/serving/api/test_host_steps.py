@@ -25,6 +25,7 @@ from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
 from serving.api.http import start_http
 from serving.api.processes.steps import check_steps
+from serving.engine.request import Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
 from serving.library import open_engine
 from serving.models.listing import read_entries
@@ -34,6 +35,7 @@ from serving.models.tensors import TensorSpec
 from traces.errors import InputError
 
 HERE = str(Path(__file__).parent)
+SLOW_SPACES = 10  # as in host_steps.py
 TEXT = (TensorSpec("text", "BYTES", ()),)
 SAID = (TensorSpec("said", "BYTES", ()), TensorSpec("sum", "FP32", ()))
 BEFORE, AFTER = HostStep("host_steps:lengths", TEXT, HERE), HostStep("host_steps:words", SAID, HERE)
@@ -175,6 +177,55 @@ async def test_time_of_the_code_counts_against_the_deadline(plane: DataPlane) ->
             if status == 200:
                 break
         assert status == 200
+
+
+async def test_code_that_was_slow_for_a_while_does_not_shut_its_model_out(plane: DataPlane) -> None:
+    async with http_of(plane) as client:
+        assert (await ask(client, "both", "fine"))[0] == 200
+        for _ in range(4):
+            await ask(client, "both", " " * SLOW_SPACES)
+        # Time is left for the model by what its code usually takes, but less than it needs.
+        plane.engine.scheduler.tables.solo[...] *= 100.0
+        stepped = plane.stepped(plane.views["both"])
+        assert stepped is not None
+        timeout = round(1e3 * (stepped.expected_ms(1) + 50.0))
+        assert (await ask(client, "both", "fine", timeout=timeout))[0] == 504
+        found = [(await ask(client, "both", "fine", timeout=timeout))[0] for _ in range(40)]
+        assert found[-1] == 200, "and what was learned fades"
+
+
+async def test_observers_see_what_clients_see(plane: DataPlane) -> None:
+    seen: list[RequestResult] = []
+
+    class Seen(Observer):
+        def request_ended(self, result: RequestResult) -> None:
+            seen.append(replace(result))
+
+    async with http_of(plane) as client:
+        await asyncio.gather(*(ask(client, "both", "slow 20") for _ in range(4)))  # both processes are there
+        batches = plane.engine.batches
+        plane.engine.observers.append(Seen())
+        for text, status, outcome in (
+            ("fine", 200, "met"),
+            (" " * (SLOW_SPACES + 1), 500, "failed"),
+            (" " * SLOW_SPACES, 200, "late"),
+        ):
+            found, answer = await ask(client, "both", text, timeout=60_000)
+            assert found == status, answer
+            assert status != 200 or answer["parameters"]["outcome"] == outcome
+            (ended,) = seen
+            assert ended.outcome == outcome and ended.deadline_ms - ended.arrival_ms == pytest.approx(60.0)
+            assert ended.arrival_ms <= ended.offered_ms <= ended.start_ms <= ended.finish_ms
+            assert outcome != "late" or ended.latency_ms > 80.0
+            assert outcome != "failed" or "KeyError" in ended.message
+            seen.clear()
+        leaving = asyncio.ensure_future(ask(client, "both", " " * SLOW_SPACES, timeout=10_000_000))
+        await until(lambda: plane.engine.batches == batches + 4 and not plane.engine.in_flight)
+        assert plane.engine.ledger.inside and not seen, "it is answered, but has not ended"
+        leaving.cancel()
+        await until(lambda: bool(seen))
+        assert seen[0].outcome == "cancelled" and not plane.engine.ledger.inside
+        assert plane.engine.offered.sum() == plane.engine.ended.sum() == 8
 
 
 async def test_the_deadline_may_pass_in_the_code(plane: DataPlane) -> None:
