@@ -120,13 +120,12 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.check_cluster()
-        for flag in ("replay", "record", "timeline", "logdir"):
-            if self.cluster is not None and getattr(self, flag) is not None:
-                raise InputError(f"--{flag} is for a server with a device of its own; it does not go with --cluster")
-        if self.peers and self.otel_endpoint is not None:
-            raise InputError(
-                "--otel_endpoint is for servers with an engine; give it to the replicas, not to their door"
-            )
+        own = ["replay", "record", "timeline", "logdir"]
+        own += ["peer_port", "otel_endpoint"] if self.peers else []  # --cluster gives the latter to its replicas
+        for flag in own:
+            if (self.peers or self.cluster is not None) and getattr(self, flag) is not None:
+                door = "--peers" if self.peers else "--cluster"
+                raise InputError(f"--{flag} is for a server with a device of its own; it does not go with {door}")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:

@@ -102,7 +102,6 @@ async def answer(
         waiting.cancel()
         return
     await waiting
-    log.info("the replicas serve %s", ", ".join(plane.views))
     listeners = await listen(plane, tls)
     freeze_garbage()
     await stopping.wait()

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -89,6 +90,17 @@ class Server:
         timeline = self.config.timeline
         if timeline is not None and not (parent := Path(timeline).resolve().parent).is_dir():
             raise InputError(f"--timeline {timeline}: there is no folder {parent}")
+        for flag in ("logdir", "record", "timeline"):
+            if (path := getattr(self.config, flag)) is None:
+                continue
+            try:
+                if flag == "timeline":
+                    Path(path).open("ab").close()
+                else:
+                    Path(path).mkdir(parents=True, exist_ok=True)
+                    tempfile.TemporaryFile(dir=path).close()
+            except OSError as error:
+                raise InputError(f"--{flag} {path}: it cannot be written: {error.strerror}") from None
 
     def open(self) -> OpenServer:
         """Load the models and learn their latencies. Takes seconds, so call it off the loop.

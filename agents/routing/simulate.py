@@ -119,7 +119,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         least = dict.fromkeys(("accelerators", "streams", "doors", "queue_places"), 1)
         least |= dict.fromkeys(("request_delay_ms", "answer_delay_ms", "slow_share"), 0)
-        check_settings(self, "--", least, {"slow_factor": 0})
+        check_settings(self, "--", least, {"slow_factor": 0}, {"slow_share": 1})
 
     def slowness(self) -> np.ndarray:
         """(N,) how many times as long each replica takes; the slow ones are spread evenly."""

@@ -144,7 +144,7 @@ class Link:
 
     async def _keep(self) -> None:
         """Keep a connection: open it, watch it, and open it again once it is lost."""
-        loop, wait_s, warned = asyncio.get_running_loop(), FIRST_RETRY_S, ""
+        loop, wait_s, said = asyncio.get_running_loop(), FIRST_RETRY_S, set[str]()
         while True:
             self._moved.clear()
             if self.address is None:
@@ -155,7 +155,9 @@ class Link:
                     lambda: _Connection(self._config, self._on_frame), *self.address, ssl=self._config.tls
                 )
             except OSError as error:
-                log.debug("replica %s: %s", self.name, error)
+                if "unreachable" not in said:  # once: it is tried again and again
+                    said.add("unreachable")
+                    log.info("replica %s cannot be reached so far: %s", self.name, error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._moved.wait(), wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
@@ -167,12 +169,16 @@ class Link:
             why = await self._watch(connection)
             connection.abort()
             if self.greeting is not None or self._moved.is_set():
-                wait_s, warned = FIRST_RETRY_S, ""
+                wait_s = FIRST_RETRY_S
+                said.clear()
             else:
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-                if warned != self.name:  # once: it is tried again and again
-                    warned = self.name
-                    log.warning("replica %s does not say what it serves: another version, or token? (%s)", warned, why)
+                if "silent" not in said:
+                    said.add("silent")
+                    log.warning(
+                        "replica %s has not said what it serves; it may be starting, or of another version or token: %s",
+                        self.name, why,
+                    )  # fmt: skip
             self._gone(why)
             await asyncio.sleep(wait_s)
 
@@ -193,7 +199,10 @@ class Link:
 
     def _gone(self, why: str) -> None:
         if self.greeting is not None:
-            log.warning("replica %s is lost: %s", self.name, why)
+            if self.accepting:
+                log.warning("replica %s is lost: %s", self.name, why)
+            else:
+                log.info("replica %s, which took no more requests, is gone: %s", self.name, why)
         self._connection, self.greeting, self.accepting = None, None, False
         self.on_change(self)
         for future in self._waiting.values():
@@ -219,6 +228,8 @@ class Link:
         elif kind == FrameKind.DONE:
             self._end(read_id(frame), None)
         elif kind == FrameKind.GREETING:
+            if self.greeting is None:
+                log.info("replica %s is there", self.name)
             self.greeting = read_greeting(frame)
             self.accepting = True
             self.on_change(self)

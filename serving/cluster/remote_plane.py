@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from serving.engine.request import Observer, RequestResult
 from serving.models.tensors import VARIES, TensorSpec, from_bytes, to_bytes
 from serving.observers.prometheus import process_registry
 from traces.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class _Place(NamedTuple):
@@ -81,6 +84,8 @@ class RemotePlane(Plane):
         self._ledger: LiveLedger | None = None
         self._id = 0
         self._came = asyncio.Event()
+        self.changing = 0  # calls that load or unload a model, on one replica after the other
+        self._odd: set[str] = set()  # replicas that the log says serve something else
         self.links = [Link(peer, link, self._on_change, self._on_told) for peer in peers]
 
     async def some_replica(self) -> None:
@@ -139,11 +144,7 @@ class RemotePlane(Plane):
         if not hasattr(self, "links"):
             return  # the first of them, before all are made
         place = self.links.index(link)
-        if link.greeting is not None:
-            if self._ledger is None or link.greeting.signature != self._greeting.signature:
-                self._serve_models(link.greeting)
-            self._came.set()
-        assert self._ledger is not None or link.greeting is None
+        self._agree()
         if self._ledger is None:
             return
         if link.greeting is None:
@@ -151,8 +152,24 @@ class RemotePlane(Plane):
         elif not self._take_up(self._ledger, place, link):
             self._ledger.drains(place)
 
+    def _agree(self) -> None:
+        """Serve what most replicas serve that take requests; where as many serve something else, what is served stays."""
+        said = [(link.name, link.greeting) for link in self.links if link.greeting is not None and link.accepting]
+        alike = [sum(other.signature == one.signature for _, other in said) for _, one in said]
+        most = [one for (_, one), number in zip(said, alike) if number == max(alike)]
+        if most and (self._ledger is None or self._greeting.signature not in [one.signature for one in most]):
+            self._serve_models(most[-1])
+        for name, one in said if not self.changing else ():
+            if one.signature == self._greeting.signature:
+                self._odd.discard(name)
+            elif name not in self._odd:
+                self._odd.add(name)
+                log.warning("replica %s serves other models (%s); it gets no requests", name, ", ".join(one.views))
+
     def _serve_models(self, greeting: Greeting) -> None:
         """Serve what a replica serves. What the ledger learned is of other models now, so it begins anew."""
+        log.info("the replicas serve %s", ", ".join(greeting.views))
+        self._came.set()
         self._greeting, self._served = greeting, greeting.scheduled
         own = {name: number for number, name in enumerate(greeting.scheduled)}
         self._places = {
@@ -353,7 +370,10 @@ class _Repository:
         return None, None  # they come with the models' views
 
     def index(self) -> list[dict[str, str]]:
-        return list(self._plane._greeting.repository)
+        rows = self._plane._greeting.repository
+        if self._plane.ready:
+            return list(rows)
+        return [row | {"state": "UNAVAILABLE", "reason": "no replica takes requests"} for row in rows]
 
     async def load(self, name: str, version: str = "") -> None:
         await self._change(True, name, version)
@@ -362,16 +382,23 @@ class _Repository:
         await self._change(False, name, version)
 
     async def _change(self, load: bool, name: str, version: str) -> None:
-        for link in self._plane.links:
-            if link.accepting:
-                try:
-                    await link.change(load, name, version)
-                except Refusal as refusal:
-                    if refusal.kind is Kind.NOT_FOUND:
-                        raise KeyError(name) from None
-                    raise InputError(f"replica {link.name}: {refusal}") from None
-                except Lost as lost:
-                    raise InputError(str(lost)) from None
+        self._plane.changing += 1
+        try:
+            for link in self._plane.links:
+                if link.accepting:
+                    await self._change_on(link, load, name, version)
+        finally:
+            self._plane.changing -= 1
+
+    async def _change_on(self, link: Link, load: bool, name: str, version: str) -> None:
+        try:
+            await link.change(load, name, version)
+        except Refusal as refusal:
+            if refusal.kind is Kind.NOT_FOUND:
+                raise KeyError(name) from None
+            raise InputError(f"replica {link.name}: {refusal}") from None
+        except Lost as lost:
+            raise InputError(str(lost)) from None
 
 
 def _output(spec: TensorSpec, sent: SentTensor, n: int) -> np.ndarray:

@@ -85,7 +85,8 @@ class Statistics(Observer):
             "name": model,
             "version": version,
             "last_inference": counts.last_inference_ms,
-            "inference_count": int(per_request[0]),
+            # A door answers, and sees no batches.
+            "inference_count": int(per_request[0]) if counts.by_size else counts.success.count,
             "execution_count": int(sum(row[0] for row in counts.by_size.values())),
             "inference_stats": {
                 "success": counts.success.describe(),

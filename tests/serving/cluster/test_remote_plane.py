@@ -14,6 +14,7 @@ from toy_models import GATE
 
 from agents.routing.registry import router
 from serving.api.dataplane import DataPlane
+from serving.api.model_view import ModelView
 from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import LENGTH, RefusalFrame, Told, open_frame, pong_frame
@@ -24,6 +25,7 @@ from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.door import addresses
 from serving.executors.cpu import CpuExecutor
+from serving.models.tensors import TensorSpec
 from traces.errors import InputError
 
 LINK = LinkConfig(None, None, 5.0)
@@ -328,7 +330,7 @@ def test_a_replica_that_closes_before_it_says_what_it_serves_is_named_once_and_a
 
     with caplog.at_level("WARNING"):
         asyncio.run(scenario())
-    assert sum("another version, or token" in record.message for record in caplog.records) == 1
+    assert sum("another version or token" in record.message for record in caplog.records) == 1
 
 
 def test_what_a_replica_tells_is_noted_in_the_order_it_was_told() -> None:
@@ -394,3 +396,51 @@ def test_a_door_refuses_what_no_replica_is_likely_to_have_in_time(executors: lis
             np.testing.assert_array_equal(await c.double(), 2 * X)
 
     asyncio.run(scenario())
+
+
+def greeting_of(*names: str) -> Greeting:
+    tensor = TensorSpec("x", "FP32", (4,))
+    views = {name: ModelView(name, name, "1", "pytorch", (tensor,), (tensor,), 5.0, 1) for name in names}
+    rows = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in names]
+    return Greeting(views, {name: [1.0] for name in names}, [1], 8, 1000, rows)
+
+
+async def test_a_door_serves_what_most_of_its_replicas_do(caplog: pytest.LogCaptureFixture) -> None:
+    door = RemotePlane(ServeConfig(port=0), [None] * 4, router("quote"), LINK, retries=1)
+
+    def says(place: int, *names: str) -> tuple[str, ...]:
+        """What the door serves once a replica serves this; nothing: it is gone."""
+        link = door.links[place]
+        link.address, link.greeting, link.accepting = (
+            ("host", place),
+            greeting_of(*names) if names else None,
+            bool(names),
+        )
+        door._on_change(link)
+        return tuple(door.views)
+
+    with caplog.at_level("INFO"):
+        assert says(0, "a", "b") == ("a", "b")
+        assert says(1, "c") == ("a", "b"), "one is not more than one"
+        warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warned == ["replica host:1 serves other models (c); it gets no requests"]
+        assert says(2, "a", "b") == ("a", "b")
+        assert says(2, "c") == says(3, "c") == ("c",), "a rolling update: most have the new ones"
+        assert says(0, "c") == ("c",)
+        assert [says(place) for place in (1, 2, 3)] == [("c",)] * 3
+        assert door.repository_index()[0]["state"] == "READY"
+        assert says(0) == ("c",) and not door.ready
+        assert [row["state"] for row in door.repository_index()] == ["UNAVAILABLE"]
+        assert says(3, "a") == ("a",), "nobody serves what was served"
+    assert [record.message for record in caplog.records if record.message.startswith("the replicas serve")] == [
+        f"the replicas serve {names}" for names in ("a, b", "c", "a")
+    ]
+    await door.close()
+
+
+async def test_a_door_counts_what_it_answered_as_triton_does(executors: list[CpuExecutor]) -> None:
+    async with cluster(executors) as both:
+        for _ in range(3):
+            await both.double()
+        (found,) = both.door.model_statistics("double")
+        assert found["inference_count"] == found["inference_stats"]["success"]["count"] == 3 * len(X)
