@@ -182,8 +182,8 @@ class Served:
 
     def processor_s(self) -> float:
         """Processor time that the server and this process, its clients, have taken."""
-        spent = self._process.cpu_times()
-        return float(spent.user + spent.system) + time.process_time()
+        spent = [one.cpu_times() for one in (self._process, *self._process.children(recursive=True))]
+        return sum(float(one.user + one.system) for one in spent) + time.process_time()
 
     async def rate(self, messages: Sequence[Sequence[bytes]], seconds: float) -> float:
         """Answers per second to clients side by side, each with messages of its own."""

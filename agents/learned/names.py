@@ -122,6 +122,9 @@ def resolve(
         if kind in kinds() and missing:
             raise InputError(f"policy {name!r}: {kind!r} has no parameter {missing[0]!r} to switch off")
         settings |= PARAMETER_SWITCHES[switch]
+    if kind not in kinds():
+        names = ", ".join(sorted([*kinds(), *SHIPPED]))
+        raise InputError(f"unknown policy {name!r}; known: {names}, or the path of a trained checkpoint")
     policy = make_policy(kind, n, **(settings | params))
     policy.name = name
     return policy, TABLE_SWITCHES.get(switch, _same)

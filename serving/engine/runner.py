@@ -84,8 +84,10 @@ class BatchRunner:
         batch = self._batches[result.stream]
         assert batch is not None, f"stream {result.stream} reports batch {result.batch_id}, which is not in flight"
         self._on_part(batch, result)
-        batch.take(result)
         if result.error is not None:
-            log.warning("batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)
+            # Its halves fail until the bad request stands alone, which has a line of its own.
+            level = logging.DEBUG if batch.split else logging.WARNING
+            log.log(level, "batch %d of %s failed: %s", batch.batch_id, batch.model, result.error)
+        batch.take(result)
         self._run(result.stream, batch)
         self._after_result()
