@@ -124,8 +124,8 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         own += ["peer_port", "otel_endpoint"] if self.peers else []  # --cluster gives the latter to its replicas
         for flag in own:
             if (self.peers or self.cluster is not None) and getattr(self, flag) is not None:
-                door = "--peers" if self.peers else "--cluster"
-                raise InputError(f"--{flag} is for a server with a device of its own; it does not go with {door}")
+                hint = "give it to the replicas, not to their door" if self.peers else "it does not go with --cluster"
+                raise InputError(f"--{flag} is for a server with a device of its own; {hint}")
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:

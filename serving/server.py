@@ -93,12 +93,10 @@ class Server:
         for flag in ("logdir", "record", "timeline"):
             if (path := getattr(self.config, flag)) is None:
                 continue
+            folder = Path(path).resolve().parent if flag == "timeline" else Path(path)
             try:
-                if flag == "timeline":
-                    Path(path).open("ab").close()
-                else:
-                    Path(path).mkdir(parents=True, exist_ok=True)
-                    tempfile.TemporaryFile(dir=path).close()
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise InputError(f"--{flag} {path}: it cannot be written: {error.strerror}") from None
 

@@ -156,13 +156,13 @@ class DataPlane(Plane):
             left_ms = check(own, stepped.after_ms(n), "its preprocess took too long")
             answer = await self._serve_model(own, stepped.whole(call, values, size), priority, left_ms, caller, held)
             outputs = stepped.chosen(call, await stepped.after(answer.outputs))
-        except Refusal as refusal:
-            if by_steps and refusal.kind is Kind.UNREACHABLE:
+        except BaseException as error:
+            kind = error.kind if isinstance(error, Refusal) else None
+            if by_steps and kind is Kind.UNREACHABLE:
                 stepped.doubt()
-            settle(FAILED, str(refusal))
-            raise
-        except asyncio.CancelledError:
-            settle(CANCELLED, "cancelled after it was answered")
+            # Of several items one may be out of reach: then nobody waits for the answers of the others.
+            left = kind is Kind.UNREACHABLE or isinstance(error, asyncio.CancelledError)
+            settle(CANCELLED if left else FAILED, str(error) or "cancelled after the model had answered")
             raise
         took_ms = self.engine.now_ms() - begin_ms
         outcome = MET if took_ms <= deadline_ms else LATE

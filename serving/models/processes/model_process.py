@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 import numpy as np
+import orjson
 
 from serving.models.processes.pool import Job, pack_tensors, unpack_tensors, work
 from serving.models.program import ArrayProgram
@@ -36,7 +37,8 @@ def _done(job: dict[str, Any], data: np.ndarray) -> Job:
     try:
         program = _program(job["factory"], job["folder"], job["seed"])
         if not job["tensors"]:
-            return {"inputs": program.inputs, "outputs": list(getattr(program.module, "outputs", ()))}, b""
+            inputs = orjson.loads(orjson.dumps(program.inputs, option=orjson.OPT_SERIALIZE_NUMPY))
+            return {"inputs": inputs, "outputs": list(getattr(program.module, "outputs", ()))}, b""
         given = unpack_tensors(job["tensors"], data)
         program.bind(list(given), job["outputs"])
         outputs = program.run([array for _, array in given.values()])
