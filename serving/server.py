@@ -83,22 +83,24 @@ class Server:
 
     def _check_outputs(self) -> None:
         """Refuse now what could not be written later."""
-        for flag in ("logdir", "record"):
-            path = getattr(self.config, flag)
-            if path is not None and Path(path).exists() and not Path(path).is_dir():
-                raise InputError(f"--{flag} {path}: it is a file; it must be a folder")
-        timeline = self.config.timeline
-        if timeline is not None and not (parent := Path(timeline).resolve().parent).is_dir():
-            raise InputError(f"--timeline {timeline}: there is no folder {parent}")
-        for flag in ("logdir", "record", "timeline"):
-            if (path := getattr(self.config, flag)) is None:
-                continue
-            folder = Path(path).resolve().parent if flag == "timeline" else Path(path)
+        folders = {
+            flag: Path(path) for flag in ("logdir", "record") if (path := getattr(self.config, flag)) is not None
+        }
+        for flag, folder in folders.items():
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"--{flag} {folder}: it is a file; it must be a folder")
+        if self.config.timeline is not None:
+            parent = folders["timeline"] = Path(self.config.timeline).resolve().parent
+            if not parent.is_dir():
+                raise InputError(f"--timeline {self.config.timeline}: there is no folder {parent}")
+        for flag, folder in folders.items():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
-                raise InputError(f"--{flag} {path}: it cannot be written: {error.strerror}") from None
+                raise InputError(
+                    f"--{flag} {getattr(self.config, flag)}: it cannot be written: {error.strerror}"
+                ) from None
 
     def open(self) -> OpenServer:
         """Load the models and learn their latencies. Takes seconds, so call it off the loop.

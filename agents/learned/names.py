@@ -116,15 +116,15 @@ def resolve(
         return learned, _same
     if switch and switch not in SWITCHES:
         raise InputError(f"policy {name!r}: unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
-    if switch in PARAMETER_SWITCHES:
-        known = {f.name for f in fields(kinds()[kind].params)} if kind in kinds() else set()
-        missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)
-        if kind in kinds() and missing:
-            raise InputError(f"policy {name!r}: {kind!r} has no parameter {missing[0]!r} to switch off")
-        settings |= PARAMETER_SWITCHES[switch]
     if kind not in kinds():
         names = ", ".join(sorted([*kinds(), *SHIPPED]))
         raise InputError(f"unknown policy {name!r}; known: {names}, or the path of a trained checkpoint")
+    if switch in PARAMETER_SWITCHES:
+        known = {f.name for f in fields(kinds()[kind].params)}
+        missing = sorted(set(PARAMETER_SWITCHES[switch]) - known)
+        if missing:
+            raise InputError(f"policy {name!r}: {kind!r} has no parameter {missing[0]!r} to switch off")
+        settings |= PARAMETER_SWITCHES[switch]
     policy = make_policy(kind, n, **(settings | params))
     policy.name = name
     return policy, TABLE_SWITCHES.get(switch, _same)

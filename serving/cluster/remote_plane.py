@@ -154,17 +154,21 @@ class RemotePlane(Plane):
 
     def _agree(self) -> None:
         """Serve what most replicas serve that take requests; where as many serve something else, what is served stays."""
-        said = [(link.name, link.greeting) for link in self.links if link.greeting is not None and link.accepting]
-        alike = [sum(other.signature == one.signature for _, other in said) for _, one in said]
-        most = [one for (_, one), number in zip(said, alike) if number == max(alike)]
-        if most and (self._ledger is None or self._greeting.signature not in [one.signature for one in most]):
-            self._serve_models(most[-1])
-        for name, one in said if not self.changing else ():
-            if one.signature == self._greeting.signature:
+        said = {link.name: link.greeting for link in self.links if link.greeting is not None and link.accepting}
+        signatures = {name: one.signature for name, one in said.items()}  # each worked out once: there may be many
+        counts, served = Counter(signatures.values()), self._greeting.signature
+        if said and (self._ledger is None or counts[served] < max(counts.values())):
+            most = [name for name, signature in signatures.items() if counts[signature] == max(counts.values())]
+            self._serve_models(said[most[-1]])
+            served = self._greeting.signature
+        for name, signature in signatures.items() if not self.changing else ():
+            if signature == served:
                 self._odd.discard(name)
             elif name not in self._odd:
                 self._odd.add(name)
-                log.warning("replica %s serves other models (%s); it gets no requests", name, ", ".join(one.views))
+                log.warning(
+                    "replica %s serves other models (%s); it gets no requests", name, ", ".join(said[name].views)
+                )
 
     def _serve_models(self, greeting: Greeting) -> None:
         """Serve what a replica serves. What the ledger learned is of other models now, so it begins anew."""

@@ -146,8 +146,7 @@ class LiveLedger:
 
     def told(self, replica: int, now: float, said: Told) -> None:
         """A replica tells of itself."""
-        if (
-            len(said.inside) == self._inside.size * COUNT_BYTES
-        ):  # else it serves other models, as its next greeting will say
+        # Where it serves other models, its next greeting will say so.
+        if len(said.inside) == self._inside.size * COUNT_BYTES:
             self._inside.ravel()[:] = np.frombuffer(said.inside, COUNT)
             self._told(self.ledger, self.tables, DOOR, replica, now, self._inside, said.log_slowdown)

@@ -205,8 +205,8 @@ class Engine:
         requests = []
         for one in values:
             result = ledger.new(model, priority, arrival, arrival + deadline_ms, now, origin)
-            request = Request(result, m, one if type(one) is tuple else (one,), loop.create_future())  # type: ignore[arg-type]
-            request.held = held
+            item = one if type(one) is tuple else (one,)
+            request = Request(result, m, item, loop.create_future(), held=held)  # type: ignore[arg-type]
             requests.append(request)
             ledger.open(request)
             if result.id % LEARNED_SHARE == 0:
@@ -262,10 +262,11 @@ class Engine:
             message: one line for people.
             arrival_ms, deadline_ms: of the whole call, on the engine's clock.
         """
-        reason = {FAILED: FAULT, CANCELLED: LEFT}.get(outcome, "")
+        reason, now = {FAILED: FAULT, CANCELLED: LEFT}.get(outcome, ""), self.now_ms()
         for request in requests:
-            if request.future.done():
-                self.ledger.settle(request, outcome, reason, message, arrival_ms, deadline_ms, self.now_ms())
+            if request.future.done() and request.result.id in self._requests:
+                request.result.arrival_ms, request.result.deadline_ms = arrival_ms, deadline_ms
+                self.ledger.settle(request, outcome, reason, message, now)
 
     def cancel(self, request: Request) -> None:
         """Give a request up: at once when it is queued; its result is discarded when it is in flight."""

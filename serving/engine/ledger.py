@@ -54,7 +54,8 @@ class Ledger:
     def refuse(self, result: RequestResult, reason: str, message: str, now_ms: float) -> None:
         """Note a request that is turned away before it comes inside: it is offered and dropped at once."""
         self.offered[result.priority] += 1
-        self._finish(result, DROPPED, reason, message, now_ms)
+        _note(result, DROPPED, reason, message, now_ms)
+        self.ended[result.priority, DROPPED] += 1
         self._show(result, of_model=True)
         self._show(result, of_model=False)
 
@@ -72,40 +73,24 @@ class Ledger:
     def close(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
         """Note the end, free the input, and give the result to the request's future."""
         request.values = None
-        result, held = request.result, request.held and outcome in (MET, LATE)
-        result.outcome, result.reason, result.finish_ms = OUTCOMES[outcome], reason, now_ms
+        _note(request.result, outcome, reason, message, now_ms)
         if not request.future.done():
-            request.future.set_result(result)
-        self._show(result, of_model=True)
-        if not held:
-            self._leave(request, outcome, reason, message, now_ms)
+            request.future.set_result(request.result)
+        self._show(request.result, of_model=True)
+        if not (request.held and request.result.answered):
+            self._leave(request, outcome)
 
-    def settle(
-        self,
-        request: Request,
-        outcome: int,
-        reason: str,
-        message: str,
-        arrival_ms: float,
-        deadline_ms: float,
-        now_ms: float,
-    ) -> None:
-        """Note the end of a request that was held, and what it is of the whole call; does nothing if it is noted already."""
-        if request.result.id in self.inside:
-            request.result.arrival_ms, request.result.deadline_ms = arrival_ms, deadline_ms
-            self._leave(request, outcome, reason, message, now_ms)
+    def settle(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
+        """Note the end of a request that was held."""
+        _note(request.result, outcome, reason, message, now_ms)
+        self._leave(request, outcome)
 
-    def _leave(self, request: Request, outcome: int, reason: str, message: str, now_ms: float) -> None:
+    def _leave(self, request: Request, outcome: int) -> None:
         self.inside.pop(request.result.id, None)
-        self._finish(request.result, outcome, reason, message, now_ms)
+        self.ended[request.result.priority, outcome] += 1
         self._show(request.result, of_model=False)
         if not self.inside:
             self._is_empty.set()
-
-    def _finish(self, result: RequestResult, outcome: int, reason: str, message: str, now_ms: float) -> None:
-        result.outcome, result.reason, result.finish_ms = OUTCOMES[outcome], reason, now_ms
-        result.message = message or result.message  # where a batch that failed has left its error
-        self.ended[result.priority, outcome] += 1
 
     def _show(self, result: RequestResult, of_model: bool) -> None:
         for observer in self._observers:
@@ -124,6 +109,11 @@ class Ledger:
         if self.inside:
             self._is_empty.clear()
             await self._is_empty.wait()
+
+
+def _note(result: RequestResult, outcome: int, reason: str, message: str, now_ms: float) -> None:
+    result.outcome, result.reason, result.finish_ms = OUTCOMES[outcome], reason, now_ms
+    result.message = message or result.message  # where a batch that failed has left its error
 
 
 def unreachable(result: RequestResult, alone_ms: float, now_ms: float) -> str:

@@ -171,10 +171,7 @@ class Executor(ABC):
             raise ValueError(f"model {model.name!r} is loaded; unload it first")
         loaded = LoadedModel(model, self._build(model))
         if isinstance(loaded.forward, OwnProcessForward):
-            try:
-                loaded.forward.start(len(self._workers))
-            except RuntimeError as error:
-                raise InputError(f"model {model.name!r}: {error}") from None
+            loaded.forward.start(len(self._workers))
         with self._lock:
             if self._loaded.setdefault(model.name, loaded) is not loaded:
                 raise ValueError(f"model {model.name!r} is loaded; unload it first")

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from serving.models.builtin.registry import BUILTIN
-from serving.models.load import builtin_spec, spec_of
+from serving.models.load import MODEL_FILES, builtin_spec, spec_of
 from serving.models.served import ModelSpec
 from serving.models.tensor_fields import Rules, check_fields_by, is_buckets, is_integer, read_step, read_tensors
 from serving.models.tensors import NAMES, VERSION_MARK
@@ -217,7 +217,7 @@ def _entry(item: Any, where: str, folder: Path) -> Entry:
         values["version"] = str(values["version"])
     spec = ModelSpec(**values, folder=str(folder.resolve()))
     scheme = "hf:" if spec.source.startswith("hf:") else ""
-    if scheme or spec.source.endswith((".pt", ".pt2", ".onnx")):
+    if scheme or spec.source.endswith(MODEL_FILES):
         path = _inside(folder, spec.source.removeprefix(scheme), where)
         spec = replace(spec, source=f"{scheme}{path}")
     return Entry(

@@ -28,6 +28,7 @@ from traces.errors import InputError
 
 log = logging.getLogger(__name__)
 
+MODEL_FILES = (".pt", ".pt2", ".onnx")
 SOURCES = "builtin:NAME, hf:FOLDER, a .pt, .pt2 or .onnx file, or module:factory"
 
 
@@ -160,7 +161,8 @@ def _with_defaults(spec: ModelSpec) -> ModelSpec:
 
 def _open(spec: ModelSpec, where: str, quiet: bool) -> Program:
     source = spec.source
-    if spec.own_process and (":" not in source or source.startswith(("hf:", "builtin:"))):
+    is_file = source.endswith(MODEL_FILES)
+    if spec.own_process and (is_file or ":" not in source or source.startswith(("hf:", "builtin:"))):
         raise InputError(
             f"{where}: own_process is for a module:factory that returns a callable over arrays, not {source}"
         )
@@ -168,7 +170,7 @@ def _open(spec: ModelSpec, where: str, quiet: bool) -> Program:
         from serving.models.huggingface import open_folder
 
         return open_folder(Path(source.removeprefix("hf:")), where)
-    if source.endswith((".pt", ".pt2", ".onnx")):
+    if is_file:
         path = Path(source)
         if not path.is_file():
             raise InputError(f"{where}: no file {source}")

@@ -7,7 +7,8 @@ hundreds of times a batch. In its own it does neither, and one that crashes cost
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +39,8 @@ class OwnProcess:
     """
 
     def __init__(self, factory: str, folder: str, seed: int, where: str) -> None:
-        self._settings = factory, folder, seed, where
-        self._head = {"factory": factory, "folder": folder, "seed": seed}
+        self._factory: dict[str, Any] = {"factory": factory, "folder": folder, "seed": seed}
+        self._where = where
         self._pool = WorkerProcesses(PROCESS, 1, where)
         weakref.finalize(self, self._pool.close)
         self.inputs: dict[str, dict[str, Any]] = {}
@@ -52,23 +53,32 @@ class OwnProcess:
         Raises:
             InputError: the factory cannot be imported or called, or returns nothing that can be called.
         """
-        try:
+        with self._told_as_input():
             said, _ = self._ask({})
-        except RuntimeError as error:
-            raise InputError(f"{self._settings[-1]}: {error}") from None
         self.inputs, self.outputs = said["inputs"], said["outputs"]
 
     def again(self) -> OwnProcess:
         """The same callable in other processes, which `start` starts; those so far end."""
-        made = OwnProcess(*self._settings)
+        made = OwnProcess(**self._factory, where=self._where)
         made.names = self.names
         self.close()
         return made
 
     def start(self, count: int) -> None:
-        """Start processes, which the threads that call it then take, and wait until they can run."""
-        job, _ = self._job({})
-        self._pool.start(count, job)
+        """Start processes, which the threads that call it then take, and wait until they can run.
+
+        Raises:
+            InputError: one ended.
+        """
+        with self._told_as_input():
+            self._pool.start(count, self._job({})[0])
+
+    @contextmanager
+    def _told_as_input(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise InputError(f"{self._where}: {error}") from None
 
     def close(self) -> None:
         """End its processes."""
@@ -90,7 +100,7 @@ class OwnProcess:
     def _job(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Buffer]:
         # BF16 goes by its bits, as in the server's process.
         heads, data = pack_tensors({name: (NAMES.get(one.dtype.name, "BYTES"), one) for name, one in arrays.items()})
-        return self._head | {"tensors": heads, "outputs": list(self.names)}, data
+        return self._factory | {"tensors": heads, "outputs": list(self.names)}, data
 
     def _ask(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
         result, data = self._pool.run_now(*self._job(arrays), FOREVER_S)
@@ -124,6 +134,5 @@ class OwnProcessProgram(ArrayProgram):
         self._own.names = self.outputs
 
     def build(self, device: str, examples: Sequence[Sequence[np.ndarray]], compiled: bool, name: str) -> Forward:
-        self._own.names = self.outputs
         call = self._own.again()  # the process that tried it out is not one of those that serve
         return OwnProcessForward(self.forward_of(call), call)

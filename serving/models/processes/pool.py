@@ -1,8 +1,8 @@
 """Processes that work for the server, one job at a time each.
 
-A process begins with the first job and ends with the server. Jobs and results go through its pipes, each a JSON head and
-bytes, in system calls that hold no lock of Python's: a job of 64 MiB delays others by as much as one of 64 bytes. What a
-process leaves behind (children that it forked) ends with it.
+A process begins with the first job, or is started beforehand, and ends with the server. Jobs and results go through its pipes,
+each a JSON head and bytes, in system calls that hold no lock of Python's: a job of 64 MiB delays others by as much as one of 64
+bytes. What a process leaves behind (children that it forked) ends with it.
 """
 
 from __future__ import annotations
@@ -85,15 +85,23 @@ class WorkerProcesses:
         """The same without a loop: wait for it here."""
         if self._closed:
             raise RuntimeError("nobody waits for it")
-        process = getattr(self._own, "process", None)
-        if process is None:
-            process = self._own.process = self._idle.pop() if self._idle else self._start()
-            _work_as_here(process)
+        process = getattr(self._own, "process", None) or self._take()
         try:
             return self._have_done(process, head, data, limit_s)
         except RuntimeError:
             self._own.process = None
             raise
+
+    def _take(self) -> subprocess.Popen[bytes]:
+        """A process for the calling thread."""
+        try:
+            process = self._idle.pop()
+        except IndexError:
+            process = self._start()  # which runs where this thread does
+        else:
+            _work_as_here(process)
+        self._own.process = process
+        return process
 
     def _have_done(
         self, process: subprocess.Popen[bytes], head: dict[str, Any], data: Buffer, limit_s: float
