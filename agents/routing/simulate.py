@@ -20,6 +20,7 @@ from envs.cluster.cluster import (
     hear,
     make_cluster,
     note_ended,
+    report,
     routed,
     send_to,
     with_speeds,
@@ -53,6 +54,7 @@ def _run_until(choose, memory, params, sim, cluster, env, t):
             action, wake = choose(state, tables, memory, env, params)
             act(sim, env, action, wake)
             continue
+        report(sim, cluster, env)
         at, _ = next_event(state, world, env)
         if at >= t and t < np.inf:
             cluster.replica[env].next = at
@@ -61,6 +63,7 @@ def _run_until(choose, memory, params, sim, cluster, env, t):
     if own.n_ended > 0:
         note_ended(sim, cluster, env)
         collect(sim, env)
+    report(sim, cluster, env)
 
 
 @njit

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.cluster.ledger import End, Ledger, Routed, answered, send, told, write_inside
+from envs.cluster.ledger import End, Ledger, Report, Routed, answered, send, told, write_report
 from envs.profiles.truth import Truth
 from envs.scheduling.jit import inlined, njit
 from envs.scheduling.state import DROPPED, WAITING, Tables, records
@@ -36,7 +36,10 @@ answer_t = np.dtype(
         ("at", "f8"),  # when the request ended
         ("arrival", "i4"),  # which
         ("executed", "i8"),
-        ("log_slowdown", "f8"),  # of the replica then
+        ("log_slowdown", "f8"),  # of its replica's report, and the next three
+        ("busy", "i4"),
+        ("in_flight_ms", "f8"),
+        ("inside", "i4"),  # where its requests are in ``Cluster.inside``
     ],
     align=True,
 )
@@ -45,6 +48,7 @@ replica_t = np.dtype(
         ("next", "f8"),  # time of the world's next event
         ("told", "i4"),  # answers that reached the door
         ("n", "i4"),  # answers in all
+        ("reported", "i4"),  # answers that have their report
     ],
     align=True,
 )
@@ -56,7 +60,7 @@ class Cluster(NamedTuple):
     Attributes:
         arrival: (A,) records, all requests in order of time.
         answer: (N, R) records, the ends of each world's requests in order of time.
-        inside: (N, R, 2, M) requests in the replica then.
+        inside: (N, R, 2, M) requests in the replicas, of their reports.
         of: (N, R) index in ``arrival`` of each world's requests.
         replica: (N,) records.
         ledger: of the doors.
@@ -123,6 +127,7 @@ def begin_cluster(sim, cluster, seeds):
         cluster.replica[env].next = np.inf
         cluster.replica[env].told = 0
         cluster.replica[env].n = 0
+        cluster.replica[env].reported = 0
 
 
 @inlined
@@ -138,9 +143,27 @@ def note_ended(sim, cluster, env):
         answer.at = max(own.now, sim.world.request[env, ended.id].arrival)
         answer.arrival = cluster.of[env, ended.id]
         answer.executed = 0 if ended.outcome == DROPPED else 1
-        answer.log_slowdown = own.log_slowdown
-        write_inside(sim.state, env, cluster.inside[env, replica.n])
         replica.n += 1
+
+
+@inlined
+def report(sim, cluster, env):
+    """Put the replica's report into the answers that have none yet; to be called when it has dispatched what it would.
+
+    A live replica does so, too: its device goes first.
+    """
+    replica = cluster.replica[env]
+    first = replica.reported
+    if first == replica.n:
+        return
+    said = write_report(sim.state, sim.tables, env, sim.state.scheduler[env].now, cluster.inside[env, first])
+    for i in range(first, replica.n):
+        answer = cluster.answer[env, i]
+        answer.log_slowdown = said.log_slowdown
+        answer.busy = said.busy
+        answer.in_flight_ms = said.in_flight_ms
+        answer.inside = first
+    replica.reported = replica.n
 
 
 @inlined
@@ -161,8 +184,8 @@ def hear(cluster, env, now):
         inside = answer.at - arrival.time - cluster.delay_ms[0]
         end = End(took, inside, answer.executed)
         answered(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, end)
-        counts = cluster.inside[env, replica.told]
-        told(cluster.ledger, cluster.profile, arrival.door, env, now, counts, answer.log_slowdown)
+        said = Report(answer.log_slowdown, answer.busy, answer.in_flight_ms, cluster.inside[env, answer.inside])
+        told(cluster.ledger, cluster.profile, arrival.door, env, answer.at + delay, said)
         replica.told += 1
 
 

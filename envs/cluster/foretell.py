@@ -84,9 +84,15 @@ def log_slowness(ledger, door, replica):
     What was foretold from old knowledge errs in ways that look like a slow machine.
     """
     one = ledger.replica[door, replica]
+    return one.log_told + _believed(ledger, door, replica) * one.log_slowness
+
+
+@inlined
+def _believed(ledger, door, replica):
+    """How much what a replica shows is believed, the less the older it is beside the time that requests are in it."""
+    one = ledger.replica[door, replica]
     age, latency = one.age_ms, one.latency_ms
-    believed = (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else 1.0
-    return one.log_told + believed * one.log_slowness
+    return (latency / (age + latency)) ** 2 if age > 0.0 and latency > 0.0 else 1.0
 
 
 @inlined
@@ -136,7 +142,7 @@ def ahead_ms(ledger, door, replica, request):
 
 @inlined
 def _blocking_ms(ledger, door, replica, now):
-    """Time that low priority in flight holds high up on a slow machine, beyond what it does elsewhere.
+    """Time for which low priority that waits on a slow machine will hold high up, beyond what it does elsewhere.
 
     What all replicas have of it is in the factor that they share.
     """
@@ -148,13 +154,23 @@ def _blocking_ms(ledger, door, replica, now):
 
 
 @inlined
+def in_flight_ms(ledger, door, replica, now):
+    """Time that is left of the batches in flight, in sum, by what the replica foretold of them."""
+    one = ledger.replica[door, replica]
+    return max(one.in_flight_ms - one.busy * (now - one.told_at + one.age_ms), 0.0)
+
+
+@inlined
 def plain_ms(ledger, tables, door, replica, request):
     """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
-    growth = _growth_to(ledger, tables, door, replica, request, request.priority)
+    total = ahead_ms(ledger, door, replica, request)
+    total += _growth_to(ledger, tables, door, replica, request, request.priority)
     if request.priority == HIGH:
-        growth += _blocking_ms(ledger, door, replica, request.now)
-    own = solo_total(tables, 0, request.model, 0)
-    return max(ahead_ms(ledger, door, replica, request) + growth, own, LEAST_MS)
+        # Work counts what is in flight as if it had just begun, and not what runs beside it; the little slack of high priority
+        # asks for more. Low priority has the time: told so as well, it gathers less, and batches are smaller.
+        total += _believed(ledger, door, replica) * in_flight_ms(ledger, door, replica, request.now)
+        total += _blocking_ms(ledger, door, replica, request.now)
+    return max(total, solo_total(tables, 0, request.model, 0), LEAST_MS)
 
 
 @inlined

@@ -20,6 +20,7 @@ import numpy as np
 from envs.cluster.foretell import LEAST_MS, batches_ms, left_ms, plain_ms, unanswered
 from envs.scheduling.forecast import solo_total
 from envs.scheduling.jit import inlined, njit
+from envs.scheduling.quote import left_in_flight
 from envs.scheduling.state import HIGH, LOW, records
 
 SLOWNESS_RATE = 0.03  # of a replica's factor, for each answer
@@ -42,6 +43,8 @@ replica_t = np.dtype(
         ("log_told", "f8"),  # the same with the slowdown at present that it tells
         ("log_slowness", "f8"),  # log of how much longer it takes than that, beside what all take
         ("told_at", "f8"),  # when it last told its work
+        ("busy", "i4"),  # streams with a batch in flight then
+        ("in_flight_ms", "f8"),  # what was left of these batches, in sum, as long as on the router's device
         ("level_at", "f8"),  # when `level` was worked out
         ("served_ms", "f8"),  # mean time that requests are served there
         ("latency_ms", "f8"),  # mean time of requests inside it
@@ -97,6 +100,22 @@ class End(NamedTuple):
     took_ms: float
     inside_ms: float
     executed: int
+
+
+class Report(NamedTuple):
+    """What a replica tells of itself.
+
+    Attributes:
+        log_slowdown: log of how many times as long as it measured executions take there at present.
+        busy: streams with a batch in flight.
+        in_flight_ms: time left of these batches, in sum, as the replica foretells it.
+        inside: (2, M) requests in it, queued and in flight, by priority and model, whoever sent them.
+    """
+
+    log_slowdown: float
+    busy: int
+    in_flight_ms: float
+    inside: np.ndarray
 
 
 class Routed(NamedTuple):
@@ -207,27 +226,29 @@ def answered(ledger, tables, door, replica, request, plain, end):
 
 
 @njit
-def told(ledger, tables, door, replica, now, inside, log_slowdown):
-    """Note what a replica says of itself: the requests in it, whoever sent them, and how slow it is.
+def told(ledger, tables, door, replica, now, report):
+    """Note what a replica says of itself.
 
     What is not this door's own is that of others. What ended since it last said so shows its pace, if it had work then.
 
     Args:
         ledger, tables, door, replica: which.
         now: when that was, ms.
-        inside: (2, M) as ``write_inside`` left it there.
-        log_slowdown: log of how many times as long as it measured executions take there at present.
+        report: as ``write_report`` gave it there.
     """
     one = ledger.replica[door, replica]
     elapsed = max(now - one.told_at, 0.0)
     one.told_at = now
-    slower = min(max(log_slowdown, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
+    slower = min(max(report.log_slowdown, -MOST_LOG_FACTOR), MOST_LOG_FACTOR)
     before = one.log_told
     one.log_told = one.log_measured + (slower if abs(slower) >= SLOWDOWN_BELIEVED else 0.0)
     # What answers had shown of the change is not counted twice.
     change = one.log_told - before
     if change * one.log_slowness > 0.0:
         one.log_slowness -= change if abs(change) < abs(one.log_slowness) else one.log_slowness
+    one.busy = report.busy
+    one.in_flight_ms = report.in_flight_ms * math.exp(-one.log_told)
+    inside = report.inside
     kept = math.exp(-elapsed / PACE_MS)
     done, busy = ledger.done[door, replica], ledger.busy[door, replica]
     for priority in range(2):
@@ -253,8 +274,8 @@ def told(ledger, tables, door, replica, now, inside, log_slowdown):
 
 
 @njit
-def write_inside(state, env, inside):
-    """Requests of each priority and model in a replica, queued and in flight: into ``inside`` (2, M or more)."""
+def write_report(state, tables, env, now, inside):
+    """The report of a replica, with its requests in ``inside`` (2, M or more)."""
     for model in range(state.queue.shape[2]):
         for priority in range(2):
             inside[priority, model] = state.queue[env, priority, model].length
@@ -263,6 +284,8 @@ def write_inside(state, env, inside):
         if s.busy == 1:
             inside[HIGH, s.model] += s.n_high
             inside[LOW, s.model] += s.n - s.n_high
+    busy, _, left = left_in_flight(state, tables, env, now)
+    return Report(state.scheduler[env].log_slowdown, busy, left, inside)
 
 
 @njit
@@ -272,6 +295,8 @@ def forget(ledger, door, replica):
     one.up = 0
     one.outstanding = 0
     one.log_slowness = 0.0
+    one.busy = 0
+    one.in_flight_ms = 0.0
     for priority in range(2):
         ledger.work[door, replica, priority] = 0.0
         ledger.others[door, replica, priority] = 0.0

@@ -156,7 +156,7 @@ def _size_for(tables, n):
 
 
 @inlined
-def _left_in_flight(state, tables, env, now):
+def left_in_flight(state, tables, env, now):
     """Batches in flight: how many, when the first ends, and their times left in sum, in ms from now."""
     own = state.scheduler[env]
     n = 0
@@ -220,7 +220,7 @@ def quote(state, tables, calibration, env, question, row):
         low += max(_batches_ms(state, tables, env, model, n) - work, 0.0)
     own_batch = position % largest + 1
     batch_ms = alone_ms(state, tables, env, question.model, _size_for(tables, own_batch))
-    busy, first, left = _left_in_flight(state, tables, env, now)
+    busy, first, left = left_in_flight(state, tables, env, now)
     streams = float(busy + own.n_free)
     cores = tables.device[group].cores
     at_once = min(streams, cores) if cores > 0.0 else streams

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAGIC = b"STRAIT/2"
+MAGIC = b"STRAIT/3"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
 HEAD_BYTES = 2**16  # of a request, beside the bytes of its tensors
@@ -46,7 +46,7 @@ _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 b
 _REFUSAL = struct.Struct("<BQBB")  # kind, id, reason, seen by observers; then what the replica tells, and the message
 _CANCEL = struct.Struct("<BQ")
 _PONG = struct.Struct("<BB")  # kind, accepting; then what the replica tells
-_TOLD = struct.Struct("<dI")  # slowdown, bytes of the counts; then these
+_TOLD = struct.Struct("<dIdI")  # slowdown, busy streams, time left in flight, bytes of the counts; then these
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
@@ -115,26 +115,30 @@ class Told(NamedTuple):
 
     Attributes:
         log_slowdown: log of how many times as long as it measured executions take there at present.
+        busy: streams with a batch in flight.
+        in_flight_ms: time left of these batches, in sum, as it foretells it.
         inside: requests in it, queued and in flight: of high priority for each model, in the order of its greeting's
             `total_ms`, then of low, as `COUNT`.
     """
 
     log_slowdown: float
+    busy: int
+    in_flight_ms: float
     inside: bytes
 
     def pack(self) -> bytes:
         """As sent."""
-        return _TOLD.pack(self.log_slowdown, len(self.inside)) + self.inside
+        return _TOLD.pack(self.log_slowdown, self.busy, self.in_flight_ms, len(self.inside)) + self.inside
 
 
 def _read_told(frame: memoryview, at: int) -> tuple[Told, int]:
     """What a replica tells at a place of a frame, and where that ends. Raises FrameError."""
-    log_slowdown, size = unpack(_TOLD, frame, at)
+    log_slowdown, busy, in_flight_ms, size = unpack(_TOLD, frame, at)
     at += _TOLD.size
-    if not math.isfinite(log_slowdown):
-        raise FrameError(f"a frame with a slowdown of {log_slowdown}")
+    if not (math.isfinite(log_slowdown) and math.isfinite(in_flight_ms)):
+        raise FrameError(f"a frame with a slowdown of {log_slowdown} and {in_flight_ms} ms in flight")
     _check_reaches(frame, at + size)
-    return Told(log_slowdown, bytes(frame[at : at + size])), at + size
+    return Told(log_slowdown, busy, in_flight_ms, bytes(frame[at : at + size])), at + size
 
 
 class AnswerFrame(NamedTuple):

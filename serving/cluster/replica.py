@@ -192,7 +192,7 @@ class _Door(asyncio.Protocol):
 
     def told(self) -> Told:
         """What it is told with each answer, in the order of what it was greeted with."""
-        return self._replica.state.told(self._scheduled)
+        return self._replica.state.told(self._scheduled, self._plane.engine.now_ms())
 
     def greet(self) -> None:
         """Say what is served, if that has changed."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from envs.cluster.foretell import LEAST_MS, best_chance
-from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told, write_inside
+from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told, write_report
 from envs.scheduling.jit import bind
 from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from serving.cluster.frames import COUNT, COUNT_BYTES, Told
@@ -25,12 +25,12 @@ NORMAL = {level: NormalDist().inv_cdf(level) for level in QUANTILES}  # quantile
 
 
 class EngineState:
-    """What an engine tells of itself: the requests in it, and how slow it is at present."""
+    """What an engine tells of itself: the requests in it, what is left in flight, and how slow it is at present."""
 
     def __init__(self, scheduler: LiveScheduler) -> None:
         self._scheduler = scheduler
         self._prepare(())
-        self._write = bind(write_inside, scheduler.state, ENV, self._inside)
+        self._write = bind(write_report, scheduler.state, scheduler.tables, ENV, 0.0, self._inside)
 
     def _prepare(self, names: tuple[str, ...]) -> None:
         self._profile, self._names = self._scheduler.profile, names
@@ -39,14 +39,14 @@ class EngineState:
         self._inside = np.zeros((2, len(index) + 1), np.int32)
         self._places = np.array([index.get(name, len(index)) for name in names], np.intp)
 
-    def told(self, names: tuple[str, ...]) -> Told:
-        """Its words now; the requests are those of models of these names, of which some may be out of memory."""
+    def told(self, names: tuple[str, ...], now: float) -> Told:
+        """Its words at ``now``, ms on the engine's clock; requests are of these models, of which some may be out of memory."""
         scheduler = self._scheduler
         if scheduler.profile is not self._profile or names != self._names:
             self._prepare(names)
-        self._write(scheduler.state, ENV, self._inside)
+        said = self._write(scheduler.state, scheduler.tables, ENV, now, self._inside)
         inside = self._inside[:, self._places].astype(COUNT).tobytes()
-        return Told(float(scheduler.state.scheduler["log_slowdown"][ENV]), inside)
+        return Told(said.log_slowdown, said.busy, said.in_flight_ms, inside)
 
 
 class Sent(NamedTuple):
@@ -67,6 +67,8 @@ def tables_of(batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]]) -
     """Tables of models of which only the time alone is known, copies and all: (M, B) ms."""
     solo = np.ascontiguousarray(total_ms, float)[None]
     none = np.zeros_like(solo)
+    device = records((1,), device_t)
+    device["unit_ms"] = solo[0, :, 0].mean()
     return Tables(
         size=np.array(batch_sizes, np.int32),
         solo=solo,
@@ -74,7 +76,7 @@ def tables_of(batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]]) -
         d2h=none.copy(),
         demand=np.zeros((*solo.shape, N_DEMAND)),
         share=np.ones_like(solo),
-        device=records((1,), device_t),
+        device=device,
         quantile=np.ones((1, len(QUANTILES))),
         weight=np.zeros((1, N_FEATURES)),
         cov=np.zeros((1, N_FEATURES, N_FEATURES)),
@@ -102,7 +104,7 @@ class LiveLedger:
         self._send = bind(send, ledger, tables, DOOR, 0, request)
         self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
         self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
-        self._told = bind(told, ledger, tables, DOOR, 0, 0.0, self._inside, 0.0)
+        self._told = bind(told, ledger, tables, DOOR, 0, 0.0, Report(0.0, 0, 0.0, self._inside))
         self._generation = [0] * replicas
 
     def up(self, replica: int, lone_ms: Sequence[float]) -> None:
@@ -149,4 +151,5 @@ class LiveLedger:
         # Where it serves other models, its next greeting will say so.
         if len(said.inside) == self._inside.size * COUNT_BYTES:
             self._inside.ravel()[:] = np.frombuffer(said.inside, COUNT)
-            self._told(self.ledger, self.tables, DOOR, replica, now, self._inside, said.log_slowdown)
+            report = Report(said.log_slowdown, said.busy, said.in_flight_ms, self._inside)
+            self._told(self.ledger, self.tables, DOOR, replica, now, report)

@@ -16,8 +16,8 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.foretell import growth_ms, left_ms
-from envs.cluster.ledger import End, Routed, answered, forget, make_ledger, send, told
+from envs.cluster.foretell import growth_ms, in_flight_ms, left_ms, plain_ms
+from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
 from envs.simulation.capacity import measure_capacity
@@ -149,11 +149,32 @@ def test_a_request_costs_less_where_it_joins_a_batch_that_other_doors_began(prio
     for model in range(len(PROFILE.models)):
         some = none.copy()
         some[HIGH, model] = 1
-        told(ledger, TABLES, 0, 0, 0.0, some, 0.0)
-        told(ledger, TABLES, 0, 1, 0.0, none, 0.0)
+        told(ledger, TABLES, 0, 0, 0.0, Report(0.0, 0, 0.0, some))
+        told(ledger, TABLES, 0, 1, 0.0, Report(0.0, 0, 0.0, none))
         request = Routed(0.0, priority, model, 1e4)
         assert growth_ms(ledger, TABLES, 0, 0, request) < growth_ms(ledger, TABLES, 0, 1, request)
         assert left_ms(ledger, 0, 0, LOW, 0.0) == 0.0, "it is not this door's own"
+
+
+def test_what_is_left_in_flight_passes_as_the_replica_foretold_and_holds_high_priority_up() -> None:
+    ledger, none = make_ledger(1, 2, len(PROFILE.models)), np.zeros((2, len(PROFILE.models)), np.int32)
+    told(ledger, TABLES, 0, 0, 5.0, Report(0.0, 2, 10.0, none))
+    for now, left in ((5.0, 10.0), (6.0, 8.0), (10.0, 0.0), (20.0, 0.0)):
+        assert in_flight_ms(ledger, 0, 0, now) == pytest.approx(left)
+        for priority, held in ((HIGH, left), (LOW, 0.0)):
+            plain = [plain_ms(ledger, TABLES, 0, one, Routed(now, priority, 0, 1e4)) for one in (0, 1)]
+            assert plain[0] - plain[1] == pytest.approx(held)
+    forget(ledger, 0, 0)
+    assert in_flight_ms(ledger, 0, 0, 5.0) == 0.0
+
+
+@pytest.mark.parametrize("sooner", [0, 1])
+def test_high_priority_goes_where_the_batches_in_flight_end_sooner(sooner: int) -> None:
+    ledger, none = make_ledger(1, 2, len(PROFILE.models)), np.zeros((2, len(PROFILE.models)), np.int32)
+    for replica in (0, 1):
+        told(ledger, TABLES, 0, replica, 0.0, Report(0.0, 1, 1.0 if replica == sooner else 20.0, none))
+    for model in range(len(PROFILE.models)):
+        assert router("quote").route(ledger, TABLES, 0, Routed(0.0, HIGH, model, 10.0), np.uint64(0)) == sooner
 
 
 def test_what_is_cancelled_takes_no_work_of_others_along() -> None:
@@ -195,7 +216,7 @@ def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it
             inside[:] = 0
             for other, _ in waiting:
                 inside[other.priority, other.model] += 1
-            told(ledger, TABLES, 0, 0, now, inside, 0.0)
+            told(ledger, TABLES, 0, 0, now, Report(0.0, 0, 0.0, inside))
         for one in (HIGH, LOW):
             work = ledger.work[0, 0, one]
             left = left_ms(ledger, 0, 0, one, now)

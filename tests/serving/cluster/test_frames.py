@@ -49,7 +49,8 @@ REQUESTS = st.builds(
     st.lists(PLACE, max_size=4).map(tuple),
     TENSORS,
 )
-TOLD = st.builds(Told, st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=40))
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+TOLD = st.builds(Told, FINITE, st.integers(0, 2**32 - 1), FINITE, st.binary(max_size=40))
 ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, TOLD, TENSORS)
 REFUSALS = st.builds(RefusalFrame, ID, st.integers(0, 255), st.booleans(), TOLD, st.text(max_size=200))
 
@@ -104,9 +105,10 @@ def test_a_sign_of_life_is_read_as_it_was_packed(accepting: bool, told: Told) ->
     assert read_pong(memoryview(b"".join(pong_frame(accepting, told)))[LENGTH.size :]) == (accepting, told)
 
 
-@pytest.mark.parametrize("slowdown", [float("nan"), float("inf")])
-def test_a_slowdown_that_is_no_number_is_refused(slowdown: float) -> None:
-    frame = b"".join(pong_frame(True, Told(slowdown, b"\1\0\0\0")))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["log_slowdown", "in_flight_ms"])
+def test_what_is_told_and_is_no_number_is_refused(field: str, value: float) -> None:
+    frame = b"".join(pong_frame(True, Told(0.0, 1, 2.0, b"\1\0\0\0")._replace(**{field: value})))
     with pytest.raises(FrameError, match="a slowdown of"):
         read_pong(memoryview(frame)[LENGTH.size :])
 

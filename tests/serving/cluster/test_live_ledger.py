@@ -17,7 +17,7 @@ TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
 
 
 def told(log_slowdown: float, *inside: int) -> Told:
-    return Told(log_slowdown, np.array(inside, COUNT).tobytes())
+    return Told(log_slowdown, 0, 0.0, np.array(inside, COUNT).tobytes())
 
 
 def live_ledger(slowness: float) -> LiveLedger:

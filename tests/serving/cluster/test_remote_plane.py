@@ -338,8 +338,8 @@ def test_what_a_replica_tells_is_noted_in_the_order_it_was_told() -> None:
 
     async def scenario() -> None:
         link = Link(None, LINK, lambda link: None, lambda link, told: noted.append(told))
-        refusal = RefusalFrame(1, 0, False, Told(0.5, b""), "late").pack()
-        for frame in (refusal, pong_frame(True, Told(0.25, b""))):
+        refusal = RefusalFrame(1, 0, False, Told(0.5, 0, 0.0, b""), "late").pack()
+        for frame in (refusal, pong_frame(True, Told(0.25, 0, 0.0, b""))):
             link._on_frame(memoryview(b"".join(frame))[LENGTH.size :])
         await asyncio.sleep(0)
         await link.close()
