@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from serving.api.refusal import Kind, Refusal, too_large
 from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor, Told
 from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
+from serving.cluster.remote_repository import RemoteRepository
 from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
@@ -63,6 +64,8 @@ class RemotePlane(Plane):
         count: requests by what became of them: sent, answered, refused, retried, lost, unreachable.
         on_quote: called with the probability that a call is in time, as it comes; None: nobody asks.
         observers: see the ends of requests and what is refused.
+        greeting: of the replicas that serve what this door serves.
+        changing: calls that load or unload a model now, on one replica after the other.
     """
 
     def __init__(
@@ -73,18 +76,18 @@ class RemotePlane(Plane):
         link: LinkConfig,
         retries: int,
     ) -> None:
-        super().__init__(config, _Repository(self), self._render)
+        super().__init__(config, RemoteRepository(self), self._render)
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
         self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics, self._recent]
-        self._greeting = NO_GREETING
+        self.greeting = NO_GREETING
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
         self._ledger: LiveLedger | None = None
         self._id = 0
         self._came = asyncio.Event()
-        self.changing = 0  # calls that load or unload a model, on one replica after the other
+        self.changing = 0
         self._odd: set[str] = set()  # replicas that the log says serve something else
         self.links = [Link(peer, link, self._on_change, self._on_told) for peer in peers]
 
@@ -110,7 +113,7 @@ class RemotePlane(Plane):
     @property
     def queue_places(self) -> int:
         """Requests that a queue of a replica holds."""
-        return self._greeting.queue_places
+        return self.greeting.queue_places
 
     @property
     def watching(self) -> Sequence[Observer]:
@@ -136,7 +139,7 @@ class RemotePlane(Plane):
         }
 
     def _view_models(self) -> dict[str, ModelView]:
-        return dict(self._greeting.views)
+        return dict(self.greeting.views)
 
     # Replicas come and go.
 
@@ -144,7 +147,7 @@ class RemotePlane(Plane):
         if not hasattr(self, "links"):
             return  # the first of them, before all are made
         place = self.links.index(link)
-        self._agree()
+        self.agree()
         if self._ledger is None:
             return
         if link.greeting is None:
@@ -152,15 +155,15 @@ class RemotePlane(Plane):
         elif not self._take_up(self._ledger, place, link):
             self._ledger.drains(place)
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
         """Serve what most replicas serve that take requests; where as many serve something else, what is served stays."""
         said = {link.name: link.greeting for link in self.links if link.greeting is not None and link.accepting}
         signatures = {name: one.signature for name, one in said.items()}  # each worked out once: there may be many
-        counts, served = Counter(signatures.values()), self._greeting.signature
+        counts, served = Counter(signatures.values()), self.greeting.signature
         if said and (self._ledger is None or counts[served] < max(counts.values())):
             most = [name for name, signature in signatures.items() if counts[signature] == max(counts.values())]
             self._serve_models(said[most[-1]])
-            served = self._greeting.signature
+            served = self.greeting.signature
         for name, signature in signatures.items() if not self.changing else ():
             if signature == served:
                 self._odd.discard(name)
@@ -174,7 +177,7 @@ class RemotePlane(Plane):
         """Serve what a replica serves. What the ledger learned is of other models now, so it begins anew."""
         log.info("the replicas serve %s", ", ".join(greeting.views))
         self._came.set()
-        self._greeting, self._served = greeting, greeting.scheduled
+        self.greeting, self._served = greeting, greeting.scheduled
         own = {name: number for number, name in enumerate(greeting.scheduled)}
         self._places = {
             one.scheduled: _Place(number, own[one.scheduled])
@@ -190,7 +193,7 @@ class RemotePlane(Plane):
     def _take_up(self, ledger: LiveLedger, place: int, link: Link) -> bool:
         """Send to a replica from now on, if it takes requests for the models that this door serves; says whether."""
         said = link.greeting
-        if said is None or not link.accepting or said.signature != self._greeting.signature:
+        if said is None or not link.accepting or said.signature != self.greeting.signature:
             return False
         ledger.up(place, [row[0] for row in said.total_ms.values()])
         return True
@@ -210,8 +213,8 @@ class RemotePlane(Plane):
         inputs = tuple(SentTensor(place, one.shape, to_bytes(one)) for place, one in enumerate(call.values))
         outputs = tuple(one.place for one in call.outputs)
         self.count["sent"] += 1
-        if sum(len(one.values) for one in inputs) > self._greeting.most_bytes:
-            raise self._end(view, priority, arrival, due, n, too_large(self._greeting.most_bytes))
+        if sum(len(one.values) for one in inputs) > self.greeting.most_bytes:
+            raise self._end(view, priority, arrival, due, n, too_large(self.greeting.most_bytes))
         while True:
             now = _now_ms()
             if now >= due:
@@ -355,54 +358,6 @@ class RemotePlane(Plane):
                 for priority, ms in zip(PRIORITIES, (high, both - high)):
                     work.labels(link.name, priority).set(max(ms, 0.0))
         return generate_latest(registry), CONTENT_TYPE_LATEST
-
-
-class _Repository:
-    """The replicas' repositories as one: a model is loaded on one replica after the other."""
-
-    def __init__(self, plane: RemotePlane) -> None:
-        self._plane = plane
-
-    @property
-    def evicted(self) -> Mapping[str, Any]:
-        return {}  # the replicas themselves load what is out of their memory
-
-    async def bring_back(self, name: str) -> None:
-        """The replicas do."""
-
-    def defaults(self, name: str) -> tuple[int | None, float | None]:
-        return None, None  # they come with the models' views
-
-    def index(self) -> list[dict[str, str]]:
-        rows = self._plane._greeting.repository
-        if self._plane.ready:
-            return list(rows)
-        return [row | {"state": "UNAVAILABLE", "reason": "no replica takes requests"} for row in rows]
-
-    async def load(self, name: str, version: str = "") -> None:
-        await self._change(True, name, version)
-
-    async def unload(self, name: str, version: str = "") -> None:
-        await self._change(False, name, version)
-
-    async def _change(self, load: bool, name: str, version: str) -> None:
-        self._plane.changing += 1
-        try:
-            for link in self._plane.links:
-                if link.accepting:
-                    await self._change_on(link, load, name, version)
-        finally:
-            self._plane.changing -= 1
-
-    async def _change_on(self, link: Link, load: bool, name: str, version: str) -> None:
-        try:
-            await link.change(load, name, version)
-        except Refusal as refusal:
-            if refusal.kind is Kind.NOT_FOUND:
-                raise KeyError(name) from None
-            raise InputError(f"replica {link.name}: {refusal}") from None
-        except Lost as lost:
-            raise InputError(str(lost)) from None
 
 
 def _output(spec: TensorSpec, sent: SentTensor, n: int) -> np.ndarray:

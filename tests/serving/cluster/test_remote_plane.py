@@ -405,6 +405,29 @@ def greeting_of(*names: str) -> Greeting:
     return Greeting(views, {name: [1.0] for name in names}, [1], 8, 1000, rows)
 
 
+async def test_a_load_that_fails_half_way_names_the_replica_that_serves_something_else_now(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = RemotePlane(ServeConfig(port=0), [None] * 3, router("quote"), LINK, retries=1)
+    for place, link in enumerate(door.links):
+        link.address, link.greeting, link.accepting = ("host", place), greeting_of("a"), True
+    door.agree()
+
+    async def change(link: Link, load: bool, name: str, version: str) -> None:
+        if link is door.links[1]:
+            raise Refusal(Kind.BAD_INPUT, "no such file")
+        link.greeting = greeting_of("a", name)
+        door._on_change(link)
+
+    monkeypatch.setattr(Link, "change", change)
+    with caplog.at_level("WARNING"), pytest.raises(InputError, match="replica host:1: no such file"):
+        await door.repository.load("b")
+    assert [record.message for record in caplog.records] == [
+        "replica host:0 serves other models (a, b); it gets no requests"
+    ]
+    await door.close()
+
+
 async def test_a_door_serves_what_most_of_its_replicas_do(caplog: pytest.LogCaptureFixture) -> None:
     door = RemotePlane(ServeConfig(port=0), [None] * 4, router("quote"), LINK, retries=1)
 

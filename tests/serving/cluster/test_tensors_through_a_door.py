@@ -177,9 +177,9 @@ def test_a_body_that_is_larger_than_the_replica_takes_is_refused_before_it_is_se
     async def scenario() -> None:
         async with behind_a_door(executor) as (plane, door):
             view = door.model("masked").bucket(32)
-            door._greeting = door._greeting._replace(most_bytes=2 * 8 * 32)  # as if the replica took no more
+            door.greeting = door.greeting._replace(most_bytes=2 * 8 * 32)  # as if the replica took no more
             await door.infer(view, call_of_ids(32), 0, 5000.0)
-            door._greeting = door._greeting._replace(most_bytes=2 * 8 * 32 - 1)
+            door.greeting = door.greeting._replace(most_bytes=2 * 8 * 32 - 1)
             with pytest.raises(Refusal, match="more than the 511 bytes") as caught:
                 await door.infer(view, call_of_ids(32), 0, 5000.0)
             assert caught.value.kind is Kind.TOO_LARGE and door.count["lost"] == 0

@@ -1,0 +1,80 @@
+"""The repository of a door: its replicas' repositories as one, in which a model is loaded on one replica after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from serving.api.refusal import Kind, Refusal
+from serving.cluster.greeting import Greeting
+from serving.cluster.link import Link, Lost
+from traces.errors import InputError
+
+
+class Door(Protocol):
+    """What the repository asks of its door, see `serving.cluster.remote_plane.RemotePlane`."""
+
+    links: Sequence[Link]
+    greeting: Greeting
+    changing: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether some replica takes requests."""
+
+    def agree(self) -> None:
+        """Serve what most replicas serve, and name those that do not in the log."""
+
+
+class RemoteRepository:
+    """The repository of a door, see the module's text."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    @property
+    def evicted(self) -> Mapping[str, Any]:
+        """None: the replicas themselves load what is out of their memory."""
+        return {}
+
+    async def bring_back(self, name: str) -> None:
+        """The replicas do."""
+
+    def defaults(self, name: str) -> tuple[int | None, float | None]:
+        """None: they come with the models' views."""
+        return None, None
+
+    def index(self) -> list[dict[str, str]]:
+        """Models as the replicas tell them; unavailable where no replica is there."""
+        rows = self._door.greeting.repository
+        if self._door.ready:
+            return list(rows)
+        return [row | {"state": "UNAVAILABLE", "reason": "no replica takes requests"} for row in rows]
+
+    async def load(self, name: str, version: str = "") -> None:
+        """Load a model on all replicas. Raises InputError or KeyError where one does not; those before it have it then."""
+        await self._change(True, name, version)
+
+    async def unload(self, name: str, version: str = "") -> None:
+        """Unload a model on all replicas; errors as of `load`."""
+        await self._change(False, name, version)
+
+    async def _change(self, load: bool, name: str, version: str) -> None:
+        self._door.changing += 1
+        try:
+            for link in self._door.links:
+                if link.accepting:
+                    await self._change_on(link, load, name, version)
+        finally:
+            self._door.changing -= 1
+            self._door.agree()  # where it failed half-way, some serve something else now
+
+    async def _change_on(self, link: Link, load: bool, name: str, version: str) -> None:
+        try:
+            await link.change(load, name, version)
+        except Refusal as refusal:
+            if refusal.kind is Kind.NOT_FOUND:
+                raise KeyError(name) from None
+            raise InputError(f"replica {link.name}: {refusal}") from None
+        except Lost as lost:
+            raise InputError(str(lost)) from None
