@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
 
@@ -23,3 +24,15 @@ def nth_up(ledger, door, n):
                 return replica
             n -= 1
     return -1
+
+
+@njit
+def two_random(ledger, door, draw):
+    """Two different replicas that are up; twice the same where there is one, (-1, -1) where there is none."""
+    n = replicas_up(ledger, door)
+    if n < 2:
+        only = nth_up(ledger, door, 0)
+        return only, only
+    first = int(rng.uniform(draw, 0) * n)
+    second = (first + 1 + int(rng.uniform(draw, 1) * (n - 1))) % n
+    return nth_up(ledger, door, first), nth_up(ledger, door, second)

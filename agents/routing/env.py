@@ -18,10 +18,11 @@ from agents.evaluation.suites import check_workload, workload_for
 from agents.policies.base import bind_loop
 from agents.routing.simulate import ClusterConfig, cluster_policy, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
-from envs.cluster.foretell import chance, foretold_ms, growth_ms, load_of, log_slowness
+from envs.cluster.foretell import chance, foretold_ms, growth_ms, work_ms
 from envs.cluster.ledger import Routed
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
+from envs.scheduling.state import LOW
 from envs.simulation.capacity import measure_capacity
 from traces.errors import InputError
 from traces.settings import check_settings
@@ -30,8 +31,8 @@ from traces.workload import HIGH_WEIGHT, WorkloadConfig
 # Times in mean solo latencies of the models.
 REQUEST_FEATURES = ("low_priority", "slack", "solo_latency")
 LOW_PRIORITY, SLACK, SOLO_LATENCY = range(len(REQUEST_FEATURES))
-REPLICA_FEATURES = ("chance_in_time", "foretold_time", "growth_of_work", "requests_inside", "log_slowness")
-CHANCE_IN_TIME, FORETOLD_TIME, GROWTH_OF_WORK, REQUESTS_INSIDE, LOG_SLOWNESS = range(len(REPLICA_FEATURES))
+REPLICA_FEATURES = ("chance_in_time", "foretold_time", "growth_of_work", "work", "log_slowness")
+CHANCE_IN_TIME, FORETOLD_TIME, GROWTH_OF_WORK, WORK, LOG_SLOWNESS = range(len(REPLICA_FEATURES))
 N_REQUEST, N_REPLICA = len(REQUEST_FEATURES), len(REPLICA_FEATURES)
 MOST = 100.0  # of any feature
 
@@ -78,8 +79,8 @@ def _observe(ledger, tables, door, request, out):
         out[at + CHANCE_IN_TIME] = chance(ledger, door, request, foretold)
         out[at + FORETOLD_TIME] = foretold / unit_ms
         out[at + GROWTH_OF_WORK] = growth_ms(ledger, tables, door, replica, request) / unit_ms
-        out[at + REQUESTS_INSIDE] = load_of(ledger, door, replica, request.now)
-        out[at + LOG_SLOWNESS] = log_slowness(ledger, door, replica)
+        out[at + WORK] = work_ms(ledger, tables, door, replica, LOW, request.now) / unit_ms
+        out[at + LOG_SLOWNESS] = ledger.replica[door, replica].log_told
 
 
 class RoutingEnv(gym.Env[np.ndarray, np.int64]):

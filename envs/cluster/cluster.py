@@ -183,9 +183,9 @@ def hear(cluster, env, now):
         took = answer.at + delay - arrival.time
         inside = answer.at - arrival.time - cluster.delay_ms[0]
         end = End(took, inside, answer.executed)
-        answered(cluster.ledger, cluster.profile, arrival.door, env, routed(arrival), arrival.plain_ms, end)
+        answered(cluster.ledger, arrival.door, env, routed(arrival), arrival.plain_ms, end)
         said = Report(answer.log_slowdown, answer.busy, answer.in_flight_ms, cluster.inside[env, answer.inside])
-        told(cluster.ledger, cluster.profile, arrival.door, env, answer.at + delay, said)
+        told(cluster.ledger, arrival.door, env, answer.at + delay, said)
         replica.told += 1
 
 

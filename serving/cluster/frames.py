@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAGIC = b"STRAIT/3"
+MAGIC = b"STRAIT/4"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
 HEAD_BYTES = 2**16  # of a request, beside the bytes of its tensors

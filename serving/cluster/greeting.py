@@ -18,6 +18,7 @@ class Greeting(NamedTuple):
     Attributes:
         views: its models, by the names under which `Plane.views` has them.
         total_ms: time of each of `batch_sizes` alone, copies and all, by the name under which a model is scheduled.
+        share: the device's share in each of these times, by the same names: see `envs.scheduling.state.Tables`.
         batch_sizes: ascending.
         queue_places: requests that a queue holds.
         most_bytes: of the tensors of one request.
@@ -27,6 +28,7 @@ class Greeting(NamedTuple):
 
     views: Mapping[str, ModelView]
     total_ms: Mapping[str, list[float]]
+    share: Mapping[str, list[float]]
     batch_sizes: list[int]
     queue_places: int
     most_bytes: int
@@ -52,7 +54,7 @@ class Greeting(NamedTuple):
         return framed(bytes([FrameKind.GREETING]) + json.dumps(described).encode())
 
 
-NO_GREETING = Greeting({}, {}, [], 0, 0, [])  # before the first
+NO_GREETING = Greeting({}, {}, {}, [], 0, 0, [])  # before the first
 
 
 def scheduled_views(views: Mapping[str, ModelView]) -> list[ModelView]:
@@ -67,8 +69,9 @@ def read_greeting(frame: memoryview) -> Greeting:
         greeting = Greeting(**said | {"views": {str(name): _view(one) for name, one in said["views"].items()}})
         sizes = len(greeting.batch_sizes)
         names = [view.scheduled for view in scheduled_views(greeting.views)]
-        if names != list(greeting.total_ms) or any(len(row) != sizes for row in greeting.total_ms.values()):
-            raise ValueError("times that are not those of its models")
+        for of in (greeting.total_ms, greeting.share):
+            if names != list(of) or any(len(row) != sizes for row in of.values()):
+                raise ValueError("times that are not those of its models")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FrameError(f"its greeting cannot be read: {str(error)[:200]}") from None
     return greeting

@@ -184,9 +184,8 @@ class RemotePlane(Plane):
             for number, (name, view) in enumerate(greeting.views.items())
             for one in scheduled_views({name: view})
         }
-        self._ledger = LiveLedger(
-            self.router, len(self.links), tables_of(greeting.batch_sizes, list(greeting.total_ms.values()))
-        )
+        tables = tables_of(greeting.batch_sizes, list(greeting.total_ms.values()), list(greeting.share.values()))
+        self._ledger = LiveLedger(self.router, len(self.links), tables)
         for place, link in enumerate(self.links):
             self._take_up(self._ledger, place, link)
 
@@ -345,7 +344,7 @@ class RemotePlane(Plane):
             if self._ledger is not None:
                 known = self._ledger.ledger.replica[0, place]
                 outstanding.labels(link.name).set(int(known["outstanding"]))
-                slowness.labels(link.name).set(float(known["log_told"] + known["log_slowness"]))
+                slowness.labels(link.name).set(float(known["log_told"]))
         work = Gauge(
             "strait_replica_work_ms",
             "Work outstanding; of low what it adds to batches of high",
@@ -354,9 +353,8 @@ class RemotePlane(Plane):
         )
         if self._ledger is not None:
             for place, link in placed:
-                high, both = self._ledger.ledger.work[0, place].tolist()
-                for priority, ms in zip(PRIORITIES, (high, both - high)):
-                    work.labels(link.name, priority).set(max(ms, 0.0))
+                for priority, ms in zip(PRIORITIES, self._ledger.work_ms(place, _now_ms())):
+                    work.labels(link.name, priority).set(ms)
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

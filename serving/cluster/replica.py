@@ -75,26 +75,30 @@ class Replica:
         if plane.views is not self._views:
             self._views = plane.views
             views = dict(sorted(plane.views.items()))
-            total_ms = {view.scheduled: self._total_ms(view.scheduled) for view in scheduled_views(views)}
+            measured = {view.scheduled: self._measured(view.scheduled) for view in scheduled_views(views)}
+            total_ms, share = ({name: of[i] for name, of in measured.items()} for i in range(2))
             said = Greeting(
-                views, total_ms, scheduler.tables.size.tolist(), plane.queue_places, plane.config.max_body_bytes,
+                views, total_ms, share, scheduler.tables.size.tolist(), plane.queue_places, plane.config.max_body_bytes,
                 plane.repository_index(),
             )  # fmt: skip
             if said != self._greeting:
                 self._greeting = said
         return self._greeting
 
-    def _total_ms(self, name: str) -> list[float]:
+    def _measured(self, name: str) -> tuple[list[float], list[float]]:
+        """Times of a model's batches, copies and all, and the device's share in them."""
         scheduler, repository = self.plane.engine.scheduler, self.plane.repository
         if name in scheduler.index:
             tables, at = scheduler.tables, scheduler.index[name]
             total = tables.h2d[0, at] + tables.solo[0, at] + tables.d2h[0, at]
+            share = tables.share[0, at]
         else:
             assert repository is not None
             known = repository.evicted[split_bucket(name)[0]].known
             at = known.models.index(name)
             total = known.h2d_ms[at] + known.solo_ms[at] + known.d2h_ms[at]
-        return [float(one) for one in total]
+            share = known.share[at]
+        return total.tolist(), share.tolist()
 
     def drain(self) -> None:
         """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.routing.base import RouterKind
-from envs.cluster.foretell import LEAST_MS, best_chance
+from envs.cluster.foretell import LEAST_MS, best_chance, work_ms
 from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told, write_report
 from envs.scheduling.jit import bind
-from envs.scheduling.state import N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
+from envs.scheduling.state import HIGH, LOW, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from serving.cluster.frames import COUNT, COUNT_BYTES, Told
 from serving.engine.compiled import ENV
 from serving.engine.quotes import Quote
@@ -63,8 +63,10 @@ class Sent(NamedTuple):
     plain_ms: list[float]
 
 
-def tables_of(batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]]) -> Tables:
-    """Tables of models of which only the time alone is known, copies and all: (M, B) ms."""
+def tables_of(
+    batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]], share: Sequence[Sequence[float]]
+) -> Tables:
+    """Tables of models of which only the time alone is known, copies and all, and the device's share in it: (M, B) each."""
     solo = np.ascontiguousarray(total_ms, float)[None]
     none = np.zeros_like(solo)
     device = records((1,), device_t)
@@ -75,7 +77,7 @@ def tables_of(batch_sizes: Sequence[int], total_ms: Sequence[Sequence[float]]) -
         h2d=none,
         d2h=none.copy(),
         demand=np.zeros((*solo.shape, N_DEMAND)),
-        share=np.ones_like(solo),
+        share=np.ascontiguousarray(share, float)[None],
         device=device,
         quantile=np.ones((1, len(QUANTILES))),
         weight=np.zeros((1, N_FEATURES)),
@@ -102,9 +104,10 @@ class LiveLedger:
         ledger = self.ledger
         self._route: Any = kind.bound(ledger, tables)
         self._send = bind(send, ledger, tables, DOOR, 0, request)
-        self._answered = bind(answered, ledger, tables, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
+        self._answered = bind(answered, ledger, DOOR, 0, request, 0.0, End(0.0, 0.0, 0))
         self._best_chance = bind(best_chance, ledger, tables, DOOR, request)
-        self._told = bind(told, ledger, tables, DOOR, 0, 0.0, Report(0.0, 0, 0.0, self._inside))
+        self._work_ms: Any = bind(work_ms, ledger, tables, DOOR, 0, LOW, 0.0)
+        self._told = bind(told, ledger, DOOR, 0, 0.0, Report(0.0, 0, 0.0, self._inside))
         self._generation = [0] * replicas
 
     def up(self, replica: int, lone_ms: Sequence[float]) -> None:
@@ -140,11 +143,18 @@ class LiveLedger:
         spread = float(self.ledger.spread[DOOR, request.priority])
         return Quote(probability, {level: foretold * math.exp(z * spread) for level, z in NORMAL.items()})
 
+    def work_ms(self, replica: int, now: float) -> tuple[float, float]:
+        """Work that a replica has at ``now``: that of high priority alone, and what low priority adds to it."""
+        high, both = (
+            self._work_ms(self.ledger, self.tables, DOOR, replica, priority, now) for priority in (HIGH, LOW)
+        )
+        return high, both - high
+
     def ended(self, sent: Sent, generation: int, end: End) -> None:
         """Requests ended; see `envs.cluster.ledger.answered`. Those of a replica that was lost since are forgotten."""
         if generation == self._generation[sent.replica]:
             for plain in sent.plain_ms:
-                self._answered(self.ledger, self.tables, DOOR, sent.replica, sent.request, plain, end)
+                self._answered(self.ledger, DOOR, sent.replica, sent.request, plain, end)
 
     def told(self, replica: int, now: float, said: Told) -> None:
         """A replica tells of itself."""
@@ -152,4 +162,4 @@ class LiveLedger:
         if len(said.inside) == self._inside.size * COUNT_BYTES:
             self._inside.ravel()[:] = np.frombuffer(said.inside, COUNT)
             report = Report(said.log_slowdown, said.busy, said.in_flight_ms, self._inside)
-            self._told(self.ledger, self.tables, DOOR, replica, now, report)
+            self._told(self.ledger, DOOR, replica, now, report)
