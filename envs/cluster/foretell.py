@@ -109,7 +109,7 @@ def growth_ms(ledger, tables, door, replica, request):
 
 @inlined
 def _due_before(ledger, door, priority, model, slack):
-    """Share of the waiting requests of a model that are due before one with so much slack: theirs is all from 0 to the usual."""
+    """Share of the waiting requests of a model that are due before one with so much slack: theirs is from 0 to the usual."""
     usual = ledger.slack_ms[door, priority, model]
     return slack / usual if usual > slack else 1.0
 

@@ -145,9 +145,7 @@ class LiveLedger:
 
     def work_ms(self, replica: int, now: float) -> tuple[float, float]:
         """Work that a replica has at ``now``: that of high priority alone, and what low priority adds to it."""
-        high, both = (
-            self._work_ms(self.ledger, self.tables, DOOR, replica, priority, now) for priority in (HIGH, LOW)
-        )
+        high, both = (self._work_ms(self.ledger, self.tables, DOOR, replica, priority, now) for priority in (HIGH, LOW))
         return high, both - high
 
     def ended(self, sent: Sent, generation: int, end: End) -> None:

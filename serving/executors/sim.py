@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -63,6 +64,9 @@ class SimulatedExecutor(Executor):
     def device(self) -> DeviceInfo:
         """The device as reports name it; it has no peaks."""
         return DeviceInfo("cpu", f"simulated {self._profile.name}", self.streams, 0, 0.0, 0.0, "none")
+
+    def warm_up(self, name: str, batch_sizes: Iterable[int], serving: bool = False) -> None:
+        """Nothing: the first batch takes as long as any, and this would take as long as all sizes together on each stream."""
 
     def _open_stream(self, stream: int) -> _SimulatedStream:
         return _SimulatedStream(self._shared, stream)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.foretell import growth_ms, in_flight_ms, left_ms, plain_ms
+from envs.cluster.foretell import batches_ms, growth_ms, in_flight_ms, plain_ms, requests_left, work_ms
 from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
@@ -26,6 +28,8 @@ from traces.workload import Workload, WorkloadConfig
 
 PROFILE = Profile.load("gpu-v100")
 TABLES = PROFILE.tables()
+SOLO_MS = (TABLES.h2d + TABLES.solo + TABLES.d2h)[0, :, 0]
+BATCH_MS = [batches_ms(TABLES, model, 1) for model in range(len(PROFILE.models))]
 COLUMNS = ("arrival", "start", "finish", "outcome", "batch", "model", "priority")
 
 
@@ -85,7 +89,6 @@ def test_each_request_goes_to_one_replica_and_ends_there_once(
     ledger = done.cluster.ledger
     assert (ledger.count == 0).all() and (ledger.replica["outstanding"] == 0).all()
     assert ledger.sent.sum() == len(workload)
-    np.testing.assert_allclose(ledger.work, 0.0, atol=1e-6)
 
 
 def test_the_same_run_twice_is_the_same() -> None:
@@ -106,15 +109,29 @@ def test_a_lost_replica_gets_nothing_and_the_last_one_all(name: str) -> None:
             assert chosen == -1 if lost == 2 else ledger.replica["up"][0, chosen] == 1
 
 
-def test_the_ledger_learns_which_replica_is_slow() -> None:
+def test_a_replica_that_says_it_is_slow_gets_less() -> None:
+    ledger, none = make_ledger(1, 2, len(PROFILE.models)), np.zeros((2, len(PROFILE.models)), np.int32)
+    for slowdown, to_first in ((0.0, 50), (math.log(2.5), 70)):
+        told(ledger, 0, 1, 0.0, Report(slowdown, 0, 0.0, none))
+        chosen = []
+        for draw in range(100):
+            request = Routed(0.0, LOW, draw % len(PROFILE.models), 1e4)
+            chosen.append(router("quote").route(ledger, TABLES, 0, request, np.uint64(draw)))
+            send(ledger, TABLES, 0, chosen[-1], request)
+        forget(ledger, 0, 0)
+        forget(ledger, 0, 1)
+        ledger.replica["up"] = 1
+        assert abs(chosen.count(0) - to_first) <= 10
+
+
+def test_the_ledger_learns_what_all_replicas_take_longer_or_shorter() -> None:
     ledger = make_ledger(1, 2, len(PROFILE.models))
-    for i in range(300):
-        request = Routed(float(i), HIGH, 0, i + 50.0)
-        for replica, slowness in ((0, 1.0), (1, 2.5)):
-            plain = send(ledger, TABLES, 0, replica, request)
-            answered(ledger, TABLES, 0, replica, request, plain, End(slowness * plain, slowness * plain, 1))
-    assert ledger.replica["log_slowness"][0, 1] - ledger.replica["log_slowness"][0, 0] > 0.6
-    assert router("quote").route(ledger, TABLES, 0, Routed(300.0, HIGH, 0, 350.0), np.uint64(0)) == 0
+    for i in range(600):
+        for priority, factor in ((HIGH, 0.5), (LOW, 2.0)):
+            request = Routed(float(i), priority, 0, i + 50.0)
+            plain = send(ledger, TABLES, 0, i % 2, request)
+            answered(ledger, 0, i % 2, request, plain, End(factor * plain, factor * plain, 1))
+    np.testing.assert_allclose(ledger.log_bias[0], [math.log(0.5), math.log(2.0)], atol=0.05)
 
 
 def test_requests_that_are_late_everywhere_are_spread_however_few_a_replica_has() -> None:
@@ -149,47 +166,60 @@ def test_a_request_costs_less_where_it_joins_a_batch_that_other_doors_began(prio
     for model in range(len(PROFILE.models)):
         some = none.copy()
         some[HIGH, model] = 1
-        told(ledger, TABLES, 0, 0, 0.0, Report(0.0, 0, 0.0, some))
-        told(ledger, TABLES, 0, 1, 0.0, Report(0.0, 0, 0.0, none))
+        told(ledger, 0, 0, 0.0, Report(0.0, 0, 0.0, some))
+        told(ledger, 0, 1, 0.0, Report(0.0, 0, 0.0, none))
         request = Routed(0.0, priority, model, 1e4)
         assert growth_ms(ledger, TABLES, 0, 0, request) < growth_ms(ledger, TABLES, 0, 1, request)
-        assert left_ms(ledger, 0, 0, LOW, 0.0) == 0.0, "it is not this door's own"
+        assert ledger.count.max() == 0, "it is not this door's own"
 
 
-def test_what_is_left_in_flight_passes_as_the_replica_foretold_and_holds_high_priority_up() -> None:
+def test_what_is_left_in_flight_passes_as_the_replica_foretold_and_holds_requests_up() -> None:
     ledger, none = make_ledger(1, 2, len(PROFILE.models)), np.zeros((2, len(PROFILE.models)), np.int32)
-    told(ledger, TABLES, 0, 0, 5.0, Report(0.0, 2, 10.0, none))
+    told(ledger, 0, 0, 5.0, Report(0.0, 2, 10.0, none))
     for now, left in ((5.0, 10.0), (6.0, 8.0), (10.0, 0.0), (20.0, 0.0)):
         assert in_flight_ms(ledger, 0, 0, now) == pytest.approx(left)
-        for priority, held in ((HIGH, left), (LOW, 0.0)):
+        for priority in (HIGH, LOW):
             plain = [plain_ms(ledger, TABLES, 0, one, Routed(now, priority, 0, 1e4)) for one in (0, 1)]
-            assert plain[0] - plain[1] == pytest.approx(held)
+            assert plain[0] - plain[1] == pytest.approx(max(left - (SOLO_MS[0] - BATCH_MS[0]), 0.0))
     forget(ledger, 0, 0)
     assert in_flight_ms(ledger, 0, 0, 5.0) == 0.0
 
 
 @pytest.mark.parametrize("sooner", [0, 1])
-def test_high_priority_goes_where_the_batches_in_flight_end_sooner(sooner: int) -> None:
+def test_requests_go_where_the_batches_in_flight_end_sooner(sooner: int) -> None:
     ledger, none = make_ledger(1, 2, len(PROFILE.models)), np.zeros((2, len(PROFILE.models)), np.int32)
     for replica in (0, 1):
-        told(ledger, TABLES, 0, replica, 0.0, Report(0.0, 1, 1.0 if replica == sooner else 20.0, none))
-    for model in range(len(PROFILE.models)):
-        assert router("quote").route(ledger, TABLES, 0, Routed(0.0, HIGH, model, 10.0), np.uint64(0)) == sooner
+        told(ledger, 0, replica, 0.0, Report(0.0, 1, 1.0 if replica == sooner else 20.0, none))
+    for priority, model in itertools.product((HIGH, LOW), range(len(PROFILE.models))):
+        request = Routed(0.0, priority, model, 100.0)
+        assert router("quote").route(ledger, TABLES, 0, request, np.uint64(0)) == sooner
 
 
-def test_what_is_cancelled_takes_no_work_of_others_along() -> None:
-    ledger = make_ledger(1, 1, len(PROFILE.models))
-    longest, shortest = int(np.argmax(TABLES.solo[0, :, 0])), int(np.argmin(TABLES.solo[0, :, 0]))
-    for i in range(200):  # answers that are 50 ms on their way
-        request = Routed(float(i), LOW, shortest, i + 100.0)
-        answered(ledger, TABLES, 0, 0, request, send(ledger, TABLES, 0, 0, request), End(51.0, 1.0, 1))
-    first = Routed(200.0, LOW, longest, 300.0)
-    plain = send(ledger, TABLES, 0, 0, first)
-    for _ in range(4):
-        send(ledger, TABLES, 0, 0, Routed(250.0, LOW, shortest, 350.0))
-    before = left_ms(ledger, 0, 0, LOW, 250.0)
-    answered(ledger, TABLES, 0, 0, first, plain, End(50.0, 0.0, -1))
-    assert 0.0 < left_ms(ledger, 0, 0, LOW, 250.0) <= before
+def test_what_waits_ahead_of_a_request_is_high_priority_and_what_is_due_before_it() -> None:
+    longest = int(np.argmax(SOLO_MS))
+    for waiting, priority, slack_ms, share in (
+        (HIGH, HIGH, 400.0, 1.0),
+        (HIGH, HIGH, 100.0, 0.5),
+        (HIGH, LOW, 100.0, 1.0),
+        (LOW, LOW, 100.0, 0.5),
+        (LOW, LOW, 200.0, 1.0),
+    ):
+        ledger = make_ledger(1, 2, len(PROFILE.models))
+        for _ in range(10):
+            send(ledger, TABLES, 0, 0, Routed(0.0, waiting, longest, 200.0))
+        other = (longest + 1) % len(PROFILE.models)
+        plain = [plain_ms(ledger, TABLES, 0, one, Routed(0.0, priority, other, slack_ms)) for one in (0, 1)]
+        assert plain[0] - plain[1] == pytest.approx(share * batches_ms(TABLES, longest, 10), abs=SOLO_MS[other])
+        assert plain[1] == pytest.approx(SOLO_MS[other])
+
+
+def test_low_priority_that_waits_holds_high_up_for_half_a_mean_batch_at_most() -> None:
+    ledger = make_ledger(1, 2, len(PROFILE.models))
+    longest, mean_ms = int(np.argmax(SOLO_MS)), float(TABLES.device[0]["unit_ms"])
+    for n in range(1, 4):
+        send(ledger, TABLES, 0, 0, Routed(0.0, LOW, longest, 200.0))
+        held = [plain_ms(ledger, TABLES, 0, one, Routed(0.0, HIGH, 0, 50.0)) for one in (0, 1)]
+        assert held[0] - held[1] == pytest.approx(0.5 * min(mean_ms, batches_ms(TABLES, longest, n)), rel=0.3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,10 +227,10 @@ def test_what_is_cancelled_takes_no_work_of_others_along() -> None:
     steps=st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans(), st.integers(0, 3), st.integers(0, 1)), max_size=80),
     age_ms=st.sampled_from([0.0, 3.0, 50.0]),
 )
-def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it_where_answers_come_at_once(
+def test_what_is_left_is_at_most_what_was_not_answered_and_all_of_it_where_answers_come_at_once(
     steps: list[tuple[float, bool, int, int]], age_ms: float
 ) -> None:
-    inside = np.zeros((2, len(PROFILE.models)), np.int32)
+    models = range(len(PROFILE.models))
     ledger, now, waiting = make_ledger(1, 1, len(PROFILE.models)), 0.0, []
     for passed, sends, model, priority in steps:
         now += passed
@@ -212,17 +242,34 @@ def test_what_is_left_of_the_work_is_at_most_what_was_not_answered_and_all_of_it
             inside_ms = max(now - request.now - age_ms, 0.0)
             # The last of four was cancelled.
             executed = -1 if model == 3 else 1
-            answered(ledger, TABLES, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, executed))
-            inside[:] = 0
-            for other, _ in waiting:
-                inside[other.priority, other.model] += 1
-            told(ledger, TABLES, 0, 0, now, Report(0.0, 0, 0.0, inside))
+            answered(ledger, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, executed))
         for one in (HIGH, LOW):
-            work = ledger.work[0, 0, one]
-            left = left_ms(ledger, 0, 0, one, now)
-            assert 0.0 <= left <= work and (age_ms > 0.0 or left == work)
-            assert waiting or work == 0.0
-            assert left_ms(ledger, 0, 0, one, now + 5.0) <= left + 1e-9
+            there = [sum(r.model == m and r.priority <= one for r, _ in waiting) for m in models]
+            left = [requests_left(ledger, 0, 0, one, m, now) for m in models]
+            later = [requests_left(ledger, 0, 0, one, m, now + 5.0) for m in models]
+            for known, likely, then in zip(there, left, later):
+                assert 0.0 <= then <= likely + 1e-9 and likely <= known + 1e-9
+                assert likely == known or ledger.replica["age_ms"][0, 0] > 0.0
+            assert waiting or work_ms(ledger, TABLES, 0, 0, one, now) == 0.0
+
+
+def test_requests_whose_answers_are_long_on_their_way_are_taken_to_leave_as_others_did() -> None:
+    ledger = make_ledger(1, 1, len(PROFILE.models))
+    for i in range(200):  # each stays for 10 ms, and its answer takes 500
+        request = Routed(float(i), LOW, 0, i + 100.0)
+        answered(ledger, 0, 0, request, send(ledger, TABLES, 0, 0, request), End(510.0, 10.0, 1))
+    for _ in range(8):
+        send(ledger, TABLES, 0, 0, Routed(5000.0, LOW, 0, 5100.0))
+    for later_ms, least, most in ((0.0, 7.9, 8.0), (5.0, 3.0, 7.0), (100.0, 0.0, 0.1)):
+        assert least <= requests_left(ledger, 0, 0, LOW, 0, 5000.0 + later_ms) <= most
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
+def test_batches_that_the_host_launches_slowly_leave_the_device_to_others(share: float) -> None:
+    tables = TABLES._replace(share=np.full_like(TABLES.share, share))
+    for model, n in itertools.product(range(len(PROFILE.models)), (1, 3, 32, 40)):
+        whole = batches_ms(TABLES._replace(share=np.ones_like(TABLES.share)), model, n)
+        assert batches_ms(tables, model, n) == pytest.approx(whole * (share + (1.0 - share) / 4.0))
 
 
 def weighted(name: str, config: ClusterConfig, load: float, seed: int) -> float:

@@ -123,7 +123,8 @@ def test_a_greeting_is_read_as_it_was_packed(
     buckets = tuple((size, view(f"m:2@{size}")) for size in sorted(sizes))
     whole = replace(view("m:2"), buckets=buckets, largest=max(sizes, default=None))
     total_ms = {one.scheduled: [1.0, 2.5] for one in scheduled_views({"m:2": whole})}
-    greeting = Greeting({"m:2": whole}, total_ms, [1, 4], 7, 1000, [{"name": "m", "state": "READY"}])
+    share = dict.fromkeys(total_ms, [0.5, 1.0])
+    greeting = Greeting({"m:2": whole}, total_ms, share, [1, 4], 7, 1000, [{"name": "m", "state": "READY"}])
     frame = b"".join(greeting.pack())[LENGTH.size :]
     assert read_greeting(memoryview(frame)) == greeting
     with pytest.raises(FrameError, match="cannot be read"):

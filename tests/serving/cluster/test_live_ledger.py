@@ -14,6 +14,7 @@ from serving.cluster.frames import COUNT, Told
 from serving.cluster.routing import LiveLedger, tables_of
 
 TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
+SHARE = [[1.0, 1.0], [0.5, 1.0]]
 
 
 def told(log_slowdown: float, *inside: int) -> Told:
@@ -21,7 +22,7 @@ def told(log_slowdown: float, *inside: int) -> Told:
 
 
 def live_ledger(slowness: float) -> LiveLedger:
-    ledger = LiveLedger(router("quote"), 2, tables_of([1, 4], TOTAL_MS))
+    ledger = LiveLedger(router("quote"), 2, tables_of([1, 4], TOTAL_MS, SHARE))
     lone_ms = [row[0] for row in TOTAL_MS]
     ledger.up(0, lone_ms)
     ledger.up(1, [slowness * ms for ms in lone_ms])
@@ -34,11 +35,12 @@ def test_what_a_replica_has_beside_what_this_door_sent_is_that_of_other_doors() 
     for model in (0, 1):
         live.route(Routed(0.0, HIGH, model, 100.0), 1)
     live.told(1, 1.0, told(0.0, 1, 1, 0, 0))
-    assert not live.ledger.others[0, 1].any() and not live.ledger.beside[0, 1].any()
-    live.told(
-        1, 2.0, told(0.0, 1, 1, 3, 0)
-    )  # three more of low priority of the first model, which make it a batch of 4
-    np.testing.assert_allclose(live.ledger.others[0, 1], [0.0, TOTAL_MS[0][1] - TOTAL_MS[0][0]])
+    assert not live.ledger.beside[0, 1].any()
+    # The second model's host takes half of its time, and others run beside that.
+    np.testing.assert_allclose(live.work_ms(1, 1.0), [TOTAL_MS[0][0] + TOTAL_MS[1][0] * (0.5 + 0.5 / 4), 0.0])
+    # Three more of low priority of the first model make it a batch of 4.
+    live.told(1, 2.0, told(0.0, 1, 1, 3, 0))
+    assert live.work_ms(1, 2.0)[LOW] == pytest.approx(TOTAL_MS[0][1] - TOTAL_MS[0][0])
     assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
     live.told(1, 3.0, told(0.0, 1, 1, 1, 3, 0, 0))  # it serves another model meanwhile, as it has yet to say
     assert live.ledger.beside[0, 1].tolist() == [[0.0, 0.0], [3.0, 0.0]]
@@ -52,14 +54,6 @@ def test_a_replica_that_becomes_slow_says_so(measured: float, slowdown: float, b
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured) + believed)
     live.told(1, 2.0, told(0.0, 0, 0, 0, 0))
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured))
-
-
-@pytest.mark.parametrize(("learned", "left"), [(0.2, 0.0), (0.5, 0.2), (-0.2, -0.2)])
-def test_what_answers_had_shown_of_a_slowdown_is_not_counted_twice(learned: float, left: float) -> None:
-    live = live_ledger(1.0)
-    live.ledger.replica["log_slowness"][0, 1] = learned
-    live.told(1, 1.0, told(0.3, 0, 0, 0, 0))
-    assert live.ledger.replica["log_slowness"][0, 1] == pytest.approx(left)
 
 
 def test_a_slow_replica_is_known_before_its_first_answer() -> None:

@@ -135,9 +135,8 @@ def test_replicas_with_other_batch_sizes_answer_in_each_others_place(
         said = whole(replica)
         if replica is first[0]:
             return said
-        return said._replace(
-            batch_sizes=said.batch_sizes[:2], total_ms={name: row[:2] for name, row in said.total_ms.items()}
-        )
+        total_ms, share = ({name: row[:2] for name, row in of.items()} for of in (said.total_ms, said.share))
+        return said._replace(batch_sizes=said.batch_sizes[:2], total_ms=total_ms, share=share)
 
     monkeypatch.setattr(Replica, "greeting", greeting)
 
