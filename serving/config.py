@@ -27,7 +27,7 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
             built-in models.
         policy: a policy by name (fifo, edf, strait, ...; ppo is trained and ships), or a policy.safetensors; or
             auto: the one of `candidates` that does best in simulation on the models as measured.
-        candidates: policies that --policy auto chooses from.
+        candidates: policies that --policy auto chooses from, beside Strait.
         compare_s: seconds between comparisons of the candidates on the requests of late, for --policy auto; 0: none.
         streams: batches that may be in flight side by side.
         device: auto, cpu, cuda, cuda:N, or sim:PROFILE[:SLOWNESS], a simulated device that takes a profile's time and no CPU.

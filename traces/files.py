@@ -47,11 +47,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def make_folder(path: Path | str, place: str) -> Path:
-    """The folder, made where it is not there; InputError that names ``place`` when it cannot be."""
+    """The folder, made where it is not there; InputError that names ``place`` when it cannot be, or be written to."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{place}: {path} cannot be made a folder ({error.strerror})") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{place}: {path} cannot be written to")
     return Path(path)
 
 

@@ -2,7 +2,7 @@
 
 A request that joins a batch of its model costs little where one that begins a batch costs much, and what it costs, others wait
 for. So its own time counts, and the growth of the replica's work beside it: requests of a model gather as long as none is late
-for it, and replicas specialise.
+for it, and replicas specialise. Where answers are long on their way, what it would join may be gone, and is worth less.
 
 A request that is unlikely to be in time even there must not take the place of one that could be: it goes to the better of two
 random replicas. So all such together are spread; the best of all would get them all.
@@ -16,11 +16,11 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from agents.routing.common import two_random
-from envs.cluster.foretell import chance, foretold_ms, growth_ms, plain_ms
+from envs.cluster.foretell import chance, foretold_ms, growth_ms, plain_ms, still_there
 from envs.scheduling.jit import inlined, njit
 
 # All chosen on other seeds than those of the published table.
-CHARGE = 1.0  # for each ms that the replica's work grows by
+CHARGE = 0.6  # for each ms that the replica's work grows by, as far as its work is known
 IN_TIME = (0.6, 0.3)  # least chance to be in time, of high and low, for which a request gets the best of all replicas
 
 
@@ -48,8 +48,11 @@ def route(ledger, tables, door, request, draw):
 @inlined
 def _cost(ledger, tables, door, replica, request):
     """What a request takes and adds on a replica, ms."""
-    cost = plain_ms(ledger, tables, door, replica, request) + CHARGE * growth_ms(ledger, tables, door, replica, request)
-    return cost * math.exp(ledger.replica[door, replica].log_told)
+    one = ledger.replica[door, replica]
+    known = still_there(ledger, door, request.priority, request.model, one.age_ms)
+    cost = plain_ms(ledger, tables, door, replica, request)
+    cost += CHARGE * known * growth_ms(ledger, tables, door, replica, request)
+    return cost * math.exp(one.log_told)
 
 
 KIND = RouterKind("quote", route, "this project: greatest chance to be in time, charged for the growth of the work")

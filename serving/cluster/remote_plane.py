@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
 
 from agents.routing.base import RouterKind
 from envs.cluster.ledger import End, Routed
@@ -29,7 +30,7 @@ from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
 from serving.models.tensors import VARIES, TensorSpec, from_bytes, to_bytes
-from serving.observers.prometheus import process_registry
+from serving.observers.prometheus import counter, gauge, process_registry
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class RemotePlane(Plane):
     ) -> None:
         super().__init__(config, RemoteRepository(self), self._render)
         self.router, self.retries = router, retries
+        self._registry = process_registry()
+        self._registry.register(self)
         self.count: Counter[str] = Counter()
         self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics, self._recent]
@@ -327,35 +330,29 @@ class RemotePlane(Plane):
     # Metrics.
 
     def _render(self) -> tuple[bytes, str]:
-        registry = process_registry()
-        events = Gauge("strait_door_requests", "Calls by what became of them", ["event"], registry=registry)
-        for event, number in self.count.items():
-            events.labels(event).set(number)
-        up = Gauge("strait_replica_up", "Whether a replica takes requests", ["replica"], registry=registry)
-        outstanding = Gauge(
-            "strait_replica_outstanding", "Requests sent and not answered", ["replica"], registry=registry
-        )
-        slowness = Gauge(
-            "strait_replica_log_slowness", "Log of its time over that of all", ["replica"], registry=registry
-        )
-        placed = [(place, link) for place, link in enumerate(self.links) if link.address is not None]
-        for place, link in placed:
-            up.labels(link.name).set(link.accepting)
-            if self._ledger is not None:
-                known = self._ledger.ledger.replica[0, place]
-                outstanding.labels(link.name).set(int(known["outstanding"]))
-                slowness.labels(link.name).set(float(known["log_told"]))
-        work = Gauge(
-            "strait_replica_work_ms",
-            "Work outstanding; of low what it adds to batches of high",
-            ["replica", "priority"],
-            registry=registry,
-        )
-        if self._ledger is not None:
-            for place, link in placed:
-                for priority, ms in zip(PRIORITIES, self._ledger.work_ms(place, _now_ms())):
-                    work.labels(link.name, priority).set(ms)
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics at this moment."""
+        events = {(event,): number for event, number in self.count.items()}
+        yield counter("door_requests", "Calls by what became of them.", ("event",), events)
+        placed = {(link.name,): place for place, link in enumerate(self.links) if link.address is not None}
+        accepting = {name: self.links[place].accepting for name, place in placed.items()}
+        yield gauge("replica_up", "Whether a replica takes requests.", ("replica",), accepting)
+        if self._ledger is None:
+            return
+        known = {name: self._ledger.ledger.replica[0, place] for name, place in placed.items()}
+        outstanding = {name: one["outstanding"] for name, one in known.items()}
+        yield gauge("replica_outstanding", "Requests sent and not answered.", ("replica",), outstanding)
+        slowness = {name: one["log_told"] for name, one in known.items()}
+        yield gauge("replica_log_slowness", "Log of its time over the usual, as it says.", ("replica",), slowness)
+        work = {
+            (*name, priority): ms
+            for name, place in placed.items()
+            for priority, ms in zip(PRIORITIES, self._ledger.work_ms(place, _now_ms()))
+        }
+        text = "Work that a replica is likely to have; of low what it adds to batches of high."
+        yield gauge("replica_work_ms", text, ("replica", "priority"), work)
 
 
 def _output(spec: TensorSpec, sent: SentTensor, n: int) -> np.ndarray:

@@ -142,19 +142,19 @@ class Metrics(Observer, Collector):
         """All metrics now, as the library asks for them."""
         engine, guard = self.engine, self.engine.guard
         self._take_decisions()
-        yield _counter(
+        yield counter(
             "calls_refused", "Calls refused before they became requests.", ("protocol", "reason"), self._refused
         )
-        yield _counter("requests", "Requests ended, by outcome.", (*BY, "outcome", "reason"), self._requests)
-        yield _counter("batches", "Batches ended.", (*MODEL, "result"), self._batches)
+        yield counter("requests", "Requests ended, by outcome.", (*BY, "outcome", "reason"), self._requests)
+        yield counter("batches", "Batches ended.", (*MODEL, "result"), self._batches)
         for histogram in (self._latency, self._queue, self._size, self._ratio, self._decision):
             yield histogram.family()
         lengths, offered = engine.scheduler.queue_lengths, engine.offered
-        yield _gauge(
+        yield gauge(
             "requests_offered", "Requests offered.", ("priority",),
             {(priority,): offered[number] for number, priority in enumerate(PRIORITIES)},
         )  # fmt: skip
-        yield _gauge(
+        yield gauge(
             "queue_length", "Requests queued.", BY,
             {
                 (*_labels(model), priority): lengths[number, m]
@@ -162,8 +162,8 @@ class Metrics(Observer, Collector):
                 for m, model in enumerate(engine.models)
             },
         )  # fmt: skip
-        yield _gauge("policy", "1 for the policy in force.", ("policy",), {(guard.name,): 1})
-        yield _gauge(
+        yield gauge("policy", "1 for the policy in force.", ("policy",), {(guard.name,): 1})
+        yield gauge(
             "policy_difference", "Share of violated weight less Strait's, in the comparison of --policy auto.", ("policy",),
             {(name,): mean / 100 for name, (mean, _) in self.differences().items()},
         )  # fmt: skip
@@ -181,17 +181,19 @@ class Metrics(Observer, Collector):
         }
         alone |= {f"gpu_{name}": (f"NVML: {name}.", value) for name, value in engine.executor.gauges().items()}
         for name, (text, value) in alone.items():
-            yield _gauge(name, text, (), {(): value})
+            yield gauge(name, text, (), {(): value})
 
 
-def _counter(name: str, text: str, labels: Labels, counts: Mapping[Labels, int]) -> CounterMetricFamily:
+def counter(name: str, text: str, labels: Labels, counts: Mapping[Labels, int]) -> CounterMetricFamily:
+    """The metric strait_NAME that only grows, by the values of its labels."""
     family = CounterMetricFamily(f"strait_{name}", text, labels=labels)
     for values, count in counts.items():
         family.add_metric(values, count)
     return family
 
 
-def _gauge(name: str, text: str, labels: Labels, values: Mapping[Labels, float]) -> GaugeMetricFamily:
+def gauge(name: str, text: str, labels: Labels, values: Mapping[Labels, float]) -> GaugeMetricFamily:
+    """The metric strait_NAME, by the values of its labels."""
     family = GaugeMetricFamily(f"strait_{name}", text, labels=labels)
     for own, value in values.items():
         family.add_metric(own, float(value))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_path, atomic_write_text
+from traces.files import atomic_path, atomic_write_text, make_folder
 from traces.settings import check_settings, check_types, fits, read_settings
 
 
@@ -159,6 +159,18 @@ def test_a_value_out_of_range_is_one_line(values: dict[str, Any], says: str) -> 
     check_settings(Ranged(rate=None), "", {"counts": 1}, {"rate": 0}, not_empty=["names"])
     with pytest.raises(InputError, match=f"^--{says}"):
         check_settings(Ranged(**values), "--", {"counts": 1}, {"rate": 0}, not_empty=["names"])
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_folder(tmp_path / "new", "--out").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="^--out: .*cannot be made a folder"):
+        make_folder(tmp_path / "file", "--out")
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # the tests may run as root, who may all
+    with pytest.raises(InputError, match="^--out: .*new cannot be written to"):
+        make_folder(tmp_path / "new", "--out")
 
 
 def test_a_file_that_cannot_be_written_ends_a_command_in_one_line(

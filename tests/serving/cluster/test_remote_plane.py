@@ -98,7 +98,7 @@ def test_a_door_serves_what_its_replicas_serve(executors: list[CpuExecutor]) -> 
             assert [int(plane.engine.offered.sum()) for plane in c.planes] == [6, 6]  # two items each, in turn
             assert c.door.count["answered"] == 6
             assert c.door.model_statistics("double")[0]["inference_stats"]["success"]["count"] == 12
-            assert b'strait_door_requests{event="answered"} 6.0' in c.door.metrics()[0]
+            assert b'strait_door_requests_total{event="answered"} 6.0' in c.door.metrics()[0]
 
     asyncio.run(scenario())
 
