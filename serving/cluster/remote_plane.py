@@ -30,7 +30,7 @@ from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
 from serving.models.tensors import VARIES, TensorSpec, from_bytes, to_bytes
-from serving.observers.prometheus import counter, gauge, process_registry
+from serving.observers.prometheus import Labels, counter, gauge, process_registry
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -334,9 +334,11 @@ class RemotePlane(Plane):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics at this moment."""
-        events = {(event,): number for event, number in self.count.items()}
+        events: dict[Labels, int] = {(event,): number for event, number in self.count.items()}
         yield counter("door_requests", "Calls by what became of them.", ("event",), events)
-        placed = {(link.name,): place for place, link in enumerate(self.links) if link.address is not None}
+        placed: dict[Labels, int] = {
+            (link.name,): place for place, link in enumerate(self.links) if link.address is not None
+        }
         accepting = {name: self.links[place].accepting for name, place in placed.items()}
         yield gauge("replica_up", "Whether a replica takes requests.", ("replica",), accepting)
         if self._ledger is None:
@@ -346,7 +348,7 @@ class RemotePlane(Plane):
         yield gauge("replica_outstanding", "Requests sent and not answered.", ("replica",), outstanding)
         slowness = {name: one["log_told"] for name, one in known.items()}
         yield gauge("replica_log_slowness", "Log of its time over the usual, as it says.", ("replica",), slowness)
-        work = {
+        work: dict[Labels, float] = {
             (*name, priority): ms
             for name, place in placed.items()
             for priority, ms in zip(PRIORITIES, self._ledger.work_ms(place, _now_ms()))

@@ -401,7 +401,8 @@ def greeting_of(*names: str) -> Greeting:
     tensor = TensorSpec("x", "FP32", (4,))
     views = {name: ModelView(name, name, "1", "pytorch", (tensor,), (tensor,), 5.0, 1) for name in names}
     rows = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in names]
-    return Greeting(views, {name: [1.0] for name in names}, [1], 8, 1000, rows)
+    ones = {name: [1.0] for name in names}
+    return Greeting(views, ones, ones, [1], 8, 1000, rows)
 
 
 async def test_a_load_that_fails_half_way_names_the_replica_that_serves_something_else_now(
