@@ -16,7 +16,7 @@ import numpy as np
 
 from agents.routing.base import RouterKind
 from agents.routing.common import two_random
-from envs.cluster.foretell import chance, foretold_ms, growth_ms, plain_ms, still_there
+from envs.cluster.foretell import chance, foretold_ms, plain_and_growth_ms, still_there
 from envs.scheduling.jit import inlined, njit
 
 # All chosen on other seeds than those of the published table.
@@ -50,9 +50,8 @@ def _cost(ledger, tables, door, replica, request):
     """What a request takes and adds on a replica, ms."""
     one = ledger.replica[door, replica]
     known = still_there(ledger, door, request.priority, request.model, one.age_ms)
-    cost = plain_ms(ledger, tables, door, replica, request)
-    cost += CHARGE * known * growth_ms(ledger, tables, door, replica, request)
-    return cost * math.exp(one.log_told)
+    plain, growth = plain_and_growth_ms(ledger, tables, door, replica, request)
+    return (plain + CHARGE * known * growth) * math.exp(one.log_told)
 
 
 KIND = RouterKind("quote", route, "this project: greatest chance to be in time, charged for the growth of the work")

@@ -34,10 +34,13 @@ def batches_ms(tables, model, n):
     """Time of the device for n requests of a model, in largest batches and a rest; between sizes it is linear."""
     sizes = tables.size.shape[0]
     largest = tables.size[sizes - 1]
-    full = n // largest
-    rest = n - full * largest
-    total = full * _device_ms(tables, model, sizes - 1)
-    if rest == 0:
+    total = 0.0
+    rest = float(n)
+    if rest >= largest:  # few models have so many
+        full = math.floor(rest / largest)
+        rest -= full * largest
+        total = full * _device_ms(tables, model, sizes - 1)
+    if rest <= 0.0:
         return total
     above = 0
     while tables.size[above] < rest:
@@ -74,15 +77,16 @@ def _own_left(ledger, door, replica, priority, model, now):
 
 
 @inlined
-def requests_left(ledger, door, replica, priority, model, now):
-    """Requests of a model that are likely to be in a replica, up to a priority, whoever sent them."""
-    n = _own_left(ledger, door, replica, HIGH, model, now)
-    if priority == LOW:
-        n += _own_left(ledger, door, replica, LOW, model, now)
-    beside = ledger.beside[door, replica, priority, model]
-    if beside > 0.0:  # with one door there is none
-        n += beside * math.exp(-max(now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
-    return n
+def requests_left(ledger, door, replica, model, now):
+    """Requests of a model that are likely to be in a replica, whoever sent them: of high priority, and of both."""
+    high = _own_left(ledger, door, replica, HIGH, model, now)
+    both = high + _own_left(ledger, door, replica, LOW, model, now)
+    beside = ledger.beside[door, replica]
+    if beside[LOW, model] > 0.0:  # with one door there is none
+        kept = math.exp(-max(now - ledger.replica[door, replica].told_at, 0.0) / OTHERS_MS)
+        high += kept * beside[HIGH, model]
+        both += kept * beside[LOW, model]
+    return high, both
 
 
 @inlined
@@ -90,21 +94,8 @@ def work_ms(ledger, tables, door, replica, priority, now):
     """Work of a replica up to a priority."""
     total = 0.0
     for model in range(ledger.count.shape[3]):
-        total += batches_ms(tables, model, requests_left(ledger, door, replica, priority, model, now))
+        total += batches_ms(tables, model, requests_left(ledger, door, replica, model, now)[priority])
     return total
-
-
-@inlined
-def _growth_to(ledger, tables, door, replica, request, priority):
-    """Work up to a priority that a request adds to a replica: that of the batch it joins there, or of a batch of its own."""
-    n = requests_left(ledger, door, replica, priority, request.model, request.now)
-    return batches_ms(tables, request.model, n + 1.0) - batches_ms(tables, request.model, n)
-
-
-@inlined
-def growth_ms(ledger, tables, door, replica, request):
-    """Work that a request adds to a replica."""
-    return _growth_to(ledger, tables, door, replica, request, LOW)
 
 
 @inlined
@@ -115,25 +106,6 @@ def _due_before(ledger, door, priority, model, slack):
 
 
 @inlined
-def _ahead_ms(ledger, tables, door, replica, request):
-    """Work that a replica does before a request: high priority before low, and within one what is due before it.
-
-    Half a mean batch of low priority that waits is in the way of high: one may begin before the next of high does.
-    """
-    slack = max(request.deadline - request.now, LEAST_MS)
-    ahead = 0.0
-    low = 0.0
-    for model in range(ledger.count.shape[3]):
-        both = batches_ms(tables, model, requests_left(ledger, door, replica, LOW, model, request.now))
-        if both == 0.0:
-            continue
-        high = batches_ms(tables, model, requests_left(ledger, door, replica, HIGH, model, request.now))
-        ahead += high * (_due_before(ledger, door, HIGH, model, slack) if request.priority == HIGH else 1.0)
-        low += (both - high) * (_due_before(ledger, door, LOW, model, slack) if request.priority == LOW else 1.0)
-    return ahead + (low if request.priority == LOW else 0.5 * min(low, tables.device[0].unit_ms))
-
-
-@inlined
 def in_flight_ms(ledger, door, replica, now):
     """Time that is left of the batches in flight, in sum, by what the replica foretold of them."""
     one = ledger.replica[door, replica]
@@ -141,11 +113,36 @@ def in_flight_ms(ledger, door, replica, now):
 
 
 @inlined
+def plain_and_growth_ms(ledger, tables, door, replica, request):
+    """By the work alone: time from now to the end of a request on a replica, and the work that it adds there.
+
+    Ahead of it is high priority before low, and within one what is due before it. Half a mean batch of low priority that waits
+    is in the way of high: one may begin before the next of high does. Then comes its own batch, one that it joins or its own.
+    """
+    slack = max(request.deadline - request.now, LEAST_MS)
+    time = 0.0
+    low = 0.0
+    growth = 0.0
+    for model in range(ledger.count.shape[3]):
+        n_high, n = requests_left(ledger, door, replica, model, request.now)
+        if n == 0.0 and model != request.model:
+            continue
+        both = batches_ms(tables, model, n)
+        high = batches_ms(tables, model, n_high) if n_high > 0.0 else 0.0
+        time += high * (_due_before(ledger, door, HIGH, model, slack) if request.priority == HIGH else 1.0)
+        low += (both - high) * (_due_before(ledger, door, LOW, model, slack) if request.priority == LOW else 1.0)
+        if model == request.model:
+            growth = batches_ms(tables, model, n + 1.0) - both
+            time += growth if request.priority == LOW else batches_ms(tables, model, n_high + 1.0) - high
+    time += low if request.priority == LOW else 0.5 * min(low, tables.device[0].unit_ms)
+    time += in_flight_ms(ledger, door, replica, request.now)
+    return max(time, solo_total(tables, 0, request.model, 0), LEAST_MS), growth
+
+
+@inlined
 def plain_ms(ledger, tables, door, replica, request):
-    """Time from now to the end of a request on a replica by the work alone: what is ahead of it, and its own batch."""
-    total = _ahead_ms(ledger, tables, door, replica, request) + in_flight_ms(ledger, door, replica, request.now)
-    total += _growth_to(ledger, tables, door, replica, request, request.priority)
-    return max(total, solo_total(tables, 0, request.model, 0), LEAST_MS)
+    """The first of `plain_and_growth_ms`."""
+    return plain_and_growth_ms(ledger, tables, door, replica, request)[0]
 
 
 @inlined

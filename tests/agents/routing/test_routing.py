@@ -18,7 +18,7 @@ from agents.policies.registry import make_policy
 from agents.routing.__main__ import main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
-from envs.cluster.foretell import batches_ms, growth_ms, in_flight_ms, plain_ms, requests_left, work_ms
+from envs.cluster.foretell import batches_ms, in_flight_ms, plain_and_growth_ms, plain_ms, requests_left, work_ms
 from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told
 from envs.profiles.profile import Profile
 from envs.scheduling.state import HIGH, LOW
@@ -153,9 +153,9 @@ def test_a_request_costs_less_where_it_joins_a_batch_of_its_model_of_either_prio
     ledger = make_ledger(1, 2, len(PROFILE.models))
     for model in range(len(PROFILE.models)):
         request = Routed(0.0, priority, model, 1e4)
-        idle = growth_ms(ledger, TABLES, 0, 1, request)
+        idle = plain_and_growth_ms(ledger, TABLES, 0, 1, request)[1]
         send(ledger, TABLES, 0, 0, Routed(0.0, waiting, model, 1e4))
-        assert growth_ms(ledger, TABLES, 0, 0, request) < idle
+        assert plain_and_growth_ms(ledger, TABLES, 0, 0, request)[1] < idle
 
 
 @pytest.mark.parametrize("priority", [HIGH, LOW])
@@ -167,7 +167,10 @@ def test_a_request_costs_less_where_it_joins_a_batch_that_other_doors_began(prio
         told(ledger, 0, 0, 0.0, Report(0.0, 0, 0.0, some))
         told(ledger, 0, 1, 0.0, Report(0.0, 0, 0.0, none))
         request = Routed(0.0, priority, model, 1e4)
-        assert growth_ms(ledger, TABLES, 0, 0, request) < growth_ms(ledger, TABLES, 0, 1, request)
+        assert (
+            plain_and_growth_ms(ledger, TABLES, 0, 0, request)[1]
+            < plain_and_growth_ms(ledger, TABLES, 0, 1, request)[1]
+        )
         assert ledger.count.max() == 0, "it is not this door's own"
 
 
@@ -243,8 +246,8 @@ def test_what_is_left_is_at_most_what_was_not_answered_and_all_of_it_where_answe
             answered(ledger, 0, 0, request, plain, End(inside_ms + age_ms, inside_ms, executed))
         for one in (HIGH, LOW):
             there = [sum(r.model == m and r.priority <= one for r, _ in waiting) for m in models]
-            left = [requests_left(ledger, 0, 0, one, m, now) for m in models]
-            later = [requests_left(ledger, 0, 0, one, m, now + 5.0) for m in models]
+            left = [requests_left(ledger, 0, 0, m, now)[one] for m in models]
+            later = [requests_left(ledger, 0, 0, m, now + 5.0)[one] for m in models]
             for known, likely, then in zip(there, left, later):
                 assert 0.0 <= then <= likely + 1e-9 and likely <= known + 1e-9
                 assert likely == known or ledger.replica["age_ms"][0, 0] > 0.0
@@ -259,7 +262,7 @@ def test_requests_whose_answers_are_long_on_their_way_are_taken_to_leave_as_othe
     for _ in range(8):
         send(ledger, TABLES, 0, 0, Routed(5000.0, LOW, 0, 5100.0))
     for later_ms, least, most in ((0.0, 7.9, 8.0), (5.0, 3.0, 7.0), (100.0, 0.0, 0.1)):
-        assert least <= requests_left(ledger, 0, 0, LOW, 0, 5000.0 + later_ms) <= most
+        assert least <= requests_left(ledger, 0, 0, 0, 5000.0 + later_ms)[LOW] <= most
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
