@@ -18,7 +18,7 @@ from agents.evaluation.suites import check_workload, workload_for
 from agents.policies.base import bind_loop
 from agents.routing.simulate import ClusterConfig, cluster_policy, no_room, open_cluster, run_to_arrival
 from envs.cluster.cluster import send_to
-from envs.cluster.foretell import chance, foretold_ms, plain_and_growth_ms, work_ms
+from envs.cluster.foretell import chance, factor, plain_and_growth_ms, work_ms
 from envs.cluster.ledger import Routed
 from envs.profiles.profile import Profile
 from envs.scheduling.jit import njit
@@ -75,10 +75,11 @@ def _observe(ledger, tables, door, request, out):
     out[SOLO_LATENCY] = tables.solo[0, request.model, 0] / unit_ms
     for replica in range(ledger.replica.shape[1]):
         at = N_REQUEST + replica * N_REPLICA
-        foretold = foretold_ms(ledger, tables, door, replica, request)
+        plain, growth = plain_and_growth_ms(ledger, tables, door, replica, request)
+        foretold = plain * factor(ledger, door, replica, request.priority)
         out[at + CHANCE_IN_TIME] = chance(ledger, door, request, foretold)
         out[at + FORETOLD_TIME] = foretold / unit_ms
-        out[at + GROWTH_OF_WORK] = plain_and_growth_ms(ledger, tables, door, replica, request)[1] / unit_ms
+        out[at + GROWTH_OF_WORK] = growth / unit_ms
         out[at + WORK] = work_ms(ledger, tables, door, replica, LOW, request.now) / unit_ms
         out[at + LOG_SLOWNESS] = ledger.replica[door, replica].log_told
 

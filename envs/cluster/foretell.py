@@ -146,10 +146,15 @@ def plain_ms(ledger, tables, door, replica, request):
 
 
 @inlined
+def factor(ledger, door, replica, priority):
+    """How many times as long as by the work alone requests take there, as answers and the replica lead to expect."""
+    return math.exp(ledger.log_bias[door, priority] + ledger.replica[door, replica].log_told)
+
+
+@inlined
 def foretold_ms(ledger, tables, door, replica, request):
-    """The same as the replica's answers lead to expect."""
-    factor = ledger.log_bias[door, request.priority] + ledger.replica[door, replica].log_told
-    return plain_ms(ledger, tables, door, replica, request) * math.exp(factor)
+    """The time of `plain_ms` as it is likely to be."""
+    return plain_ms(ledger, tables, door, replica, request) * factor(ledger, door, replica, request.priority)
 
 
 @inlined

@@ -76,7 +76,8 @@ class Replica:
             self._views = plane.views
             views = dict(sorted(plane.views.items()))
             measured = {view.scheduled: self._measured(view.scheduled) for view in scheduled_views(views)}
-            total_ms, share = ({name: of[i] for name, of in measured.items()} for i in range(2))
+            total_ms = {name: total for name, (total, _) in measured.items()}
+            share = {name: own for name, (_, own) in measured.items()}
             said = Greeting(
                 views, total_ms, share, scheduler.tables.size.tolist(), plane.queue_places, plane.config.max_body_bytes,
                 plane.repository_index(),

@@ -223,6 +223,21 @@ def test_low_priority_that_waits_holds_high_up_for_half_a_mean_batch_at_most() -
         assert held[0] - held[1] == pytest.approx(0.5 * min(mean_ms, batches_ms(TABLES, longest, n)), rel=0.3)
 
 
+def test_what_is_cancelled_takes_no_work_of_others_along() -> None:
+    ledger = make_ledger(1, 1, len(PROFILE.models))
+    longest, shortest = int(np.argmax(TABLES.solo[0, :, 0])), int(np.argmin(TABLES.solo[0, :, 0]))
+    for i in range(200):  # answers that are 50 ms on their way
+        request = Routed(float(i), LOW, shortest, i + 100.0)
+        answered(ledger, 0, 0, request, send(ledger, TABLES, 0, 0, request), End(51.0, 1.0, 1))
+    first = Routed(200.0, LOW, longest, 300.0)
+    plain = send(ledger, TABLES, 0, 0, first)
+    for _ in range(4):
+        send(ledger, TABLES, 0, 0, Routed(250.0, LOW, shortest, 350.0))
+    before = work_ms(ledger, TABLES, 0, 0, LOW, 250.0)
+    answered(ledger, 0, 0, first, plain, End(50.0, 0.0, -1))
+    assert 0.0 < work_ms(ledger, TABLES, 0, 0, LOW, 250.0) <= before
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans(), st.integers(0, 3), st.integers(0, 1)), max_size=80),

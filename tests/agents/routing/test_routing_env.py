@@ -63,7 +63,7 @@ def test_a_door_that_sends_all_and_hears_at_once_finds_no_work_of_others() -> No
     while not over:
         _, _, over, _, _ = env.step(np.int64(env._at % 2))
         assert ledger.beside.max() == 0
-        told += int((ledger.count[0, :, LOW].sum() > 0) & (ledger.replica["busy"].max() > 0))
+        told += int(ledger.count[0, :, LOW].any() and ledger.replica["busy"].any())
     assert told > 50
 
 
