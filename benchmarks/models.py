@@ -3,8 +3,9 @@
 Writes the models of docs/examples/real_models, serves them in a process of their own, and calls each over connections that stay
 open. Figures for each model, ``direct`` being its compiled form in this process, on one thread for each stream:
 
-- ``direct_ms``, ``http_ms``, ``grpc_ms``: one item alone, medians of alternating calls; ``http_over_ms`` and ``grpc_over_ms``:
-  what the server adds,
+- ``direct_ms``, ``bare_ms``, ``http_ms``, ``grpc_ms``: one item alone, medians of alternating calls; ``bare_over_ms``,
+  ``http_over_ms`` and ``grpc_over_ms``: what the server adds. ``bare`` is the least server that Python has
+  (benchmarks.common.bare_server): below that no server gets,
 - ``direct_rps``: items per second in batches of 8; ``served_rps``: of 16 clients with an item each; ``share``: the second over
   the first; ``gain``: items per second of batches of 8 over those of single items, directly; ``direct_cores`` and
   ``served_cores``: processor time per second of both, clients included. Where the latter is all that the machine has, the
@@ -23,10 +24,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ import psutil
 import torch
 
 from benchmarks.common.command import as_command
+from benchmarks.common.direct import BATCH, Direct, load_direct
 from benchmarks.common.server import (
     Connection,
     closed_loops,
@@ -45,15 +46,13 @@ from benchmarks.common.server import (
     wait_until_ready,
 )
 from serving.models.listing import read_entries
-from serving.models.load import load_buckets
-from serving.models.served import TORCH_DTYPES, ServedModel
+from serving.models.served import ServedModel
 from serving.models.tensors import Item, to_bytes
 from traces.errors import InputError
 
 MAKE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "real_models" / "make.py"
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 START_S = 600.0
-BATCH = 8
 TIMEOUT_US = 60_000_000
 SHORTEST, LONGEST = 8, 128  # lengths of BERT
 
@@ -85,53 +84,6 @@ class ModelsBenchmark:
     calls: int = 60
     seconds: float = 2.0
     rounds: int = 3
-
-
-class Direct:
-    """One bucket of a model in this process.
-
-    Args:
-        model: loaded.
-    """
-
-    def __init__(self, model: ServedModel) -> None:
-        self.model = model
-        self._forward = model.build("cpu")
-        self._batches = {count: self._tensors(self.items(count)) for count in (1, BATCH)}
-
-    def items(self, count: int) -> list[Item]:
-        """Examples."""
-        rng = np.random.default_rng(0)
-        return [self.model.example(rng) for _ in range(count)]
-
-    def _tensors(self, items: Sequence[Item]) -> list[Any]:
-        arrays = [np.stack(column) for column in zip(*items)]
-        if self.model.on_host:
-            return arrays
-        types = [TORCH_DTYPES[spec.datatype] for spec in self.model.inputs]
-        return [torch.from_numpy(array).to(dtype) for array, dtype in zip(arrays, types)]
-
-    def run(self, count: int) -> None:
-        """Run a batch."""
-        self._forward(*self._batches[count])
-
-    def rate(self, count: int, threads: int, seconds: float) -> float:
-        """Items per second in batches, on several threads."""
-        done = [0] * threads
-        end = time.perf_counter() + seconds
-
-        def work(place: int) -> None:
-            torch.set_num_threads(1)
-            while time.perf_counter() < end:
-                self.run(count)
-                done[place] += count
-
-        workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return sum(done) / seconds
 
 
 def http_bytes(model: ServedModel, item: Item) -> bytes:
@@ -198,17 +150,19 @@ class Served:
         return len(latencies) / spent
 
 
-async def alone(served: Served, direct: Direct, calls: int) -> dict[str, float]:
+async def alone(served: Served, bare_port: int, direct: Direct, calls: int) -> dict[str, float]:
     """Medians of single calls, in turn."""
     import grpc
 
     (item,) = direct.items(1)
-    connection = await Connection.open(served.port)
-    over_http = http_call(connection, [http_bytes(direct.model, item)])
-    message = grpc_bytes(direct.model, item)
-    spent: dict[str, list[float]] = {"direct": [], "http": [], "grpc": []}
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        method = channel.unary_unary(METHOD)
+    async with contextlib.AsyncExitStack() as stack:
+        over: list[Call] = []
+        for port in (bare_port, served.port):
+            connection = await Connection.open(port)
+            stack.callback(connection.close)
+            over.append(http_call(connection, [http_bytes(direct.model, item)]))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}"))
+        method, message = channel.unary_unary(METHOD), grpc_bytes(direct.model, item)
 
         async def over_grpc() -> None:
             await method(message)
@@ -216,14 +170,15 @@ async def alone(served: Served, direct: Direct, calls: int) -> dict[str, float]:
         async def directly() -> None:
             direct.run(1)
 
+        ways: dict[str, Call] = {"direct": directly, "bare": over[0], "http": over[1], "grpc": over_grpc}
+        spent: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(calls):
-            for name, call in (("direct", directly), ("http", over_http), ("grpc", over_grpc)):
+            for name, call in ways.items():
                 start = time.perf_counter()
                 await call()
                 spent[name].append(1e3 * (time.perf_counter() - start))
-    connection.close()
     found = {f"{name}_ms": statistics.median(values[calls // 10 :]) for name, values in spent.items()}
-    return found | {f"{name}_over_ms": found[f"{name}_ms"] - found["direct_ms"] for name in ("http", "grpc")}
+    return found | {f"{name}_over_ms": found[f"{name}_ms"] - found["direct_ms"] for name in ways if name != "direct"}
 
 
 async def crowd(served: Served, direct: Direct, config: ModelsBenchmark) -> dict[str, float]:
@@ -277,20 +232,22 @@ async def lengths(served: Served, bert: ServedModel, config: ModelsBenchmark) ->
 async def measure_all(config: ModelsBenchmark, folder: Path) -> dict[str, Any]:
     """Start the server, measure model by model, and sum up."""
     torch.set_num_threads(1)
-    port, grpc_port = free_port(), free_port()
+    port, grpc_port, bare_port = free_port(), free_port(), free_port()
     flags = ["--models", str(folder), "--streams", str(config.streams), "--port", str(port)]
     command = serve_command(*flags, "--grpc", "--grpc_port", str(grpc_port))
     entries = read_entries([str(folder)])
     results: dict[str, Any] = {"models": {}}
-    with running(command, Path.cwd()) as process:
+    bare = [sys.executable, "-m", "benchmarks.common.bare_server", str(folder), str(bare_port)]
+    with running(command, Path.cwd()) as process, running(bare, Path.cwd()) as bare_process:
         served = Served(port, grpc_port, process.pid)
         await wait_until_ready(process, port, "the server", START_S)
+        await wait_until_ready(bare_process, bare_port, "the bare server", START_S)
         for name in config.models:
-            loaded = load_buckets(replace(entries[name].spec, own_process=False))
-            direct = Direct(loaded[-1])
-            results["models"][name] = await alone(served, direct, config.calls) | await crowd(served, direct, config)
+            direct = load_direct(entries, name)
+            results["models"][name] = await alone(served, bare_port, direct, config.calls)
+            results["models"][name] |= await crowd(served, direct, config)
             if name == "bert":
-                results["lengths"] = await lengths(served, loaded[-1], config)
+                results["lengths"] = await lengths(served, direct.model, config)
     return results
 
 

@@ -24,9 +24,8 @@ STAYS = 0.8  # time constant with which requests leave a replica, in mean stays;
 
 @inlined
 def _device_ms(tables, model, size):
-    """Time that a batch takes of the device: where the host that launches kernels is slower, others run beside it."""
-    share = tables.share[0, model, size]
-    return solo_total(tables, 0, model, size) * (share + (1.0 - share) / SIDE_BY_SIDE)
+    """Time that a batch takes of the device, or of the host that launches its kernels, whichever has the greater part of it."""
+    return solo_total(tables, 0, model, size) * max(tables.share[0, model, size], 1.0 / SIDE_BY_SIDE)
 
 
 @inlined
