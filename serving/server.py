@@ -307,29 +307,36 @@ async def run_server(config: ServeConfig) -> None:
     """
     server = Server(config)
     signals = Signals()
-    opening = asyncio.get_running_loop().run_in_executor(None, server.open)
-    if not await done_before(signals.stopping, opening):
+    beginning = asyncio.ensure_future(_begin(server))
+    if not await done_before(signals.stopping, beginning):
         log.info("stopped while it was starting; nothing was served")
-        os._exit(0)  # a thread is inside a model's compilation, which cannot be interrupted
-    opened = opening.result()
+        os._exit(0)  # a thread compiles a model, or compares policies, which cannot be interrupted
+    opened, replayed, running = beginning.result()
     result = None
+    signals.on_reload = running.reloader.reload_policy
     try:
-        replayed = await opened.prepare_replay()
-        running = await opened.start(listening=replayed is None)
-        signals.on_reload = running.reloader.reload_policy
-        try:
-            if replayed is None:
-                await running.serve(signals.stopping)
-            else:
-                result = await running.replay(replayed, signals.stopping)
-        finally:
-            await running.drain()
-            await running.close()
+        if replayed is None:
+            await running.serve(signals.stopping)
+        else:
+            result = await running.replay(replayed, signals.stopping)
     finally:
+        await running.drain()
+        await running.close()
         await opened.close()
     if result is not None:
         print_replay(result, Console(file=sys.stdout, width=110))
         print(json.dumps(result), flush=True)
+
+
+async def _begin(server: Server) -> tuple[OpenServer, Replay | None, RunningServer]:
+    """All that comes before the first request; it may take minutes."""
+    opened = await asyncio.get_running_loop().run_in_executor(None, server.open)
+    try:
+        replayed = await opened.prepare_replay()
+        return opened, replayed, await opened.start(listening=replayed is None)
+    except BaseException:
+        await opened.close()
+        raise
 
 
 def _found(choice: Choice) -> str:

@@ -47,10 +47,14 @@ def route(ledger, tables, door, request, draw):
 
 @inlined
 def _cost(ledger, tables, door, replica, request):
-    """What a request takes and adds on a replica, ms."""
+    """What a request takes and adds on a replica, ms.
+
+    It takes at least the time of a batch alone, which makes replicas equal that have little to do: they fill up one after the
+    other, and the rest stays free. Where it is not known what they have to do, the one with least goes first.
+    """
     one = ledger.replica[door, replica]
     known = still_there(ledger, door, request.priority, request.model, one.age_ms)
-    plain, growth = plain_and_growth_ms(ledger, tables, door, replica, request)
+    plain, growth = plain_and_growth_ms(ledger, tables, door, replica, request, known)
     return (plain + CHARGE * known * growth) * math.exp(one.log_told)
 
 

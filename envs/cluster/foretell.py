@@ -112,11 +112,12 @@ def in_flight_ms(ledger, door, replica, now):
 
 
 @inlined
-def plain_and_growth_ms(ledger, tables, door, replica, request):
+def plain_and_growth_ms(ledger, tables, door, replica, request, known=1.0):
     """By the work alone: time from now to the end of a request on a replica, and the work that it adds there.
 
     Ahead of it is high priority before low, and within one what is due before it. Half a mean batch of low priority that waits
     is in the way of high: one may begin before the next of high does. Then comes its own batch, one that it joins or its own.
+    The time is at least that of a batch alone, as far as it is ``known`` (0 to 1) what the replica has to do.
     """
     slack = max(request.deadline - request.now, LEAST_MS)
     time = 0.0
@@ -135,7 +136,7 @@ def plain_and_growth_ms(ledger, tables, door, replica, request):
             time += growth if request.priority == LOW else batches_ms(tables, model, n_high + 1.0) - high
     time += low if request.priority == LOW else 0.5 * min(low, tables.device[0].unit_ms)
     time += in_flight_ms(ledger, door, replica, request.now)
-    return max(time, solo_total(tables, 0, request.model, 0), LEAST_MS), growth
+    return max(time, known * solo_total(tables, 0, request.model, 0), LEAST_MS), growth
 
 
 @inlined

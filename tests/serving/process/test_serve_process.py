@@ -131,6 +131,25 @@ def test_a_signal_drains_and_the_result_is_printed(
     assert len(recorded) == result["offered"]
 
 
+@pytest.mark.parametrize("flags", [["--policy", "auto"], ["--replay", "poisson", "--load", "0.9"]])
+def test_a_signal_while_it_is_starting_ends_it_then(models: Path, flags: list[str]) -> None:
+    process = subprocess.Popen(
+        command(f"--models={models}", "--port=0", *flags),
+        env=environment(),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "ms alone" in line and not any("stopping" in one for one in lines):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert "stopped while it was starting" in lines[-1], lines
+
+
 def test_a_crash_leaves_a_timeline(replaying: subprocess.Popen[str], tmp_path: Path) -> None:
     timeline, end = tmp_path / "timeline.json", time.monotonic() + 60.0
     while not timeline.exists() and time.monotonic() < end:
