@@ -55,7 +55,8 @@ def _cost(ledger, tables, door, replica, request):
     one = ledger.replica[door, replica]
     known = still_there(ledger, door, request.priority, request.model, one.age_ms)
     plain, growth = plain_and_growth_ms(ledger, tables, door, replica, request, known)
-    return (plain + CHARGE * known * growth) * math.exp(one.log_told)
+    # What it would join must be there still, and not have begun, which comes sooner: hence the square.
+    return (plain + CHARGE * known * known * growth) * math.exp(one.log_told)
 
 
 KIND = RouterKind("quote", route, "this project: greatest chance to be in time, charged for the growth of the work")
