@@ -237,7 +237,8 @@ async def measure_all(config: ModelsBenchmark, folder: Path) -> dict[str, Any]:
     command = serve_command(*flags, "--grpc", "--grpc_port", str(grpc_port))
     entries = read_entries([str(folder)])
     results: dict[str, Any] = {"models": {}}
-    bare = [sys.executable, "-m", "benchmarks.common.bare_server", str(folder), str(bare_port)]
+    serve_bare = f"from benchmarks.common.bare_server import serve_bare; serve_bare({str(folder)!r}, {bare_port})"
+    bare = [sys.executable, "-c", serve_bare]
     with running(command, Path.cwd()) as process, running(bare, Path.cwd()) as bare_process:
         served = Served(port, grpc_port, process.pid)
         await wait_until_ready(process, port, "the server", START_S)

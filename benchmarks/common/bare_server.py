@@ -1,4 +1,4 @@
-"""The least server that Python has for a model: ``python -m benchmarks.common.bare_server FOLDER PORT``.
+"""The least server that Python has for a model.
 
 aiohttp with one route, which reads a body, runs the model on a thread and answers a few bytes. It looks at no input, and knows
 neither queues, deadlines nor batches: what it adds to a direct call, any server in Python adds.
@@ -7,7 +7,6 @@ neither queues, deadlines nor batches: what it adds to a direct call, any server
 from __future__ import annotations
 
 import asyncio
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
@@ -18,7 +17,7 @@ from benchmarks.common.direct import Direct, load_direct
 from serving.models.listing import read_entries
 
 
-def main(folder: str, port: int) -> None:
+def serve_bare(folder: str, port: int) -> None:
     """Serve the models of a folder, each from its first request on."""
     entries = read_entries([folder])
     thread = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1))
@@ -40,7 +39,3 @@ def main(folder: str, port: int) -> None:
     app.router.add_post("/v2/models/{model}/infer", infer)
     app.router.add_get("/v2/health/ready", ready)
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
