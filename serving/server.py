@@ -307,13 +307,12 @@ async def run_server(config: ServeConfig) -> None:
     """
     server = Server(config)
     signals = Signals()
-    beginning = asyncio.ensure_future(_begin(server))
+    beginning = asyncio.ensure_future(_begin(server, signals))
     if not await done_before(signals.stopping, beginning):
         log.info("stopped while it was starting; nothing was served")
         os._exit(0)  # a thread compiles a model, or compares policies, which cannot be interrupted
     opened, replayed, running = beginning.result()
     result = None
-    signals.on_reload = running.reloader.reload_policy
     try:
         if replayed is None:
             await running.serve(signals.stopping)
@@ -328,12 +327,14 @@ async def run_server(config: ServeConfig) -> None:
         print(json.dumps(result), flush=True)
 
 
-async def _begin(server: Server) -> tuple[OpenServer, Replay | None, RunningServer]:
-    """All that comes before the first request; it may take minutes."""
+async def _begin(server: Server, signals: Signals) -> tuple[OpenServer, Replay | None, RunningServer]:
+    """All that comes before the first request, which may take minutes; from then on SIGHUP reloads the policy."""
     opened = await asyncio.get_running_loop().run_in_executor(None, server.open)
     try:
         replayed = await opened.prepare_replay()
-        return opened, replayed, await opened.start(listening=replayed is None)
+        running = await opened.start(listening=replayed is None)
+        signals.on_reload = running.reloader.reload_policy
+        return opened, replayed, running
     except BaseException:
         await opened.close()
         raise

@@ -141,13 +141,12 @@ def test_a_signal_while_it_is_starting_ends_it_then(models: Path, flags: list[st
         text=True,
     )
     assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if "ms alone" in line and not any("stopping" in one for one in lines):
-            process.send_signal(signal.SIGTERM)
+    while "ms alone" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
     assert process.wait(60) == 0
-    assert "stopped while it was starting" in lines[-1], lines
+    assert "stopped while it was starting" in said, said
 
 
 def test_a_crash_leaves_a_timeline(replaying: subprocess.Popen[str], tmp_path: Path) -> None:
