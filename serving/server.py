@@ -314,13 +314,15 @@ async def run_server(config: ServeConfig) -> None:
     opened, replayed, running = beginning.result()
     result = None
     try:
-        if replayed is None:
-            await running.serve(signals.stopping)
-        else:
-            result = await running.replay(replayed, signals.stopping)
+        try:
+            if replayed is None:
+                await running.serve(signals.stopping)
+            else:
+                result = await running.replay(replayed, signals.stopping)
+        finally:
+            await running.drain()
+            await running.close()
     finally:
-        await running.drain()
-        await running.close()
         await opened.close()
     if result is not None:
         print_replay(result, Console(file=sys.stdout, width=110))
