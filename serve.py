@@ -19,12 +19,12 @@ model that crashes the process (a segmentation fault) ends it by that signal, wi
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import gc
 import sys
 
 from serving.config import ServeConfig
+from serving.loop import run_on_loop
 from serving.observers.logs import set_up_logging
 from traces.command import run_command
 
@@ -43,16 +43,7 @@ def serve(config: ServeConfig) -> None:
         from serving.server import run_server as run
     gc.enable()
 
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(run(config))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    run_on_loop(run(config))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from agents.evaluation import clairvoyant, metric
 from agents.evaluation.rollout import request_table, run
@@ -34,7 +32,7 @@ from traces.command import run_command
 from traces.errors import InputError
 from traces.files import atomic_write_text, make_folder
 from traces.settings import check_settings
-from traces.worker_pool import worker_pool
+from traces.worker_pool import results, worker_pool
 from traces.workload import Workload
 
 QUICK_LOADS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
@@ -171,12 +169,8 @@ def evaluate(
         run(Simulator(loaded, 1, streams), make_policy("fifo"), [Workload(none, none, none, none, loaded.models)], [0])
         capacity = measured.result()
         waiting = [pool.submit(run_group, group) for group in make_groups(suite, profile, capacity, streams)]
-        ended = tqdm(
-            as_completed(waiting), total=len(waiting), unit="run", desc=f"suite {suite.name}", disable=not progress
-        )
-        for future in ended:
-            future.result()  # a failure is told at once
-    result = pd.concat([future.result() for future in waiting], ignore_index=True)
+        frames = results(waiting, "run", f"suite {suite.name}", progress)
+    result = pd.concat(frames, ignore_index=True)
     result.attrs["capacity_rps"] = capacity
     return result
 

@@ -15,7 +15,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 import envs  # noqa: F401 (registers the environments)
 from agents.evaluate import evaluate, result_of, with_weighted
@@ -31,7 +30,7 @@ from envs.simulation.worlds import Worlds, world_seed
 from traces.command import run_command
 from traces.errors import InputError
 from traces.settings import check_settings
-from traces.worker_pool import worker_pool
+from traces.worker_pool import results, worker_pool
 
 REFERENCE = "strait"
 Interval = tuple[float, float, float]  # low, mean, high
@@ -108,8 +107,7 @@ def play_all(env: str, policies: list[str], seeds: int, workers: int | None) -> 
         resolve(policy)  # an unknown name is told before anything runs
     with worker_pool(workers, None) as pool:
         waiting = [pool.submit(play, env, seeds, policy) for policy in policies]
-        shown = tqdm(waiting, unit="policy", desc=env, disable=not sys.stderr.isatty())
-        frames = [future.result() for future in shown]
+        frames = results(waiting, "policy", env, sys.stderr.isatty())
     whole = pd.concat(frames, ignore_index=True)
     whole.attrs = frames[0].attrs
     return whole

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from agents.evaluate import Group, make_workloads
 from agents.evaluation.rollout import run
@@ -34,7 +32,7 @@ from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.files import rounded
 from traces.settings import check_settings
-from traces.worker_pool import worker_pool
+from traces.worker_pool import results, worker_pool
 
 TUNED, TOLD = "strait, tuned for it", "strait, told it"
 
@@ -117,11 +115,9 @@ def measure(config: WeightsConfig) -> dict[str, Any]:
     resolve(config.policy)
     capacity = measure_capacity(profile, config.streams)
     with worker_pool(config.workers, None) as pool:
-        waiting = {weight: pool.submit(at_weight, config, weight, capacity) for weight in config.weights}
-        bar = tqdm(as_completed(waiting.values()), total=len(waiting), unit="weight", disable=not sys.stderr.isatty())
-        for future in bar:
-            future.result()  # a failure is told at once
-    rates = {f"{weight:g}": future.result() for weight, future in waiting.items()}
+        waiting = [pool.submit(at_weight, config, weight, capacity) for weight in config.weights]
+        measured = results(waiting, "weight", "weights", sys.stderr.isatty())
+    rates = {f"{weight:g}": rows for weight, rows in zip(config.weights, measured)}
     found = {
         weight: {
             policy: dict(zip(("high", "low", "weighted"), rows.mean(axis=0).tolist())) for policy, rows in at.items()

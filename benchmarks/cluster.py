@@ -14,6 +14,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from agents.evaluation.suites import workload_for
 from agents.routing.registry import router, routers
 from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import Offer
-from benchmarks.common.ray_serve import check_ray_serve, ray_serve
+from benchmarks.common.ray_serve import RayServe, check_ray_serve, ray_serve
 from benchmarks.common.server import (
     Connection,
     closed_loops,
@@ -47,6 +48,7 @@ from serving.cluster.remote_plane import RemotePlane
 from serving.config import ServeConfig
 from serving.door import open_plane
 from serving.library import HIGH, LibraryEngine, open_engine
+from serving.loop import run_on_loop
 from traces.settings import check_settings
 from traces.workload import Workload, WorkloadConfig
 
@@ -160,12 +162,11 @@ def by_engine(engine: LibraryEngine) -> Offer:
 
 async def play(workload: Workload, offer: Offer) -> np.ndarray:
     """Offer the requests at their times: violations and all, (2, 2) by priority."""
-    loop = asyncio.get_running_loop()
-    begin, tasks = loop.time(), []
+    begin, tasks = time.perf_counter(), []
     for at, model, priority, deadline in zip(
         workload.arrival_ms.tolist(), workload.model.tolist(), workload.priority.tolist(), workload.deadline_ms.tolist()
     ):
-        if (wait := begin + at / 1e3 - loop.time()) > 0:
+        if (wait := begin + at / 1e3 - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         tasks.append(asyncio.ensure_future(offer(workload.models[model], priority, deadline)))
     met = np.array(await asyncio.gather(*tasks))
@@ -209,12 +210,11 @@ class Turns:
 
 async def lone_ms(offer: Offer, model: str, n: int) -> np.ndarray:
     """Latencies of requests one at a time."""
-    loop = asyncio.get_running_loop()
     took = []
     for _ in range(n):
-        begin = loop.time()
+        begin = time.perf_counter()
         await offer(model, HIGH, PATIENCE_MS)
-        took.append(1e3 * (loop.time() - begin))
+        took.append(1e3 * (time.perf_counter() - begin))
     return np.array(took)
 
 
@@ -232,9 +232,6 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
     profile = scaled(Profile.load(config.profile), config.scale)
     path = folder / "profile.json"
     profile.save(path)
-    capacity = measure_capacity(profile)
-    rates = {"equal": 2 * config.load * capacity, "unequal": config.slow_load * (1 + 1 / config.slowness) * capacity}
-    result: dict[str, Any] = {}
     async with contextlib.AsyncExitStack() as stack:
         # First, since its start holds this process's loop up.
         foreign = await stack.enter_async_context(ray_serve(path, 2)) if config.ray_serve else None
@@ -242,11 +239,40 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
         processes, peers, _ = await stack.enter_async_context(three)
         engine = await stack.enter_async_context(open_engine(device=f"sim:{path}", profile=str(path)))
         turns = Turns([psutil.Process(), *(psutil.Process(process.pid) for process in processes)])
-        planes = {
-            (kind, name): await stack.enter_async_context(door(ports, name))
-            for kind, ports in (("equal", peers[:2]), ("unequal", peers[1:]))
-            for name in config.routers
-        }
+        await take_turns(config, profile, turns, engine, peers, foreign)
+        return {"violations": turns.figures()} | await measure_lone(config, profile.models[0], engine, peers, foreign)
+
+
+async def take_turns(
+    config: ClusterBenchmark,
+    profile: Profile,
+    turns: Turns,
+    engine: LibraryEngine,
+    peers: Sequence[int],
+    foreign: RayServe | None,
+) -> None:
+    """Offer the same requests to all variants in turns.
+
+    Args:
+        config: settings.
+        profile: of the simulated devices.
+        turns: takes them down.
+        engine: of this process.
+        peers: ports of two equal replicas, and of a slower one.
+        foreign: Ray Serve's replicas; None: not measured.
+    """
+    capacity = measure_capacity(profile)
+    rates = {"equal": 2 * config.load * capacity, "unequal": config.slow_load * (1 + 1 / config.slowness) * capacity}
+    offers = {"one engine": ("equal", by_engine(engine))}
+    async with contextlib.AsyncExitStack() as stack:
+        for kind, ports in (("equal", peers[:2]), ("unequal", peers[1:])):
+            for name in config.routers:
+                plane = await stack.enter_async_context(door(ports, name))
+                offers[f"{kind}, {name}"] = (kind, by_plane(plane))
+        others: dict[str, Sequence[psutil.Process]] = {}
+        if foreign is not None:
+            offers["equal, ray serve"] = ("equal", foreign.offer)
+            others["equal, ray serve"] = foreign.processes
         for seed in range(config.rounds + 1):
             # Before the first round all have a short one that does not count: a door learns for some seconds.
             ms = 1e3 * (config.seconds if seed else WARM_S)
@@ -254,29 +280,27 @@ async def measure_routers(config: ClusterBenchmark, folder: Path) -> dict[str, A
                 kind: workload_for(config.workload, rate, ms, profile, WorkloadConfig(), seed)
                 for kind, rate in rates.items()
             }
-            offers = {"one engine": ("equal", by_engine(engine))}
-            offers |= {f"{kind}, {name}": (kind, by_plane(plane)) for (kind, name), plane in planes.items()}
-            others: dict[str, Sequence[psutil.Process]] = {}
-            if foreign is not None:
-                offers["equal, ray serve"] = ("equal", foreign.offer)
-                others["equal, ray serve"] = foreign.processes
             for name, (kind, offer) in offers.items():
                 if seed:
                     await turns.take(name, load[kind], offer, others.get(name, ()))
                 else:
                     await play(load[kind], offer)
-        result["violations"] = turns.figures()
-        async with door(peers[:2]) as plane:
-            here, there, beyond = [], [], []
-            for _ in range(5):  # in turns, so that what disturbs one disturbs both
-                here.append(await lone_ms(by_engine(engine), profile.models[0], max(config.lone // 5, 1)))
-                there.append(await lone_ms(by_plane(plane), profile.models[0], max(config.lone // 5, 1)))
-                if foreign is not None:
-                    beyond.append(await lone_ms(foreign.offer, profile.models[0], max(config.lone // 5, 1)))
-        result["lone_request"] = added_ms(there, here)
+
+
+async def measure_lone(
+    config: ClusterBenchmark, model: str, engine: LibraryEngine, peers: Sequence[int], foreign: RayServe | None
+) -> dict[str, Any]:
+    """What a door, which is the only one then, adds to the latency of a lone request; arguments as above."""
+    async with door(peers[:2]) as plane:
+        offers = {"engine": by_engine(engine), "lone_request": by_plane(plane)}
         if foreign is not None:
-            result["lone_request_ray_serve"] = added_ms(beyond, here)
-    return result
+            offers["lone_request_ray_serve"] = foreign.offer
+        took = defaultdict[str, list[np.ndarray]](list)
+        for _ in range(5):  # in turns, so that what disturbs one disturbs all
+            for name, offer in offers.items():
+                took[name].append(await lone_ms(offer, model, max(config.lone // 5, 1)))
+    here = took.pop("engine")
+    return {name: added_ms(there, here) for name, there in took.items()}
 
 
 async def measure_http(config: ClusterBenchmark, folder: Path) -> dict[str, float]:
@@ -322,7 +346,7 @@ def measure(config: ClusterBenchmark) -> dict[str, Any]:
             result["http"] = await measure_http(config, Path(folder))
             return result
 
-    return asyncio.run(all_of_it())
+    return run_on_loop(all_of_it())
 
 
 main = as_command(measure, ClusterBenchmark, "cluster", __doc__)

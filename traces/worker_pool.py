@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
 
 from traces.ray_session import ray_session
 
@@ -38,6 +40,20 @@ def worker_pool(workers: int | None, cluster: str | None) -> Iterator[WorkerPool
     else:
         with ray_session(cluster, processes) as ray:
             yield RayPool(ray)
+
+
+def results(waiting: Sequence[Future[Result]], unit: str, title: str, progress: bool) -> list[Result]:
+    """What the parts of a sweep return, in their order; a failure is raised as soon as a part fails.
+
+    Args:
+        waiting: the parts, as `WorkerPool.submit` returned them.
+        unit: what the bar counts.
+        title: in front of the bar.
+        progress: whether there is one.
+    """
+    for ended in tqdm(as_completed(waiting), total=len(waiting), unit=unit, desc=title, disable=not progress):
+        ended.result()
+    return [future.result() for future in waiting]
 
 
 class RayPool:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from agents.evaluation.statistics import bootstrap, difference, violations, weighted_rate
 from agents.evaluation.suites import check_workload, seen_models, workload_for
+from agents.routing.base import RouterKind
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, cluster_policy, run_cluster
 from envs.profiles.profile import Profile
@@ -23,9 +24,11 @@ from envs.simulation.capacity import measure_capacity
 from traces.command import run_command
 from traces.files import rounded
 from traces.settings import check_settings
+from traces.worker_pool import results, worker_pool
 from traces.workload import WorkloadConfig
 
 REFERENCE = "power_of_two"
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class RoutingConfig(ClusterConfig):
         seeds: number of seeds.
         first_seed: the first of them.
         duration_ms: length of each run.
+        workers: processes; all cores by default.
+        cluster: run on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
         json: print the JSON line only.
     """
 
@@ -52,45 +57,88 @@ class RoutingConfig(ClusterConfig):
     seeds: int = 10
     first_seed: int = 1
     duration_ms: float = 1000.0
+    workers: int | None = None
+    cluster: str | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, "--", {"seeds": 1}, {"loads": 0, "duration_ms": 0})
+        check_settings(self, "--", {"seeds": 1, "workers": 1}, {"loads": 0, "duration_ms": 0})
 
 
-def runs(config: RoutingConfig) -> Iterator[dict[str, Any]]:
-    """One row for each router, workload, load and seed; ``policy`` is the router, as the statistics call what they compare."""
-    full = Profile.load(config.profile)
-    profile = full.select(seen_models(full))
-    kinds = [router(name) for name in config.routers or routers()]
+class Cell(NamedTuple):
+    """What one process runs at a time: all routers on the same arrivals.
+
+    Attributes:
+        config: the comparison.
+        capacity_rps: of all accelerators together.
+        workload: kind of arrivals.
+        load: as a share of the capacity.
+        seed: of arrivals, noise and draws.
+    """
+
+    config: RoutingConfig
+    capacity_rps: float
+    workload: str
+    load: float
+    seed: int
+
+
+def run_cell(cell: Cell) -> list[dict[str, Any]]:
+    """One row for each router; ``policy`` is the router, as the statistics call what they compare."""
+    config, capacity_rps, *labels = cell
+    profile = _profile(config)
+    policy = cluster_policy(config.policy, config.profile, profile)
+    workload = workload_for(
+        cell.workload, cell.load * capacity_rps, config.duration_ms, profile, WorkloadConfig(), cell.seed
+    )
+    rows = []
+    for kind in _routers(config):
+        violated, total = violations(run_cluster(profile, config, policy, kind, workload, cell.seed).count)
+        high, low = (violated / total.clip(1)).tolist()
+        rates = {"high": high, "low": low, "weighted": float(weighted_rate(violated, total))}
+        rows.append({"policy": kind.name} | dict(zip(("workload", "load", "seed"), labels)) | rates)
+    return rows
+
+
+def compare(config: RoutingConfig, progress: bool = False) -> pd.DataFrame:
+    """Run all cells on all cores, or on a Ray cluster: one row for each router, workload, load and seed.
+
+    Raises:
+        InputError: an unknown profile, policy, router or workload.
+    """
+    profile = _profile(config)
+    cluster_policy(config.policy, config.profile, profile)
+    _routers(config)
     for name in config.workloads:
         check_workload(name, profile)
-    capacity = measure_capacity(profile, config.streams) * config.capacity()
-    policy = cluster_policy(config.policy, config.profile, profile)
-    for name in config.workloads:
-        for load in config.loads:
-            for seed in range(config.first_seed, config.first_seed + config.seeds):
-                workload = workload_for(name, load * capacity, config.duration_ms, profile, WorkloadConfig(), seed)
-                for kind in kinds:
-                    count = run_cluster(profile, config, policy, kind, workload, seed).count
-                    violated, total = violations(count)
-                    high, low = (violated / total.clip(1)).tolist()
-                    yield {
-                        "policy": kind.name,
-                        "workload": name,
-                        "load": load,
-                        "seed": seed,
-                        "high": high,
-                        "low": low,
-                        "weighted": float(weighted_rate(violated, total)),
-                    }
+    capacity_rps = measure_capacity(profile, config.streams) * config.capacity()
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    cells = [Cell(config, capacity_rps, *labels) for labels in product(config.workloads, config.loads, seeds)]
+    with worker_pool(config.workers, config.cluster) as pool:
+        found = results([pool.submit(run_cell, cell) for cell in cells], "run", "routers", progress)
+    return pd.DataFrame([row for rows in found for row in rows])
+
+
+def _profile(config: RoutingConfig) -> Profile:
+    full = Profile.load(config.profile)
+    return full.select(seen_models(full))
+
+
+def _routers(config: RoutingConfig) -> list[RouterKind]:
+    return [router(name) for name in config.routers or routers()]
 
 
 def digest(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rates in percent by workload, load and router, and the paired difference from power of two: [low, mean, high]."""
+    """Rates in percent by workload, load and router, and the paired difference from power of two: [low, mean, high].
+
+    Of several workloads, the rows of `ALL` are over the runs of all of them.
+    """
+    groups = [*frame.groupby(["workload", "load"], sort=False)]
+    if frame["workload"].nunique() > 1:
+        groups += [((ALL, load), group) for load, group in frame.groupby("load", sort=False)]
     rows = []
-    for (workload, load), group in frame.groupby(["workload", "load"], sort=False):
+    for (workload, load), group in groups:
         for name, mine in group.groupby("policy", sort=False):
             row: dict[str, Any] = {"workload": workload, "load": load, "router": name}
             row |= {column: 100 * float(mine[column].mean()) for column in ("high", "low", "weighted")}
@@ -117,7 +165,7 @@ def tabulate(rows: list[dict[str, Any]]) -> str:
 
 def run_command_line(config: RoutingConfig) -> None:
     """Run what the settings ask for; the JSON line comes last."""
-    rows = digest(pd.DataFrame(runs(config)))
+    rows = digest(compare(config, progress=sys.stderr.isatty()))
     if not config.json:
         print(tabulate(rows))
     names = ("accelerators", "doors", "profile", "answer_delay_ms", "first_seed", "seeds")

@@ -35,6 +35,14 @@ def test_evaluate_has_the_same_result_on_ray(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @needs_ray
+def test_routers_have_the_same_result_on_ray() -> None:
+    flags = ["agents.routing", "--accelerators", "3", "--duration_ms", "80", "--loads", "[0.9]", "--seeds", "2"]
+    assert printed(*flags, "--workers", "2") == printed(*flags, "--cluster", "local")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_ray
 def test_tune_has_the_same_result_on_ray(tmp_path: Path) -> None:
     flags = ["agents.tune", "--policies", "[edf,fifo]", "--budget", "3", "--seeds", "1", "--workers", "2", "--out"]
     printed(*flags, str(tmp_path / "here.json"))

@@ -15,7 +15,7 @@ from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
 from agents.evaluation.suites import workload_for
 from agents.policies.registry import make_policy
-from agents.routing.__main__ import main
+from agents.routing.__main__ import ALL, RoutingConfig, compare, digest, main
 from agents.routing.registry import router, routers
 from agents.routing.simulate import ClusterConfig, ClusterRun, run_cluster
 from envs.cluster.foretell import batches_ms, in_flight_ms, plain_and_growth_ms, plain_ms, requests_left, work_ms
@@ -334,14 +334,32 @@ def test_high_priority_is_late_less_often_beside_a_slow_replica(measured: bool, 
     assert high["quote"] < share * high["power_of_two"]
 
 
+def test_rows_of_all_workloads_are_over_the_runs_of_each() -> None:
+    frame = compare(
+        RoutingConfig(accelerators=2, routers=["random", "power_of_two"], loads=[0.9], seeds=2, duration_ms=80)
+    )
+    rows = {(row["workload"], row["router"]): row for row in digest(frame)}
+    assert len(rows) == 6
+    for router_name in ("random", "power_of_two"):
+        for rate in ("high", "low", "weighted"):
+            each = [rows[workload, router_name][rate] for workload in ("poisson", "bursty")]
+            assert rows[ALL, router_name][rate] == pytest.approx(np.mean(each))
+    each = [rows[workload, "random"]["difference"][1] for workload in ("poisson", "bursty")]
+    assert rows[ALL, "random"]["difference"][1] == pytest.approx(np.mean(each))
+    assert ALL not in {row["workload"] for row in digest(frame[frame["workload"] == "poisson"])}
+
+
 def test_the_command_prints_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--accelerators", "3", "--seeds", "2", "--duration_ms", "80", "--loads", "0.9", "--workloads", "poisson"]
     assert main(flags) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
+    whole = capsys.readouterr().out
+    *lines, last = whole.splitlines()
     assert len(lines) == 1 + len(routers())
     rows = {row["router"]: row for row in json.loads(last)["routers"]}
     assert set(rows) == set(routers())
     low, mean, high = rows["quote"]["difference"]
     assert low <= mean <= high
+    assert main([*flags, "--workers", "1"]) == 0
+    assert capsys.readouterr().out == whole
     assert main([*flags, "--routers", "nearest"]) == 2
     assert "unknown router 'nearest'" in capsys.readouterr().err
