@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -23,23 +24,30 @@ class WorkerPool(Protocol):
 
 
 @contextmanager
-def worker_pool(workers: int | None, cluster: str | None) -> Iterator[WorkerPool]:
+def worker_pool(workers: int | None, cluster: str | None, cores: int = 1, alone: bool = False) -> Iterator[WorkerPool]:
     """A pool that lasts as long as the block.
 
     Args:
         workers: processes; all cores by default. On a cluster that is there already, it decides how many run.
         cluster: None for processes of this machine; else see `traces.ray_session.ray_session`.
+        cores: of each part.
+        alone: whether processes of this machine hear no signals of its terminal, and SIGINT only in parts that handle it.
 
     Raises:
         InputError: Ray is not installed, or the cluster cannot be reached.
     """
     processes = workers or os.cpu_count() or 1
     if cluster is None:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=_hear_no_signals if alone else None) as pool:
             yield pool
     else:
-        with ray_session(cluster, processes) as ray:
-            yield RayPool(ray)
+        with ray_session(cluster, processes * cores) as ray:
+            yield RayPool(ray, cores)
+
+
+def _hear_no_signals() -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def results(waiting: Sequence[Future[Result]], unit: str, title: str, progress: bool) -> list[Result]:
@@ -57,14 +65,15 @@ def results(waiting: Sequence[Future[Result]], unit: str, title: str, progress: 
 
 
 class RayPool:
-    """Runs each call as a task with a core of its own.
+    """Runs each call as a task with cores of its own.
 
     Args:
         ray: the package, connected.
+        cores: of each.
     """
 
-    def __init__(self, ray: Any) -> None:
-        self._call = ray.remote(_call).options(num_cpus=1)
+    def __init__(self, ray: Any, cores: int) -> None:
+        self._call = ray.remote(_call).options(num_cpus=cores)
 
     def submit(self, function: Callable[..., Result], /, *args: Any) -> Future[Result]:
         """Call a function with these arguments."""

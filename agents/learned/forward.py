@@ -27,7 +27,7 @@ from envs.scheduling.rates import deferral_ms
 # parameters follow, then the weights.
 HIDDEN, DEFER_AFTER, MAX_BATCHES_PER_CORE, STRAIT_BONUS, STRAIT = range(5)
 HEAD = STRAIT + len(fields(StraitParams))
-# VALID of the candidate that Strait would choose (agents.training.strait_bonus); 1 of any other that is valid.
+# VALID of the candidate that Strait would choose (agents.training.ppo.strait_bonus); 1 of any other that is valid.
 CHOSEN = 2.0
 # Vectors of scratch, each ``hidden`` wide: the summary's embedding, what it adds to a candidate's, two layers of each of two
 # candidates, sum and maximum of all embeddings, the hidden layer of DEFER; behind them places (int32) of a layer's or

@@ -35,7 +35,7 @@ class CandidateNet(nn.Module):
     Args:
         hidden: width of every layer.
         strait_bonus: what the logit of the action that is marked in the observation begins with
-            (agents.training.strait_bonus).
+            (agents.training.ppo.strait_bonus).
         strait: values of Strait's parameters, whose choice is marked.
     """
 

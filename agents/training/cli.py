@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from agents.training.config import TrainConfig, load_command
 from agents.training.from_log import Loop, close_loop
 from traces.command import INTERRUPTED, exit_status, parse_settings
 from traces.errors import InputError
+from traces.ray_session import check_cluster
+from traces.settings import check_settings
+
+if TYPE_CHECKING:
+    from agents.training.trainer import TrainResult
 
 USAGE = """Train the learned scheduling policy.
 
   python train.py --config quick             a few minutes on two cores
   python train.py --config default -n 50000000 --ppo.learning_rate 1e-4
   python train.py -i runs/ppo-1              go on where an interrupted run stopped
+  python train.py --config quick --seeds 5   with five seeds, side by side; what they gain, and how far seeds differ
   python train.py --from-log LOG --running policy.safetensors --pid PID
                                              refit and fine-tune to what serve.py --record wrote; the file is replaced, and
                                              the server told, if the new policy is better (--adopt FILE: replace another)
@@ -37,6 +45,9 @@ class TrainCommand(TrainConfig):
         running: with --from-log, the policy file that the server runs.
         adopt: with --from-log, the file to replace where the new policy is better; by default that of --running.
         pid: with --from-log, the server's process, which is told.
+        seeds: trainings with as many seeds, from --seed on, side by side; each has a folder in that of the sweep.
+        workers: with --seeds, trainings at a time; by default as many as there are cores for their threads.
+        cluster: with --seeds, train on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
     """
 
     resume: str | None = None
@@ -44,9 +55,21 @@ class TrainCommand(TrainConfig):
     running: str | None = None
     adopt: str | None = None
     pid: int | None = None
+    seeds: int = 1
+    workers: int | None = None
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_settings(self, "--", {"seeds": 1, "workers": 1}, {})
+        if self.cluster is not None:
+            check_cluster(self.cluster)
+        for name in ("workers", "cluster"):
+            if self.seeds == 1 and getattr(self, name) is not None:
+                raise InputError(f"--{name} goes with --seeds")
+        for name in ("resume", "from_log"):
+            if self.seeds > 1 and getattr(self, name) is not None:
+                raise InputError(f"--seeds begins runs; it does not go with --{name.replace('_', '-')}")
         for name in ("running", "adopt", "pid"):
             if self.from_log is None and getattr(self, name) is not None:
                 raise InputError(f"--{name} goes with --from-log")
@@ -103,22 +126,49 @@ def whole(text: str) -> str:
         raise InputError(f"-n: {text!r}; expected a number of decisions") from None
 
 
-def run(command: TrainCommand) -> int:
-    """Do what the command line asks for; returns the exit status."""
+def run(command: TrainCommand, words: Sequence[str] = ()) -> int:
+    """Do what the command line of these words asks for; returns the exit status."""
+    if command.seeds > 1:
+        return run_seeds(command, words)
     if command.loop is not None:
         print(json.dumps(close_loop(command, command.loop)))
         return 0
     from agents.training.trainer import train
 
     result = train(command, command.resume)
+    print(said_of(result, command.reference))
+    return INTERRUPTED if result.interrupted else 0
+
+
+def said_of(result: TrainResult, reference: str) -> str:
+    """What a run gave, in one line."""
     if result.interrupted:
-        print(f"interrupted after {result.n_timesteps} decisions; go on with: python train.py -i {result.run}")
-        return INTERRUPTED
-    print(
-        f"{result.n_timesteps} decisions in {result.seconds:.0f} s; violated weight minus {command.reference}'s: "
+        return f"interrupted after {result.n_timesteps} decisions; go on with: python train.py -i {result.run}"
+    return (
+        f"{result.n_timesteps} decisions in {result.seconds:.0f} s; violated weight minus {reference}'s: "
         f"{100 * result.difference:+.2f} +- {100 * result.error:.2f} percentage points; policy: {result.policy}"
     )
-    return 0
+
+
+def run_seeds(command: TrainCommand, words: Sequence[str]) -> int:
+    """Train with several seeds; returns the exit status."""
+    from agents.training.seeds import Sweep, train_seeds
+
+    sweep = Sweep(command.seeds, command.workers, command.cluster)
+    found = train_seeds(replace(command, seeds=1, workers=None, cluster=None), sweep, words)
+    for seed, result in sorted(found.runs.items()):
+        print(f"seed {seed}: {said_of(result, command.reference)}")
+    if found.waiting:
+        print(f"not begun: seeds {', '.join(map(str, sorted(found.waiting)))}")
+    gains = [100 * result.difference for result in found.runs.values() if not result.interrupted]
+    if len(gains) > 1:
+        mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+        print(
+            f"{len(gains)} seeds: {mean:+.2f} +- {error:.2f} percentage points, from {min(gains):+.2f} to {max(gains):+.2f}"
+        )
+    for error in found.failed.values():
+        raise error
+    return INTERRUPTED if len(gains) < command.seeds else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(args):
         return exit_status(lambda: parse_settings(TrainCommand, ["--help"], "train.py", USAGE))
-    return exit_status(lambda: run(settings(args)))
+    return exit_status(lambda: run(settings(args), args))

@@ -37,7 +37,7 @@ class PPOConfig:
         gae_lambda: trace decay of the advantage estimates.
         tau: time constant of the discount, mean solo latencies.
         hidden: width of the network's layers.
-        strait_bonus: logit that Strait's choice begins with (agents.training.strait_bonus).
+        strait_bonus: logit that Strait's choice begins with (agents.training.ppo.strait_bonus).
     """
 
     n_envs: int = 256

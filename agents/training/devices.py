@@ -13,7 +13,7 @@ from agents.learned.policy import LearnedPolicy, policy_in
 from agents.policies.base import Policy
 from agents.training.baseline import Baseline
 from agents.training.config import TrainConfig
-from agents.training.strait_bonus import StraitBonus
+from agents.training.ppo.strait_bonus import StraitBonus
 from envs.mixed import MixedVecEnv, TrainingEnv
 from envs.profiles.profile import Profile
 from envs.sb3 import SB3VecEnv

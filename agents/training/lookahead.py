@@ -165,7 +165,7 @@ class Practice:
 
     Args:
         policy: learner.
-        env: worlds under way, whose observations are marked (agents.training.strait_bonus).
+        env: worlds under way, whose observations are marked (agents.training.ppo.strait_bonus).
         strait: for each part of ``env``, Strait with the parameters that the marks are made with.
         threads: to try actions on.
         c: settings.

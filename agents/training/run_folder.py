@@ -21,7 +21,13 @@ from traces.errors import InputError
 from traces.files import atomic_write_text, naming
 
 CONFIG, INFO, POLICY, LAST = "config.yaml", "run.json", "policy.safetensors", "last.safetensors"
-WHERE = ("-f", "--log-folder", "--logdir", "--name")  # flags that say where a run is written, and change nothing in it
+WHERE = (
+    "-f",
+    "--log-folder",
+    "--log_folder",
+    "--logdir",
+    "--name",
+)  # flags that say where a run is written, and change nothing in it
 PACKAGES = ("strait-rl", "numpy", "numba", "torch", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -66,10 +72,15 @@ def git_commit() -> str:
 
 def command_line(leave_out: Sequence[str] = ()) -> str:
     """The command that this process was started with, without the path of the script and the flags to leave out."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *without(sys.argv[1:], leave_out)])
+
+
+def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words of a command line without some flags and their values."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in leave_out:
+    for flag in flags:
         parser.add_argument(flag)
-    return shlex.join(["python", Path(sys.argv[0]).name, *parser.parse_known_args(sys.argv[1:])[1]])
+    return parser.parse_known_args(words)[1]
 
 
 def versions() -> dict[str, str]:

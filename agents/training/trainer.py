@@ -21,7 +21,6 @@ from agents.evaluation.paired import FIRST_SEED, PairedEvaluation
 from agents.learned.names import resolve
 from agents.learned.network import CandidateNet, weights_of
 from agents.learned.policy_file import DEVICE, OWN, STRAIT_OF, read_policy, write_policy
-from agents.training.buffer import SemiMarkovBuffer
 from agents.training.callbacks import (
     CheckpointCallback,
     EvaluationCallback,
@@ -45,8 +44,9 @@ from agents.training.checkpoint import (
 from agents.training.config import TrainConfig, one_line
 from agents.training.devices import Device, make_env
 from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
-from agents.training.learner import Clock, make_model
 from agents.training.lookahead import choose_margin, look_ahead
+from agents.training.ppo.buffer import SemiMarkovBuffer
+from agents.training.ppo.learner import Clock, make_model
 from agents.training.run_folder import (
     LAST,
     POLICY,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents.training.buffer import SemiMarkovBuffer, advantages
+from agents.training.ppo.buffer import SemiMarkovBuffer, advantages
 
 
 def by_hand(rewards, values, starts, dt, last, dones, tau, lam):

@@ -17,7 +17,6 @@ from agents.learned.policy import LearnedPolicy
 from agents.policies.base import call_compiled
 from agents.policies.registry import make_policy
 from agents.training.config import PPOConfig
-from agents.training.learner import SchedulerPPO, make_model
 from agents.training.lookahead import (
     LookAheadConfig,
     Practice,
@@ -29,7 +28,8 @@ from agents.training.lookahead import (
     look_ahead,
     tau_ms,
 )
-from agents.training.strait_bonus import StraitBonus
+from agents.training.ppo.learner import SchedulerPPO, make_model
+from agents.training.ppo.strait_bonus import StraitBonus
 from agents.training.warm_start import normalise
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY

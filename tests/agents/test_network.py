@@ -10,7 +10,7 @@ from agents.learned.forward import logits_of, memory_size, observation_of, pack
 from agents.learned.forward import score as forward_score
 from agents.learned.network import MASKED, CandidateNet, CandidatePolicy, weights_of
 from agents.learned.policy import LearnedPolicy
-from agents.training.strait_bonus import StraitBonus
+from agents.training.ppo.strait_bonus import StraitBonus
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, observation_size
 from envs.simulation.config import EnvConfig

@@ -23,7 +23,7 @@ from agents.training import cli as train_cli
 from agents.training import trainer as ppo
 from agents.training.checkpoint import checkpoints, find_checkpoint, random_arrays, read_checkpoint, set_random
 from agents.training.config import TrainConfig, load_config, to_yaml
-from agents.training.learner import Clock
+from agents.training.ppo.learner import Clock
 from agents.training.run_folder import WHERE, command_line, make_run_folder
 from traces.errors import InputError
 

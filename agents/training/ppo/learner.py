@@ -9,8 +9,8 @@ from typing import Any
 from sb3_contrib import MaskablePPO
 
 from agents.learned.network import CandidatePolicy
-from agents.training.buffer import SemiMarkovBuffer
 from agents.training.config import PPOConfig
+from agents.training.ppo.buffer import SemiMarkovBuffer
 from envs.mixed import TrainingEnv
 
 
