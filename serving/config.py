@@ -102,6 +102,7 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
         self._require("at least 0", lambda value: value is None or 0 <= value < math.inf, "gpus_per_replica")
         at_least_0 = (
+            "replica_number",
             "cpus_per_replica",
             "peer_retries",
             "drain_timeout",

@@ -37,7 +37,7 @@ from serving.models.tensors import Item, TensorSpec, split_bucket
 from serving.profiling.calibrate import SHIPPED
 from serving.profiling.device_models import DeviceModels
 from serving.reload import Reloader, resolve_policy
-from serving.residency import Evicted, load_all
+from serving.residency import Evicted, in_turn, load_all
 from traces.errors import InputError
 
 __all__ = ["HIGH", "LOW", "EngineState", "LibraryEngine", "base_profile", "open_engine", "open_models"]
@@ -93,6 +93,7 @@ def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile
     try:
         log.info("device %s, %d streams", executor.device.name, config.streams)
         models = DeviceModels(executor, base, config.batch_sizes or base.batch_sizes, config.memory_bytes)
+        entries = in_turn(entries, config.replica_number, config.replicas)
         names, evicted = load_all(entries, models, None if config.profile == "auto" else base)
         if evicted and config.replay is not None:
             raise InputError("--replay needs all models in memory; raise --memory_limit or serve fewer")

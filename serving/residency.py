@@ -86,6 +86,13 @@ def load_served(entry: Entry, known: Sequence[int] = (), quiet: bool = False) ->
     return check_steps(load_buckets(entry.spec, known, quiet))
 
 
+def in_turn(entries: Mapping[str, Entry], number: int, of: int) -> dict[str, Entry]:
+    """The models in the order in which a replica of several loads them: those that are loaded last, and stay, differ."""
+    names = list(entries)
+    first = number * len(names) // of
+    return {name: entries[name] for name in (names[(first + i) % len(names)] for i in range(len(names)))}
+
+
 def load_all(
     entries: Mapping[str, Entry], models: DeviceModels, profile: Profile | None
 ) -> tuple[list[str], dict[str, Evicted]]:

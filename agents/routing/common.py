@@ -1,4 +1,7 @@
-"""Small compiled pieces that several routers share."""
+"""Small compiled pieces that several routers share.
+
+A request may go to each replica that is up and has its model in memory; where none has, to each that is up.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,28 @@ from envs.scheduling.jit import njit
 
 
 @njit
-def replicas_up(ledger, door):
-    """Number of replicas that are up."""
-    n = 0
+def eligible(ledger, door, model):
+    """Number of replicas that a request for a model may go to, and whether these have the model in memory."""
+    n_up = 0
+    n_here = 0
     for replica in range(ledger.replica.shape[1]):
-        n += ledger.replica[door, replica].up
-    return n
+        if ledger.replica[door, replica].up == 1:
+            n_up += 1
+            n_here += 1 if ledger.load_ms[door, replica, model] == 0.0 else 0
+    return (n_here, True) if n_here > 0 else (n_up, False)
 
 
 @njit
-def nth_up(ledger, door, n):
-    """Index of the n-th replica that is up."""
+def may_get(ledger, door, replica, model, here):
+    """Whether a replica is one of them; ``here`` is from `eligible`."""
+    return ledger.replica[door, replica].up == 1 and (not here or ledger.load_ms[door, replica, model] == 0.0)
+
+
+@njit
+def nth(ledger, door, model, here, n):
+    """Index of the n-th of them; -1 for none."""
     for replica in range(ledger.replica.shape[1]):
-        if ledger.replica[door, replica].up == 1:
+        if may_get(ledger, door, replica, model, here):
             if n == 0:
                 return replica
             n -= 1
@@ -27,12 +39,12 @@ def nth_up(ledger, door, n):
 
 
 @njit
-def two_random(ledger, door, draw):
-    """Two different replicas that are up; twice the same where there is one, (-1, -1) where there is none."""
-    n = replicas_up(ledger, door)
+def two_random(ledger, door, model, draw):
+    """Two different replicas that a request for a model may go to; twice the same where there is one, (-1, -1) for none."""
+    n, here = eligible(ledger, door, model)
     if n < 2:
-        only = nth_up(ledger, door, 0)
+        only = nth(ledger, door, model, here, 0)
         return only, only
     first = int(rng.uniform(draw, 0) * n)
     second = (first + 1 + int(rng.uniform(draw, 1) * (n - 1))) % n
-    return nth_up(ledger, door, first), nth_up(ledger, door, second)
+    return nth(ledger, door, model, here, first), nth(ledger, door, model, here, second)

@@ -10,7 +10,7 @@ from envs.scheduling.jit import njit
 @njit
 def route(ledger, tables, door, request, draw):
     """One choice, see the module's text."""
-    a, b = two_random(ledger, door, draw)
+    a, b = two_random(ledger, door, request.model, draw)
     return b if a >= 0 and ledger.replica[door, b].outstanding < ledger.replica[door, a].outstanding else a
 
 

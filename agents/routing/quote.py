@@ -39,7 +39,7 @@ def route(ledger, tables, door, request, draw):
         return best
     in_time = chance(ledger, door, request, foretold_ms(ledger, tables, door, best, request))
     if in_time < IN_TIME[request.priority]:
-        a, b = two_random(ledger, door, draw)
+        a, b = two_random(ledger, door, request.model, draw)
         sooner = _cost(ledger, tables, door, a, request) <= _cost(ledger, tables, door, b, request)
         return a if sooner else b
     return best

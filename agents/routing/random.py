@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.routing.base import RouterKind
-from agents.routing.common import nth_up, replicas_up
+from agents.routing.common import eligible, nth
 from envs.scheduling import rng
 from envs.scheduling.jit import njit
 
@@ -11,8 +11,8 @@ from envs.scheduling.jit import njit
 @njit
 def route(ledger, tables, door, request, draw):
     """One choice, see the module's text."""
-    n = replicas_up(ledger, door)
-    return nth_up(ledger, door, int(rng.uniform(draw, 0) * n)) if n > 0 else -1
+    n, here = eligible(ledger, door, request.model)
+    return nth(ledger, door, request.model, here, int(rng.uniform(draw, 0) * n)) if n > 0 else -1
 
 
 KIND = RouterKind("random", route, "folklore")

@@ -104,6 +104,9 @@ class ClusterConfig:
         slow_factor: how many times as long they take.
         slow_measured: whether they measured that; else they became slow later, and learn it while they serve.
         queue_places: places of each queue.
+        models_in_memory: models that the memory of each holds at once; 0: all. A request for another waits until it is loaded.
+            Replicas begin with different ones.
+        load_ms: how long it takes to load one.
 
     Raises:
         InputError: a setting is out of range.
@@ -118,10 +121,12 @@ class ClusterConfig:
     slow_factor: float = 2.0
     slow_measured: bool = True
     queue_places: int = 128
+    models_in_memory: int = 0
+    load_ms: float = 100.0
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("accelerators", "streams", "doors", "queue_places"), 1)
-        least |= dict.fromkeys(("request_delay_ms", "answer_delay_ms", "slow_share"), 0)
+        least |= dict.fromkeys(("request_delay_ms", "answer_delay_ms", "slow_share", "models_in_memory", "load_ms"), 0)
         check_settings(self, "--", least, {"slow_factor": 0}, {"slow_share": 1})
 
     def slowness(self) -> np.ndarray:
@@ -170,7 +175,9 @@ def make_worlds(profile: Profile, config: ClusterConfig, n_requests: int) -> Sim
     tables, truth = profile.tables(), profile.truth(config.streams)
     if config.slow_share > 0.0:
         tables, truth = with_speeds(tables, truth, config.slowness(), config.slow_measured)
-    return Simulator(profile, n, config.streams, max(room, 1), config.queue_places, tables=tables, truth=truth)
+    sim = Simulator(profile, n, config.streams, max(room, 1), config.queue_places, tables=tables, truth=truth)
+    sim.limit_memory(config.models_in_memory, config.load_ms, spread=True)
+    return sim
 
 
 def open_cluster(

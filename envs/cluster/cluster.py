@@ -49,6 +49,7 @@ replica_t = np.dtype(
         ("told", "i4"),  # answers that reached the door
         ("n", "i4"),  # answers in all
         ("reported", "i4"),  # answers that have their report
+        ("load_ms", "f8"),  # how long it takes to load a model; 0 where memory holds all
     ],
     align=True,
 )
@@ -61,6 +62,7 @@ class Cluster(NamedTuple):
         arrival: (A,) records, all requests in order of time.
         answer: (N, R) records, the ends of each world's requests in order of time.
         inside: (N, R, 2, M) requests in the replicas, of their reports.
+        here: (N, R, M) whether models were in memory, of their reports; (N, 1, M) and not used where memory holds all.
         of: (N, R) index in ``arrival`` of each world's requests.
         replica: (N,) records.
         ledger: of the doors.
@@ -71,6 +73,7 @@ class Cluster(NamedTuple):
     arrival: np.ndarray
     answer: np.ndarray
     inside: np.ndarray
+    here: np.ndarray
     of: np.ndarray
     replica: np.ndarray
     ledger: Ledger
@@ -90,10 +93,12 @@ def make_cluster(
     arrival["priority"] = workload.priority
     arrival["door"] = np.arange(len(workload)) % len(ledger.sent)
     shape = sim.world.request.shape
+    limited = bool((sim.world.memory["room"] > 0).any())
     return Cluster(
         arrival,
         records(shape, answer_t),
         np.zeros((*shape, 2, len(sim.profile.models)), np.int32),
+        np.zeros((shape[0], shape[1] if limited else 1, len(sim.profile.models)), np.int8),
         np.zeros(shape, np.int32),
         records(shape[:1], replica_t),
         ledger,
@@ -128,6 +133,12 @@ def begin_cluster(sim, cluster, seeds):
         cluster.replica[env].told = 0
         cluster.replica[env].n = 0
         cluster.replica[env].reported = 0
+        memory = sim.world.memory[env]
+        cluster.replica[env].load_ms = memory.load_ms if memory.room > 0 else 0.0
+        for door in range(cluster.ledger.sent.shape[0]):
+            for model in range(cluster.here.shape[2]):
+                here = sim.world.residency[env, model].here
+                cluster.ledger.load_ms[door, env, model] = (1 - here) * cluster.replica[env].load_ms
 
 
 @inlined
@@ -157,6 +168,9 @@ def report(sim, cluster, env):
     if first == replica.n:
         return
     said = write_report(sim.state, sim.tables, env, sim.state.scheduler[env].now, cluster.inside[env, first])
+    if replica.load_ms > 0.0:
+        for model in range(cluster.here.shape[2]):
+            cluster.here[env, first, model] = sim.world.residency[env, model].here
     for i in range(first, replica.n):
         answer = cluster.answer[env, i]
         answer.log_slowdown = said.log_slowdown
@@ -186,6 +200,10 @@ def hear(cluster, env, now):
         answered(cluster.ledger, arrival.door, env, routed(arrival), arrival.plain_ms, end)
         said = Report(answer.log_slowdown, answer.busy, answer.in_flight_ms, cluster.inside[env, answer.inside])
         told(cluster.ledger, arrival.door, env, answer.at + delay, said)
+        if replica.load_ms > 0.0:
+            for model in range(cluster.here.shape[2]):
+                here = cluster.here[env, answer.inside, model]
+                cluster.ledger.load_ms[arrival.door, env, model] = (1 - here) * replica.load_ms
         replica.told += 1
 
 

@@ -117,8 +117,10 @@ def plain_and_growth_ms(ledger, tables, door, replica, request, known=1.0):
 
     Ahead of it is high priority before low, and within one what is due before it. Half a mean batch of low priority that waits
     is in the way of high: one may begin before the next of high does. Then comes its own batch, one that it joins or its own.
-    The time is at least that of a batch alone, as far as it is ``known`` (0 to 1) what the replica has to do.
+    The time is at least that of a batch alone, as far as it is ``known`` (0 to 1) what the replica has to do. A model that is
+    out of memory is loaded before, which the first request that asks for it adds.
     """
+    load_ms = ledger.load_ms[door, replica, request.model]
     slack = max(request.deadline - request.now, LEAST_MS)
     time = 0.0
     low = 0.0
@@ -134,9 +136,10 @@ def plain_and_growth_ms(ledger, tables, door, replica, request, known=1.0):
         if model == request.model:
             growth = batches_ms(tables, model, n + 1.0) - both
             time += growth if request.priority == LOW else batches_ms(tables, model, n_high + 1.0) - high
+            growth += load_ms if n < 0.5 else 0.0
     time += low if request.priority == LOW else 0.5 * min(low, tables.device[0].unit_ms)
     time += in_flight_ms(ledger, door, replica, request.now)
-    return max(time, known * solo_total(tables, 0, request.model, 0), LEAST_MS), growth
+    return max(time, known * solo_total(tables, 0, request.model, 0), LEAST_MS) + load_ms, growth
 
 
 @inlined

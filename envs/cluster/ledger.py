@@ -51,6 +51,7 @@ class Ledger(NamedTuple):
         count: (D, R, 2, M) requests sent there and not answered.
         recent: (D, R, 2, M) requests sent there, each counting less the longer ago that was: see ``still_there``.
         beside: (D, R, 2, M) requests there that other doors sent, up to each priority, as far as answers tell.
+        load_ms: (D, R, M) how long it takes there to load a model that is out of memory, and 0 of one that is in it, as told.
         slack_ms: (D, 2, M) mean time from when requests were sent to their deadlines.
         stay_ms: (D, 2, M) mean time that requests were in a replica.
         sent: (D,) requests that were sent at all.
@@ -62,6 +63,7 @@ class Ledger(NamedTuple):
     count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     recent: np.ndarray
     beside: np.ndarray
+    load_ms: np.ndarray
     slack_ms: np.ndarray
     stay_ms: np.ndarray
     sent: np.ndarray
@@ -123,6 +125,7 @@ def make_ledger(doors: int, replicas: int, n_models: int) -> Ledger:
         count=np.zeros(by_model, np.int64),
         recent=np.zeros(by_model),
         beside=np.zeros(by_model),
+        load_ms=np.zeros((doors, replicas, n_models)),
         slack_ms=np.zeros((doors, 2, n_models)),
         stay_ms=np.zeros((doors, 2, n_models)),
         sent=np.zeros(doors, np.int64),
@@ -234,8 +237,9 @@ def forget(ledger, door, replica):
     one.outstanding = 0
     one.busy = 0
     one.in_flight_ms = 0.0
-    for priority in range(2):
-        for model in range(ledger.count.shape[3]):
+    for model in range(ledger.count.shape[3]):
+        ledger.load_ms[door, replica, model] = 0.0
+        for priority in range(2):
             ledger.count[door, replica, priority, model] = 0
             ledger.recent[door, replica, priority, model] = 0.0
             ledger.beside[door, replica, priority, model] = 0.0

@@ -16,13 +16,14 @@ from envs.scheduling.operations import enqueue, refuse
 
 @inlined
 def begin_memory(world, env):
-    """At the start as many models are in memory as fit, the first ones."""
+    """At the start as many models are in memory as fit."""
     memory = world.memory[env]
     memory.loading = -1
     memory.loaded_at = np.inf
-    for model in range(world.residency.shape[1]):
+    n_models = world.residency.shape[1]
+    for model in range(n_models):
         own = world.residency[env, model]
-        own.here = 1 if memory.room == 0 or model < memory.room else 0
+        own.here = 1 if memory.room == 0 or (model - memory.first + n_models) % n_models < memory.room else 0
         own.used = 0.0
         own.held = 0
         own.held_from = 0

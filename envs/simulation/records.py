@@ -92,6 +92,7 @@ preemption_t = np.dtype(
 memory_t = np.dtype(
     [
         ("room", "i4"),  # models that memory holds at once; 0: all
+        ("first", "i4"),  # the first that it holds at the start, and those behind it
         ("loading", "i4"),  # model that is being loaded, -1 for none
         ("loaded_at", "f8"),  # when that ends; inf
         ("load_ms", "f8"),  # how long it takes

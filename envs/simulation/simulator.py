@@ -108,10 +108,17 @@ class Simulator:
         self.world.rules["end_ms"] = grace_ms + workload.deadline_ms.max(initial=0.0)
         self.world.rules["grace_ms"] = grace_ms
 
-    def limit_memory(self, models: int, load_ms: float) -> None:
-        """Let the device's memory hold so many models at once (0: all); a request for another waits until that is loaded."""
+    def limit_memory(self, models: int, load_ms: float, spread: bool = False) -> None:
+        """Let the device's memory hold so many models at once (0: all); a request for another waits until that is loaded.
+
+        Args:
+            models: how many. load_ms: how long it takes to load one.
+            spread: whether the worlds begin with different ones, so that together they hold all; else all with the first.
+        """
         self.world.memory["room"] = models if models < len(self.profile.models) else 0
         self.world.memory["load_ms"] = load_ms
+        n_models = len(self.profile.models)
+        self.world.memory["first"] = np.arange(self.n) * n_models // self.n % n_models if spread else 0
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""

@@ -22,7 +22,9 @@ class ClusterConfig:
         peer_ca: certificates (PEM) that vouch for those of the replicas; a door speaks TLS to them when it is given.
         cluster: start the replicas on Ray, and be their door: local (on this machine), auto (the cluster that this machine
             belongs to, or that RAY_ADDRESS names), or ray://HOST:PORT. Needs strait-rl[ray].
-        replicas: how many, for --cluster.
+        replicas: how many, for --cluster, or beside --replica_number.
+        replica_number: of this replica, from 0. Of models that do not all fit --memory_limit, replicas begin with different
+            ones, so that together they hold all; doors send a request where its model is. With --cluster, each gets its own.
         most_replicas: with --cluster, start up to so many while quotes foretell violations, and give them up later; by
             default their number does not change.
         violation_target: share of violations that quotes may foretell before more are started.
@@ -40,6 +42,7 @@ class ClusterConfig:
     peer_ca: str | None = None
     cluster: str | None = None
     replicas: int = 1
+    replica_number: int = 0
     most_replicas: int | None = None
     violation_target: float = 0.02
     gpus_per_replica: float | None = None

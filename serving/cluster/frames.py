@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAGIC = b"STRAIT/4"
+MAGIC = b"STRAIT/5"
 LENGTH = struct.Struct("<I")
 MOST_TOKEN = 4096
 HEAD_BYTES = 2**16  # of a request, beside the bytes of its tensors
@@ -46,11 +46,14 @@ _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 b
 _REFUSAL = struct.Struct("<BQBB")  # kind, id, reason, seen by observers; then what the replica tells, and the message
 _CANCEL = struct.Struct("<BQ")
 _PONG = struct.Struct("<BB")  # kind, accepting; then what the replica tells
-_TOLD = struct.Struct("<dIdI")  # slowdown, busy streams, time left in flight, bytes of the counts; then these
+_TOLD = struct.Struct(
+    "<dIdII"
+)  # slowdown, busy streams, time left in flight, bytes of the counts and of the times to load; both
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 
 COUNT, COUNT_BYTES = "<u4", 4  # of requests
+MS, MS_BYTES = "<f", 4
 MOST_SIDES = 32  # of a tensor
 # Formats are compiled once: for a small request, they would be a third of the work.
 _SIDES = [struct.Struct(f"<{count}I") for count in range(MOST_SIDES + 1)]
@@ -119,26 +122,33 @@ class Told(NamedTuple):
         in_flight_ms: time left of these batches, in sum, as it foretells it.
         inside: requests in it, queued and in flight: of high priority for each model, in the order of its greeting's
             `total_ms`, then of low, as `COUNT`.
+        load_ms: of each model how long it takes to load it, 0 where it is in memory, as `MS`; empty where all are.
     """
 
     log_slowdown: float
     busy: int
     in_flight_ms: float
     inside: bytes
+    load_ms: bytes = b""
 
     def pack(self) -> bytes:
         """As sent."""
-        return _TOLD.pack(self.log_slowdown, self.busy, self.in_flight_ms, len(self.inside)) + self.inside
+        sizes = len(self.inside), len(self.load_ms)
+        return _TOLD.pack(self.log_slowdown, self.busy, self.in_flight_ms, *sizes) + self.inside + self.load_ms
 
 
 def _read_told(frame: memoryview, at: int) -> tuple[Told, int]:
     """What a replica tells at a place of a frame, and where that ends. Raises FrameError."""
-    log_slowdown, busy, in_flight_ms, size = unpack(_TOLD, frame, at)
-    at += _TOLD.size
+    log_slowdown, busy, in_flight_ms, n_inside, n_load = unpack(_TOLD, frame, at)
     if not (math.isfinite(log_slowdown) and math.isfinite(in_flight_ms)):
         raise FrameError(f"a frame with a slowdown of {log_slowdown} and {in_flight_ms} ms in flight")
-    _check_reaches(frame, at + size)
-    return Told(log_slowdown, busy, in_flight_ms, bytes(frame[at : at + size])), at + size
+    middle = at + _TOLD.size + n_inside
+    end = middle + n_load
+    _check_reaches(frame, end)
+    load_ms = bytes(frame[middle:end])
+    if n_load % MS_BYTES or not all(0.0 <= ms < math.inf for (ms,) in struct.iter_unpack(MS, load_ms)):
+        raise FrameError("a frame with times to load that are none")
+    return Told(log_slowdown, busy, in_flight_ms, bytes(frame[middle - n_inside : middle]), load_ms), end
 
 
 class AnswerFrame(NamedTuple):

@@ -62,7 +62,7 @@ class Replica:
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
         self.doors: set[_Door] = set()
-        self.state = EngineState(plane.engine.scheduler)
+        self.state = EngineState(plane.engine.scheduler, self._load_ms)
         self._views: Mapping[str, ModelView] = {}
         self._greeting = NO_GREETING
 
@@ -100,6 +100,12 @@ class Replica:
             total = known.h2d_ms[at] + known.solo_ms[at] + known.d2h_ms[at]
             share = known.share[at]
         return total.tolist(), share.tolist()
+
+    def _load_ms(self, name: str) -> float:
+        """How long it takes to load a model that is out of memory."""
+        evicted = {} if self.plane.repository is None else self.plane.repository.evicted
+        model = split_bucket(name)[0]
+        return evicted[model].load_ms if model in evicted else 0.0
 
     def drain(self) -> None:
         """Tell the doors that no more requests are taken; those that come all the same are refused, and sent elsewhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from envs.cluster.foretell import LEAST_MS, best_chance, work_ms
 from envs.cluster.ledger import End, Report, Routed, answered, forget, make_ledger, send, told, write_report
 from envs.scheduling.jit import bind
 from envs.scheduling.state import HIGH, LOW, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
-from serving.cluster.frames import COUNT, COUNT_BYTES, Told
+from serving.cluster.frames import COUNT, COUNT_BYTES, MS, MS_BYTES, Told
 from serving.engine.compiled import ENV
 from serving.engine.quotes import Quote
 from serving.engine.scheduler import LiveScheduler
@@ -25,10 +25,15 @@ NORMAL = {level: NormalDist().inv_cdf(level) for level in QUANTILES}  # quantile
 
 
 class EngineState:
-    """What an engine tells of itself: the requests in it, what is left in flight, and how slow it is at present."""
+    """What an engine tells of itself: the requests in it, what is left in flight, how slow it is at present, and what it lacks.
 
-    def __init__(self, scheduler: LiveScheduler) -> None:
-        self._scheduler = scheduler
+    Args:
+        scheduler: the engine's.
+        load_ms: how long it takes to load a model that the scheduler does not know, since it is out of memory.
+    """
+
+    def __init__(self, scheduler: LiveScheduler, load_ms: Callable[[str], float]) -> None:
+        self._scheduler, self._load_ms = scheduler, load_ms
         self._prepare(())
         self._write = bind(write_report, scheduler.state, scheduler.tables, ENV, 0.0, self._inside)
 
@@ -38,6 +43,8 @@ class EngineState:
         # Behind the last model there is a 0, for those that are out of memory.
         self._inside = np.zeros((2, len(index) + 1), np.int32)
         self._places = np.array([index.get(name, len(index)) for name in names], np.intp)
+        load_ms = [0.0 if name in index else self._load_ms(name) for name in names]
+        self._loads = np.array(load_ms, MS).tobytes() if any(load_ms) else b""
 
     def told(self, names: tuple[str, ...], now: float) -> Told:
         """Its words at ``now``, ms on the engine's clock; requests are of these models, of which some may be out of memory."""
@@ -46,7 +53,7 @@ class EngineState:
             self._prepare(names)
         said = self._write(scheduler.state, scheduler.tables, ENV, now, self._inside)
         inside = self._inside[:, self._places].astype(COUNT).tobytes()
-        return Told(said.log_slowdown, said.busy, said.in_flight_ms, inside)
+        return Told(said.log_slowdown, said.busy, said.in_flight_ms, inside, self._loads)
 
 
 class Sent(NamedTuple):
@@ -161,3 +168,5 @@ class LiveLedger:
             self._inside.ravel()[:] = np.frombuffer(said.inside, COUNT)
             report = Report(said.log_slowdown, said.busy, said.in_flight_ms, self._inside)
             self._told(self.ledger, DOOR, replica, now, report)
+            load_ms = self.ledger.load_ms[DOOR, replica]
+            load_ms[:] = np.frombuffer(said.load_ms, MS) if len(said.load_ms) == len(load_ms) * MS_BYTES else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from serving.config import ServeConfig
@@ -127,7 +128,7 @@ class Fleet:
         placed = self._future(actor.process.remote())
         while not (await asyncio.wait({placed}, timeout=PLACE_S))[0]:
             log.warning("replica %d waits for a machine with %s", place, self._resources)
-        started = self._future(actor.start.remote(self._config))
+        started = self._future(actor.start.remote(replace(self._config, replica_number=place)))
         await asyncio.wait({placed, started}, timeout=START_S, return_when=asyncio.ALL_COMPLETED)
         if not started.done():
             raise _StartError(f"it has not started for {START_S:g} s")

@@ -65,12 +65,22 @@ def test_a_cluster_of_one_is_the_simulator_bit_for_bit(policy: str, profile_name
     delays=st.tuples(st.floats(0, 20), st.floats(0, 60)),
     load=st.floats(0.1, 2.0),
     slow_share=st.sampled_from([0.0, 0.5]),
+    memory=st.sampled_from([0, 1, 3]),
     seed=st.integers(0, 2**32),
 )
 def test_each_request_goes_to_one_replica_and_ends_there_once(
-    name: str, accelerators: int, doors: int, delays: tuple[float, float], load: float, slow_share: float, seed: int
+    name: str,
+    accelerators: int,
+    doors: int,
+    delays: tuple[float, float],
+    load: float,
+    slow_share: float,
+    memory: int,
+    seed: int,
 ) -> None:
-    config = ClusterConfig(accelerators, 4, doors, *delays, slow_share=slow_share)
+    config = ClusterConfig(
+        accelerators, 4, doors, *delays, slow_share=slow_share, models_in_memory=memory, load_ms=20.0
+    )
     workload = workload_at(load, accelerators, 150.0, seed)
     done = cluster_of(config, name, workload, seed)
     arrival, episode = done.cluster.arrival, done.sim.world.episode

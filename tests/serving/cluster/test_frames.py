@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from serving.api.model_view import ModelView
 from serving.cluster.frames import (
     LENGTH,
+    MS,
     AnswerFrame,
     FrameError,
     FrameReader,
@@ -50,7 +52,8 @@ REQUESTS = st.builds(
     TENSORS,
 )
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-TOLD = st.builds(Told, FINITE, st.integers(0, 2**32 - 1), FINITE, st.binary(max_size=40))
+LOAD_MS = st.lists(st.floats(0.0, 1e9, width=32), max_size=4).map(lambda ms: np.array(ms, MS).tobytes())
+TOLD = st.builds(Told, FINITE, st.integers(0, 2**32 - 1), FINITE, st.binary(max_size=40), LOAD_MS)
 ANSWERS = st.builds(AnswerFrame, ID, st.booleans(), NUMBER, NUMBER, NUMBER, COUNT, TOLD, TENSORS)
 REFUSALS = st.builds(RefusalFrame, ID, st.integers(0, 255), st.booleans(), TOLD, st.text(max_size=200))
 
@@ -110,6 +113,13 @@ def test_a_sign_of_life_is_read_as_it_was_packed(accepting: bool, told: Told) ->
 def test_what_is_told_and_is_no_number_is_refused(field: str, value: float) -> None:
     frame = b"".join(pong_frame(True, Told(0.0, 1, 2.0, b"\1\0\0\0")._replace(**{field: value})))
     with pytest.raises(FrameError, match="a slowdown of"):
+        read_pong(memoryview(frame)[LENGTH.size :])
+
+
+@pytest.mark.parametrize("load_ms", [np.array([1.0, ms], MS).tobytes() for ms in (np.nan, np.inf, -1.0)] + [b"123"])
+def test_times_to_load_that_are_none_are_refused(load_ms: bytes) -> None:
+    frame = b"".join(pong_frame(True, Told(0.0, 1, 2.0, b"", load_ms)))
+    with pytest.raises(FrameError, match="times to load"):
         read_pong(memoryview(frame)[LENGTH.size :])
 
 

@@ -10,7 +10,7 @@ import pytest
 from agents.routing.registry import router
 from envs.cluster.ledger import Routed
 from envs.scheduling.state import HIGH, LOW
-from serving.cluster.frames import COUNT, Told
+from serving.cluster.frames import COUNT, MS, Told
 from serving.cluster.routing import LiveLedger, tables_of
 
 TOTAL_MS = [[2.0, 3.0], [8.0, 12.0]]  # two models, batches of 1 and 4
@@ -54,6 +54,21 @@ def test_a_replica_that_becomes_slow_says_so(measured: float, slowdown: float, b
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured) + believed)
     live.told(1, 2.0, told(0.0, 0, 0, 0, 0))
     assert live.ledger.replica["log_told"][0, 1] == pytest.approx(math.log(measured))
+
+
+def test_what_a_replica_has_to_load_counts_until_it_says_that_it_has_it() -> None:
+    live = live_ledger(1.0)
+    for replica, load_ms in ((0, [0.0, 400.0]), (1, [400.0, 0.0])):
+        live.told(replica, 1.0, told(0.0, 0, 0, 0, 0)._replace(load_ms=np.array(load_ms, MS).tobytes()))
+    for model in (0, 1):
+        for _ in range(3):
+            found = live.route(Routed(2.0, HIGH, model, 100.0), 1)
+            assert found is not None and found[0].replica == model
+    assert live.quote(Routed(2.0, HIGH, 1, 100.0)).probability > 0.5
+    live.drains(1)
+    assert live.quote(Routed(2.0, HIGH, 1, 100.0)).probability < 0.1
+    live.told(0, 3.0, told(0.0, 0, 0, 0, 0))
+    assert live.quote(Routed(3.0, HIGH, 1, 100.0)).probability > 0.5
 
 
 def test_a_slow_replica_is_known_before_its_first_answer() -> None:

@@ -13,6 +13,7 @@ import pytest
 from api_server import until
 from tensor_server import Client, door_to, plane_of, tensor_executor
 
+from agents.routing.registry import router
 from benchmarks.common.server import Connection, http_message
 from serving.api.dataplane import DataPlane
 from serving.api.grpc import start_grpc
@@ -21,8 +22,10 @@ from serving.api.infer_call import InferCall, Wanted, whole_call
 from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import InferFrame, SentTensor
+from serving.cluster.link import LinkConfig
 from serving.cluster.remote_plane import RemotePlane
-from serving.cluster.replica import Replica
+from serving.cluster.replica import Replica, listen_for_doors
+from serving.config import ServeConfig
 from serving.engine.request import Observer, RequestResult
 from serving.executors.cpu import CpuExecutor
 from serving.library import open_engine
@@ -238,6 +241,35 @@ def test_a_request_that_does_not_fit_its_model_is_refused_and_the_door_goes_on(
     async def answered(door: Plane) -> None:
         answer = await door.infer(door.model("masked").bucket(4), call_of_ids(4), 0, 5000.0)
         assert answer.outputs[0].shape == (1, 8)
+
+    asyncio.run(scenario())
+
+
+def test_a_door_sends_requests_where_their_models_are_in_memory(tmp_path: Path) -> None:
+    model = "- {{name: {}, source: 'toy_models:wide', input_shape: [4], timeout_ms: 60000}}\n"
+    (tmp_path / "models.yaml").write_text("".join(map(model.format, "abcd")))
+    flags = {"device": "cpu", "streams": 1, "batch_sizes": [1, 2], "memory_limit": "45M", "replicas": 2}
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            engines, ports = [], []
+            for number in range(2):
+                made = open_engine(str(tmp_path / "models.yaml"), **flags, replica_number=number)
+                engines.append(await stack.enter_async_context(made))
+                listener = await listen_for_doors(Replica(engines[-1].plane), 0, None)
+                stack.push_async_callback(listener.close)
+                ports.append(listener.port)
+            before = [set(one.engine.models) for one in engines]
+            assert before[0] | before[1] == set("abcd") and not before[0] & before[1]
+            peers = [("127.0.0.1", port) for port in ports]
+            door = RemotePlane(ServeConfig(port=0), peers, router("quote"), LinkConfig(None, None, 5.0), retries=1)
+            stack.push_async_callback(door.close)
+            await until(lambda: door._ledger is not None and (door._ledger.ledger.load_ms > 0.0).sum() == 4)
+            for name in "abcdabcd":
+                view = door.model(name)
+                answer = await door.infer(view, whole_call(view, np.ones((1, 4), np.float32)), 0, view.deadline_ms)
+                assert answer.parameters["outcome"] == "met"
+            assert [set(one.engine.models) for one in engines] == before  # none was loaded again
 
     asyncio.run(scenario())
 
