@@ -66,7 +66,7 @@ def open_plane(config: ServeConfig, peers: Sequence[tuple[str, int] | None], tok
 
 
 async def run_door(config: ServeConfig) -> None:
-    """Answer until the process is stopped; SIGINT and SIGTERM close the door, the replicas go on.
+    """Answer until the process is stopped; SIGINT and SIGTERM drain and close the door, the replicas go on.
 
     Raises:
         InputError: a setting is malformed, or an address is taken.
@@ -78,21 +78,26 @@ async def run_door(config: ServeConfig) -> None:
     plane = open_plane(config, addresses(config.peers), config.token)
     try:
         log.info("a door to %s by router %s", ", ".join(link.name for link in plane.links), plane.router.name)
-        await answer(plane, tls, signals.stopping, plane.some_replica())
+        await answer(plane, tls, signals.stopping, plane.some_replica(), config.drain_timeout)
     finally:
         await plane.close()
 
 
 async def answer(
-    plane: RemotePlane, tls: ssl.SSLContext | None, stopping: asyncio.Event, some_replica: Awaitable[None]
+    plane: RemotePlane,
+    tls: ssl.SSLContext | None,
+    stopping: asyncio.Event,
+    some_replica: Awaitable[None],
+    drain_timeout_s: float,
 ) -> None:
-    """Wait for a replica, and answer clients until `stopping` is set.
+    """Wait for a replica, and answer clients until `stopping` is set; then drain.
 
     Args:
         plane: of the door.
         tls: towards clients; None without.
         stopping: set when the process is to end.
         some_replica: done when there is one.
+        drain_timeout_s: how long calls inside have to end.
 
     Raises:
         InputError: an address is taken, or what `some_replica` raises.
@@ -105,5 +110,6 @@ async def answer(
     listeners = await listen(plane, tls)
     freeze_garbage()
     await stopping.wait()
+    await plane.drain(drain_timeout_s)
     for listener in listeners:
         await listener.close()

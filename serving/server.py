@@ -76,7 +76,7 @@ class Server:
         self.profile = base_profile(config, list(self.entries))
         self.tls = tls_context(config)
         if config.replay is None:
-            check_addresses(config)
+            check_addresses(config, config.peer_port)
         self._check_outputs()
         endpoint = config.otel_endpoint
         self.span_exporter = None if endpoint is None else otlp_exporter(endpoint)

@@ -9,12 +9,13 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from traces.errors import InputError
 from traces.settings import check_types, expected, fits
@@ -51,6 +52,10 @@ def run_command(
     return exit_status(lambda: work(parse_settings(settings, argv, prog, description, leading)))
 
 
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Flags with their defaults; the description as it is written."""
+
+
 def parse_settings(
     settings: type[Settings],
     argv: Sequence[str] | None = None,
@@ -66,7 +71,7 @@ def parse_settings(
     parser = ArgumentParser(
         prog=prog,
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -180,6 +185,9 @@ def exit_status(work: Callable[[], Any]) -> int:
         # The reader is gone (`... | head`); Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except BrokenExecutor:
+        print("error: a process was killed, maybe for want of memory; try fewer (--workers)", file=sys.stderr)
+        return FAILED
     except (OSError, MemoryError) as error:  # a full disk, a folder where a file is, a size that does not fit
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         what = getattr(error, "strerror", None) or str(error) or "not enough memory"

@@ -7,11 +7,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing import active_children
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from traces.ray_session import ray_session
+from traces.signals import SIGNALS, handling_signals
 
 Result = TypeVar("Result")
 
@@ -24,30 +26,39 @@ class WorkerPool(Protocol):
 
 
 @contextmanager
-def worker_pool(workers: int | None, cluster: str | None, cores: int = 1, alone: bool = False) -> Iterator[WorkerPool]:
-    """A pool that lasts as long as the block.
+def worker_pool(workers: int | None, cluster: str | None, cores: int = 1) -> Iterator[WorkerPool]:
+    """A pool that lasts as long as the block. A signal, or what the block raises, ends all parts at once.
 
     Args:
         workers: processes; all cores by default. On a cluster that is there already, it decides how many run.
         cluster: None for processes of this machine; else see `traces.ray_session.ray_session`.
         cores: of each part.
-        alone: whether processes of this machine hear no signals of its terminal, and SIGINT only in parts that handle it.
 
     Raises:
         InputError: Ray is not installed, or the cluster cannot be reached.
     """
     processes = workers or os.cpu_count() or 1
     if cluster is None:
-        with ProcessPoolExecutor(processes, initializer=_hear_no_signals if alone else None) as pool:
-            yield pool
+        before = active_children()
+        with handling_signals(), ProcessPoolExecutor(processes, initializer=_obey_the_parent_only) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():
+                    if process not in before:
+                        process.terminate()
+                raise
     else:
-        with ray_session(cluster, processes * cores) as ray:
+        with handling_signals(), ray_session(cluster, processes * cores) as ray:
             yield RayPool(ray, cores)
 
 
-def _hear_no_signals() -> None:
+def _obey_the_parent_only() -> None:
+    """Signals of a terminal go to all its processes; here they reach the parent, which ends its workers by SIGTERM."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def results(waiting: Sequence[Future[Result]], unit: str, title: str, progress: bool) -> list[Result]:

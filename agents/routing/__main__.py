@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class RoutingConfig(ClusterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, "--", {"seeds": 1, "workers": 1}, {"loads": 0, "duration_ms": 0})
+        check_settings(self, "--", {"seeds": 1, "workers": 1, "first_seed": 0}, {"loads": 0, "duration_ms": 0})
 
 
 class Cell(NamedTuple):
@@ -168,8 +168,8 @@ def run_command_line(config: RoutingConfig) -> None:
     rows = digest(compare(config, progress=sys.stderr.isatty()))
     if not config.json:
         print(tabulate(rows))
-    names = ("accelerators", "doors", "profile", "answer_delay_ms", "first_seed", "seeds")
-    print(json.dumps(rounded({name: getattr(config, name) for name in names} | {"routers": rows}, 5)))
+    settings = {name: value for name, value in asdict(config).items() if name not in ("json", "workers", "cluster")}
+    print(json.dumps(rounded(settings | {"routers": rows}, 5)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from agents.training.checkpoint import checkpoints
 from agents.training.run_folder import POLICY
-
-# Ctrl-C, the end of a job (Slurm, Kubernetes), a terminal that was closed.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def handling_signals(handler: Any) -> Iterator[None]:
-    """One handler for all signals that end a run. What is ignored stays so (nohup), but SIGINT, as in ``train.py &``."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in handled}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextmanager

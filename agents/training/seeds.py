@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from typing import Any, NamedTuple
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from agents.training.config import TrainConfig
-from agents.training.ending import handling_signals
 from agents.training.run_folder import WHERE, make_run_folder, without
 from agents.training.trainer import TrainResult, train
+from traces.signals import handling_signals
 from traces.worker_pool import worker_pool
 
 OWN = ("--seed", "--seeds", "--workers", "--cluster", *WHERE)  # flags that are said anew for each
@@ -80,8 +81,8 @@ def train_seeds(config: TrainConfig, sweep: Sweep, words: Sequence[str] = ()) ->
             if process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
 
-    handler = stop if sweep.cluster is None else signal.default_int_handler
-    with worker_pool(at_once, sweep.cluster, cores, alone=True) as pool, handling_signals(handler):
+    handling = handling_signals(stop) if sweep.cluster is None else nullcontext()
+    with worker_pool(at_once, sweep.cluster, cores) as pool, handling:
         folder = make_run_folder(config)
         if sweep.cluster is not None:
             folder = folder.resolve()  # its workers run in folders of their own

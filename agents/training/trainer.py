@@ -43,7 +43,7 @@ from agents.training.checkpoint import (
 )
 from agents.training.config import TrainConfig, one_line
 from agents.training.devices import Device, make_env
-from agents.training.ending import SIGNALS, handling_signals, leaving_no_rest
+from agents.training.ending import leaving_no_rest
 from agents.training.lookahead import choose_margin, look_ahead
 from agents.training.ppo.buffer import SemiMarkovBuffer
 from agents.training.ppo.learner import Clock, make_model
@@ -59,6 +59,7 @@ from agents.training.run_folder import (
 )
 from agents.training.warm_start import normalise, return_scale, spread_out
 from traces.errors import InputError
+from traces.signals import SIGNALS, handling_signals
 
 CONFIRM_SEED = FIRST_SEED + (1 << 20)  # workloads that no choice between policies was made by
 
@@ -335,7 +336,7 @@ def train(config: TrainConfig, resume: str | Path | None = None, start: str | Pa
         InputError: a setting or the checkpoint is malformed.
         OSError: a file cannot be written, say on a full disk; the message says how to go on.
     """
-    with handling_signals(signal.default_int_handler):
+    with handling_signals():
         trainer = Trainer(config, resume)
         with leaving_no_rest(trainer.run):
             note_run(trainer.run, config, trainer.commit)

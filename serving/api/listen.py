@@ -31,15 +31,22 @@ def tls_context(config: ApiConfig) -> ssl.SSLContext | None:
     return context
 
 
-def check_addresses(config: ApiConfig) -> None:
+def check_addresses(config: ApiConfig, peer_port: int | None = None) -> None:
     """Refuse addresses that cannot be listened on, before models are loaded and anything is written.
+
+    Args:
+        config: settings.
+        peer_port: where doors are listened for, too.
 
     Raises:
         InputError: with the address, or as gRPC is not installed.
     """
     if config.grpc and importlib.util.find_spec("grpc") is None:  # an optional dependency
         raise InputError("--grpc: the package grpcio is not here; install strait-rl[grpc]")
-    for flag, port in (("port", config.port), *([("grpc_port", config.grpc_port)] if config.grpc else [])):
+    ports = {"port": config.port, "grpc_port": config.grpc_port if config.grpc else None, "peer_port": peer_port}
+    for flag, port in ports.items():
+        if port is None:
+            continue
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, kind, protocol) as one:

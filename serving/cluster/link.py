@@ -33,6 +33,7 @@ from serving.cluster.greeting import Greeting, read_greeting
 log = logging.getLogger(__name__)
 
 PING_S = 0.1
+CONNECT_S = 5.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
 KINDS = list(Kind)
 
@@ -151,13 +152,15 @@ class Link:
                 await self._moved.wait()
                 continue
             try:
-                _, connection = await loop.create_connection(
+                opening = loop.create_connection(
                     lambda: _Connection(self._config, self._on_frame), *self.address, ssl=self._config.tls
                 )
-            except OSError as error:
-                if "unreachable" not in said:  # once: it is tried again and again
-                    said.add("unreachable")
-                    log.info("replica %s cannot be reached so far: %s", self.name, error)
+                _, connection = await asyncio.wait_for(opening, CONNECT_S)
+            except OSError as error:  # TimeoutError, too
+                why = str(error) or f"no answer for {CONNECT_S:g} s"
+                if why not in said:  # each reason once: it is tried again and again
+                    said.add(why)
+                    log.info("replica %s cannot be reached so far: %s", self.name, why)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._moved.wait(), wait_s)
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
@@ -176,7 +179,8 @@ class Link:
                 if "silent" not in said:
                     said.add("silent")
                     log.warning(
-                        "replica %s has not said what it serves; it may be starting, or of another version or token: %s",
+                        "replica %s has not said what it serves; it may be starting, of another version or token, or speak TLS "
+                        "where this door does not (--peer_ca), or the other way round: %s",
                         self.name, why,
                     )  # fmt: skip
             self._gone(why)

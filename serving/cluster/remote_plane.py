@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import Metric
 
 from agents.routing.base import RouterKind
 from envs.cluster.ledger import End, Routed
-from envs.scheduling.state import PRIORITIES
 from serving.api.answer import Answer, Caller
 from serving.api.config import ApiConfig
 from serving.api.infer_call import InferCall
 from serving.api.model_view import ModelView
 from serving.api.plane import Plane
 from serving.api.refusal import Kind, Refusal, too_large
+from serving.cluster.door_metrics import DoorMetrics
 from serving.cluster.frames import AnswerFrame, InferFrame, SentTensor, Told
 from serving.cluster.greeting import NO_GREETING, Greeting, scheduled_views
 from serving.cluster.link import Link, LinkConfig, Lost
@@ -30,10 +29,18 @@ from serving.cluster.routing import LiveLedger, tables_of
 from serving.engine.quotes import Quote
 from serving.engine.request import Observer, RequestResult
 from serving.models.tensors import VARIES, TensorSpec, from_bytes, to_bytes
-from serving.observers.prometheus import Labels, counter, gauge, process_registry
 from traces.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+# How calls end that are not answered; "left": their client has gone, "refused": for any other reason.
+ENDS = {
+    Kind.UNREACHABLE: "unreachable",
+    Kind.STOPPING: "unavailable",
+    Kind.TOO_LARGE: "too_large",
+    Kind.FAULT: "failed",
+}
 
 
 class _Place(NamedTuple):
@@ -62,10 +69,11 @@ class RemotePlane(Plane):
         retries: how often a request is sent again at most.
 
     Attributes:
-        count: requests by what became of them: sent, answered, refused, retried, lost, unreachable.
+        count: calls that came (`sent`), how each ended (`ENDS`), and how often one was `lost` with its replica and `retried`.
         on_quote: called with the probability that a call is in time, as it comes; None: nobody asks.
         observers: see the ends of requests and what is refused.
         greeting: of the replicas that serve what this door serves.
+        ledger: what is known of the replicas; None before the first is there.
         changing: calls that load or unload a model now, on one replica after the other.
     """
 
@@ -77,17 +85,18 @@ class RemotePlane(Plane):
         link: LinkConfig,
         retries: int,
     ) -> None:
-        super().__init__(config, RemoteRepository(self), self._render)
+        super().__init__(config, RemoteRepository(self), DoorMetrics(self).render)
         self.router, self.retries = router, retries
-        self._registry = process_registry()
-        self._registry.register(self)
         self.count: Counter[str] = Counter()
+        self._inside = 0
+        self._stopping = False
+        self._empty = asyncio.Event()
         self.on_quote: Callable[[float], None] | None = None
         self.observers: list[Observer] = [self._statistics, self._recent]
         self.greeting = NO_GREETING
         self._places: dict[str, _Place] = {}  # by the name under which a model is scheduled
         self._served: tuple[str, ...] = ()
-        self._ledger: LiveLedger | None = None
+        self.ledger: LiveLedger | None = None
         self._id = 0
         self._came = asyncio.Event()
         self.changing = 0
@@ -103,10 +112,22 @@ class RemotePlane(Plane):
         for link in self.links:
             await link.close()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more calls, and let those inside end, for at most so long."""
+        self._stopping = True
+        if self._inside:
+            log.info("draining for at most %g s", timeout_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+
     @property
     def ready(self) -> bool:
-        """Whether some replica takes requests."""
-        return any(link.accepting for link in self.links)
+        """Whether calls are taken, and some replica takes requests."""
+        return not self._stopping and any(link.accepting for link in self.links)
+
+    def is_used(self, place: int) -> bool:
+        """Whether a replica gets requests: it takes some, and serves what this door serves."""
+        return self.ledger is not None and bool(self.ledger.ledger.replica["up"][0, place])
 
     @property
     def scheduled(self) -> tuple[str, ...]:
@@ -129,7 +150,7 @@ class RemotePlane(Plane):
 
     def in_force(self) -> dict[str, Any]:
         """See `Plane.in_force`."""
-        accepting = sum(link.accepting for link in self.links)
+        used = sum(map(self.is_used, range(len(self.links))))
         return {
             "policy": f"router {self.router.name}",
             "reason": "as --router says",
@@ -137,7 +158,7 @@ class RemotePlane(Plane):
             "streams": 0,
             "busy": 0,
             "fallbacks": 0,
-            "note": f"This server sends each request to one of its replicas, of which {accepting} take requests. Their "
+            "note": f"This server sends each request to one of its replicas, of which {used} take requests. Their "
             "streams, queues and predictions are not shown here: each replica has a status page of its own.",
         }
 
@@ -151,25 +172,27 @@ class RemotePlane(Plane):
             return  # the first of them, before all are made
         place = self.links.index(link)
         self.agree()
-        if self._ledger is None:
+        if self.ledger is None:
             return
         if link.greeting is None:
-            self._ledger.away(place)
-        elif not self._take_up(self._ledger, place, link):
-            self._ledger.drains(place)
+            self.ledger.away(place)
+        elif not self._take_up(self.ledger, place, link):
+            self.ledger.drains(place)
 
     def agree(self) -> None:
         """Serve what most replicas serve that take requests; where as many serve something else, what is served stays."""
         said = {link.name: link.greeting for link in self.links if link.greeting is not None and link.accepting}
         signatures = {name: one.signature for name, one in said.items()}  # each worked out once: there may be many
         counts, served = Counter(signatures.values()), self.greeting.signature
-        if said and (self._ledger is None or counts[served] < max(counts.values())):
+        if said and (self.ledger is None or counts[served] < max(counts.values())):
             most = [name for name, signature in signatures.items() if counts[signature] == max(counts.values())]
             self._serve_models(said[most[-1]])
             served = self.greeting.signature
         for name, signature in signatures.items() if not self.changing else ():
             if signature == served:
-                self._odd.discard(name)
+                if name in self._odd:
+                    self._odd.discard(name)
+                    log.info("replica %s serves what this door serves, and gets requests again", name)
             elif name not in self._odd:
                 self._odd.add(name)
                 log.warning(
@@ -188,9 +211,9 @@ class RemotePlane(Plane):
             for one in scheduled_views({name: view})
         }
         tables = tables_of(greeting.batch_sizes, list(greeting.total_ms.values()), list(greeting.share.values()))
-        self._ledger = LiveLedger(self.router, len(self.links), tables)
+        self.ledger = LiveLedger(self.router, len(self.links), tables)
         for place, link in enumerate(self.links):
-            self._take_up(self._ledger, place, link)
+            self._take_up(self.ledger, place, link)
 
     def _take_up(self, ledger: LiveLedger, place: int, link: Link) -> bool:
         """Send to a replica from now on, if it takes requests for the models that this door serves; says whether."""
@@ -201,8 +224,8 @@ class RemotePlane(Plane):
         return True
 
     def _on_told(self, link: Link, told: Told) -> None:
-        if self._ledger is not None:
-            self._ledger.told(self.links.index(link), _now_ms(), told)
+        if self.ledger is not None:
+            self.ledger.told(self.links.index(link), _now_ms(), told)
 
     # Requests.
 
@@ -210,17 +233,41 @@ class RemotePlane(Plane):
         self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
     ) -> Answer:
         """Serve a call; see `Plane.infer`."""
+        self.count["sent"] += 1
+        self._inside += 1
+        end = "left"
+        try:
+            if self._stopping:
+                raise self._refused(view, priority, deadline_ms, call.n_items, "the server is stopping")
+            answer = await self._serve(view, call, priority, deadline_ms, caller)
+            end = "answered"
+            return answer
+        except Refusal as refusal:
+            end = ENDS.get(refusal.kind, "refused")
+            raise
+        finally:
+            self.count[end] += 1
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    def _refused(self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str) -> Refusal:
+        """A call that is not sent to any replica, since none can be asked."""
+        now = _now_ms()
+        return self._end(view, priority, now, now + deadline_ms, n, Refusal(Kind.STOPPING, message))
+
+    async def _serve(
+        self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
+    ) -> Answer:
         arrival = _now_ms()
         due, n, tries = arrival + deadline_ms, call.n_items, 0
         inputs = tuple(SentTensor(place, one.shape, to_bytes(one)) for place, one in enumerate(call.values))
         outputs = tuple(one.place for one in call.outputs)
-        self.count["sent"] += 1
         if sum(len(one.values) for one in inputs) > self.greeting.most_bytes:
             raise self._end(view, priority, arrival, due, n, too_large(self.greeting.most_bytes))
         while True:
             now = _now_ms()
             if now >= due:
-                self.count["unreachable"] += 1
                 raise self._end(
                     view, priority, arrival, due, n, Refusal(Kind.UNREACHABLE, _too_late(deadline_ms, tries))
                 )
@@ -251,12 +298,10 @@ class RemotePlane(Plane):
                 continue
             except Refusal as refusal:
                 executed = 0 if refusal.kind is Kind.UNREACHABLE else -1
-                self.count["refused"] += 1
                 raise self._end(view, priority, arrival, due, n, refusal) from None
             finally:
                 took_ms = _now_ms() - now
                 ledger.ended(sent, generation, End(took_ms, inside_ms if executed > 0 else took_ms, executed))
-            self.count["answered"] += 1
             return self._answered(view, call, answer, priority, arrival, due)
 
     def quote(self, view: ModelView, priority: int, deadline_ms: float) -> Quote:
@@ -270,14 +315,15 @@ class RemotePlane(Plane):
     ) -> Refusal:
         """See `Plane.refuse`."""
         now = _now_ms()
+        self.count["sent"] += 1
         self.count["unreachable"] += 1
         return self._end(view, priority, now, now + deadline_ms, n, Refusal(Kind.UNREACHABLE, message))
 
     def _place(self, view: ModelView) -> tuple[LiveLedger, _Place]:
         place = self._places.get(view.scheduled)
-        if self._ledger is None or place is None:
+        if self.ledger is None or place is None:
             raise Refusal(Kind.NOT_FOUND, f"model {view.name!r} is not served any more")
-        return self._ledger, place
+        return self.ledger, place
 
     def _answered(
         self, view: ModelView, call: InferCall, answer: AnswerFrame, priority: int, arrival: float, due: float
@@ -326,35 +372,6 @@ class RemotePlane(Plane):
         )  # fmt: skip
         for observer in self.observers:
             observer.request_ended(result)
-
-    # Metrics.
-
-    def _render(self) -> tuple[bytes, str]:
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
-
-    def collect(self) -> Iterator[Metric]:
-        """The metrics at this moment."""
-        events: dict[Labels, int] = {(event,): number for event, number in self.count.items()}
-        yield counter("door_requests", "Calls by what became of them.", ("event",), events)
-        placed: dict[Labels, int] = {
-            (link.name,): place for place, link in enumerate(self.links) if link.address is not None
-        }
-        accepting = {name: self.links[place].accepting for name, place in placed.items()}
-        yield gauge("replica_up", "Whether a replica takes requests.", ("replica",), accepting)
-        if self._ledger is None:
-            return
-        known = {name: self._ledger.ledger.replica[0, place] for name, place in placed.items()}
-        outstanding = {name: one["outstanding"] for name, one in known.items()}
-        yield gauge("replica_outstanding", "Requests sent and not answered.", ("replica",), outstanding)
-        slowness = {name: one["log_told"] for name, one in known.items()}
-        yield gauge("replica_log_slowness", "Log of its time over the usual, as it says.", ("replica",), slowness)
-        work: dict[Labels, float] = {
-            (*name, priority): ms
-            for name, place in placed.items()
-            for priority, ms in zip(PRIORITIES, self._ledger.work_ms(place, _now_ms()))
-        }
-        text = "Work that a replica is likely to have; of low what it adds to batches of high."
-        yield gauge("replica_work_ms", text, ("replica", "priority"), work)
 
 
 def _output(spec: TensorSpec, sent: SentTensor, n: int) -> np.ndarray:

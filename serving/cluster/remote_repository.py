@@ -52,29 +52,40 @@ class RemoteRepository:
         return [row | {"state": "UNAVAILABLE", "reason": "no replica takes requests"} for row in rows]
 
     async def load(self, name: str, version: str = "") -> None:
-        """Load a model on all replicas. Raises InputError or KeyError where one does not; those before it have it then."""
+        """Load a model on all replicas; where none knows it, KeyError.
+
+        Raises:
+            InputError: one cannot load it, and those after it were not asked; or some do not know it, and the others have it.
+        """
         await self._change(True, name, version)
 
     async def unload(self, name: str, version: str = "") -> None:
-        """Unload a model on all replicas; errors as of `load`."""
+        """Unload a model on all replicas that have it; errors as of `load`."""
         await self._change(False, name, version)
 
     async def _change(self, load: bool, name: str, version: str) -> None:
+        asked = [link for link in self._door.links if link.accepting]
         self._door.changing += 1
         try:
-            for link in self._door.links:
-                if link.accepting:
-                    await self._change_on(link, load, name, version)
+            lacking = [link.name for link in asked if not await self._change_on(link, load, name, version)]
         finally:
             self._door.changing -= 1
             self._door.agree()  # where it failed half-way, some serve something else now
+        if asked and len(lacking) == len(asked):
+            raise KeyError(name)
+        if load and lacking:
+            raise InputError(
+                f"{', '.join(lacking)} of {len(asked)} replicas do not know model {name!r}; the others have it"
+            )
 
-    async def _change_on(self, link: Link, load: bool, name: str, version: str) -> None:
+    async def _change_on(self, link: Link, load: bool, name: str, version: str) -> bool:
+        """Change one replica; returns whether it knows the model."""
         try:
             await link.change(load, name, version)
         except Refusal as refusal:
             if refusal.kind is Kind.NOT_FOUND:
-                raise KeyError(name) from None
+                return False
             raise InputError(f"replica {link.name}: {refusal}") from None
         except Lost as lost:
             raise InputError(str(lost)) from None
+        return True

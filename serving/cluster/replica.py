@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import ssl
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, cast
@@ -45,6 +47,9 @@ from traces.errors import InputError
 log = logging.getLogger(__name__)
 
 KINDS = list(Kind)
+OPEN_S = 5.0  # in which a door must show its token
+SILENCE_S = 30.0  # a door, which pings ten times a second, is gone after so long
+WARN_S = 1.0  # between log lines of connections that were closed
 GREETINGS_KEPT = 64  # the last of them, by which requests that are on their way may name models
 
 
@@ -65,6 +70,15 @@ class Replica:
         self.state = EngineState(plane.engine.scheduler, self._load_ms)
         self._views: Mapping[str, ModelView] = {}
         self._greeting = NO_GREETING
+        self._warned_s, self._closed = -math.inf, 0
+
+    def warn(self, address: str, why: str) -> None:
+        """Log that a connection was closed; of many in short time one, and how many there were."""
+        self._closed += 1
+        if time.monotonic() - self._warned_s >= WARN_S:
+            more = f" ({self._closed} in all since the last such line)" if self._closed > 1 else ""
+            log.warning("the connection from %s is closed: %s%s", address, why, more)
+            self._warned_s, self._closed = time.monotonic(), 0
 
     def greeting(self) -> Greeting:
         """What doors need to know: the models, as clients see them and as the scheduler does; the same object until it changes.
@@ -150,6 +164,8 @@ class _Door(asyncio.Protocol):
         self._models: dict[int, tuple[str, ...]] = {}
         self._scheduled: tuple[str, ...] = ()
         self._transport: asyncio.Transport
+        self._heard_s = time.monotonic()
+        self._watch: asyncio.TimerHandle | None = None
         self._takes: dict[int, Callable[[memoryview], None]] = {
             FrameKind.REQUEST: self._on_request,
             FrameKind.CANCEL: self._on_cancel,
@@ -161,17 +177,33 @@ class _Door(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
+        self._watch = asyncio.get_running_loop().call_later(OPEN_S, self._look)
+
+    def _look(self) -> None:
+        """Close a connection of which nothing is heard."""
+        silent_s, most_s = time.monotonic() - self._heard_s, SILENCE_S if self._admitted else OPEN_S
+        if silent_s < most_s and self._admitted:
+            self._watch = asyncio.get_running_loop().call_later(most_s - silent_s, self._look)
+            return
+        words = (
+            f"nothing came for {silent_s:.0f} s" if self._admitted else f"no door's first frame came in {OPEN_S:g} s"
+        )
+        self._replica.warn(self._address, words)
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._replica.doors.discard(self)
+        if self._watch is not None:
+            self._watch.cancel()
         for task in self._tasks.values():
             task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        self._heard_s = time.monotonic()
         try:
             self._reader.feed(data)
         except FrameError as error:
-            log.warning("the connection from %s is closed: %s", self._address, error)
+            self._replica.warn(self._address, str(error))
             self.close()
 
     def close(self) -> None:

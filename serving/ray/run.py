@@ -52,7 +52,7 @@ async def run_on_ray(config: ServeConfig) -> None:
             fleet.resize(config.replicas)
             if most > config.replicas:
                 scaling = asyncio.ensure_future(_scale(config, plane, fleet))
-            await answer(plane, tls, signals.stopping, _some_replica(plane, fleet))
+            await answer(plane, tls, signals.stopping, _some_replica(plane, fleet), config.drain_timeout)
         finally:
             if scaling is not None:
                 scaling.cancel()

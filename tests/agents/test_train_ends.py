@@ -20,7 +20,7 @@ from agents.training import cli as train_cli
 from agents.training import trainer as ppo
 from agents.training.checkpoint import checkpoints
 from agents.training.config import load_config, to_yaml
-from agents.training.ending import SIGNALS
+from traces.signals import SIGNALS
 
 
 def command(tmp_path: Path, **changes: Any) -> list[str]:

@@ -1,16 +1,21 @@
-"""Sweeps on a Ray cluster have the results of those in processes."""
+"""Sweeps end at once and leave nothing; on a Ray cluster they have the results of those in processes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from traces.worker_pool import worker_pool
+from traces.command import exit_status
+from traces.worker_pool import results, worker_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs strait-rl[ray]")
@@ -21,6 +26,39 @@ def printed(*words: str) -> str:
     ended = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=300.0)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", [True, False], ids=["to all processes", "to one"])
+def test_a_signal_ends_a_sweep_at_once_and_leaves_no_process(number: int, group: bool) -> None:
+    flags = ["--accelerators", "16", "--seeds", "60", "--duration_ms", "3000", "--routers", "quote"]
+    command = [sys.executable, "-m", "agents.routing", *flags, "--workers", "2"]
+    sweep = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    own = psutil.Process(sweep.pid)
+    end = time.monotonic() + 120.0
+    while len(children := own.children(recursive=True)) < 2 or sum(one.cpu_times().user for one in children) < 1.0:
+        assert sweep.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(sweep.pid, number)
+    _, said = sweep.communicate(timeout=30.0)
+    assert (sweep.returncode, said.splitlines()[-1]) == (130, "stopped")
+    assert psutil.wait_procs(children, 10.0)[1] == []
+
+
+def test_a_part_that_fails_ends_the_others() -> None:
+    begin = time.monotonic()
+    with pytest.raises(ZeroDivisionError), worker_pool(2, None) as pool:
+        results([pool.submit(time.sleep, 60.0), pool.submit(divmod, 1, 0)], "part", "", progress=False)
+    assert time.monotonic() - begin < 30.0
+
+
+def test_a_part_that_is_killed_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with worker_pool(1, None) as pool:
+            results([pool.submit(os._exit, 9)], "part", "", progress=False)
+
+    assert exit_status(work) == 1
+    assert "a process was killed" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -3,77 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from api_server import BLOCKS, FakeRepository, X, call_of, serving_plane, until
+from api_server import X, call_of, until
+from door_cluster import LINK, cluster, greeting_of
 from toy_models import GATE
 
 from agents.routing.registry import router
-from serving.api.dataplane import DataPlane
-from serving.api.model_view import ModelView
-from serving.api.plane import Listener
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import LENGTH, RefusalFrame, Told, open_frame, pong_frame
 from serving.cluster.greeting import Greeting
-from serving.cluster.link import Link, LinkConfig
+from serving.cluster.link import Link
 from serving.cluster.remote_plane import RemotePlane
 from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.door import addresses
 from serving.executors.cpu import CpuExecutor
-from serving.models.tensors import TensorSpec
 from traces.errors import InputError
-
-LINK = LinkConfig(None, None, 5.0)
-
-
-class Cluster:
-    """Two replicas on one device, and a door to them."""
-
-    def __init__(
-        self, planes: list[DataPlane], replicas: list[Replica], listeners: list[Listener], door: RemotePlane
-    ) -> None:
-        self.planes, self.replicas, self.listeners, self.door = planes, replicas, listeners, door
-
-    async def double(self, deadline_ms: float = 5000.0, priority: int = 0) -> np.ndarray:
-        answer = await self.door.infer(self.door.model("double"), call_of(X), priority, deadline_ms)
-        return answer.outputs[0]
-
-    def slow(self, n: int) -> list[asyncio.Future]:
-        """Calls that end once the gate is open."""
-        view = self.door.model("slow")
-        return [asyncio.ensure_future(self.door.infer(view, call_of(BLOCKS), 0, 20_000.0)) for _ in range(n)]
-
-    async def lose(self, place: int) -> None:
-        """End a replica's connections and listen no more, as if its process had died."""
-        await self.listeners[place].close()
-        for door in list(self.replicas[place].doors):
-            door._transport.abort()
-
-
-@asynccontextmanager
-async def cluster(
-    executors: list[CpuExecutor], name: str = "round_robin", link: LinkConfig = LINK, **settings: Any
-) -> AsyncIterator[Cluster]:
-    async with AsyncExitStack() as stack:
-        planes = [
-            await stack.enter_async_context(serving_plane(executor, FakeRepository(), **settings))
-            for executor in executors
-        ]
-        replicas = [Replica(plane) for plane in planes]
-        listeners = [await listen_for_doors(replica, 0, None) for replica in replicas]
-        for listener in listeners:
-            stack.push_async_callback(listener.close)
-        config = ServeConfig(port=0, grpc_port=0)
-        peers = [("127.0.0.1", listener.port) for listener in listeners]
-        door = RemotePlane(config, peers, router(name), link, 2)
-        stack.push_async_callback(door.close)
-        await until(lambda: all(one.accepting for one in door.links))
-        yield Cluster(planes, replicas, listeners, door)
 
 
 @pytest.fixture
@@ -145,7 +93,7 @@ def test_replicas_with_other_batch_sizes_answer_in_each_others_place(
             for _ in range(4):
                 np.testing.assert_array_equal(await c.double(), 2 * X)
             assert all(len(plane.engine.scheduler.tables.size) > 2 for plane in c.planes)
-            assert c.door._ledger is not None and c.door._ledger.ledger.replica["up"].tolist() == [[1, 1]]
+            assert c.door.ledger is not None and c.door.ledger.ledger.replica["up"].tolist() == [[1, 1]]
 
     asyncio.run(scenario())
 
@@ -182,14 +130,14 @@ def test_what_a_lost_replica_had_is_answered_by_the_other_once(executors: list[C
             assert len(answers) == 4
             assert c.door.count["answered"] == 4
             np.testing.assert_array_equal(await c.double(), 2 * X)
-            known = c.door._ledger.ledger  # type: ignore[union-attr]
+            known = c.door.ledger.ledger  # type: ignore[union-attr]
             assert known.replica["up"][0].tolist() == [0, 1]
             assert (known.count == 0).all()
 
     asyncio.run(scenario())
 
 
-def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_back_is_used(
+def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_backis_used(
     executors: list[CpuExecutor],
 ) -> None:
     async def scenario() -> None:
@@ -397,14 +345,6 @@ def test_a_door_refuses_what_no_replica_is_likely_to_have_in_time(executors: lis
     asyncio.run(scenario())
 
 
-def greeting_of(*names: str) -> Greeting:
-    tensor = TensorSpec("x", "FP32", (4,))
-    views = {name: ModelView(name, name, "1", "pytorch", (tensor,), (tensor,), 5.0, 1) for name in names}
-    rows = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in names]
-    ones = {name: [1.0] for name in names}
-    return Greeting(views, ones, ones, [1], 8, 1000, rows)
-
-
 async def test_a_load_that_fails_half_way_names_the_replica_that_serves_something_else_now(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +386,8 @@ async def test_a_door_serves_what_most_of_its_replicas_do(caplog: pytest.LogCapt
         assert says(1, "c") == ("a", "b"), "one is not more than one"
         warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert warned == ["replica host:1 serves other models (c); it gets no requests"]
+        assert [door.is_used(place) for place in range(4)] == [True, False, False, False]
+        assert "of which 1 take requests" in door.in_force()["note"]
         assert says(2, "a", "b") == ("a", "b")
         assert says(2, "c") == says(3, "c") == ("c",), "a rolling update: most have the new ones"
         assert says(0, "c") == ("c",)

@@ -264,7 +264,7 @@ def test_a_door_sends_requests_where_their_models_are_in_memory(tmp_path: Path) 
             peers = [("127.0.0.1", port) for port in ports]
             door = RemotePlane(ServeConfig(port=0), peers, router("quote"), LinkConfig(None, None, 5.0), retries=1)
             stack.push_async_callback(door.close)
-            await until(lambda: door._ledger is not None and (door._ledger.ledger.load_ms > 0.0).sum() == 4)
+            await until(lambda: door.ledger is not None and (door.ledger.ledger.load_ms > 0.0).sum() == 4)
             for name in "abcdabcd":
                 view = door.model(name)
                 answer = await door.infer(view, whole_call(view, np.ones((1, 4), np.float32)), 0, view.deadline_ms)
