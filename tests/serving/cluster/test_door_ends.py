@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import X, call_of, make_executor, until
-from door_cluster import LINK, cluster, greeting_of
+from api_server import LINK, X, call_of, cluster, greeting_of, make_executor, until
 from toy_models import GATE
 
 from agents.routing.registry import router

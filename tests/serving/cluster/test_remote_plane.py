@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import X, call_of, until
-from door_cluster import LINK, cluster, greeting_of
+from api_server import LINK, X, call_of, cluster, greeting_of, until
 from toy_models import GATE
 
 from agents.routing.registry import router
