@@ -1,9 +1,9 @@
 """Replicas behind a door, on this machine: ``python -m benchmarks.cluster``.
 
 Replicas are processes with a simulated device (``sim:PROFILE``), which takes time and no CPU. The same requests are offered in
-turns to one engine in this process, to two replicas by each router, and to two of which one is slower; this process routes them
-as a door does. With ``--ray_serve true`` also to two replicas of Ray Serve by its own handle (needs ``ray[serve]``). Figures of
-each: violations by priority, CPU of all processes for each request. Further: what a door adds to the latency of a lone request,
+turns to one engine in this process, to two replicas by each router, and to two of which one is slower; this process routes
+them as a door does; where ``ray[serve]`` is installed, also to two replicas of Ray Serve by its own handle. Figures of each:
+violations by priority, CPU of all processes for each request. Further: what a door adds to the latency of a lone request,
 beside an engine in the same process, and requests per second over HTTP through a door, beside those of a replica's own address.
 """
 
@@ -29,7 +29,7 @@ from agents.evaluation.suites import workload_for
 from agents.routing.registry import router, routers
 from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import Offer
-from benchmarks.common.ray_serve import RayServe, check_ray_serve, ray_serve
+from benchmarks.common.ray_serve import RayServe, check_ray_serve, has_ray_serve, ray_serve
 from benchmarks.common.server import (
     Connection,
     closed_loops,
@@ -75,7 +75,7 @@ class ClusterBenchmark:
         rounds: turns of each.
         lone: lone requests.
         clients: HTTP connections side by side.
-        ray_serve: measure replicas of Ray Serve, too.
+        ray_serve: measure replicas of Ray Serve, too; by default where it is installed.
     """
 
     routers: list[str] = field(default_factory=lambda: [*routers()])
@@ -90,9 +90,11 @@ class ClusterBenchmark:
     rounds: int = 2
     lone: int = 200
     clients: int = 16
-    ray_serve: bool = False
+    ray_serve: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.ray_serve is None:
+            self.ray_serve = has_ray_serve()
         above = {"scale": 0, "load": 0, "slow_load": 0, "slowness": 0, "seconds": 0}
         check_settings(self, "--", {"rounds": 1, "lone": 1, "clients": 1}, above, not_empty=["routers"])
         for name in self.routers:

@@ -3,15 +3,19 @@
 Each simulated arrival is quoted before it is offered, and learned from once it has ended. By bins of the quoted probability,
 0.1 wide, the share that was in time should be the bin's mean. Also: the share that ended within each predicted quantile, the
 Brier score (mean squared error of the probability) beside that of always saying the mean, and the time of a quote with 256
-requests queued. Figures: ``{workload: {load: {bin: ...}}}``; ``quote_us``.
+requests queued. The same of all simulated requests together, and of a live engine on a simulated device. Figures:
+``{workload: {load: {bin: ...}}}``, with ``all`` and ``live`` in place of a workload; ``quote_us``.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ import numpy as np
 from agents.evaluation.quoting import Quoted, run_quoted
 from agents.evaluation.suites import check_workload, seen_models, workload_for
 from agents.policies.registry import make_policy
+from benchmarks.cluster import play, scaled
 from benchmarks.common.command import as_command
 from benchmarks.common.tables import table
 from benchmarks.decision_latency import busy_simulator, fill
@@ -28,13 +33,18 @@ from envs.scheduling.quote import BY_PRIORITY, ROW, Question, make_calibration, 
 from envs.scheduling.state import LOW, QUANTILES
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
+from serving.library import open_engine
+from serving.loop import run_on_loop
 from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
 BINS = 10
-# Bins with a smaller share of the requests are not judged: of 20,000 it is 200, whose standard error is up to 3.5 points.
-LEAST_SHARE = 0.01
+# Bins with fewer requests are not judged: the standard error is up to 3.5 points with 200 (of 20,000), up to 5 with 100.
+LEAST_SHARE, LEAST_REQUESTS = 0.01, 100
 QUEUED, TIMED, WARM = 256, 3000, 50
+LIVE_SCALE = (
+    6.0  # factor on the times of the simulated device, so that a busy machine's own delays are small beside them
+)
 
 
 @dataclass
@@ -47,6 +57,7 @@ class QuotesBenchmark:
         workloads: names of workloads, see agents.evaluate.
         loads: offered loads, as shares of the measured capacity.
         requests: simulated for each workload and load, about.
+        live: requests that a live engine serves on a simulated device, about; 0: none.
         seed: of the workload and the noise.
     """
 
@@ -55,15 +66,16 @@ class QuotesBenchmark:
     workloads: list[str] = field(default_factory=lambda: ["poisson", "bursty"])
     loads: list[float] = field(default_factory=lambda: [0.6, 0.9, 1.1])
     requests: int = 20_000
+    live: int = 2_000
     seed: int = 1
 
     def __post_init__(self) -> None:
-        check_settings(self, "", {"requests": 1})
+        check_settings(self, "", {"requests": 1, "live": 0})
 
 
 def _judged(bins: dict[str, Any]) -> dict[str, Any]:
     """The bins with enough requests."""
-    least = LEAST_SHARE * sum(one["requests"] for one in bins.values())
+    least = max(LEAST_SHARE * sum(one["requests"] for one in bins.values()), LEAST_REQUESTS)
     return {name: one for name, one in bins.items() if one["requests"] >= least}
 
 
@@ -117,6 +129,32 @@ def quote_us(profile: Profile) -> dict[str, float]:
     return {"p50": p50, "p99": p99}
 
 
+def pooled(parts: Sequence[Quoted]) -> Quoted:
+    """The requests of several runs."""
+    return Quoted(*map(np.concatenate, zip(*parts)))
+
+
+async def live_quoted(config: QuotesBenchmark, profile: Profile, path: Path) -> Quoted:
+    """Quote and serve Poisson arrivals at the middle load, on a device with the times of a profile, which lies at `path`."""
+    rate = config.loads[len(config.loads) // 2] * measure_capacity(profile)
+    workload = workload_for("poisson", rate, 1e3 * config.live / rate, profile, WorkloadConfig(), config.seed)
+    rows = []
+
+    async with open_engine(device=f"sim:{path}", profile=str(path), policy=config.policy) as engine:
+        values = {name: np.zeros(engine.inputs(name)[0].shape, np.float32) for name in profile.models}
+
+        async def offer(model: str, priority: int, deadline_ms: float) -> bool:
+            said = engine.quote(model, priority, deadline_ms)
+            ended = await engine.infer(model, values[model], priority, deadline_ms)
+            met = ended.outcome == "met"
+            latency_ms = ended.latency_ms if ended.answered else np.inf
+            rows.append((said.probability, [said.finish_ms[q] for q in QUANTILES], met, latency_ms, priority))
+            return met
+
+        await play(workload, offer)
+    return Quoted(*map(np.array, zip(*rows)))
+
+
 def measure(config: QuotesBenchmark) -> dict[str, Any]:
     """Measure; see the module for what is returned."""
     full = Profile.load(config.profile)
@@ -124,13 +162,22 @@ def measure(config: QuotesBenchmark) -> dict[str, Any]:
     capacity = measure_capacity(profile)
     policy = make_policy(config.policy)
     result: dict[str, Any] = {}
+    parts = []
     for kind in config.workloads:
         check_workload(kind, profile)
         for load in config.loads:
             rate = load * capacity
             workload = workload_for(kind, rate, 1e3 * config.requests / rate, profile, WorkloadConfig(), config.seed)
             sim = Simulator(profile, n_requests=len(workload))
-            result.setdefault(kind, {})[f"{load:g}"] = judge(run_quoted(sim, policy, [workload], [config.seed]))
+            parts.append(run_quoted(sim, policy, [workload], [config.seed]))
+            result.setdefault(kind, {})[f"{load:g}"] = judge(parts[-1])
+    result["all"] = {"": judge(pooled(parts))}
+    if config.live:
+        slower = scaled(profile, LIVE_SCALE)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "profile.json"
+            slower.save(path)
+            result["live"] = {"": judge(run_on_loop(live_quoted(config, slower, path)))}
     return {**result, "quote_us": quote_us(profile)}
 
 

@@ -22,13 +22,21 @@ from traces.ray_session import ray_session
 SETUP = 'pip install "ray[serve]==2.60.*"'
 
 
+PACKAGES = ("ray", "starlette", "fastapi", "uvicorn", "grpc_reflection")
+
+
+def has_ray_serve() -> bool:
+    """Whether it is installed."""
+    return all(importlib.util.find_spec(package) is not None for package in PACKAGES)
+
+
 def check_ray_serve() -> None:
     """Refuse to measure what is not installed.
 
     Raises:
         InputError: it is not.
     """
-    for package in ("ray", "starlette", "fastapi", "uvicorn", "grpc_reflection"):
+    for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--ray_serve: the package {package} is not here; {SETUP}")
 

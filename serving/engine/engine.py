@@ -24,7 +24,7 @@ from serving.engine.config import EngineConfig
 from serving.engine.guard import GuardedPolicy
 from serving.engine.ledger import Ledger, unreachable
 from serving.engine.model_set import join_profiles
-from serving.engine.quotes import LEARNED_SHARE, Quotes
+from serving.engine.quotes import Quotes
 from serving.engine.request import (
     FAULT,
     FULL,
@@ -209,8 +209,7 @@ class Engine:
             request = Request(result, m, item, loop.create_future(), held=held)  # type: ignore[arg-type]
             requests.append(request)
             ledger.open(request)
-            if result.id % LEARNED_SHARE == 0:
-                self.quotes.arrives(result, m)
+            self.quotes.arrives(result, m)
             if not self.accepting:
                 ledger.close(request, DROPPED, STOPPING, "the server is stopping", now)
             elif not scheduler.arrive(now, arrival, priority, m, result.id, result.deadline_ms):

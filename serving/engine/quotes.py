@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from serving.engine.compiled import ENV
 from serving.engine.request import Observer, RequestResult
 from serving.engine.scheduler import LiveScheduler
 
-LEARNED_SHARE = 16  # one of so many requests is quoted on arrival and learned from: that costs 5 us
+LEARNED_RPS = 200.0  # requests per second that are quoted on arrival and learned from, at most: each costs 5 us
+RATE_MS = 1000.0  # over which their rate is measured
 LEARNED = ("met", "late", "dropped")  # the other outcomes say nothing of the schedule
 
 
@@ -49,6 +51,7 @@ class Quotes(Observer):
         self._calibration = make_calibration(1, len(self._models))
         self._rows: dict[int, np.ndarray] = {}
         self._row = np.zeros(ROW)
+        self._share, self._arrived, self._since_ms = 1, 0, 0.0
         example = (self._calibration, ENV)
         question = Question(0.0, HIGH, 0, 0.0, 0)
         self._quote = bind(quote, scheduler.state, scheduler.tables, *example, question, self._row)
@@ -72,7 +75,13 @@ class Quotes(Observer):
         return Quote(probability, {level: predicted * float(factor) for level, factor in zip(QUANTILES, scale)})
 
     def arrives(self, result: RequestResult, model: int) -> None:
-        """Quote a request on its arrival, before it is in a queue, so that its end can be learned from."""
+        """Quote a request on its arrival, before it is in a queue, to learn from its end; of many, one in so many."""
+        self._arrived += 1
+        if (passed_ms := result.offered_ms - self._since_ms) >= RATE_MS:
+            self._share = max(math.ceil(1e3 * self._arrived / passed_ms / LEARNED_RPS), 1)
+            self._arrived, self._since_ms = 0, result.offered_ms
+        if result.id % self._share:
+            return
         self._ask(result.offered_ms, model, result.priority, result.deadline_ms)
         self._rows[result.id] = self._row.copy()
 

@@ -34,8 +34,10 @@ class Method:
 
     def __init__(self, answer: Callable[[], Any] | None) -> None:
         self.answer = answer
+        self.given: tuple[Any, ...] = ()
 
     def remote(self, *args: Any) -> Reference:
+        self.given = args
         future: Future[Any] = Future()
         if self.answer is not None:
             try:
@@ -108,6 +110,18 @@ def refuse(actor: Actor) -> None:
 
 def die(actor: Actor) -> None:
     actor.accepting = Method(lambda: 1 / 0)
+
+
+def test_each_replica_is_told_its_place_and_keeps_it_when_it_is_started_again() -> None:
+    async def scenario() -> None:
+        kept = Kept(Ray(), size=3)
+        await until(lambda: len(kept.at) == 3 and None not in kept.at.values())
+        die(kept.ray.made[1])
+        await until(lambda: kept.at[1] == ("node", 9003))
+        assert [actor.start.given[0].replica_number for actor in kept.ray.made] == [0, 1, 2, 1]
+        await kept.fleet.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("fails", [hang, refuse, die])
