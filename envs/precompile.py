@@ -1,6 +1,6 @@
 """Compiles the environment into the cache, so that its first reset is as quick as the next: ``python -m envs.precompile``.
 
-``make`` runs it once after installation. It takes a quarter of a minute, and nothing where the cache is filled already.
+``make`` runs it once after installation. It takes half a minute, and nothing where the cache is filled already.
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ def printed(*words: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("group", [True, False], ids=["to all processes", "to one"])
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["to all processes", "to one"]
+)
 def test_a_signal_ends_a_sweep_at_once_and_leaves_no_process(number: int, group: bool) -> None:
     flags = ["--accelerators", "16", "--seeds", "60", "--duration_ms", "3000", "--routers", "quote"]
     command = [sys.executable, "-m", "agents.routing", *flags, "--workers", "2"]
