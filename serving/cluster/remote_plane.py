@@ -117,6 +117,7 @@ class RemotePlane(Plane):
         self._stopping = True
         if self._inside:
             log.info("draining for at most %g s", timeout_s)
+            self._empty.clear()  # it was set whenever the last call of some had ended
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
 
@@ -238,7 +239,8 @@ class RemotePlane(Plane):
         end = "left"
         try:
             if self._stopping:
-                raise self._refused(view, priority, deadline_ms, call.n_items, "the server is stopping")
+                stopping = Refusal(Kind.STOPPING, "the server is stopping")
+                raise self._end_at_once(view, priority, deadline_ms, call.n_items, stopping)
             answer = await self._serve(view, call, priority, deadline_ms, caller)
             end = "answered"
             return answer
@@ -250,11 +252,6 @@ class RemotePlane(Plane):
             self._inside -= 1
             if not self._inside:
                 self._empty.set()
-
-    def _refused(self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str) -> Refusal:
-        """A call that is not sent to any replica, since none can be asked."""
-        now = _now_ms()
-        return self._end(view, priority, now, now + deadline_ms, n, Refusal(Kind.STOPPING, message))
 
     async def _serve(
         self, view: ModelView, call: InferCall, priority: int, deadline_ms: float, caller: Caller
@@ -314,10 +311,14 @@ class RemotePlane(Plane):
         self, view: ModelView, priority: int, deadline_ms: float, n: int, message: str, caller: Caller
     ) -> Refusal:
         """See `Plane.refuse`."""
-        now = _now_ms()
         self.count["sent"] += 1
         self.count["unreachable"] += 1
-        return self._end(view, priority, now, now + deadline_ms, n, Refusal(Kind.UNREACHABLE, message))
+        return self._end_at_once(view, priority, deadline_ms, n, Refusal(Kind.UNREACHABLE, message))
+
+    def _end_at_once(self, view: ModelView, priority: int, deadline_ms: float, n: int, refusal: Refusal) -> Refusal:
+        """Show the end of a call that comes now and is sent to no replica."""
+        now = _now_ms()
+        return self._end(view, priority, now, now + deadline_ms, n, refusal)
 
     def _place(self, view: ModelView) -> tuple[LiveLedger, _Place]:
         place = self._places.get(view.scheduled)

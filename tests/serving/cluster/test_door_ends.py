@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 from api_server import LINK, X, call_of, cluster, greeting_of, make_executor, until
-from toy_models import GATE
 
 from agents.routing.registry import router
+from serving.api.plane import DIRECT
 from serving.api.refusal import Kind, Refusal
 from serving.cluster import replica as replicas
 from serving.cluster.frames import open_frame
@@ -30,7 +30,9 @@ def executors() -> Iterator[list[CpuExecutor]]:
         one.close()
 
 
-async def test_each_call_is_counted_by_the_one_way_in_which_it_ended(executors: list[CpuExecutor]) -> None:
+async def test_each_call_is_counted_by_the_one_way_in_which_it_ended(
+    executors: list[CpuExecutor], gate: threading.Event
+) -> None:
     ends = {*ENDS.values(), "answered", "refused", "left"}
     async with cluster(executors) as c:
 
@@ -48,16 +50,13 @@ async def test_each_call_is_counted_by_the_one_way_in_which_it_ended(executors: 
             view = c.door.model("double")
             c.door._places.pop(view.scheduled)
             await c.double()
-        c.door.refuse(view, 0, 5.0, 1, "its quote is low", _nobody())
+        c.door.refuse(view, 0, 5.0, 1, "its quote is low", DIRECT)
         assert rest() == {"answered": 3, "unreachable": 2, "refused": 1}
-        GATE.clear()
-        try:
-            slow = c.slow(2)
-            await until(lambda: sum(plane.engine.in_flight for plane in c.planes) == 2)
-            slow[0].cancel()
-            await asyncio.wait({slow[0]})
-        finally:
-            GATE.set()
+        slow = c.slow(2)
+        await until(lambda: sum(plane.engine.in_flight for plane in c.planes) == 2)
+        slow[0].cancel()
+        await asyncio.wait({slow[0]})
+        gate.set()
         await asyncio.wait(slow)
         assert rest() == {"answered": 4, "unreachable": 2, "refused": 1, "left": 1}
         for place in (0, 1):
@@ -68,42 +67,33 @@ async def test_each_call_is_counted_by_the_one_way_in_which_it_ended(executors: 
         assert rest() == {"answered": 4, "unreachable": 2, "refused": 1, "left": 1, "unavailable": 1}
 
 
-def _nobody() -> Any:
-    from serving.api.plane import DIRECT
-
-    return DIRECT
-
-
-async def test_a_door_that_stops_answers_what_it_has_and_refuses_the_rest(executors: list[CpuExecutor]) -> None:
+async def test_a_door_that_stops_answers_what_it_has_and_refuses_the_rest(
+    executors: list[CpuExecutor], gate: threading.Event
+) -> None:
     async with cluster(executors) as c:
-        GATE.clear()
-        try:
-            slow = c.slow(3)
-            await until(lambda: sum(plane.engine.in_flight for plane in c.planes) > 0)
-            draining = asyncio.ensure_future(c.door.drain(20.0))
-            await asyncio.sleep(0.01)
-            assert not c.door.ready and not draining.done()
-            with pytest.raises(Refusal) as caught:
-                await c.double()
-            assert caught.value.kind is Kind.STOPPING
-        finally:
-            GATE.set()
+        await c.double()  # nothing was inside after it, once
+        slow = c.slow(3)
+        await until(lambda: sum(plane.engine.in_flight for plane in c.planes) > 0)
+        draining = asyncio.ensure_future(c.door.drain(20.0))
+        await asyncio.sleep(0.01)
+        assert not c.door.ready and not draining.done()
+        with pytest.raises(Refusal) as caught:
+            await c.double()
+        assert caught.value.kind is Kind.STOPPING
+        gate.set()
         await draining
         for answer in await asyncio.gather(*slow):
             assert answer.parameters["outcome"] == "met"
         await c.door.drain(20.0)  # nothing is left to wait for
 
 
-async def test_a_door_does_not_wait_longer_than_it_may(executors: list[CpuExecutor]) -> None:
+async def test_a_door_does_not_wait_longer_than_it_may(executors: list[CpuExecutor], gate: threading.Event) -> None:
     async with cluster(executors) as c:
-        GATE.clear()
-        try:
-            slow = c.slow(1)
-            await until(lambda: sum(plane.engine.in_flight for plane in c.planes) > 0)
-            await c.door.drain(0.05)
-            assert not slow[0].done()
-        finally:
-            GATE.set()
+        slow = c.slow(1)
+        await until(lambda: sum(plane.engine.in_flight for plane in c.planes) > 0)
+        await c.door.drain(0.05)
+        assert not slow[0].done()
+        gate.set()
         await asyncio.wait(slow)
 
 
