@@ -29,7 +29,7 @@ from agents.evaluation.suites import workload_for
 from agents.routing.registry import router, routers
 from benchmarks.common.command import as_command
 from benchmarks.common.open_loop import Offer
-from benchmarks.common.ray_serve import RayServe, check_ray_serve, has_ray_serve, ray_serve
+from benchmarks.common.ray_serve import RayServe, check_ray_serve, missing_packages, ray_serve
 from benchmarks.common.server import (
     Connection,
     closed_loops,
@@ -94,7 +94,7 @@ class ClusterBenchmark:
 
     def __post_init__(self) -> None:
         if self.ray_serve is None:
-            self.ray_serve = has_ray_serve()
+            self.ray_serve = not missing_packages()
         above = {"scale": 0, "load": 0, "slow_load": 0, "slowness": 0, "seconds": 0}
         check_settings(self, "--", {"rounds": 1, "lone": 1, "clients": 1}, above, not_empty=["routers"])
         for name in self.routers:

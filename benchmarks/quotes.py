@@ -42,9 +42,7 @@ BINS = 10
 # Bins with fewer requests are not judged: the standard error is up to 3.5 points with 200 (of 20,000), up to 5 with 100.
 LEAST_SHARE, LEAST_REQUESTS = 0.01, 100
 QUEUED, TIMED, WARM = 256, 3000, 50
-LIVE_SCALE = (
-    6.0  # factor on the times of the simulated device, so that a busy machine's own delays are small beside them
-)
+LIVE_SCALE = 6.0  # factor on the times of the simulated device, beside which a busy machine's own delays are small
 
 
 @dataclass

@@ -13,7 +13,6 @@ from agents.training.config import TrainConfig, load_command
 from agents.training.from_log import Loop, close_loop
 from traces.command import INTERRUPTED, exit_status, parse_settings
 from traces.errors import InputError
-from traces.ray_session import check_cluster
 from traces.settings import check_settings
 
 if TYPE_CHECKING:
@@ -62,8 +61,6 @@ class TrainCommand(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, "--", {"seeds": 1, "workers": 1}, {})
-        if self.cluster is not None:
-            check_cluster(self.cluster)
         for name in ("workers", "cluster"):
             if self.seeds == 1 and getattr(self, name) is not None:
                 raise InputError(f"--{name} goes with --seeds")

@@ -20,14 +20,12 @@ from traces.errors import InputError
 from traces.ray_session import ray_session
 
 SETUP = 'pip install "ray[serve]==2.60.*"'
-
-
 PACKAGES = ("ray", "starlette", "fastapi", "uvicorn", "grpc_reflection")
 
 
-def has_ray_serve() -> bool:
-    """Whether it is installed."""
-    return all(importlib.util.find_spec(package) is not None for package in PACKAGES)
+def missing_packages() -> list[str]:
+    """What Ray Serve needs and is not installed."""
+    return [package for package in PACKAGES if importlib.util.find_spec(package) is None]
 
 
 def check_ray_serve() -> None:
@@ -36,9 +34,8 @@ def check_ray_serve() -> None:
     Raises:
         InputError: it is not.
     """
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"--ray_serve: the package {package} is not here; {SETUP}")
+    if missing := missing_packages():
+        raise InputError(f"--ray_serve: the package {missing[0]} is not here; {SETUP}")
 
 
 class EngineReplica:

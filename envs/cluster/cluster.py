@@ -135,10 +135,24 @@ def begin_cluster(sim, cluster, seeds):
         cluster.replica[env].reported = 0
         memory = sim.world.memory[env]
         cluster.replica[env].load_ms = memory.load_ms if memory.room > 0 else 0.0
+        _write_here(sim, cluster, env, 0)
         for door in range(cluster.ledger.sent.shape[0]):
-            for model in range(cluster.here.shape[2]):
-                here = sim.world.residency[env, model].here
-                cluster.ledger.load_ms[door, env, model] = (1 - here) * cluster.replica[env].load_ms
+            _note_here(cluster, door, env, 0)
+
+
+@inlined
+def _write_here(sim, cluster, env, place):
+    """Put which models a world has in memory where a report has it."""
+    for model in range(cluster.here.shape[2]):
+        cluster.here[env, place, model] = sim.world.residency[env, model].here
+
+
+@inlined
+def _note_here(cluster, door, env, place):
+    """Note in a door's ledger what was put there."""
+    for model in range(cluster.here.shape[2]):
+        missing = 1 - cluster.here[env, place, model]
+        cluster.ledger.load_ms[door, env, model] = missing * cluster.replica[env].load_ms
 
 
 @inlined
@@ -169,8 +183,7 @@ def report(sim, cluster, env):
         return
     said = write_report(sim.state, sim.tables, env, sim.state.scheduler[env].now, cluster.inside[env, first])
     if replica.load_ms > 0.0:
-        for model in range(cluster.here.shape[2]):
-            cluster.here[env, first, model] = sim.world.residency[env, model].here
+        _write_here(sim, cluster, env, first)
     for i in range(first, replica.n):
         answer = cluster.answer[env, i]
         answer.log_slowdown = said.log_slowdown
@@ -201,9 +214,7 @@ def hear(cluster, env, now):
         said = Report(answer.log_slowdown, answer.busy, answer.in_flight_ms, cluster.inside[env, answer.inside])
         told(cluster.ledger, arrival.door, env, answer.at + delay, said)
         if replica.load_ms > 0.0:
-            for model in range(cluster.here.shape[2]):
-                here = cluster.here[env, answer.inside, model]
-                cluster.ledger.load_ms[arrival.door, env, model] = (1 - here) * replica.load_ms
+            _note_here(cluster, arrival.door, env, answer.inside)
         replica.told += 1
 
 

@@ -118,7 +118,7 @@ class Simulator:
         self.world.memory["room"] = models if models < len(self.profile.models) else 0
         self.world.memory["load_ms"] = load_ms
         n_models = len(self.profile.models)
-        self.world.memory["first"] = np.arange(self.n) * n_models // self.n % n_models if spread else 0
+        self.world.memory["first"] = np.arange(self.n) * n_models // self.n if spread else 0
 
     def begin(self, seeds: Sequence[int] | np.ndarray) -> None:
         """Begin an episode in every world on the arrivals loaded. One seed a world: (n,)."""

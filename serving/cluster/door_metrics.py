@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -25,6 +24,9 @@ class Door(Protocol):
 
     def is_used(self, place: int) -> bool:
         """Whether a replica gets requests."""
+
+    def now_ms(self) -> float:
+        """The clock of its ledger."""
 
 
 class DoorMetrics:
@@ -59,7 +61,7 @@ class DoorMetrics:
         yield gauge("replica_log_slowness", "Log of its time over the usual, as it says.", ("replica",), slowness)
         missing = {name: int((ledger.ledger.load_ms[0, place] > 0.0).sum()) for name, place in placed.items()}
         yield gauge("replica_models_out", "Models that are out of its memory.", ("replica",), missing)
-        now_ms = time.perf_counter() * 1e3
+        now_ms = door.now_ms()
         work: dict[Labels, float] = {
             (*name, priority): ms
             for name, place in placed.items()

@@ -46,9 +46,8 @@ _TENSOR = struct.Struct("<HBQ")  # place, dimensions, bytes; then the sides, 4 b
 _REFUSAL = struct.Struct("<BQBB")  # kind, id, reason, seen by observers; then what the replica tells, and the message
 _CANCEL = struct.Struct("<BQ")
 _PONG = struct.Struct("<BB")  # kind, accepting; then what the replica tells
-_TOLD = struct.Struct(
-    "<dIdII"
-)  # slowdown, busy streams, time left in flight, bytes of the counts and of the times to load; both
+# slowdown, busy streams, time left in flight, bytes of the counts and of the times to load; then both
+_TOLD = struct.Struct("<dIdII")
 _REPOSITORY = struct.Struct("<BQBB")  # kind, id, load (1) or unload (0), length of the version; then version and name
 
 

@@ -136,7 +136,7 @@ def test_what_a_lost_replica_had_is_answered_by_the_other_once(executors: list[C
     asyncio.run(scenario())
 
 
-def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_backis_used(
+def test_without_a_replica_requests_are_refused_at_once_and_one_that_comes_back_is_used(
     executors: list[CpuExecutor],
 ) -> None:
     async def scenario() -> None:
