@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is imported is compiled when it is; all of it beforehand would take a minute.
+# What is imported is compiled when it is; all of it beforehand would take a minute. It has to be kept, or each process
+# would compile torch anew, which takes two seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 
 .PHONY: demo test check bench docs wheel gpu-wheels clean

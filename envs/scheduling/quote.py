@@ -37,12 +37,13 @@ ROW = N_QUOTE_FEATURES + 5  # floats that a quote leaves, from which its outcome
 BINS = 10
 RATIO_BOUND = 2.0  # of the log of slack over predicted time, beyond which it says no more
 FORGETTING = 0.9998  # of the regression, for each outcome of a priority
-FIRST_VARIANCE = 0.1  # of each weight
+FIRST_WEIGHTS = {RATIO: 3.0, IN_FLIGHT_LEFT: -1.5}  # before any outcome, for both priorities
+FIRST_VARIANCE = 0.3  # of each weight
 FIRST_MODEL_VARIANCE = 0.3  # of each model's offset
 MODEL_FORGETTING = 0.998
 RECENT_RATE = 0.05  # of the share that was in time lately
-BIN_FORGETTING = 0.998
-BIN_PRIOR = 10.0  # outcomes that a bin's own middle counts for
+BIN_FORGETTING = 0.9995
+BIN_PRIOR = 30.0  # outcomes that a bin's own middle counts for
 SCALE_RATE = 0.02
 LEAST_MS = 1e-3
 LEAST_SCALE = 0.05
@@ -95,7 +96,7 @@ class Question(NamedTuple):
 
 
 def make_calibration(n: int, n_models: int) -> Calibration:
-    """The calibration of n schedulers that have seen no outcome: a request is in time as its slack is above what it needs."""
+    """The calibration of n schedulers that have seen no outcome: slack over what is needed decides, and what is in flight."""
     features = N_QUOTE_FEATURES
     calibration = Calibration(
         np.zeros((n, 2, features)),
@@ -108,7 +109,8 @@ def make_calibration(n: int, n_models: int) -> Calibration:
         np.ones((n, 2, N_QUANTILES)),
         np.zeros((n, features)),
     )
-    calibration.weight[..., RATIO] = 3.0
+    for feature, weight in FIRST_WEIGHTS.items():
+        calibration.weight[..., feature] = weight
     return calibration
 
 

@@ -114,3 +114,22 @@ def test_in_bursts_quotes_tell_late_from_in_time() -> None:
     judged = judge(quoted_run("bursty", 1.0, 2)[0])
     assert judged["worst_points"] <= 6.0
     assert judged["brier"] < 0.6 * judged["brier_of_mean"]
+
+
+@pytest.mark.parametrize(("too_high", "passes"), [(0.0, True), (0.06, False)])
+def test_a_perfect_forecast_passes_and_one_that_promises_too_much_does_not(too_high: float, passes: bool) -> None:
+    rng = np.random.default_rng(7)
+    chance = rng.uniform(0.0, 1.0, 40_000)
+    in_time = rng.random(len(chance)) < chance - too_high
+    nothing = np.full((len(chance), 3), np.inf)
+    judged = judge(Quoted(chance, nothing, in_time, chance, np.zeros(len(chance), int)))
+    assert (judged["worst_points"] <= 3.0) == passes
+    assert (judged["over_chance"] < 2.0) == passes
+
+
+def test_a_bin_that_chance_decides_is_not_judged() -> None:
+    chance = np.repeat([0.05, 0.55], [4000, 60])
+    in_time = np.arange(len(chance)) % 20 == 0  # right for the first, far off for the second
+    judged = judge(Quoted(chance, np.full((len(chance), 3), np.inf), in_time, chance, np.zeros(len(chance), int)))
+    assert [one["judged"] for one in judged["bins"].values()] == [True, False]
+    assert judged["worst_points"] < 0.1 and judged["over_chance"] > 2.0
