@@ -97,13 +97,14 @@ def judge(quoted: Quoted, points: float = POINTS) -> dict[str, Any]:
         }
     judged = [one for one in bins.values() if one["judged"]]
     compared = [one for one in bins.values() if one["requests"] >= LEAST_REQUESTS and one["standard_error"] > 0]
+    squares = [(one["points"] / one["standard_error"]) ** 2 for one in compared]
     executed = np.isfinite(quoted.latency_ms)
     share = in_time.mean()
     return {
         "bins": bins,
         "worst_points": max((abs(one["points"]) for one in judged), default=0.0),
-        "judged": sum(one["requests"] for one in judged) / len(chance),
-        "over_chance": float(np.sqrt(np.mean([(one["points"] / one["standard_error"]) ** 2 for one in compared]))),
+        "judged_share": sum(one["requests"] for one in judged) / len(chance),
+        "over_chance": float(np.sqrt(np.mean(squares))) if squares else None,
         "brier": float(((chance - in_time) ** 2).mean()),
         "brier_of_mean": float(share * (1 - share)),
         "within": {
@@ -205,8 +206,8 @@ def tabulate(result: dict[str, Any]) -> str:
                 cells.append(off if not one or one["judged"] else f"({off})")
             scores = [
                 f"{judged['worst_points']:.1f}",
-                f"{100 * judged['judged']:.0f} %",
-                f"{judged['over_chance']:.2f}",
+                f"{100 * judged['judged_share']:.0f} %",
+                "" if judged["over_chance"] is None else f"{judged['over_chance']:.2f}",
             ]
             rows.append([kind, load, *cells, *scores, f"{judged['brier']:.3f}", f"{judged['brier_of_mean']:.3f}"])
     took = result["quote_us"]

@@ -133,3 +133,9 @@ def test_a_bin_that_chance_decides_is_not_judged() -> None:
     judged = judge(Quoted(chance, np.full((len(chance), 3), np.inf), in_time, chance, np.zeros(len(chance), int)))
     assert [one["judged"] for one in judged["bins"].values()] == [True, False]
     assert judged["worst_points"] < 0.1 and judged["over_chance"] > 2.0
+
+
+def test_of_a_few_requests_nothing_is_said() -> None:
+    chance = np.array([0.2, 0.5])
+    judged = judge(Quoted(chance, np.full((2, 3), np.inf), np.array([True, False]), chance, np.zeros(2, int)))
+    assert judged["judged_share"] == 0.0 and judged["over_chance"] is None
