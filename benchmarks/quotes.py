@@ -102,7 +102,7 @@ def judge(quoted: Quoted, points: float = POINTS) -> dict[str, Any]:
     share = in_time.mean()
     return {
         "bins": bins,
-        "worst_points": max((abs(one["points"]) for one in judged), default=0.0),
+        "worst_points": max((abs(one["points"]) for one in judged), default=None),
         "judged_share": sum(one["requests"] for one in judged) / len(chance),
         "over_chance": float(np.sqrt(np.mean(squares))) if squares else None,
         "brier": float(((chance - in_time) ** 2).mean()),
@@ -205,7 +205,7 @@ def tabulate(result: dict[str, Any]) -> str:
                 off = f"{one['points']:+.1f}" if one else ""
                 cells.append(off if not one or one["judged"] else f"({off})")
             scores = [
-                f"{judged['worst_points']:.1f}",
+                "" if judged["worst_points"] is None else f"{judged['worst_points']:.1f}",
                 f"{100 * judged['judged_share']:.0f} %",
                 "" if judged["over_chance"] is None else f"{judged['over_chance']:.2f}",
             ]

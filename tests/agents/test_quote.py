@@ -138,4 +138,4 @@ def test_a_bin_that_chance_decides_is_not_judged() -> None:
 def test_of_a_few_requests_nothing_is_said() -> None:
     chance = np.array([0.2, 0.5])
     judged = judge(Quoted(chance, np.full((2, 3), np.inf), np.array([True, False]), chance, np.zeros(2, int)))
-    assert judged["judged_share"] == 0.0 and judged["over_chance"] is None
+    assert judged["judged_share"] == 0.0 and judged["worst_points"] is None and judged["over_chance"] is None
