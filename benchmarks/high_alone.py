@@ -1,7 +1,7 @@
 """How few high-priority violations there can be: ``python -m benchmarks.high_alone``.
 
 Each policy also serves the high-priority requests of a workload alone; what is violated then is not the fault of low priority.
-No policy that serves both can have much less than the least of these, which bounds how far one can be better than another.
+Policies that serve both have hardly less than the least of these, which says how far one can be better than another.
 Figures: ``policies``, violations of high priority in percent by load; ``alone``, the least of any policy with high priority
 alone; and ``most``, the points by which the first policy is above that.
 """
