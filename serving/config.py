@@ -16,6 +16,9 @@ from traces.errors import InputError
 from traces.settings import size_in_bytes
 from traces.workload import WorkloadConfig
 
+# Settings that a door, which has no device, would take no notice of.
+_OF_A_DEVICE = ("models", "policy", "device", "profile", "batch_sizes", "streams", "memory_limit")
+
 
 @dataclass
 class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
@@ -98,7 +101,9 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
             ("body_timeout_s", "keepalive_s"),
         )
         self._require("at least 1", lambda value: value >= 1, *counts)
-        above_0 = ("peer_silence_ms", "duration", "decision_budget_ms", "deadline_factor", "load", *times)
+        above_0 = (
+            "peer_silence_ms", "duration", "decision_budget_ms", "deadline_factor", "load", "high_weight", *times,
+        )  # fmt: skip
         self._require("a number above 0", lambda value: value is None or 0 < value < math.inf, *above_0)
         self._require("at least 0", lambda value: value is None or 0 <= value < math.inf, "gpus_per_replica")
         at_least_0 = (
@@ -114,7 +119,9 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         self._require("at least 0", lambda value: 0 <= value < math.inf, *at_least_0)
         ports = ("port", "grpc_port", "peer_port")
         self._require("from 0 to 65535", lambda value: value is None or 0 <= value <= 65535, *ports)
-        shares = ("high_fraction", "violation_target", "otel_ratio", "least_quote")
+        # A server that has seen nothing quotes 99.7 % at most, and would never see anything if more were asked.
+        self._require("from 0 to 0.99", lambda value: 0 <= value <= 0.99, "least_quote")
+        shares = ("high_fraction", "violation_target", "otel_ratio")
         self._require("from 0 to 1", lambda value: 0 <= value <= 1, *shares)
         self._require("debug, info, warning or error", ("debug", "info", "warning", "error").__contains__, "log_level")
         self._require("none, deflate or gzip", ("none", "deflate", "gzip").__contains__, "grpc_compression")
@@ -127,6 +134,11 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
             if (self.peers or self.cluster is not None) and getattr(self, flag) is not None:
                 hint = "give it to the replicas, not to their door" if self.peers else "it does not go with --cluster"
                 raise InputError(f"--{flag} is for a server with a device of its own; {hint}")
+        for flag in _OF_A_DEVICE if self.peers else ():
+            if getattr(self, flag) != getattr(type(self), flag, []):
+                raise InputError(
+                    f"--{flag} is for a server with a device of its own; give it to the replicas, not to their door"
+                )
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from serving.engine.scheduler import AdjustTables
 from serving.executors.factory import make_executor
 from serving.models.listing import Entry, initial_entries
 from serving.models.repository import ModelRepository
-from serving.models.tensors import Item, TensorSpec, split_bucket
+from serving.models.tensors import Item, TensorSpec, objects, split_bucket
 from serving.profiling.calibrate import SHIPPED
 from serving.profiling.device_models import DeviceModels
 from serving.reload import Reloader, resolve_policy
@@ -257,19 +258,23 @@ class LibraryEngine:
         self._check(priority, deadline_ms)
         view = self._view(model)
         if size is not None:
+            if not isinstance(size, (int, np.integer)):
+                raise InputError(f"size is {size!r}; it must be an integer")
             view.check_size(size, "size")
         return self.plane.quote(view.bucket(size), priority, deadline_ms)
 
     def _view(self, model: str) -> ModelView:
+        if not isinstance(model, str):
+            raise InputError(f"model is {model!r}; it must be a name: one of {', '.join(self.models)}")
         try:
             return self.plane.model(model)
         except Refusal as refusal:
             raise InputError(str(refusal)) from None
 
     def _check(self, priority: int, deadline_ms: float) -> None:
-        if priority not in (HIGH, LOW):
+        if not isinstance(priority, (int, np.integer)) or isinstance(priority, bool) or priority not in (HIGH, LOW):
             raise InputError(f"priority is {priority!r}; it must be {HIGH} (high) or {LOW} (low)")
-        if not deadline_ms > 0:
+        if not isinstance(deadline_ms, (int, float, np.number)) or not deadline_ms > 0:
             raise InputError(f"deadline_ms is {deadline_ms!r}; it must be a number above 0")
 
     def state(self) -> EngineState:
@@ -311,16 +316,42 @@ async def open_engine(models: Sequence[str] | str = (), **settings: Any) -> Asyn
     entries = initial_entries(config.model_sources)
     resolve_policy(config)  # an unknown name is told before anything is loaded
     base = base_profile(config, list(entries))
-    loop = asyncio.get_running_loop()
-    on_device = await loop.run_in_executor(None, open_models, config, entries, base)
-    policy, adjust_tables, _ = await policy_for(config, on_device.profile)
-    parts = make_engine(config, entries, on_device, policy, adjust_tables)
+    on_device = await _open_apart(config, entries, base)
+    try:
+        policy, adjust_tables, _ = await policy_for(config, on_device.profile)
+        parts = make_engine(config, entries, on_device, policy, adjust_tables)
+    except BaseException:
+        on_device.models.executor.close(1.0)
+        raise
     opened = LibraryEngine(parts, on_device.models.executor.close, config.drain_timeout)
     try:
         await parts.engine.start()
         yield opened
     finally:
         await opened.close()
+
+
+async def _open_apart(config: ServeConfig, entries: Mapping[str, Entry], base: Profile) -> OpenModels:
+    """`open_models` on a thread; where the caller is cancelled, the device is closed again once it is there."""
+
+    def close(opening: Future[OpenModels]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().models.executor.close(1.0)
+
+    pool = ThreadPoolExecutor(1, "open")
+    opening = pool.submit(open_models, config, entries, base)
+    pool.shutdown(wait=False)
+    try:
+        return await asyncio.wrap_future(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(close)
+        raise
+
+
+def _encoded(name: str, text: Any) -> bytes:
+    if not isinstance(text, (bytes, str)):
+        raise InputError(f"{name}: an element of BYTES is {type(text).__name__}; it must be bytes or text")
+    return text if isinstance(text, bytes) else text.encode()
 
 
 def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tuple[Item, int | None]:
@@ -344,6 +375,8 @@ def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tup
     for spec in view.inputs:
         if spec.name in arrays:
             made = np.asarray(arrays[spec.name], spec.dtype)
+            if spec.datatype == "BYTES":
+                made = objects([_encoded(spec.name, one) for one in made.ravel().tolist()], made.shape)
         else:
             made = left_out(spec, (), size)
         view.check_values(spec, made)

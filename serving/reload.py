@@ -40,6 +40,8 @@ def resolve_policy(config: ServeConfig) -> tuple[Policy, AdjustTables]:
         for name in config.candidates:
             resolve(name)  # an unknown one is told before anything runs
     policy, adjust_tables = resolve("strait" if config.policy == AUTO else config.policy, profile=SERVED)
+    if hasattr(getattr(policy, "params", None), "preemption"):
+        raise InputError(f"--policy {config.policy}: it interrupts batches, which only the simulator can")
     if config.explain:
         require_learned(policy)
     return policy, adjust_tables

@@ -78,7 +78,7 @@ class LastUse(Observer):
 
 class _Loaded(NamedTuple):
     models: tuple[ServedModel, ...]
-    load_ms: float
+    device_ms: float  # that putting it on the device took
 
 
 def load_served(entry: Entry, known: Sequence[int] = (), quiet: bool = False) -> tuple[ServedModel, ...]:
@@ -107,24 +107,39 @@ def load_all(
         The names under which those are scheduled that stay, and those that went out.
 
     Raises:
-        InputError: a model cannot be loaded, or does not even fit alone.
+        InputError: a model cannot be loaded, or does not fit alone, or could never come back beside another.
     """
     loaded: dict[str, _Loaded] = {}
     evicted: dict[str, Evicted] = {}
     for name, entry in entries.items():
-        begin_s = time.perf_counter()
-        buckets = load_served(entry, () if profile is None else known_buckets(profile, name))
+        buckets = load_served(entry, _known(profile, name))
         models.check_alone(buckets)
         while loaded and not models.fits(buckets):
             oldest = next(iter(loaded))
             names = [model.name for model in loaded[oldest].models]
             known = models.measure(names) if profile is None else profile.select(names)
-            evicted[oldest] = Evicted.of(entries[oldest], loaded[oldest].models, known, loaded[oldest].load_ms)
-            del loaded[oldest]
+            left = loaded.pop(oldest)
+            load_ms = left.device_ms + _host_ms(entries[oldest], _known(profile, oldest))
+            evicted[oldest] = Evicted.of(entries[oldest], left.models, known, load_ms)
             for one in names:
                 models.executor.unload(one)
             models.executor.free_memory()
             log.info("model %s is put out of memory: --memory_limit has no room for all at once", oldest)
+        begin_s = time.perf_counter()
         models.load(buckets)
         loaded[name] = _Loaded(buckets, 1e3 * (time.perf_counter() - begin_s))
+    every = {name: one.models for name, one in evicted.items()} | {name: one.models for name, one in loaded.items()}
+    for name, out in evicted.items():
+        models.check_beside(out.models, [one for other, one in every.items() if other != name])
     return [model.name for one in loaded.values() for model in one.models], evicted
+
+
+def _known(profile: Profile | None, name: str) -> Sequence[int]:
+    return () if profile is None else known_buckets(profile, name)
+
+
+def _host_ms(entry: Entry, known: Sequence[int]) -> float:
+    """Time that reading a model takes once more: its first time had what it imports to load, which no later one has."""
+    begin_s = time.perf_counter()
+    load_served(entry, known, quiet=True)
+    return 1e3 * (time.perf_counter() - begin_s)

@@ -197,7 +197,10 @@ class SmallConfig:
     """Instances that can be solved exactly.
 
     Attributes:
-        instances: number. requests: of each. models: of each, drawn from the profile. streams: of the device.
+        instances: number.
+        requests: of each.
+        models: of each, drawn from the profile.
+        streams: of the device.
         window_share: time in which the requests arrive, over the time that they take one after the other.
         factors: deadline of high and of low priority over the solo latency; short, so that not everything can be met.
     """

@@ -27,13 +27,17 @@ class PPOConfig:
     """Settings of MaskablePPO and its network.
 
     Attributes:
-        n_envs: worlds stepped together. n_steps: decisions of each world between updates.
-        batch_size: decisions a gradient step. n_epochs: passes over the decisions of an update.
+        n_envs: worlds stepped together.
+        n_steps: decisions of each world between updates.
+        batch_size: decisions a gradient step.
+        n_epochs: passes over the decisions of an update.
         learning_rate: of Adam, falling linearly to ``final_rate`` times itself at the end of training.
         final_rate: see there.
         clip_range: how far the probability ratio may move and still be rewarded.
-        ent_coef: weight of the entropy. vf_coef: weight of the value's squared error.
-        max_grad_norm: longest gradient. target_kl: an update ends early at 1.5 times this divergence; None: never.
+        ent_coef: weight of the entropy.
+        vf_coef: weight of the value's squared error.
+        max_grad_norm: longest gradient.
+        target_kl: an update ends early at 1.5 times this divergence; None: never.
         gae_lambda: trace decay of the advantage estimates.
         tau: time constant of the discount, mean solo latencies.
         hidden: width of the network's layers.
@@ -70,7 +74,8 @@ class EvaluationConfig:
     """Settings of the comparison with the reference policy, on held-out workloads (agents.evaluation.paired).
 
     Attributes:
-        loads: offered loads over measured capacity. workloads: number of workloads at each.
+        loads: offered loads over measured capacity.
+        workloads: number of workloads at each.
         duration_ms: length of each.
         confirm: workloads at each load of the last comparison, which no choice was made by; 0: none.
     """
@@ -96,14 +101,17 @@ class TrainConfig:
         budget_s: wall time of the whole run, compilation included, s; None: no limit. The learning rate falls with
             whichever of both runs out first.
         seed: of worlds, weights and sampling.
-        eval_freq: decisions between comparisons with the reference. save_freq: decisions between checkpoints; 0: only
+        eval_freq: decisions between comparisons with the reference.
+        save_freq: decisions between checkpoints; 0: only
             where the run ends or is interrupted.
         keep: checkpoints kept, the newest.
         reference: policy to beat; rewards are relative to what it does with the same requests (agents.training.baseline).
         tuned_for: profile whose tuned parameters heuristics take; empty: that of the worlds.
         strait_tuned: whether the Strait that the network begins with takes them, too; else its parameters are the defaults.
-        logdir: folder of runs. name: of the run's folder; empty: "ppo-N", the next that is free.
-        threads: threads that step the worlds. torch_threads: threads that learn.
+        logdir: folder of runs.
+        name: of the run's folder; empty: "ppo-N", the next that is free.
+        threads: threads that step the worlds.
+        torch_threads: threads that learn.
         progress: show a progress bar.
         env: the worlds.
         profiles: devices that the worlds are spread over, so that the policy learns for all; empty: that of ``env``. Times in

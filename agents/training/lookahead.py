@@ -45,7 +45,8 @@ class LookAheadConfig:
         time_share: share of a run's time (``TrainConfig.budget_s``) after which no more samples are taken.
         iterations: rounds after those in which the network acts and goes on in the twins.
         steps: decisions of each world a round.
-        share: share of decisions at which actions are tried. tries: actions tried there.
+        share: share of decisions at which actions are tried.
+        tries: actions tried there.
         tau: time constant of the discount by deadlines, mean solo latencies, if ``tau_requests`` makes it no longer; a trial
             lasts three of them.
         tau_requests: requests that the device can answer meanwhile, at least. A batch delays what is behind it until the

@@ -57,9 +57,11 @@ class EnvConfig:
         load: offered load as a share of the capacity measured in simulation (envs.simulation.capacity). None leaves a
             workload's arrivals as recorded.
         burst: arrival rate in a burst over the mean rate; (1, 1) is a Poisson process.
-        burst_share: share of time spent in bursts. burst_ms: mean length of a burst.
+        burst_share: share of time spent in bursts.
+        burst_ms: mean length of a burst.
         high_fraction: share of high-priority requests.
-        deadline_factor_high: relative deadline over the model's solo latency. deadline_factor_low: for low priority.
+        deadline_factor_high: relative deadline over the model's solo latency.
+        deadline_factor_low: for low priority.
         duration_ms: time in which requests arrive.
         model_share: share of each model by name, any unit; None: equal.
         mix_spread: standard deviation of the log of a factor on each model's share, drawn for each episode.

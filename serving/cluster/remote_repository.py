@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from serving.api.refusal import Kind, Refusal
 from serving.cluster.greeting import Greeting
 from serving.cluster.link import Link, Lost
 from traces.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Door(Protocol):
@@ -52,10 +55,11 @@ class RemoteRepository:
         return [row | {"state": "UNAVAILABLE", "reason": "no replica takes requests"} for row in rows]
 
     async def load(self, name: str, version: str = "") -> None:
-        """Load a model on all replicas; where none knows it, KeyError.
+        """Load a model on all replicas that are there; where none knows it, KeyError.
 
         Raises:
             InputError: one cannot load it, and those after it were not asked; or some do not know it, and the others have it.
+            Refusal: no replica is there, or one was lost meanwhile; the others have it.
         """
         await self._change(True, name, version)
 
@@ -65,13 +69,26 @@ class RemoteRepository:
 
     async def _change(self, load: bool, name: str, version: str) -> None:
         asked = [link for link in self._door.links if link.accepting]
+        word = "load" if load else "unload"
+        if not asked:
+            raise Refusal(Kind.STOPPING, f"no replica is there to {word} model {name!r}")
+        if away := [link.name for link in self._door.links if link not in asked]:
+            log.warning("%s %s: not on %s, which takes no requests now", word, name, ", ".join(away))
+        lacking, lost = [], []
         self._door.changing += 1
         try:
-            lacking = [link.name for link in asked if not await self._change_on(link, load, name, version)]
+            for link in asked:
+                try:
+                    if not await self._change_on(link, load, name, version):
+                        lacking.append(link.name)
+                except Lost as error:
+                    lost.append(str(error))
         finally:
             self._door.changing -= 1
             self._door.agree()  # where it failed half-way, some serve something else now
-        if asked and len(lacking) == len(asked):
+        if lost:
+            raise Refusal(Kind.STOPPING, f"{'; '.join(lost)}; {word} model {name!r} again once it is back")
+        if len(lacking) == len(asked):
             raise KeyError(name)
         if load and lacking:
             raise InputError(
@@ -79,13 +96,11 @@ class RemoteRepository:
             )
 
     async def _change_on(self, link: Link, load: bool, name: str, version: str) -> bool:
-        """Change one replica; returns whether it knows the model."""
+        """Change one replica; returns whether it knows the model. Raises Lost: it went away meanwhile."""
         try:
             await link.change(load, name, version)
         except Refusal as refusal:
             if refusal.kind is Kind.NOT_FOUND:
                 return False
             raise InputError(f"replica {link.name}: {refusal}") from None
-        except Lost as lost:
-            raise InputError(str(lost)) from None
         return True

@@ -56,6 +56,7 @@ class Statistics(Observer):
         """Count it as a success (met or late) or as a failure (all else)."""
         counts = self._counts[split_bucket(result.model)[0]]
         if result.answered:
+            counts.last_inference_ms = int(time.time() * 1e3)
             counts.success.add(result.latency_ms)
             counts.queue.add(result.queue_ms)
         else:
@@ -66,7 +67,6 @@ class Statistics(Observer):
         if batch.error is not None:
             return
         counts = self._counts[split_bucket(batch.model)[0]]
-        counts.last_inference_ms = int(time.time() * 1e3)
         phases = batch.phases
         copied_in, ran = phases.h2d_end_ms - phases.h2d_start_ms, phases.exec_end_ms - phases.exec_start_ms
         row = counts.by_size[batch.batch_size]

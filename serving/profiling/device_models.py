@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from envs.profiles.profile import Profile
 from serving.executors.executor import Executor
-from serving.models.repository import check_memory
+from serving.models.repository import check_memory, memory_of
 from serving.models.served import ServedModel
 from serving.models.tensors import split_bucket
 from serving.profiling.calibrate import SoloRun, calibrated, machine_of, measure_solo
@@ -80,6 +80,16 @@ class DeviceModels:
     def check_alone(self, models: Sequence[ServedModel]) -> None:
         """Refuse a model that does not even fit alone; errors as of `load`."""
         check_memory([], models, self.batch_sizes[-1], self._memory_bytes)
+
+    def check_beside(self, models: Sequence[ServedModel], others: Sequence[Sequence[ServedModel]]) -> None:
+        """Refuse a model that fits beside none of the others: while one is loaded, another must stay. Errors as of `load`."""
+        largest = self.batch_sizes[-1]
+        try:
+            check_memory(min(others, key=lambda one: memory_of(one, largest)), models, largest, self._memory_bytes)
+        except InputError as error:
+            raise InputError(
+                f"beside the smallest other model, and one must stay while another is loaded: {error}"
+            ) from None
 
     def measure(self, names: Sequence[str], suffix: str = "") -> Profile:
         """Measure loaded models alone, and fit the base profile to that. Takes seconds.

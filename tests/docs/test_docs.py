@@ -19,6 +19,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import docstring_parser
 import jsonargparse
 import numpy as np
 import pytest
@@ -345,3 +346,32 @@ def test_the_example_interference_model_beats_none() -> None:
         for make in (example("one_slope").OneSlope, Solo)
     ]
     assert mape[0] < mape[1]
+
+
+def settings_classes() -> list[type]:
+    """The typed settings of all commands: dataclasses named so in the packages."""
+    packages = ("traces", "envs", "agents", "serving", "benchmarks")
+    files = [path for top in packages for path in (ROOT / top).rglob("*.py")]
+    named = re.compile(r"^@dataclass.*\nclass (\w*(?:Config|Benchmark))\b", re.MULTILINE)
+    found = []
+    for path in sorted(files):
+        for name in named.findall(path.read_text()):
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            found.append(getattr(module, name))
+    return found
+
+
+def helped(cls: type) -> set[str]:
+    """The settings that a class's docstring explains, as --help finds them."""
+    return {one.arg_name for one in docstring_parser.parse(cls.__doc__ or "").params}
+
+
+def test_each_setting_has_help_of_its_own() -> None:
+    classes = settings_classes()
+    assert len(classes) > 30
+    lacking = [
+        f"{cls.__name__}.{name}"
+        for cls in classes
+        for name in set(cls.__annotations__) - {name for one in cls.__mro__ for name in helped(one)}
+    ]
+    assert not lacking

@@ -107,6 +107,15 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 4))
 
 
+COLD: list[float] = []  # seconds that `cold` takes the first time, as what imports a library does
+
+
+def cold() -> nn.Module:
+    """As `wide`, the first time late."""
+    time.sleep(COLD.pop() if COLD else 0.0)
+    return wide()
+
+
 def unbuilt() -> nn.Module:
     raise RuntimeError("this model cannot be built")
 

@@ -64,4 +64,6 @@ def write(folder: Path, width: int = 256, layers: int = 4) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER [WIDTH [LAYERS]]")
     write(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -14,7 +14,7 @@ from agents.routing.registry import router
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import LENGTH, RefusalFrame, Told, open_frame, pong_frame
 from serving.cluster.greeting import Greeting
-from serving.cluster.link import Link
+from serving.cluster.link import Link, Lost
 from serving.cluster.remote_plane import RemotePlane
 from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
@@ -363,6 +363,32 @@ async def test_a_load_that_fails_half_way_names_the_replica_that_serves_somethin
         await door.repository.load("b")
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warned == ["replica host:0 serves other models (a, b); it gets no requests"]
+    await door.close()
+
+
+async def test_a_load_without_a_replica_or_by_one_that_goes_away_is_no_fault_of_the_client(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = RemotePlane(ServeConfig(port=0), [None] * 3, router("quote"), LINK, retries=1)
+    for load in (True, False):
+        with pytest.raises(Refusal, match="no replica is there") as caught:
+            await door.repository._change(load, "b", "")
+        assert caught.value.kind is Kind.STOPPING
+    for place, link in enumerate(door.links[:2]):
+        link.address, link.greeting, link.accepting = ("host", place), greeting_of("a"), True
+    door.agree()
+    changed = []
+
+    async def change(link: Link, load: bool, name: str, version: str) -> None:
+        if link is door.links[0]:
+            raise Lost("replica host:0 is lost")
+        changed.append(link.name)
+
+    monkeypatch.setattr(Link, "change", change)
+    with caplog.at_level("WARNING"), pytest.raises(Refusal, match="host:0 is lost; load model 'b' again") as caught:
+        await door.repository.load("b")
+    assert caught.value.kind is Kind.STOPPING and changed == ["host:1"], "the others have it"
+    assert f"load b: not on {door.links[2].name}" in caplog.text
     await door.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import toy_models
 
+from serving import library
 from serving.executors.factory import make_executor
 from serving.library import HIGH, LOW, LibraryEngine, open_engine
 from traces.errors import InputError
 
 VALUES = np.zeros(16, np.float32)
+COLD_S = 1.5
 
 
 @asynccontextmanager
@@ -126,9 +130,101 @@ def test_a_model_that_is_out_of_memory_is_loaded_when_it_is_asked_for(tmp_path: 
     asyncio.run(scenario())
 
 
+def test_what_only_the_first_load_takes_does_not_shut_a_model_out(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "".join(
+            f"- {{name: {name}, source: 'toy_models:{source}', input_shape: [4]}}\n"
+            for name, source in (("a", "cold"), ("b", "wide"), ("c", "wide"))
+        )
+    )
+
+    async def scenario() -> float:
+        settings: dict[str, Any] = {"device": "cpu", "streams": 1, "batch_sizes": [1, 2], "memory_limit": "45M"}
+        toy_models.COLD[:] = [COLD_S]
+        async with open_engine(str(tmp_path / "models.yaml"), **settings) as engine:
+            assert not toy_models.COLD
+            return engine.plane.repository.evicted["a"].load_ms
+
+    assert asyncio.run(scenario()) < 1e3 * COLD_S
+
+
+def test_a_model_that_could_never_come_back_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "".join(f"- {{name: {name}, source: 'toy_models:wide', input_shape: [4]}}\n" for name in "ab")
+    )
+
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"device": "cpu", "streams": 1, "batch_sizes": [1, 2], "memory_limit": "25M"}
+        async with open_engine(str(tmp_path / "models.yaml"), **settings):
+            raise AssertionError
+
+    with pytest.raises(
+        InputError, match="one must stay while another is loaded: model 'a' needs .* raise --memory_limit"
+    ):
+        asyncio.run(scenario())
+
+
+def test_whoever_gives_up_on_opening_leaves_no_device_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, opening = threading.Event(), threading.Event(), library.open_models
+    made: list[library.OpenModels] = []
+
+    def open_models(*args: Any) -> library.OpenModels:
+        begun.set()
+        go_on.wait(60)
+        made.append(opening(*args))
+        return made[0]
+
+    async def enter() -> None:
+        async with opened():
+            raise AssertionError
+
+    async def scenario() -> None:
+        before = set(threading.enumerate())
+        task = asyncio.ensure_future(enter())
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        while not made or set(threading.enumerate()) - before:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(library, "open_models", open_models)
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_text_is_taken_as_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "- {name: shout, source: 'tensor_models:shout', inputs: {text: {shape: [1], datatype: BYTES}}}\n"
+    )
+
+    async def scenario() -> None:
+        async with open_engine(str(tmp_path / "models.yaml"), device="cpu", streams=1, batch_sizes=[1]) as engine:
+            (spec,) = engine.inputs("shout")
+            said = []
+            for word in ("h\u00e9", "h\u00e9".encode()):
+                given = np.full([1] * len(spec.shape), word, object)
+                result = await engine.infer("shout", given, LOW, 60_000.0)
+                assert result.outcome == "met", result.message
+                assert result.outputs is not None
+                said.append(result.outputs[0])
+            np.testing.assert_array_equal(*said)
+            with pytest.raises(InputError, match="an element of BYTES is int"):
+                await engine.infer("shout", np.full([1] * len(spec.shape), 7, object))
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        ({"priority": True}, "priority is True"),
+        ({"priority": 1.0}, "priority is 1.0"),
+        ({"deadline_ms": "50"}, "deadline_ms is '50'"),
+        ({"deadline_ms": None}, "deadline_ms is None"),
+        ({"deadline_ms": float("nan")}, "deadline_ms is nan"),
+        ({"model": None}, "model is None; it must be a name"),
         ({"model": "no-such"}, "model 'no-such' is not served"),
         ({"values": np.zeros(3, np.float32)}, "takes FP32 [16]"),
         ({"priority": 7}, "priority is 7"),
@@ -152,6 +248,9 @@ def test_unknown_settings_and_devices_are_refused() -> None:
 
     for settings, message in (
         ({"speed": 2}, "speed"),
+        ({"policy": "preempt"}, "only the simulator can"),
+        ({"high_weight": 0.0}, "high_weight"),
+        ({"high_weight": float("nan")}, "high_weight"),
         ({"device": "sim"}, "it must name a profile"),
         ({"device": "sim:gpu-v100:fast"}, "slowness 'fast'"),
     ):

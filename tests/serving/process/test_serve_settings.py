@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,21 @@ def test_a_server_takes_its_token_from_the_environment(monkeypatch: pytest.Monke
     config = ServeConfig(models="lstm", profile="cpu2", port=0)
     Server(config)
     assert config.token == "variable"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("models", "bert"), ("policy", "edf"), ("streams", 2), ("device", "cpu"), ("memory_limit", "2G")],
+)
+def test_a_door_refuses_what_only_a_device_takes_notice_of(flag: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"--{flag} is for a server with a device of its own; give it to the replicas"):
+        ServeConfig(peers=["127.0.0.1:9"], **{flag: value})
+
+
+def test_no_more_is_asked_of_a_quote_than_an_idle_server_promises() -> None:
+    assert ServeConfig(least_quote=0.99).least_quote == 0.99
+    with pytest.raises(InputError, match=r"--least_quote: 1\.0; it must be from 0 to 0\.99"):
+        ServeConfig(least_quote=1.0)
 
 
 def test_memory_limits_have_units() -> None:
