@@ -59,7 +59,13 @@ def explained_table(record: dict[str, Any]) -> str:
         (name, *(f"{v[k]:.2f}" for k in keys), *(f"{v[k]:.1f} %" for k in percent), "yes" if v["same_order"] else "no")
         for name, v in record["explained"].items()
     ]
-    heads = ("what the simulator knows", "violations: largest difference, points", "mean", "p99: largest", "mean")
+    heads = (
+        "what the simulator knows",
+        "violations: largest difference, points",
+        "mean, points",
+        "p99: largest",
+        "mean",
+    )
     return table((*heads, "same order"), rows)
 
 
