@@ -37,7 +37,6 @@ from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from serving.library import open_engine
 from serving.loop import run_on_loop
-from traces.errors import InputError
 from traces.settings import check_settings
 from traces.workload import WorkloadConfig
 
@@ -71,11 +70,7 @@ class QuotesBenchmark:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        check_settings(self, "", {"requests": 1, "live": 0})
-        if not self.workloads:
-            raise InputError("--workloads: empty; name at least one, such as poisson")
-        if not self.loads or min(self.loads) <= 0:
-            raise InputError(f"--loads: {self.loads}; give at least one, each above 0")
+        check_settings(self, "--", {"requests": 1, "live": 0}, {"loads": 0}, not_empty=["workloads"])
 
 
 def judge(quoted: Quoted, points: float = POINTS) -> dict[str, Any]:

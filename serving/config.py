@@ -128,17 +128,14 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.check_cluster()
-        own = ["replay", "record", "timeline", "logdir"]
-        own += ["peer_port", "otel_endpoint"] if self.peers else []  # --cluster gives the latter to its replicas
+        own = ["replay", "record", "timeline", "logdir"] if self.peers or self.cluster is not None else []
+        own += (
+            ["peer_port", "otel_endpoint", *_OF_A_DEVICE] if self.peers else []
+        )  # --cluster gives these to its replicas
         for flag in own:
-            if (self.peers or self.cluster is not None) and getattr(self, flag) is not None:
+            if getattr(self, flag) != getattr(type(self), flag, []):  # its default; that of lists is in no class
                 hint = "give it to the replicas, not to their door" if self.peers else "it does not go with --cluster"
                 raise InputError(f"--{flag} is for a server with a device of its own; {hint}")
-        for flag in _OF_A_DEVICE if self.peers else ():
-            if getattr(self, flag) != getattr(type(self), flag, []):
-                raise InputError(
-                    f"--{flag} is for a server with a device of its own; give it to the replicas, not to their door"
-                )
         self.memory_bytes  # noqa: B018 (refuses a malformed limit now, not at the first load)
 
     def _require(self, rule: str, holds: Callable[[Any], bool], *names: str) -> None:

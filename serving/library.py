@@ -25,6 +25,7 @@ from serving.api.infer_call import left_out, same_size
 from serving.api.model_view import ModelView
 from serving.api.processes.steps import SteppedModel
 from serving.api.refusal import Kind, Refusal
+from serving.api.tensors import encoded
 from serving.choosing import policy_for
 from serving.config import ServeConfig
 from serving.engine.engine import Engine
@@ -348,12 +349,6 @@ async def _open_apart(config: ServeConfig, entries: Mapping[str, Entry], base: P
         raise
 
 
-def _encoded(name: str, text: Any) -> bytes:
-    if not isinstance(text, (bytes, str)):
-        raise InputError(f"{name}: an element of BYTES is {type(text).__name__}; it must be bytes or text")
-    return text if isinstance(text, bytes) else text.encode()
-
-
 def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tuple[Item, int | None]:
     """The inputs of a request in the model's order, those that were left out filled; and the size that varies."""
     given = values if isinstance(values, Mapping) else {view.inputs[0].name: values}
@@ -376,7 +371,7 @@ def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tup
         if spec.name in arrays:
             made = np.asarray(arrays[spec.name], spec.dtype)
             if spec.datatype == "BYTES":
-                made = objects([_encoded(spec.name, one) for one in made.ravel().tolist()], made.shape)
+                made = objects([encoded(one, spec.name) for one in made.ravel().tolist()], made.shape)
         else:
             made = left_out(spec, (), size)
         view.check_values(spec, made)

@@ -34,14 +34,16 @@ def resolve_policy(config: ServeConfig) -> tuple[Policy, AdjustTables]:
     """The policy that the settings name, and the change that it makes to what the scheduler knows.
 
     Raises:
-        InputError: there is no such policy, or its file is malformed.
+        InputError: there is no such policy, its file is malformed, or only the simulator can do what it does.
     """
-    if config.policy == AUTO:
-        for name in config.candidates:
-            resolve(name)  # an unknown one is told before anything runs
-    policy, adjust_tables = resolve("strait" if config.policy == AUTO else config.policy, profile=SERVED)
-    if hasattr(getattr(policy, "params", None), "preemption"):
-        raise InputError(f"--policy {config.policy}: it interrupts batches, which only the simulator can")
+    auto = config.policy == AUTO
+    # All are told of before anything runs.
+    named = {name: resolve(name, profile=SERVED) for name in (config.candidates if auto else (config.policy,))}
+    for name, (policy, _) in named.items():
+        if hasattr(getattr(policy, "params", None), "preemption"):
+            flag = "--candidates" if auto else "--policy"
+            raise InputError(f"{flag} {name}: it interrupts batches, which only the simulator can")
+    policy, adjust_tables = resolve("strait", profile=SERVED) if auto else named[config.policy]
     if config.explain:
         require_learned(policy)
     return policy, adjust_tables

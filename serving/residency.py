@@ -31,7 +31,7 @@ class Evicted:
         entry: where it comes from.
         models: the model, or its buckets, without what runs them.
         known: what was measured of them.
-        load_ms: how long it took to load it last.
+        load_ms: how long it takes to load it.
     """
 
     entry: Entry
@@ -118,9 +118,8 @@ def load_all(
             oldest = next(iter(loaded))
             names = [model.name for model in loaded[oldest].models]
             known = models.measure(names) if profile is None else profile.select(names)
-            left = loaded.pop(oldest)
-            load_ms = left.device_ms + _host_ms(entries[oldest], _known(profile, oldest))
-            evicted[oldest] = Evicted.of(entries[oldest], left.models, known, load_ms)
+            evicted[oldest] = Evicted.of(entries[oldest], loaded[oldest].models, known, loaded[oldest].device_ms)
+            del loaded[oldest]
             for one in names:
                 models.executor.unload(one)
             models.executor.free_memory()
@@ -131,6 +130,8 @@ def load_all(
     every = {name: one.models for name, one in evicted.items()} | {name: one.models for name, one in loaded.items()}
     for name, out in evicted.items():
         models.check_beside(out.models, [one for other, one in every.items() if other != name])
+    for name, out in evicted.items():  # not beside those that go out, which would still take memory
+        evicted[name] = replace(out, load_ms=out.load_ms + _host_ms(out.entry, _known(profile, name)))
     return [model.name for one in loaded.values() for model in one.models], evicted
 
 

@@ -69,7 +69,7 @@ def from_values(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarr
     if not types.issuperset(map(type, flat)):
         raise InputError(f"{where}: data holds something else than {words} for {spec.datatype}")
     if dtype.kind == "O":
-        return objects([_encoded(one, where) for one in flat], shape)
+        return objects([encoded(one, where) for one in flat], shape)
     # Packing takes a fifth of the time of a way through NumPy's own types.
     try:
         made = np.frombuffer(struct.pack(f"={len(flat)}{_CODES.get(dtype.char, dtype.char)}", *flat), dtype)
@@ -78,7 +78,10 @@ def from_values(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarr
     return (bf16_bits(made) if spec.datatype == "BF16" else made).reshape(shape)
 
 
-def _encoded(text: str | bytes, where: str) -> bytes:
+def encoded(text: Any, where: str) -> bytes:
+    """An element of BYTES. Raises InputError: it is neither bytes nor text, or text that is not Unicode."""
+    if not isinstance(text, (bytes, str)):
+        raise InputError(f"{where}: an element of BYTES is {type(text).__name__}; it must be bytes or text")
     try:
         return text if isinstance(text, bytes) else text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair

@@ -370,9 +370,9 @@ async def test_a_load_without_a_replica_or_by_one_that_goes_away_is_no_fault_of_
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     door = RemotePlane(ServeConfig(port=0), [None] * 3, router("quote"), LINK, retries=1)
-    for load in (True, False):
+    for change_it in (door.repository.load, door.repository.unload):
         with pytest.raises(Refusal, match="no replica is there") as caught:
-            await door.repository._change(load, "b", "")
+            await change_it("b")
         assert caught.value.kind is Kind.STOPPING
     for place, link in enumerate(door.links[:2]):
         link.address, link.greeting, link.accepting = ("host", place), greeting_of("a"), True

@@ -248,7 +248,8 @@ def test_unknown_settings_and_devices_are_refused() -> None:
 
     for settings, message in (
         ({"speed": 2}, "speed"),
-        ({"policy": "preempt"}, "only the simulator can"),
+        ({"policy": "preempt"}, "--policy preempt.*only the simulator can"),
+        ({"policy": "auto", "candidates": ("edf", "preempt")}, "--candidates preempt.*only the simulator can"),
         ({"high_weight": 0.0}, "high_weight"),
         ({"high_weight": float("nan")}, "high_weight"),
         ({"device": "sim"}, "it must name a profile"),
