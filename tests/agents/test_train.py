@@ -31,10 +31,11 @@ TIMES = ("time/",)  # scalars that differ between runs that are equal
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """By step: files that one process begins within one second are read as "1", "10", "9"."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     names = [name for name in events.Tags()["scalars"] if not name.startswith(TIMES)]
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    return {name: sorted((e.step, e.value) for e in events.Scalars(name)) for name in names}
 
 
 @pytest.fixture(scope="module")
