@@ -1,8 +1,8 @@
 """Checkpoints of training: everything that the future of a run depends on, in files that hold no code.
 
 A checkpoint is a folder: ``policy.safetensors`` (also a policy file, see agents.learned.policy_file),
-``optimizer.safetensors``, ``arrays.npz`` (worlds and random generators) and ``state.json`` (counters, and a checksum of
-each file). It is written under another name and renamed when it is whole.
+``optimizer.safetensors``, ``arrays.npz`` (worlds and random generators), during the look-ahead ``samples.safetensors``, and
+``state.json`` (counters, and a checksum of each file). It is written under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import random
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -30,6 +32,7 @@ from traces.files import naming
 
 FORMAT = "strait-checkpoint/1"
 POLICY, OPTIMIZER, ARRAYS, STATE = "policy.safetensors", "optimizer.safetensors", "arrays.npz", "state.json"
+SAMPLES = "samples.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,14 @@ class Checkpoint:
         weights: of the network, by name. optimizer: state tensors, named "PARAMETER.FIELD".
         arrays: the worlds (``Batch.state_dict``) and the random generators.
         state: counters of the run; numbers and strings.
+        samples: of the look-ahead, where the run is still at it.
     """
 
     weights: dict[str, np.ndarray]
     optimizer: dict[str, torch.Tensor]
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -104,7 +109,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, env: EnvConfig, notes
             write_policy(temporary / POLICY, checkpoint.weights, env, notes)
             (temporary / OPTIMIZER).write_bytes(save_tensors(checkpoint.optimizer))
             np.savez_compressed(temporary / ARRAYS, allow_pickle=False, **checkpoint.arrays)  # type: ignore[arg-type]
-            sums = {name: zlib.crc32((temporary / name).read_bytes()) for name in (POLICY, OPTIMIZER, ARRAYS)}
+            if checkpoint.samples:
+                (temporary / SAMPLES).write_bytes(save_arrays(checkpoint.samples))
+            sums = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(temporary.iterdir())}
             state = {"format": FORMAT, "crc32": sums, **checkpoint.state}
             (temporary / STATE).write_text(json.dumps(state, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
@@ -132,11 +139,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             arrays = {key: file[key] for key in file.files}
         weights = read_policy(folder / POLICY).weights
         optimizer = load_tensors((folder / OPTIMIZER).read_bytes())
+        samples = load_arrays((folder / SAMPLES).read_bytes()) if SAMPLES in state["crc32"] else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: the checkpoint is damaged ({error}); resume from an earlier one") from None
-    return Checkpoint(weights, optimizer, arrays, state)
+    return Checkpoint(weights, optimizer, arrays, state, samples)
 
 
 def checkpoints(run: Path) -> list[Path]:

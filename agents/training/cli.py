@@ -140,7 +140,8 @@ def run(command: TrainCommand, words: Sequence[str] = ()) -> int:
 def said_of(result: TrainResult, reference: str) -> str:
     """What a run gave, in one line."""
     if result.interrupted:
-        return f"interrupted after {result.n_timesteps} decisions; go on with: python train.py -i {result.run}"
+        when = f"after {result.n_timesteps} decisions" if result.n_timesteps else "before the first update"
+        return f"interrupted {when}; go on with: python train.py -i {result.run}"
     return (
         f"{result.n_timesteps} decisions in {result.seconds:.0f} s; violated weight minus {reference}'s: "
         f"{100 * result.difference:+.2f} +- {100 * result.error:.2f} percentage points; policy: {result.policy}"

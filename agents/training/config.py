@@ -102,7 +102,7 @@ class TrainConfig:
             whichever of both runs out first.
         seed: of worlds, weights and sampling.
         eval_freq: decisions between comparisons with the reference.
-        save_freq: decisions between checkpoints; 0: only
+        save_freq: decisions between checkpoints, and whether there is one in each round of the look-ahead; 0: only
             where the run ends or is interrupted.
         keep: checkpoints kept, the newest.
         reference: policy to beat; rewards are relative to what it does with the same requests (agents.training.baseline).

@@ -12,9 +12,9 @@ itself does (policy iteration).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from agents.evaluation.twins import Twins
 from agents.learned.network import MASKED, CandidateNet, CandidatePolicy, weights_of
 from agents.learned.policy import policy_in
 from agents.policies.base import Policy
+from agents.training.checkpoint import random_arrays, set_random
+from agents.training.samples import Samples
 from agents.training.warm_start import actions_of
 from envs.mixed import TrainingEnv, convert_actions
-from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, VALID, WORTH, observation_size
+from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY, WORTH
 from envs.simulation.worlds import Worlds
 from traces.settings import check_settings
 
@@ -84,58 +86,6 @@ class LookAheadConfig:
         check_settings(self, "look_ahead.", whole | {"tau_requests": 0}, above, {"share": 1, "time_share": 1})
 
 
-@dataclass
-class Samples:
-    """S states in which actions were tried. Only valid candidates are kept, a fraction of an observation.
-
-    Attributes:
-        candidates: (R, N_CANDIDATE) float16, those of all states in turn. places: (R,) their actions.
-        n_valid: (S,) how many of them each state has.
-        summary: (S, N_SUMMARY) float16.
-        usual: (S,) the usual action. tried: (S, K) those tried, -1 for none. gains: (S, K) theirs.
-    """
-
-    candidates: np.ndarray
-    places: np.ndarray
-    n_valid: np.ndarray
-    summary: np.ndarray
-    usual: np.ndarray
-    tried: np.ndarray
-    gains: np.ndarray
-
-    @classmethod
-    def of(cls, obs: np.ndarray, usual: np.ndarray, tried: np.ndarray, gains: np.ndarray) -> Samples:
-        """From observations (S, O)."""
-        rows = obs[:, :-N_SUMMARY].reshape(len(obs), (obs.shape[1] - N_SUMMARY) // N_CANDIDATE, N_CANDIDATE)
-        owner, places = np.nonzero(rows[:, :, VALID])
-        n_valid = np.bincount(owner, minlength=len(obs))
-        half = np.float16
-        summary = obs[:, -N_SUMMARY:].astype(half)
-        return cls(rows[owner, places].astype(half), places.astype(np.int16), n_valid, summary, usual, tried, gains)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """All of them."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-    @cached_property
-    def first(self) -> np.ndarray:
-        """(S,) row of ``candidates`` at which each state's begin."""
-        return np.cumsum(self.n_valid) - self.n_valid
-
-    def observations(self, index: np.ndarray, n_candidates: int) -> np.ndarray:
-        """(N, O) float32 observations of the states ``index`` (N,)."""
-        n = self.n_valid[index]
-        owner = np.repeat(np.arange(len(index)), n)
-        source = np.arange(len(owner)) + np.repeat(self.first[index] - (np.cumsum(n) - n), n)
-        obs = np.zeros((len(index), observation_size(n_candidates)), np.float32)
-        obs[:, :-N_SUMMARY].reshape(len(index), n_candidates, N_CANDIDATE)[owner, self.places[source]] = (
-            self.candidates[source]
-        )
-        obs[:, -N_SUMMARY:] = self.summary[index]
-        return obs
-
-
 def _propose(
     obs: np.ndarray, logits: np.ndarray, usual: np.ndarray, tries: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -170,16 +120,23 @@ class Practice:
         strait: for each part of ``env``, Strait with the parameters that the marks are made with.
         threads: to try actions on.
         c: settings.
+        rng: draws the actions to try.
     """
 
     def __init__(
-        self, policy: CandidatePolicy, env: TrainingEnv, strait: Sequence[Policy], threads: int, c: LookAheadConfig
+        self,
+        policy: CandidatePolicy,
+        env: TrainingEnv,
+        strait: Sequence[Policy],
+        threads: int,
+        c: LookAheadConfig,
+        rng: np.random.Generator,
     ) -> None:
         self.policy = policy
         self.env = env
         self.strait = strait
         self.c = c
-        self.rng = np.random.default_rng(np.random.randint(2**31))
+        self.rng = rng
         self.deciding = list(strait)
         self.twins = [Twins(part.env.worlds, threads, tau_ms(part.env.worlds, c), c.emphasis) for part in env.parts]
         for part, twins in zip(env.parts, self.twins, strict=True):
@@ -192,32 +149,28 @@ class Practice:
         for i, (part, strait) in enumerate(zip(self.env.parts, self.strait, strict=True)):
             self.deciding[i] = policy_in(part.env.worlds.config, weights, strait.vector, part.num_envs)
 
-    def sample(self, learner_acts: np.ndarray, another: Callable[[], bool]) -> Samples:
-        """Take ``c.steps`` decisions in each world, trying actions on the way; fewer where ``another`` says no after one.
+    def decide(self, learner_acts: np.ndarray) -> Samples:
+        """Take a decision in each world, trying actions on the way.
 
         The learner acts in the worlds where ``learner_acts`` (N,) is set, who decides in the twins in the others.
         """
         env, c = self.env, self.c
-        parts: list[Samples] = []
-        for _ in range(c.steps):
-            usual = actions_of(self.deciding, env)
-            with torch.no_grad():
-                logits = self.policy.net(torch.as_tensor(env.obs))[0].numpy()
-            tried = _propose(env.obs, logits, usual, c.tries, self.rng)
-            tried[self.rng.random(env.num_envs) >= c.share] = -1
-            rows = tried[:, 0] >= 0
-            gains = np.full(tried.shape, np.nan)
-            n_actions = env.masks.shape[1]
-            for part, at, twins, deciding in zip(env.parts, env.rows, self.twins, self.deciding, strict=True):
-                own_n = part.env.worlds.sim.n_actions
-                there, usual_there = (convert_actions(actions[at], n_actions, own_n) for actions in (tried, usual))
-                gains[at] = twins.gains(there, usual_there, deciding)
-            gains = np.clip(gains, -MOST_GAIN, MOST_GAIN)
-            parts.append(Samples.of(env.obs[rows], usual[rows], tried[rows], gains[rows]))
-            env.step(np.where(learner_acts, logits.argmax(1), usual))
-            if not another():
-                break
-        return Samples.joined(parts)
+        usual = actions_of(self.deciding, env)
+        with torch.no_grad():
+            logits = self.policy.net(torch.as_tensor(env.obs))[0].numpy()
+        tried = _propose(env.obs, logits, usual, c.tries, self.rng)
+        tried[self.rng.random(env.num_envs) >= c.share] = -1
+        rows = tried[:, 0] >= 0
+        gains = np.full(tried.shape, np.nan)
+        n_actions = env.masks.shape[1]
+        for part, at, twins, deciding in zip(env.parts, env.rows, self.twins, self.deciding, strict=True):
+            own_n = part.env.worlds.sim.n_actions
+            there, usual_there = (convert_actions(actions[at], n_actions, own_n) for actions in (tried, usual))
+            gains[at] = twins.gains(there, usual_there, deciding)
+        gains = np.clip(gains, -MOST_GAIN, MOST_GAIN)
+        samples = Samples.of(env.obs[rows], usual[rows], tried[rows], gains[rows])
+        env.step(np.where(learner_acts, logits.argmax(1), usual))
+        return samples
 
     def close(self) -> None:
         """Stop the twins."""
@@ -226,14 +179,18 @@ class Practice:
             twins.close()
 
 
-def _fit(net: CandidateNet, samples: Samples, n_candidates: int, c: LookAheadConfig) -> None:
-    """Let differences of the net's logits be the gains, by least squares."""
+def _fit(
+    net: CandidateNet, samples: Samples, n_candidates: int, c: LookAheadConfig, interrupted: Callable[[], bool]
+) -> bool:
+    """Let differences of the net's logits be the gains, by least squares; False: interrupted before it was done."""
     optimizer = torch.optim.Adam(net.parameters(), lr=c.learning_rate)
     total = max(c.epochs * len(samples.usual), 1)
     seen = 0
     for _ in range(c.epochs):
         order = np.random.permutation(len(samples.usual))
         for begin in range(0, len(order), c.batch_size):
+            if interrupted():
+                return False
             index = np.sort(order[begin : begin + c.batch_size])
             tried = samples.tried[index]
             known = torch.as_tensor(tried >= 0)
@@ -249,6 +206,7 @@ def _fit(net: CandidateNet, samples: Samples, n_candidates: int, c: LookAheadCon
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             seen += len(index)
+    return True
 
 
 def _rescale(source: CandidateNet, target: CandidateNet, factor: float) -> None:
@@ -283,48 +241,99 @@ def choose_margin(net: CandidateNet, c: LookAheadConfig, loss: Callable[[Candida
     return min(losses)
 
 
+@dataclass
+class Progress:
+    """How far a look-ahead is. With the worlds, the network and the random generators it is all that one goes on from.
+
+    Attributes:
+        round: the round under way. step: decisions of each world taken in it.
+        decided: decisions taken in all worlds and rounds.
+        seen: samples of all of them.
+        rng: draws the actions to try.
+    """
+
+    round: int = 0
+    step: int = 0
+    decided: int = 0
+    seen: list[Samples] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(np.random.randint(2**31)))
+
+    def state(self) -> dict[str, Any]:
+        """All but the samples, as numbers and strings."""
+        own = {name: getattr(self, name) for name in ("round", "step", "decided")}
+        return own | {"rng": self.rng.bit_generator.state}
+
+    @classmethod
+    def resumed(cls, state: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Progress:
+        """From what ``state`` gave, and the samples' arrays."""
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state["rng"]
+        seen = [Samples.of_arrays(samples)] if samples else []
+        return cls(int(state["round"]), int(state["step"]), int(state["decided"]), seen, rng)
+
+    def joined(self) -> Samples:
+        """What was seen so far, in one."""
+        self.seen = [Samples.joined(self.seen)]
+        return self.seen[0]
+
+
 def look_ahead(
     policy: CandidatePolicy,
     env: TrainingEnv,
     strait: Sequence[Policy],
     c: LookAheadConfig,
     threads: int,
+    at: Progress,
     enough: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
+    sampled: Callable[[], None] = lambda: None,
     progress: bool = False,
-) -> int:
+) -> bool:
     """Teach ``policy``, whose input normalisation is set, what actions would gain over the usual ones.
 
     Args:
         policy: learner; what it already prefers is where learning begins.
         env, strait, c, threads: see ``Practice``.
+        at: where to begin; kept up to date.
         enough: asked after each decision whether to sample no more; what was sampled until then is learned from.
+        interrupted: asked before each decision and gradient step whether to stop there.
+        sampled: called after each round's samples were taken, before they are learned from.
         progress: show a progress bar.
 
     Returns:
-        The decisions taken.
+        Whether it was completed; False: it was interrupted, and goes on from ``at`` as if nothing had been.
     """
-    practice = Practice(policy, env, strait, threads, c)
-    fitted = _gains_of(policy.net, c)
-    samples: Samples | None = None
-    rounds = c.rounds + c.iterations
-    decided = 0
-
-    def another() -> bool:
-        nonlocal decided
-        decided += env.num_envs
-        bar.update()
-        return not enough()
-
-    with tqdm(total=rounds * c.steps, desc="look ahead", unit="decision", disable=not progress) as bar:
-        for i in range(rounds):
-            acts = np.zeros(env.num_envs, bool) if i == 0 else np.arange(env.num_envs) % 2 == 1
-            if i >= c.rounds:
-                practice.let_learner_decide()
-                acts[:] = True
-            samples = Samples.joined([*([samples] if samples else []), practice.sample(acts, another)])
-            _fit(fitted, samples, env.masks.shape[1] - 1, c)
-            _adopt(policy.net, fitted, c)
-            if enough():
-                break
-    practice.close()
-    return decided
+    practice = Practice(policy, env, strait, threads, c, at.rng)
+    try:
+        with tqdm(
+            initial=at.round * c.steps + at.step,
+            total=(c.rounds + c.iterations) * c.steps,
+            desc="look ahead",
+            unit="decision",
+            disable=not progress,
+        ) as bar:
+            while at.round < c.rounds + c.iterations:
+                acts = np.zeros(env.num_envs, bool) if at.round == 0 else np.arange(env.num_envs) % 2 == 1
+                if at.round >= c.rounds:
+                    practice.let_learner_decide()
+                    acts[:] = True
+                while at.step < c.steps and not (at.step and enough()):
+                    if interrupted():
+                        return False
+                    at.seen.append(practice.decide(acts))
+                    at.step += 1
+                    at.decided += env.num_envs
+                    bar.update()
+                sampled()
+                random = random_arrays()
+                fitted = _gains_of(policy.net, c)
+                if not _fit(fitted, at.joined(), env.masks.shape[1] - 1, c, interrupted):
+                    set_random(random)
+                    return False
+                _adopt(policy.net, fitted, c)
+                at.round, at.step = at.round + 1, 0
+                if enough():
+                    break
+    finally:
+        practice.close()
+    return True

@@ -44,7 +44,7 @@ from agents.training.checkpoint import (
 from agents.training.config import TrainConfig, one_line
 from agents.training.devices import Device, make_env
 from agents.training.ending import leaving_no_rest
-from agents.training.lookahead import choose_margin, look_ahead
+from agents.training.lookahead import Progress, choose_margin, look_ahead
 from agents.training.ppo.buffer import SemiMarkovBuffer
 from agents.training.ppo.learner import Clock, make_model
 from agents.training.run_folder import (
@@ -91,6 +91,9 @@ class Trainer:
     Args:
         config: settings.
         resume: run or checkpoint to go on from; None: begin a new run.
+
+    Attributes:
+        looking: how far the look-ahead is; None: it is over.
     """
 
     def __init__(self, config: TrainConfig, resume: str | Path | None = None) -> None:
@@ -101,6 +104,7 @@ class Trainer:
         start = read_checkpoint(found[1]) if found else None
         self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
         self.interrupted = False
+        self.looking: Progress | None = None
         torch.set_num_threads(config.torch_threads)
         self.env = make_env(config)
         self.devices = [Device(part, config) for part in self.env.parts]
@@ -140,9 +144,6 @@ class Trainer:
     def _done(self) -> float:
         return max(self.model.num_timesteps / max(self.config.n_timesteps, 1), self.clock.share())
 
-    def _looked_enough(self) -> bool:
-        return self.clock.share() > self.config.look_ahead.time_share
-
     def _stopping(self) -> bool:
         return self.interrupted or self._done() >= 1.0
 
@@ -170,30 +171,53 @@ class Trainer:
             weights = weights_of(self.model.policy)  # type: ignore[arg-type]
             write_policy(self.run / name, weights, self.config.env, notes)
 
-    def warm_start(self, start: str | Path | None = None) -> None:
-        """Begin as Strait, or with the weights of a policy file, and look ahead; the worlds go on from where that ends.
+    def begin(self, start: str | Path | None = None) -> None:
+        """Begin as Strait, or with the weights of a policy file.
 
         Raises:
             InputError: ``start`` is no policy file, or its layers have another width.
         """
-        c = self.config
         self.env.reset()
-        policy: Any = self.model.policy
         strait = [device.strait_policy() for device in self.devices]
         spread_out(self.env, strait)
         if start is None:
-            normalise(policy, self.env, strait)
+            normalise(self.model.policy, self.env, strait)  # type: ignore[arg-type]
         else:
             self._take_weights(start)
-            strait = [device.strait_policy() for device in self.devices]  # that which the weights correct
+        self.looking = Progress()
+
+    def look_ahead(self) -> None:
+        """End the warm start, unless interrupted; a checkpoint is written then. The worlds go on from where it ends."""
+        assert self.looking is not None
+        c = self.config
+        policy: Any = self.model.policy
+        strait = [device.strait_policy() for device in self.devices]  # that which the weights correct
         if c.look_ahead.rounds:
-            look_ahead(policy, self.env, strait, c.look_ahead, c.threads, self._looked_enough, c.progress)
+            if not look_ahead(
+                policy,
+                self.env,
+                strait,
+                c.look_ahead,
+                c.threads,
+                self.looking,
+                enough=lambda: self.clock.share() > c.look_ahead.time_share,
+                interrupted=lambda: self.interrupted,
+                sampled=self._sampled,
+                progress=c.progress,
+            ):
+                self.write_checkpoint()
+                return
             choose_margin(policy.net, c.look_ahead, self._loss)
+        self.looking = None
         for device in self.devices:
             device.begin_baseline()
             device.baseline.began(np.ones(device.part.num_envs, bool))
         self.buffer.reward_scale = return_scale(policy, self.env, c.ppo.tau)
         self._stand()
+
+    def _sampled(self) -> None:
+        if self.config.save_freq:
+            self.write_checkpoint()
 
     def _loss(self, net: CandidateNet) -> float:
         """Mean difference of a network from the reference on the workloads of the paired evaluation."""
@@ -236,8 +260,12 @@ class Trainer:
             "compared": self.evaluation.last,
             "seconds": self.clock.seconds,
         }
+        samples = {}
+        if self.looking is not None:
+            state["look_ahead"] = self.looking.state()
+            samples = self.looking.joined().arrays() if self.looking.seen else {}
         policy: Any = model.policy
-        checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state)
+        checkpoint = Checkpoint(weights_of(policy), optimizer_tensors(policy.optimizer), arrays, state, samples)
         folder = self.run / "checkpoints" / f"{model.num_timesteps:012d}"
         write_checkpoint(folder, checkpoint, env, self._notes())
         for old in checkpoints(self.run)[: -self.config.keep]:
@@ -264,8 +292,11 @@ class Trainer:
             model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
             model.ep_success_buffer = deque(maxlen=model._stats_window_size)
             self.buffer.reward_scale = float(state["reward_scale"])
+            if "look_ahead" in state:
+                self.looking = Progress.resumed(state["look_ahead"], start.samples)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"{folder}: does not fit these settings ({one_line(error)})") from None
+        self.env.refresh()  # worlds of several devices are observed together
         self._stand()
 
     def _make_evaluations(self, workloads: int, seed: int) -> list[PairedEvaluation]:
@@ -311,16 +342,17 @@ class Trainer:
         return result
 
     def stop(self, number: int, frame: Any) -> None:
-        """Handle a signal: stop after the update under way; a second one stops at once."""
+        """Handle a signal: stop after the decision or the update under way; a second one stops at once."""
         self.interrupted = True
         for ending in SIGNALS:
             if signal.getsignal(ending) == self.stop:
                 signal.signal(ending, signal.default_int_handler)
-        print("\nstopping after this update; once more stops at once, without a checkpoint", file=sys.stderr)
+        print("\nstopping soon, with a checkpoint; once more stops at once, without one", file=sys.stderr)
 
     def close(self) -> None:
         """Close files and stop threads."""
-        self.logger.close()
+        if self.looking is None:  # else it was interrupted before there was anything to log
+            self.logger.close()
         self.env.close()
 
 
@@ -340,10 +372,13 @@ def train(config: TrainConfig, resume: str | Path | None = None, start: str | Pa
         trainer = Trainer(config, resume)
         with leaving_no_rest(trainer.run):
             note_run(trainer.run, config, trainer.commit)
-            if resume is None:
-                trainer.warm_start(start)
             with handling_signals(trainer.stop):
-                trainer.learn()
+                if resume is None:
+                    trainer.begin(start)
+                if trainer.looking is not None:
+                    trainer.look_ahead()
+                if trainer.looking is None:
+                    trainer.learn()
             difference, error = (np.nan, np.nan) if trainer.interrupted else trainer.confirm()
             trainer.close()
     return TrainResult(

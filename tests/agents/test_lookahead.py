@@ -20,7 +20,7 @@ from agents.training.config import PPOConfig
 from agents.training.lookahead import (
     LookAheadConfig,
     Practice,
-    Samples,
+    Progress,
     _adopt,
     _gains_of,
     _propose,
@@ -30,6 +30,7 @@ from agents.training.lookahead import (
 )
 from agents.training.ppo.learner import SchedulerPPO, make_model
 from agents.training.ppo.strait_bonus import StraitBonus
+from agents.training.samples import Samples
 from agents.training.warm_start import normalise
 from envs.sb3 import SB3VecEnv
 from envs.scheduling.observation import N_CANDIDATE, N_SUMMARY
@@ -157,9 +158,10 @@ def test_look_ahead_changes_the_correction_and_not_what_it_corrects() -> None:
     normalise(model.policy, env, [strait])  # type: ignore[arg-type]
     before = {k: v.clone() for k, v in model.policy.net.state_dict().items()}  # type: ignore[union-attr,operator]
     config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
-    steps = look_ahead(model.policy, env, [strait], config, 1)  # type: ignore[arg-type]
+    at = Progress()
+    assert look_ahead(model.policy, env, [strait], config, 1, at)  # type: ignore[arg-type]
     after = model.policy.net.state_dict()  # type: ignore[union-attr,operator]
-    assert steps == 2 * 60 * N
+    assert at.decided == 2 * 60 * N
     assert float(after["strait_bonus"]) == 3.0 and torch.equal(after["strait"], before["strait"])
     assert not torch.equal(after["score.weight"], before["score.weight"])
     assert torch.equal(after["candidate_mean"], before["candidate_mean"])
@@ -173,7 +175,9 @@ def test_look_ahead_ends_when_its_time_is_over_and_keeps_what_it_saw() -> None:
     before = net.score.weight.clone()
     left = iter([False] * 20 + [True] * 9)
     config = LookAheadConfig(rounds=2, steps=60, epochs=2, batch_size=64)
-    assert look_ahead(model.policy, env, [strait], config, 1, lambda: next(left)) == 21 * N  # type: ignore[arg-type]
+    at = Progress()
+    assert look_ahead(model.policy, env, [strait], config, 1, at, lambda: next(left))  # type: ignore[arg-type]
+    assert at.decided == 21 * N
     assert not torch.equal(net.score.weight, before)
 
 
@@ -196,7 +200,8 @@ def test_the_margin_is_the_one_that_loses_least() -> None:
 def test_rounds_of_policy_iteration_let_the_network_decide_in_the_twins() -> None:
     env, model = started(strait_bonus=0.5)
     config = LookAheadConfig(rounds=1, iterations=1, steps=10, epochs=1, batch_size=64)
-    practice = Practice(model.policy, env, [make_policy("strait", N)], 1, config)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    practice = Practice(model.policy, env, [make_policy("strait", N)], 1, config, rng)  # type: ignore[arg-type]
     practice.let_learner_decide()
     sim = env.env.worlds.sim
     logits = model.policy.net(torch.as_tensor(env.obs))[0].detach().numpy()  # type: ignore[union-attr,operator]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tiny_training import tiny
+from tiny_training import TINY, tiny
 
 from agents import evaluate, timeline, tune
+from agents.learned.policy_file import read_policy
 from agents.training import checkpoint
 from agents.training import cli as train_cli
 from agents.training import trainer as ppo
 from agents.training.checkpoint import checkpoints
 from agents.training.config import load_config, to_yaml
+from agents.training.lookahead import Practice
+from agents.training.samples import Samples
 from traces.signals import SIGNALS
 
 
@@ -54,7 +59,7 @@ def test_every_signal_that_ends_a_run_leaves_a_checkpoint_and_a_word(
     assert train_cli.main(command(tmp_path, save_freq=0)) == 130
     said = capsys.readouterr()
     run = tmp_path / "runs" / "ppo-1"
-    assert f"go on with: python train.py -i {run}" in said.out and "stopping after this update" in said.err
+    assert f"go on with: python train.py -i {run}" in said.out and "stopping soon, with a checkpoint" in said.err
     assert [p.name for p in checkpoints(run)] == ["000000000512"]
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
@@ -76,12 +81,81 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pyt
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_during_the_warm_start_ends_the_run_and_leaves_nothing(
+def test_a_signal_before_there_is_anything_to_keep_ends_the_run_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ppo, "look_ahead", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(ppo, "note_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert train_cli.main(command(tmp_path)) == 130
     assert capsys.readouterr().err == "stopped\n" and not list((tmp_path / "runs").iterdir())
+
+
+# Two rounds in which Strait goes on in the twins, one in which the network does.
+LOOK_AHEAD = replace(TINY.look_ahead, rounds=2, iterations=1, epochs=2, batch_size=32, temperature=0.3)
+# What is called when the signal comes, and how often it was before: while worlds are made ready, in each round's decisions and
+# in its fit, while the margin is chosen.
+MOMENTS = [
+    ("normalise", 0),
+    *((place, after) for place in ("decide", "gradient") for after in (0, 5, 11, 22)),
+    ("choose_margin", 0),
+]
+
+
+@pytest.mark.parametrize("profiles", [(), ("synthetic:0", "synthetic:1")])
+def test_a_look_ahead_that_was_interrupted_goes_on_as_if_nothing_had_been(
+    profiles: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"look_ahead": LOOK_AHEAD, "profiles": profiles, "n_timesteps": 512, "save_freq": 0}
+    whole = ppo.train(tiny(tmp_path / "whole", **changes))
+    wanted = read_policy(whole.run / "last.safetensors").weights
+    places: dict[str, tuple[Any, str]] = {
+        "normalise": (ppo, "normalise"),
+        "decide": (Practice, "decide"),
+        "gradient": (Samples, "observations"),
+        "choose_margin": (ppo, "choose_margin"),
+    }
+    for place, after in MOMENTS[:: 2 if profiles else 1]:
+        owner, function = places[place]
+        real, calls = getattr(owner, function), [0]
+
+        def interrupting(*args: Any, real: Any = real, calls: list[int] = calls, after: int = after) -> Any:
+            if calls[0] == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            calls[0] += 1
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, function, interrupting)
+            cut = ppo.train(tiny(tmp_path / f"{place}-{after}", **changes))
+        assert cut.interrupted and cut.n_timesteps == 0 and calls[0] > after
+        np.random.seed(99)
+        again = ppo.train(load_config(cut.run / "config.yaml"), cut.run)
+        assert (again.difference, again.n_timesteps) == (whole.difference, 512), (place, after)
+        mine = read_policy(again.run / "last.safetensors").weights
+        assert all(np.array_equal(mine[k], wanted[k]) for k in wanted), (place, after)
+
+
+def test_a_run_that_was_killed_in_the_look_ahead_goes_on_from_the_last_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"look_ahead": LOOK_AHEAD, "n_timesteps": 256}
+    whole = ppo.train(tiny(tmp_path / "whole", **changes))
+    real, calls = Practice.decide, [0]
+
+    def dying(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 13:
+            raise MemoryError  # as good as a kill: nothing is tidied up
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Practice, "decide", dying)
+        with pytest.raises(MemoryError):
+            ppo.train(tiny(tmp_path / "cut", **changes))
+    run = tmp_path / "cut" / "ppo-1"
+    assert json.loads((run / "checkpoints/000000000000/state.json").read_text())["look_ahead"]["step"] == 8
+    again = ppo.train(load_config(run / "config.yaml"), run)
+    assert (again.difference, again.n_timesteps) == (whole.difference, 256)
+    assert not list(run.rglob(checkpoint.SAMPLES)), "what was learned from them is in the weights"
 
 
 def full_after(writes: int, real: Any, only: str = "") -> Any:
@@ -102,8 +176,9 @@ def full_after(writes: int, real: Any, only: str = "") -> Any:
 FILES = {
     "config": (Path, "write_text", 0, "/.config-", False),
     "run": (Path, "write_text", 0, "/.run-", False),
-    "last policy": (Path, "write_bytes", 0, "ppo-1/.last-", False),
-    "best policy": (Path, "write_bytes", 0, "ppo-1/.policy-", False),
+    "samples": (Path, "write_bytes", 0, checkpoint.SAMPLES, False),
+    "last policy": (Path, "write_bytes", 0, "ppo-1/.last-", True),
+    "best policy": (Path, "write_bytes", 0, "ppo-1/.policy-", True),
     "later policy": (Path, "write_bytes", 1, "ppo-1/.last-", True),
     "checkpoint's policy": (Path, "write_bytes", 1, ".tmp/.policy-", True),
     "optimizer": (Path, "write_bytes", 1, checkpoint.OPTIMIZER, True),
@@ -144,11 +219,11 @@ def test_a_run_goes_on_from_its_warm_start_as_if_nothing_had_been(
 ) -> None:
     whole = ppo.train(tiny(tmp_path / "whole"))
     with monkeypatch.context() as disk:
-        disk.setattr(np, "savez_compressed", full_after(1, np.savez_compressed))
+        disk.setattr(np, "savez_compressed", full_after(2, np.savez_compressed))
         with pytest.raises(OSError, match="No space left"):
             ppo.train(tiny(tmp_path / "cut"))
     run = tmp_path / "cut" / "ppo-1"
-    assert [p.name for p in checkpoints(run)] == ["000000000000"]
+    assert [p.name for p in checkpoints(run)] == ["000000000000"] and not list(run.rglob(checkpoint.SAMPLES))
     again = ppo.train(load_config(run / "config.yaml"), run)
     assert (again.difference, again.error, again.n_timesteps) == (whole.difference, whole.error, whole.n_timesteps)
 
