@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +28,10 @@ from serving.api.refusal import Kind, Refusal
 from serving.api.tensors import encoded
 from serving.choosing import policy_for
 from serving.config import ServeConfig
+from serving.engine.config import EngineConfig
 from serving.engine.engine import Engine
 from serving.engine.quotes import Quote
-from serving.engine.request import UNREACHABLE, RequestResult
+from serving.engine.request import STOPPING, UNREACHABLE, RequestResult
 from serving.engine.scheduler import AdjustTables
 from serving.executors.factory import make_executor
 from serving.models.listing import Entry, initial_entries
@@ -45,6 +46,14 @@ from traces.errors import InputError
 __all__ = ["HIGH", "LOW", "EngineState", "LibraryEngine", "base_profile", "open_engine", "open_models"]
 
 log = logging.getLogger("serving")
+
+# Settings of `open_engine` beside the models. The others of a server are about addresses, files or replays.
+SETTINGS = (
+    *(f.name for f in fields(EngineConfig)),
+    *("policy", "candidates", "seed", "device", "streams", "profile", "batch_sizes", "memory_limit"),
+    *("step_processes", "replicas", "replica_number", "drain_timeout"),
+)
+CLOSED = "the engine is closed"
 
 
 def base_profile(config: ServeConfig, models: Sequence[str]) -> Profile:
@@ -196,6 +205,8 @@ class LibraryEngine:
         self._check(priority, deadline_ms)
         whole = self._view(model)
         item, size = _item(whole, values)
+        if self._closed:
+            return self._never_offered(whole, priority, deadline_ms, self.engine.now_ms(), CLOSED, STOPPING)
         stepped = self.plane.stepped(whole)
         if stepped is not None:
             return await self._infer_stepped(stepped, item, size, priority, deadline_ms)
@@ -211,14 +222,16 @@ class LibraryEngine:
             view = stepped.inner.bucket(size)
             left_ms = arrival_ms + deadline_ms - stepped.after_ms(1) - self.engine.now_ms()
             if left_ms <= 0.0:
-                return self._out_of_reach(view, priority, deadline_ms, arrival_ms, "its preprocess took too long")
+                return self._never_offered(view, priority, deadline_ms, arrival_ms, "its preprocess took too long")
             result = await self._infer(view, tuple(one[0] for one in values), priority, left_ms)
             if result.outputs is None:
                 return result
             outputs = await stepped.after(tuple(one[np.newaxis] for one in result.outputs))
         except Refusal as refusal:
+            if self._closed:  # and with it the processes of the steps
+                return self._never_offered(stepped.inner, priority, deadline_ms, arrival_ms, CLOSED, STOPPING)
             if refusal.kind is Kind.UNREACHABLE:
-                return self._out_of_reach(stepped.inner, priority, deadline_ms, arrival_ms, str(refusal))
+                return self._never_offered(stepped.inner, priority, deadline_ms, arrival_ms, str(refusal))
             raise InputError(str(refusal)) from None
         ended_ms = self.engine.now_ms()
         outcome = "met" if ended_ms <= arrival_ms + deadline_ms else "late"
@@ -227,12 +240,18 @@ class LibraryEngine:
             deadline_ms=arrival_ms + deadline_ms, finish_ms=ended_ms,
         )  # fmt: skip
 
-    def _out_of_reach(
-        self, view: ModelView, priority: int, deadline_ms: float, arrival_ms: float, message: str
+    def _never_offered(
+        self,
+        view: ModelView,
+        priority: int,
+        deadline_ms: float,
+        arrival_ms: float,
+        message: str,
+        reason: str = UNREACHABLE,
     ) -> RequestResult:
         """How a request ended that never came to the engine."""
         return RequestResult(
-            id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=UNREACHABLE, message=message,
+            id=-1, model=view.scheduled, priority=priority, outcome="dropped", reason=reason, message=message,
             arrival_ms=arrival_ms, deadline_ms=arrival_ms + deadline_ms, offered_ms=arrival_ms,
             finish_ms=self.engine.now_ms(),
         )  # fmt: skip
@@ -244,7 +263,7 @@ class LibraryEngine:
             try:
                 loading_ms = await self.plane.bring_back(view, deadline_ms)
             except Refusal as refusal:
-                return self._out_of_reach(view, priority, deadline_ms, arrival, str(refusal))
+                return self._never_offered(view, priority, deadline_ms, arrival, str(refusal))
         return await self.engine.submit(view.scheduled, priority, deadline_ms - loading_ms, item)
 
     def quote(self, model: str, priority: int = LOW, deadline_ms: float = 100.0, size: int | None = None) -> Quote:
@@ -257,6 +276,8 @@ class LibraryEngine:
             size: that varies of its inputs; None stands for the largest.
         """
         self._check(priority, deadline_ms)
+        if self._closed:
+            raise InputError(CLOSED)
         view = self._view(model)
         if size is not None:
             if not isinstance(size, (int, np.integer)):
@@ -305,11 +326,13 @@ async def open_engine(models: Sequence[str] | str = (), **settings: Any) -> Asyn
 
     Args:
         models: as of `ServeConfig.models`.
-        settings: any other of `ServeConfig` that is about models, device, policy and engine, e.g. policy="edf", streams=2.
+        settings: those of `SETTINGS`, as `ServeConfig` explains them, e.g. policy="edf", streams=2.
 
     Raises:
         InputError: a setting is unknown or out of range, or a model cannot be loaded.
     """
+    if unknown := sorted(settings.keys() - set(SETTINGS)):
+        raise InputError(f"open_engine: {unknown[0]} is no setting of an engine; it takes {', '.join(SETTINGS)}")
     try:
         config = ServeConfig(models=models if isinstance(models, str) else list(models), **settings)
     except TypeError as error:

@@ -259,6 +259,10 @@ def test_the_engine_as_a_library_runs_it(tmp_path: Path) -> None:
                 await engine.infer("both", np.array(b"bad", object), deadline_ms=60_000.0)
             late = await engine.infer("both", np.array(b"slow 50", object), deadline_ms=20.0)
             assert late.outcome == "dropped" and "too long" in late.message
+            under_way = asyncio.ensure_future(engine.infer("both", np.array(b"slow 400", object), deadline_ms=60_000.0))
+            await asyncio.sleep(0.1)
+        for ended in (await under_way, await engine.infer("both", np.array(b"a b c", object), deadline_ms=60_000.0)):
+            assert (ended.outcome, ended.reason, ended.message) == ("dropped", "stopping", "the engine is closed")
 
     asyncio.run(scenario())
 

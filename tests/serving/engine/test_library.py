@@ -44,7 +44,10 @@ def test_a_request_is_served_quoted_and_counted() -> None:
             state = engine.state()
             assert (state.queued, state.in_flight, state.free_streams) == ({"high": 0, "low": 0}, 0, 4)
             assert state.ended["high"]["met"] == 1
-        assert (await engine.infer("resnet50", VALUES)).outcome == "dropped"  # it is closed
+        ended = await engine.infer("resnet50", VALUES)
+        assert (ended.outcome, ended.reason) == ("dropped", "stopping")
+        with pytest.raises(InputError, match="closed"):
+            engine.quote("resnet50")
 
     asyncio.run(scenario())
 
@@ -247,7 +250,12 @@ def test_unknown_settings_and_devices_are_refused() -> None:
             raise AssertionError
 
     for settings, message in (
-        ({"speed": 2}, "speed"),
+        ({"speed": 2}, "speed is no setting of an engine; it takes queue_places,.*policy,.*"),
+        ({"peers": ["a:1"]}, "peers"),
+        ({"logdir": "runs"}, "logdir"),
+        ({"least_quote": 0.5}, "least_quote"),
+        ({"models": 5}, "open_engine"),
+        ({"streams": "2"}, "open_engine"),
         ({"policy": "preempt"}, "--policy preempt.*only the simulator can"),
         ({"policy": "auto", "candidates": ("edf", "preempt")}, "--candidates preempt.*only the simulator can"),
         ({"high_weight": 0.0}, "high_weight"),
