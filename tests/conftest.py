@@ -52,3 +52,12 @@ async def client(executor: CpuExecutor) -> AsyncIterator[Client]:
     """An HTTP client; the tests of gRPC have their own."""
     async with opened(executor) as made:
         yield made
+
+
+@pytest.fixture
+def executors() -> Iterator[list[CpuExecutor]]:
+    """Two devices with toy models."""
+    made = [make_executor(), make_executor()]
+    yield made
+    for one in made:
+        one.close()

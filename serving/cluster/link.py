@@ -48,7 +48,7 @@ class LinkConfig(NamedTuple):
     Attributes:
         token: shown to them; None: they ask for none.
         tls: None without.
-        silence_s: a replica that says nothing for so long is lost.
+        silence_s: a replica that says nothing for so long is lost, once it has greeted.
     """
 
     token: str | None
@@ -197,7 +197,9 @@ class Link:
             now = loop.time()
             if now - asked_s > 2 * PING_S:
                 connection.heard_s = now  # the door itself stood still, so that it has not listened
-            if now - connection.heard_s > self._config.silence_s:
+            # One that has not greeted yet gets no requests, and may be busy with its start.
+            patience_s = CONNECT_S if self.greeting is None else self._config.silence_s
+            if now - connection.heard_s > patience_s:
                 return f"it has said nothing for {now - connection.heard_s:.2f} s"
         return connection.lost.result()
 

@@ -85,7 +85,8 @@ class RemotePlane(Plane):
         link: LinkConfig,
         retries: int,
     ) -> None:
-        super().__init__(config, RemoteRepository(self), DoorMetrics(self).render)
+        self._models = RemoteRepository(self)
+        super().__init__(config, self._models, DoorMetrics(self).render)
         self.router, self.retries = router, retries
         self.count: Counter[str] = Counter()
         self._inside = 0
@@ -100,6 +101,7 @@ class RemotePlane(Plane):
         self._id = 0
         self._came = asyncio.Event()
         self.changing = 0
+        self._there: set[Link] = set()
         self._odd: set[str] = set()  # replicas that the log says serve something else
         self.links = [Link(peer, link, self._on_change, self._on_told) for peer in peers]
 
@@ -172,6 +174,11 @@ class RemotePlane(Plane):
         if not hasattr(self, "links"):
             return  # the first of them, before all are made
         place = self.links.index(link)
+        if link.greeting is None:
+            self._there.discard(link)
+        elif link not in self._there:
+            self._there.add(link)
+            self._models.came(link)
         self.agree()
         if self.ledger is None:
             return

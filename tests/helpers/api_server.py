@@ -170,3 +170,11 @@ def greeting_of(*names: str) -> Greeting:
     rows = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in names]
     ones = {name: [1.0] for name in names}
     return Greeting(views, ones, ones, [1], 8, 1000, rows)
+
+
+def says(door: RemotePlane, place: int, *names: str) -> tuple[str, ...]:
+    """What the door serves once a replica serves these; none: the replica is gone."""
+    link = door.links[place]
+    link.address, link.greeting, link.accepting = ("host", place), greeting_of(*names) if names else None, bool(names)
+    door._on_change(link)
+    return tuple(door.views)

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import numpy as np
 import pytest
-from api_server import LINK, X, call_of, cluster, greeting_of, until
+from api_server import LINK, X, call_of, cluster, says, until
 from toy_models import GATE
 
 from agents.routing.registry import router
 from serving.api.refusal import Kind, Refusal
 from serving.cluster.frames import LENGTH, RefusalFrame, Told, open_frame, pong_frame
 from serving.cluster.greeting import Greeting
-from serving.cluster.link import Link, Lost
+from serving.cluster.link import Link
 from serving.cluster.remote_plane import RemotePlane
 from serving.cluster.replica import Replica, listen_for_doors
 from serving.config import ServeConfig
 from serving.door import addresses
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
-
-
-@pytest.fixture
-def executors() -> Any:
-    from api_server import make_executor
-
-    made = [make_executor(), make_executor()]
-    yield made
-    for one in made:
-        one.close()
 
 
 def test_a_door_serves_what_its_replicas_serve(executors: list[CpuExecutor]) -> None:
@@ -294,19 +283,6 @@ def test_what_a_replica_tells_is_noted_in_the_order_it_was_told() -> None:
     assert [told.log_slowdown for told in noted] == [0.5, 0.25]
 
 
-def test_models_are_loaded_on_every_replica(executors: list[CpuExecutor]) -> None:
-    async def scenario() -> None:
-        async with cluster(executors) as c:
-            await c.door.load("other", {})
-            assert [plane.repository.calls for plane in c.planes] == [[("load", "other")]] * 2  # type: ignore[union-attr]
-            with pytest.raises(Refusal) as caught:
-                await c.door.unload("nowhere", {})
-            assert caught.value.kind is Kind.NOT_FOUND
-            assert {row["name"] for row in c.door.repository_index()} == {"double", "other"}
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize("peer", ["host", "host:", ":80", "host:0", "host:99999", "host:x"])
 def test_malformed_peers_are_refused(peer: str) -> None:
     with pytest.raises(InputError, match="expected HOST:PORT"):
@@ -344,83 +320,24 @@ def test_a_door_refuses_what_no_replica_is_likely_to_have_in_time(executors: lis
     asyncio.run(scenario())
 
 
-async def test_a_load_that_fails_half_way_names_the_replica_that_serves_something_else_now(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    door = RemotePlane(ServeConfig(port=0), [None] * 3, router("quote"), LINK, retries=1)
-    for place, link in enumerate(door.links):
-        link.address, link.greeting, link.accepting = ("host", place), greeting_of("a"), True
-    door.agree()
-
-    async def change(link: Link, load: bool, name: str, version: str) -> None:
-        if link is door.links[1]:
-            raise Refusal(Kind.BAD_INPUT, "no such file")
-        link.greeting = greeting_of("a", name)
-        door._on_change(link)
-
-    monkeypatch.setattr(Link, "change", change)
-    with caplog.at_level("WARNING"), pytest.raises(InputError, match="replica host:1: no such file"):
-        await door.repository.load("b")
-    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == ["replica host:0 serves other models (a, b); it gets no requests"]
-    await door.close()
-
-
-async def test_a_load_without_a_replica_or_by_one_that_goes_away_is_no_fault_of_the_client(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    door = RemotePlane(ServeConfig(port=0), [None] * 3, router("quote"), LINK, retries=1)
-    for change_it in (door.repository.load, door.repository.unload):
-        with pytest.raises(Refusal, match="no replica is there") as caught:
-            await change_it("b")
-        assert caught.value.kind is Kind.STOPPING
-    for place, link in enumerate(door.links[:2]):
-        link.address, link.greeting, link.accepting = ("host", place), greeting_of("a"), True
-    door.agree()
-    changed = []
-
-    async def change(link: Link, load: bool, name: str, version: str) -> None:
-        if link is door.links[0]:
-            raise Lost("replica host:0 is lost")
-        changed.append(link.name)
-
-    monkeypatch.setattr(Link, "change", change)
-    with caplog.at_level("WARNING"), pytest.raises(Refusal, match="host:0 is lost; load model 'b' again") as caught:
-        await door.repository.load("b")
-    assert caught.value.kind is Kind.STOPPING and changed == ["host:1"], "the others have it"
-    assert f"load b: not on {door.links[2].name}" in caplog.text
-    await door.close()
-
-
 async def test_a_door_serves_what_most_of_its_replicas_do(caplog: pytest.LogCaptureFixture) -> None:
     door = RemotePlane(ServeConfig(port=0), [None] * 4, router("quote"), LINK, retries=1)
 
-    def says(place: int, *names: str) -> tuple[str, ...]:
-        """What the door serves once a replica serves this; nothing: it is gone."""
-        link = door.links[place]
-        link.address, link.greeting, link.accepting = (
-            ("host", place),
-            greeting_of(*names) if names else None,
-            bool(names),
-        )
-        door._on_change(link)
-        return tuple(door.views)
-
     with caplog.at_level("INFO"):
-        assert says(0, "a", "b") == ("a", "b")
-        assert says(1, "c") == ("a", "b"), "one is not more than one"
+        assert says(door, 0, "a", "b") == ("a", "b")
+        assert says(door, 1, "c") == ("a", "b"), "one is not more than one"
         warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert warned == ["replica host:1 serves other models (c); it gets no requests"]
         assert [door.is_used(place) for place in range(4)] == [True, False, False, False]
         assert "of which 1 take requests" in door.in_force()["note"]
-        assert says(2, "a", "b") == ("a", "b")
-        assert says(2, "c") == says(3, "c") == ("c",), "a rolling update: most have the new ones"
-        assert says(0, "c") == ("c",)
-        assert [says(place) for place in (1, 2, 3)] == [("c",)] * 3
+        assert says(door, 2, "a", "b") == ("a", "b")
+        assert says(door, 2, "c") == says(door, 3, "c") == ("c",), "a rolling update: most have the new ones"
+        assert says(door, 0, "c") == ("c",)
+        assert [says(door, place) for place in (1, 2, 3)] == [("c",)] * 3
         assert door.repository_index()[0]["state"] == "READY"
-        assert says(0) == ("c",) and not door.ready
+        assert says(door, 0) == ("c",) and not door.ready
         assert [row["state"] for row in door.repository_index()] == ["UNAVAILABLE"]
-        assert says(3, "a") == ("a",), "nobody serves what was served"
+        assert says(door, 3, "a") == ("a",), "nobody serves what was served"
     assert [record.message for record in caplog.records if record.message.startswith("the replicas serve")] == [
         f"the replicas serve {names}" for names in ("a, b", "c", "a")
     ]
