@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from typing import Any, NamedTuple
@@ -105,6 +105,8 @@ def train_seeds(config: TrainConfig, sweep: Sweep, words: Sequence[str] = ()) ->
                         result.failed[seed] = error
                         bar.write(f"seed {seed} failed: {error}", file=sys.stderr)
                     bar.update()
+        with suppress(OSError):
+            folder.rmdir()  # where no run has left anything
     return result
 
 

@@ -35,19 +35,21 @@ def demands(measurements: Measurements, solo_ms: np.ndarray) -> np.ndarray:
     """Demand of each (model, batch size) on the device, as fractions of it: (M, B, 3).
 
     Compute: achieved over peak FLOP/s. Memory: bytes of weights and activations moved over time and peak bandwidth. Cache:
-    the same bytes against 4 MiB, squashed to (0, 1), since the cache shared by all is not known to the profiler.
+    the same bytes against 4 MiB, squashed to (0, 1), since the cache shared by all is not known to the profiler. Of a device
+    whose peaks are not known (a simulated one), compute and memory count as 0.
 
     Args:
         measurements: the campaign. solo_ms: (M, B) solo execution time.
     """
     device = measurements.machine.device
+    peak_flops, peak_bytes = device.peak_gflops * 1e9 or np.inf, device.peak_gbps * 1e9 or np.inf
     out = np.empty((*solo_ms.shape, N_DEMAND))
     for i, model in enumerate(measurements.machine.models):
         for j, size in enumerate(measurements.machine.batch_sizes):
             seconds = solo_ms[i, j] / 1e3
             moved = model.weight_bytes + size * model.activation_bytes_per_item
-            out[i, j, 0] = size * model.flops_per_item / seconds / (device.peak_gflops * 1e9)
-            out[i, j, 1] = moved / seconds / (device.peak_gbps * 1e9)
+            out[i, j, 0] = size * model.flops_per_item / seconds / peak_flops
+            out[i, j, 1] = moved / seconds / peak_bytes
             out[i, j, 2] = moved / (moved + 4 * 2**20)
     return np.clip(out, 0.0, 1.5)
 

@@ -364,8 +364,9 @@ class Plane(ABC):
         try:
             await asyncio.shield(asyncio.ensure_future(change(name, version)))
         except KeyError:
-            missing = "the repository has no model {!r}" if verb == "load" else "model {!r} is not loaded"
-            raise Refusal(Kind.NOT_FOUND, missing.format(name[:80])) from None
+            missing = "the repository has no model {}" if verb == "load" else "model {} is not loaded"
+            which = f"{name[:80]!r}" + (f" of version {version!r}" if version else "")
+            raise Refusal(Kind.NOT_FOUND, missing.format(which)) from None
         except InputError as error:
             raise Refusal(Kind.BAD_INPUT, str(error)) from None
         except Exception as error:  # a model's own code runs here

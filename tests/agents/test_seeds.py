@@ -85,6 +85,7 @@ def test_one_that_is_interrupted_before_its_first_checkpoint_counts_as_not_begun
     monkeypatch.setattr(sweeps, "worker_pool", _in_this_process)
     found = train_seeds(tiny(tmp_path), Sweep(3))
     assert not found.runs and not found.failed and sorted(found.waiting) == [0, 1, 2]
+    assert not list(tmp_path.iterdir()), "an empty folder would take the name"
 
 
 def test_a_signal_leaves_checkpoints_of_what_runs_and_begins_nothing_more(tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ async def test_the_repository_is_asked(executor: CpuExecutor) -> None:
         ):
             answer = await client.ask("POST", f"/v2/repository/models/{name}/load")
             assert answer[0] == status and words in answer[1]["error"]
+        for verb, words in (
+            ("load", "has no model 'nowhere' of version '7'"),
+            ("unload", "'nowhere' of version '7' is"),
+        ):
+            answer = await client.ask(
+                "POST", f"/v2/repository/models/nowhere/{verb}", json={"parameters": {"version": "7"}}
+            )
+            assert answer[0] == 404 and words in answer[1]["error"]
 
 
 async def test_without_a_repository_models_stay(client: Client) -> None:

@@ -111,6 +111,16 @@ def test_calibration_keeps_the_interference_of_known_models(measured: Any) -> No
     assert not pair[3:].any() and not pair[:, 3:].any()
 
 
+def test_a_device_without_known_peaks_gives_a_profile_of_numbers(measured: Any) -> None:
+    unknown = replace(measured.machine.device, peak_gflops=0.0, peak_gbps=0.0)
+    models = tuple(replace(m, flops_per_item=0.0) for m in measured.machine.models)  # those that compute nothing
+    with np.errstate(all="raise"):
+        profile = calibrated(
+            Profile.load("cpu2"), replace(measured.machine, device=unknown, models=models), measured.runs
+        )
+    assert not profile.demand[:, :, :2].any() and np.isfinite(profile.demand).all()
+
+
 async def served(measured: Any, *observers: Any, requests: int = 40) -> Engine:
     engine = Engine(measured.executor, measured.profile, make_policy("edf"))
     engine.observers += observers
