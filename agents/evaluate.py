@@ -226,10 +226,14 @@ def chosen_suite(config: EvaluateConfig) -> Suite:
     known = suites()
     if config.suite not in known:
         raise InputError(f"--suite: unknown suite {config.suite!r}; known: {', '.join(known)}")
-    given = [name for name in ("workloads", "loads", "models_in_memory") if getattr(config, name)]
+    not_small = ("workloads", "loads", "models_in_memory", "load_ms", "streams", "workers", "cluster")
+    given = [name for name in not_small if getattr(config, name) != getattr(EvaluateConfig, name)]
     if config.suite == "small" and given:
         flags = ", ".join(f"--{name}" for name in given)
-        raise InputError(f"{flags}: suite small has instances of its own, all models in memory; use another suite")
+        raise InputError(
+            f"{flags}: suite small has instances of its own, on streams of its own, all models in memory, and runs in this "
+            "process; use another suite"
+        )
     changes: dict[str, Any] = {
         k: tuple(v) for k in ("policies", "workloads", "loads") if (v := getattr(config, k)) is not None
     } | {k: getattr(config, k) for k in ("models_in_memory", "load_ms")}

@@ -87,7 +87,8 @@ class TuneConfig:
         high_weight: what a violation of high priority counts in the objective, one of low priority being 1.
         workers: processes; all cores by default.
         cluster: run on Ray in place of processes: local, auto or ray://HOST:PORT; needs strait-rl[ray].
-        out: file to write; results in it that were made with the same settings are kept.
+        out: file to write; results in it that were made with the same settings are kept. One that would lose other results
+            is left as it is, with an error.
     """
 
     policies: list[str] | None = None
@@ -216,12 +217,19 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
     settings = {k: v for k, v in asdict(config).items() if k not in ("policies", *PLACES)}
     # As it reads back from JSON, so that settings compare.
     settings = json.loads(json.dumps(settings))
-    old = json.loads(out.read_text()) if out.is_file() else {}
+    unfinished = out.with_name(f"{out.stem}.unfinished.json")  # takes the place of ``out`` once it is whole
+    files = [_read(path) for path in (out, unfinished) if path.is_file()]
+    kept = {name: entry for old in files if old.get("settings") == settings for name, entry in old["policies"].items()}
+    if lost := sorted(files[0]["policies"].keys() - kept.keys() - set(names) if out.is_file() else ()):
+        raise InputError(
+            f"--out: {out} holds results for {', '.join(lost)} that were made with other settings, and would be lost; "
+            "give another file, or tune all policies"
+        )
     result: dict[str, Any] = {
         "command": " ".join(["python -m agents.tune", *_arguments(config)]),
         "objective": f"share of violated weight, high priority counting {config.high_weight:g}",
         "settings": settings,
-        "policies": dict(old.get("policies", {})) if old.get("settings") == settings else {},
+        "policies": kept,
     }
     missing = [name for name in names if name not in result["policies"]]
     capacity = measure_capacity(profile, config.streams)
@@ -231,8 +239,20 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="policy", desc="tune", disable=not progress):
             result["policies"][waiting[future]] = future.result()
             result["policies"] = dict(sorted(result["policies"].items()))
-            atomic_write_text(out, json.dumps(result, indent=1) + "\n")
+            atomic_write_text(unfinished, json.dumps(result, indent=1) + "\n")
+    if unfinished.is_file():
+        os.replace(unfinished, out)
     return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote. Raises InputError for a file of something else."""
+    try:
+        data = json.loads(path.read_text())
+        policies = {name: {**entry, "params": {**entry["params"]}} for name, entry in data["policies"].items()}
+        return {**data, "policies": policies}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"--out: {path} is no file of tuned parameters, and would be lost; give another") from None
 
 
 def _arguments(config: TuneConfig) -> Sequence[str]:

@@ -14,6 +14,7 @@ from envs.scheduling.observation import LIMIT
 from envs.simulation.config import EnvConfig, make_config
 from envs.simulation.options import with_options
 from envs.simulation.worlds import Worlds, world_seed
+from traces.errors import InputError
 
 
 class DualPriorityVectorEnv(VectorEnv):
@@ -75,15 +76,33 @@ class DualPriorityVectorEnv(VectorEnv):
 
         Args:
             seed: world i gets seed + i, or seed[i]. None goes on: each world's next episode follows from its last.
-            options: "reset_mask" (N,) bool: only these worlds; "load", "workload": as in ``DualPriorityEnv.reset``.
+            options: "reset_mask" (N,) bool: only these worlds; "load", "workload", "profile": as in
+                ``DualPriorityEnv.reset``, for all worlds.
+
+        Raises:
+            InputError: an option is unknown or malformed, or "reset_mask" comes with another.
+            gymnasium.error.ResetNeeded: a mask leaves out worlds that were never begun.
         """
         options = dict(options or {})
         which = options.pop("reset_mask", None)
+        if which is not None:
+            self._check_mask(np.asarray(which), options)
+        seeds = self._seeds(seed)
         if options:
             self.worlds = with_options(self.worlds, options, self._threads)
-        self.worlds.reset(self._seeds(seed), which)
+        self.worlds.reset(seeds, which)
         self._begun = True
         return self._own(self.worlds.obs), self._infos()
+
+    def _check_mask(self, which: np.ndarray, options: dict[str, Any]) -> None:
+        if which.shape != (self.num_envs,) or which.dtype != bool:
+            raise InputError(f"reset_mask is {which.dtype}{list(which.shape)}; expected bool{[self.num_envs]}")
+        if options:
+            raise InputError(
+                f"reset_mask does not go with {min(options)!r}, which holds for all worlds: reset them all"
+            )
+        if not self._begun and not which.all():
+            raise gym.error.ResetNeeded("the first reset begins every world: leave reset_mask out")
 
     def _seeds(self, seed: int | list[int | None] | None) -> np.ndarray:
         if seed is None and self._begun:
@@ -94,7 +113,7 @@ class DualPriorityVectorEnv(VectorEnv):
             return np.array([world_seed(first + i) for i in range(self.num_envs)], np.uint64)
         if len(seed) != self.num_envs:
             raise ValueError(f"{len(seed)} seeds for {self.num_envs} worlds")
-        following = self.worlds.next_seeds()
+        following = self._seeds(None)
         drawn = [following[i] if s is None else world_seed(int(s)) for i, s in enumerate(seed)]
         return np.array(drawn, np.uint64)
 

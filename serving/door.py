@@ -28,7 +28,7 @@ def addresses(peers: list[str]) -> list[tuple[str, int]]:
     found = []
     for peer in peers:
         host, colon, port = peer.strip().rpartition(":")
-        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
             raise InputError(f"--peers {peer!r}; expected HOST:PORT")
         found.append((host.strip("[]"), int(port)))
     if len(set(found)) < len(found):

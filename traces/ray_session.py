@@ -39,7 +39,7 @@ def check_cluster(cluster: str) -> None:
         InputError: it is not local, auto or ray://HOST:PORT.
     """
     host, _, port = cluster.removeprefix("ray://").rpartition(":")
-    if cluster not in ("local", "auto") and not (cluster.startswith("ray://") and host and port.isdigit()):
+    if cluster not in ("local", "auto") and not (cluster.startswith("ray://") and host and port.isdecimal()):
         raise InputError(f"--cluster: {cluster!r}; it must be local, auto or ray://HOST:PORT")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 from traces.errors import InputError
 
 CHUNK_ROWS = 250_000
+DAMAGED = (UnicodeDecodeError, EOFError, OSError, zlib.error)  # what reading a text, or gzip of one, may raise
 
 
 def open_text(path: Path) -> IO[str]:
@@ -35,7 +37,7 @@ def first_line(path: Path) -> str:
     with open_text(path) as file:
         try:
             line = file.readline(1_000_000)
-        except (UnicodeDecodeError, OSError, EOFError):
+        except DAMAGED:
             raise InputError(f"{path}:1: not a text file (nor gzip of one ending in .gz)") from None
     if not line.strip():
         raise InputError(f"{path}:1: empty; expected a header line or a JSON object")
@@ -159,6 +161,8 @@ def read_csv(
     missing = [name for name in picked if name not in header]
     if missing:
         raise InputError(f"{path}:1: column {missing[0]!r} is missing; the header has {', '.join(header[:12])}")
+    if twice := [name for name in picked if header.count(name) > 1]:
+        raise InputError(f"{path}:1: column {twice[0]!r} is named twice")
     # One column more than the header has, which a sound line leaves empty, shows a line that is too long.
     number = 1
     try:
@@ -189,7 +193,7 @@ def read_csv(
             line = line_of(path, int(found[2]) - 1)
             raise InputError(f"{path}:{line}: more fields than the {len(header)} of the header") from None
         raise InputError(f"{path}: not a CSV file: {' '.join(str(error).split())}") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: after row {number - 1}: damaged or not text: {error}") from None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ from traces.ray_session import ray_session
 from traces.signals import SIGNALS, handling_signals
 
 Result = TypeVar("Result")
+
+LOOK_S = 1.0  # how often a worker looks whether its parent is there
+LAST_WORDS_S = 60.0  # that a worker whose parent has died is given, say for a checkpoint
 
 
 class WorkerPool(Protocol):
@@ -59,6 +64,16 @@ def _obey_the_parent_only() -> None:
     os.setsid()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent has died, which a SIGKILL leaves no time to arrange."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LAST_WORDS_S)
+    os._exit(1)
 
 
 def results(waiting: Sequence[Future[Result]], unit: str, title: str, progress: bool) -> list[Result]:

@@ -23,7 +23,7 @@ from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from traces.command import run_command
 from traces.files import rounded
-from traces.settings import check_settings
+from traces.settings import LARGEST_SEED, check_settings
 from traces.worker_pool import results, worker_pool
 from traces.workload import WorkloadConfig
 
@@ -63,7 +63,13 @@ class RoutingConfig(ClusterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, "--", {"seeds": 1, "workers": 1, "first_seed": 0}, {"loads": 0, "duration_ms": 0})
+        check_settings(
+            self,
+            "--",
+            {"seeds": 1, "workers": 1, "first_seed": 0},
+            {"loads": 0, "duration_ms": 0},
+            {"first_seed": LARGEST_SEED},
+        )
 
 
 class Cell(NamedTuple):

@@ -165,5 +165,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
         raise InputError(f"--resume: no folder {str(path)!r}; expected a run under runs/, or one of its checkpoints")
     found = checkpoints(path)
     if not found:
-        raise InputError(f"--resume: {path} holds no checkpoint; it was stopped before the first one was written")
+        raise InputError(
+            f"--resume: {path} holds no checkpoint; it was stopped before the first one was written: remove it, begin anew"
+        )
     return path, found[-1]

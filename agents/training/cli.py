@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from agents.training.config import TrainConfig, load_command
+from agents.training.config import TrainConfig, load_command, load_config
 from agents.training.from_log import Loop, close_loop
 from traces.command import INTERRUPTED, exit_status, parse_settings
 from traces.errors import InputError
@@ -102,7 +102,11 @@ def settings(args: Sequence[str]) -> TrainCommand:
     run, _ = find_checkpoint(resume)
     if not (run / CONFIG).is_file():
         raise InputError(f"--resume: {run} lacks {CONFIG}; it is not the folder of a run")
-    return load_command(TrainCommand, run / CONFIG, words)
+    found, began = load_command(TrainCommand, run / CONFIG, words), load_config(run / CONFIG)
+    for flag in ("seed", "name", "logdir"):
+        if getattr(found, flag) != getattr(began, flag):
+            raise InputError(f"--{flag}: a run that goes on keeps what it began with; leave it out, or begin a new run")
+    return found
 
 
 def _taken(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import yaml
 
 from agents.training.lookahead import LookAheadConfig
-from envs.simulation.config import EnvConfig
+from envs.simulation.config import RANGES, EnvConfig
 from traces.command import parse_settings
 from traces.errors import InputError
 from traces.settings import check_settings
@@ -64,7 +64,8 @@ class PPOConfig:
         whole = dict.fromkeys(("n_envs", "n_steps", "batch_size", "n_epochs", "hidden"), 1)
         numbers = dict.fromkeys(("final_rate", "ent_coef", "vf_coef", "gae_lambda"), 0)
         above = ("learning_rate", "clip_range", "tau", "max_grad_norm", "target_kl", "strait_bonus")
-        check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), {"gae_lambda": 1, "n_envs": MOST_WORLDS})
+        most = {"gae_lambda": 1, "n_envs": MOST_WORLDS, "hidden": 4096}
+        check_settings(self, "ppo.", whole | numbers, dict.fromkeys(above, 0), most)
         if self.n_envs * self.n_steps < 2:
             raise InputError("ppo: n_envs * n_steps is 1; must be at least 2 decisions an update")
 
@@ -86,7 +87,13 @@ class EvaluationConfig:
     confirm: int = 32
 
     def __post_init__(self) -> None:
-        check_settings(self, "evaluation.", {"workloads": 2, "confirm": 0}, {"loads": 0, "duration_ms": 0})
+        check_settings(
+            self,
+            "evaluation.",
+            {"workloads": 2, "confirm": 0},
+            {"loads": 0, "duration_ms": 0},
+            {"loads": RANGES["load"][1]},
+        )
         object.__setattr__(self, "loads", tuple(self.loads))
         if self.confirm == 1:
             raise InputError("evaluation.confirm: 1; must be 0 or at least 2")

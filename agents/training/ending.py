@@ -1,4 +1,4 @@
-"""How a run ends early: by a signal, or on a full disk. What is whole stays, and a word says how to go on."""
+"""How a run ends early: by a signal, on a full disk, or by a fault. What is whole stays, and a word says how to go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def leaving_no_rest(run: Path) -> Iterator[None]:
     told, threading.excepthook = threading.excepthook, unless_told
     try:
         yield
-    except (OSError, KeyboardInterrupt) as error:
+    except BaseException as error:
         resumable = bool(checkpoints(run))
         if not resumable and not (run / POLICY).is_file():
             shutil.rmtree(run, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Any
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.training.checkpoint import checkpoints
 from agents.training.config import TrainConfig, to_yaml
 from traces.errors import InputError
 from traces.files import atomic_write_text, naming
@@ -38,7 +39,7 @@ def make_run_folder(config: TrainConfig) -> Path:
         InputError: a run of the name that the settings ask for is there already, or the folder cannot be made.
     """
     root = Path(config.logdir)
-    number = 1 + max((int(p.name[4:]) for p in root.glob("ppo-*") if p.name[4:].isdigit()), default=0)
+    number = 1 + max((int(p.name[4:]) for p in root.glob("ppo-*") if p.name[4:].isdecimal()), default=0)
     while True:
         run = root / (config.name or f"ppo-{number}")
         try:
@@ -46,9 +47,8 @@ def make_run_folder(config: TrainConfig) -> Path:
             return run
         except FileExistsError:
             if config.name:
-                raise InputError(
-                    f"name: {run} is there already; resume it with --resume {run}, or give another name"
-                ) from None
+                way = f"resume it with --resume {run}" if checkpoints(run) else "remove it, as it holds no checkpoint"
+                raise InputError(f"name: {run} is there already; {way}, or give another name") from None
             number += 1
         except OSError as error:
             raise InputError(f"logdir: {run} cannot be made ({error.strerror})") from None
@@ -99,7 +99,7 @@ def note_run(run: Path, config: TrainConfig, commit: str) -> None:
     path = run / INFO
     try:
         commands = json.loads(path.read_text())["commands"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         commands = []
     info = {
         "commands": [*commands, command_line()],

@@ -58,6 +58,7 @@ from agents.training.run_folder import (
     note_run,
 )
 from agents.training.warm_start import normalise, return_scale, spread_out
+from envs.profiles.profile import Profile
 from traces.errors import InputError
 from traces.signals import SIGNALS, handling_signals
 
@@ -100,6 +101,8 @@ class Trainer:
         self.config = config
         self.commit = git_commit()  # of the sources as they are loaded, whatever happens to them during the run
         resolve(config.reference)  # an unknown name is told before anything runs
+        if config.tuned_for:
+            Profile.load(config.tuned_for)
         found = find_checkpoint(resume) if resume is not None else None
         start = read_checkpoint(found[1]) if found else None
         self.clock = Clock(config.budget_s, start.state["seconds"] if start else 0.0)
@@ -323,11 +326,24 @@ class Trainer:
             )
         left = c.n_timesteps - model.num_timesteps
         if left > 0:
-            model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            try:
+                model.learn(left, callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            except (RuntimeError, ValueError):  # as torch tells of probabilities that are not finite
+                self._check_weights()
+                raise
         if not self.interrupted and self.evaluation.last != model.num_timesteps:
             self.evaluation.compare()
             self.logger.dump(model.num_timesteps)
         self.write_checkpoint()
+
+    def _check_weights(self) -> None:
+        """Raise InputError where the training has diverged."""
+        weights = weights_of(self.model.policy)  # type: ignore[arg-type]
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise InputError(
+                f"the training diverged after {self.model.num_timesteps} decisions; begin with a lower ppo.learning_rate "
+                f"(it is {self.config.ppo.learning_rate:g}), or go on from a checkpoint in {self.run / 'checkpoints'} with one"
+            ) from None
 
     def confirm(self) -> tuple[float, float]:
         """Difference of the best policy from the reference, and its standard error, on workloads not used before."""

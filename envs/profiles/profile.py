@@ -26,8 +26,10 @@ from envs.scheduling.predictor import (
 from envs.scheduling.state import COMPUTE, N_DEMAND, N_FEATURES, QUANTILES, Tables, device_t, records
 from traces.errors import InputError
 from traces.files import atomic_write_text
+from traces.settings import check_settings
 
 SCHEMA = "strait-profile/3"
+MOST_LOG = 10.0  # of a factor on a time; one that is larger is no measurement, and overflows
 DATA = Path(__file__).resolve().parent / "data"
 _ARRAYS = (
     "solo_ms", "h2d_ms", "d2h_ms", "demand", "share", "weight", "cov", "count", "pair", "residual", "log_slowdown",
@@ -110,6 +112,12 @@ class Profile:
 
     def __post_init__(self) -> None:
         m, b = len(self.models), len(self.batch_sizes)
+        at_least = dict.fromkeys((*TRUTH_FIELDS, "cores", "drift_spread"), 0) | {"batch_sizes": 1}
+        above = dict.fromkeys(("drift_knot_ms", "forgetting", "quantile_rate", "log_slowdown_rate"), 0)
+        most = dict.fromkeys(("forgetting", "quantile_rate", "log_slowdown_rate"), 1)
+        check_settings(self, f"profile {self.name!r}: field ", at_least, above, most, ["models"])
+        if len(set(self.models)) < m:
+            raise InputError(f"profile {self.name!r}: field 'models' names one twice: {', '.join(self.models)}")
         if self.log_slowdown.ndim != 2 or len(self.log_slowdown) == 0:
             raise InputError(
                 f"profile {self.name!r}: field 'log_slowdown' has shape {self.log_slowdown.shape}, expected (cores, knots)"
@@ -135,8 +143,20 @@ class Profile:
         for key in _ARRAYS:
             if not np.all(np.isfinite(getattr(self, key))):
                 raise InputError(f"profile {self.name!r}: field {key!r} has a value that is not finite")
+        if self.count.ndim != 1 or len(self.count) < 2 or not np.all(self.count[1:] > 0):
+            raise InputError(
+                f"profile {self.name!r}: field 'count' must be two or more numbers, above 0 from the second on"
+            )
+        if self.residual.ndim != 1 or len(self.residual) == 0:
+            raise InputError(f"profile {self.name!r}: field 'residual' must be a list of numbers, at least one")
         if not np.all(self.solo_ms > 0):
             raise InputError(f"profile {self.name!r}: solo latencies must be above 0 ms")
+        for key in ("h2d_ms", "d2h_ms", "demand", "share"):
+            if np.any(getattr(self, key) < 0):
+                raise InputError(f"profile {self.name!r}: field {key!r} has a value below 0")
+        for key in ("residual", "log_slowdown", "pair"):
+            if np.any(np.abs(getattr(self, key)) > MOST_LOG):
+                raise InputError(f"profile {self.name!r}: field {key!r} has a log of a factor beyond {MOST_LOG:g}")
 
     @property
     def unit_ms(self) -> float:
@@ -238,7 +258,7 @@ class Profile:
         """
         kind, _, seed = str(path).partition(":")
         if kind in MADE_UP:
-            if seed and not seed.isdigit():
+            if seed and not seed.isdecimal():
                 raise InputError(f"profile {path!r}: must be '{kind}:SEED' with a whole number")
             return MADE_UP[kind](seed=int(seed or 0))
         path = Path(path)
@@ -249,7 +269,7 @@ class Profile:
             raise InputError(f"{path}: no such profile; give a JSON file or one of {', '.join(shipped)}")
         try:
             data = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not JSON ({error})") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InputError(f"{path}: field 'schema' must be {SCHEMA!r}; write the file anew with envs.fit")

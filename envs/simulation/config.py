@@ -124,6 +124,9 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and not least <= value[0] <= value[1] <= most:
                 raise InputError(f"{name}: {value}; must be low and high from {least:g} to {most:g}, ascending")
+        for name in ("load", "duration_ms"):
+            if (value := getattr(self, name)) is not None and value[1] <= 0:
+                raise InputError(f"{name}: {value}; its high end must be above 0, or there are no requests")
         least_streams = self.randomise.min_streams
         if least_streams is not None and not 1 <= least_streams <= self.streams:
             raise InputError(f"randomise.min_streams: {least_streams}; must be from 1 to streams={self.streams}")

@@ -22,7 +22,9 @@ def with_options(worlds: Worlds, options: dict[str, Any], threads: int = 1) -> W
     known = {"load", "workload", "profile"}
     for key in options:
         if key not in known:
-            raise InputError(f"reset: no option {key!r}; known are {', '.join(sorted(known))} and reset_mask")
+            raise InputError(
+                f"reset: no option {key!r}; known are {', '.join(sorted(known))}, and reset_mask of several worlds"
+            )
     settings: dict[str, Any] = {k: options[k] for k in ("load", "profile") if k in options}
     workload = options.get("workload")
     recorded = workload if isinstance(workload, Workload) else None

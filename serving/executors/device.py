@@ -32,7 +32,7 @@ def resolve_device(device: str) -> str:
     if device == "cpu":
         return "cpu"
     kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number.isdigit() or number == "" and ":" not in device):
+    if kind != "cuda" or not (number.isdecimal() or number == "" and ":" not in device):
         raise InputError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N, sim:PROFILE")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
@@ -72,7 +72,7 @@ def usable_cores() -> int:
         ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
     ):
         words = _words(quota_file) + (_words(period_file) if period_file else [])
-        if len(words) == 2 and words[0].isdigit() and int(words[1]) > 0:
+        if len(words) == 2 and words[0].isdecimal() and int(words[1]) > 0:
             cores = min(cores, max(1, int(words[0]) // int(words[1])))
     return cores
 
@@ -82,7 +82,7 @@ def memory_bytes() -> int:
     total = psutil.virtual_memory().total
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         words = _words(file)
-        if words and words[0].isdigit():
+        if words and words[0].isdecimal():
             total = min(total, int(words[0]))
     return total
 

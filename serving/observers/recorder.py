@@ -57,7 +57,7 @@ class Recorder(Output):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--record {self.folder}: {error.strerror}; it must be a folder") from None
-        self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=-1) + 1
+        self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()), default=-1) + 1
 
     def request_ended(self, result: RequestResult) -> None:
         """Keep when the engine was given it, which is when it arrived in the world that is learned from, and how it ended."""

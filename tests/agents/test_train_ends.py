@@ -214,6 +214,38 @@ def test_a_full_disk_ends_a_run_in_one_line_and_what_was_whole_goes_on(
         assert not list((tmp_path / "runs").iterdir()) or (run / "policy.safetensors").is_file()
 
 
+def test_what_a_run_began_with_cannot_be_changed_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(tmp_path, n_timesteps=256)
+    assert train_cli.main(words) == 0
+    run = tmp_path / "runs" / "ppo-1"
+    before = (run / "config.yaml").read_text()
+    for flags in (["--seed", "7"], ["--name", "other"], ["--logdir", str(tmp_path)]):
+        assert train_cli.main(["-i", str(run), *flags]) == 2
+        assert f"{flags[0]}: a run that goes on keeps what it began with" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+    (run / "run.json").write_text("null")
+    assert train_cli.main(["-i", str(run), "-n", "512"]) == 0
+    (tmp_path / "runs" / "empty").mkdir()
+    assert train_cli.main([*words, "--name", "empty"]) == 2
+    assert "remove it, as it holds no checkpoint" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(tmp_path)
+    assert train_cli.main([*words, "--ppo.learning_rate", "1e6", "--ppo.max_grad_norm", "1e9"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the training diverged after") and "ppo.learning_rate (it is 1e+06)" in error
+
+
+def test_a_fault_before_there_is_anything_to_keep_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo, "spread_out", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ppo.train(tiny(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_goes_on_from_its_warm_start_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +268,11 @@ def test_a_run_goes_on_from_its_warm_start_as_if_nothing_had_been(
         (train_cli.main, "--env.streams 1000", "streams: 1000; must be at most 32"),
         (train_cli.main, "--ppo.n_envs true", "ppo.n_envs: True; expected a whole number"),
         (train_cli.main, "--ppo.target_kl 0", "ppo.target_kl: 0.0; must be above 0"),
+        (train_cli.main, "--tuned_for gpu_a100", "gpu_a100: no such profile"),
+        (train_cli.main, "--ppo.hidden 100000", "ppo.hidden: 100000; must be at most 4096"),
+        (train_cli.main, "--env.load [0,0]", "above 0, or there are no requests"),
+        (train_cli.main, "--evaluation.loads [1000]", "evaluation.loads: (1000.0,); must be at most 100"),
+        (evaluate.main, "--suite small --streams 1 --workers 1", "--streams, --workers: suite small has"),
         (train_cli.main, "--evaluation.loads []", "evaluation.loads: empty; must hold at least one"),
         (train_cli.main, "--ppo.n_envs 100000000", "ppo.n_envs: 100000000; must be at most 65536"),
         (evaluate.main, "--seeds 0", "--seeds: 0; must be at least 1"),

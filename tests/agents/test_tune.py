@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents import tune as tune_module
 from agents.evaluation.suites import SYNTHETIC, UNSEEN, workload_for
 from agents.learned.names import SERVED, TUNED, resolve, tuned, tuned_path
 from agents.policies.registry import kinds, make_policy
@@ -17,6 +18,7 @@ from agents.tune import FIRST_SEED, RANGES, TuneConfig, TuningObjective, inside,
 from envs.profiles.profile import Profile
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
+from traces.files import atomic_write_text
 from traces.workload import WorkloadConfig
 
 SHORT = TuneConfig(["triton", "edf"], budget=4, loads=(1.0,), workloads=("poisson",), seeds=1, duration_ms=300.0)
@@ -91,6 +93,47 @@ def test_a_file_with_the_same_settings_is_resumed(tmp_path: Path) -> None:
     Path(config.out).write_text(json.dumps(marked))
     assert tune(config, progress=False)["policies"]["edf"]["reached"] == 0.123
     assert tune(replace(config, budget=3), progress=False)["policies"]["edf"]["reached"] != 0.123
+
+
+def test_results_made_with_other_settings_are_not_lost(tmp_path: Path) -> None:
+    out = tmp_path / "tuned.json"
+    config = replace(SHORT, policies=["edf", "fifo"], budget=1, out=str(out))
+    tune(config, progress=False)
+    before = out.read_text()
+    for changed in (replace(config, policies=["edf"], seed=1), replace(config, policies=["edf", "clipper"], seed=1)):
+        with pytest.raises(InputError, match="holds results for fifo that were made with other settings"):
+            tune(changed, progress=False)
+    for text in ("{", "[]", '{"policies": {"edf": 1}}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(InputError, match="no file of tuned parameters"):
+            tune(replace(config, out=str(tmp_path / "other.json")), progress=False)
+        assert (tmp_path / "other.json").read_text() == text
+    assert out.read_text() == before
+    again = tune(replace(config, seed=1), progress=False)
+    assert again["settings"]["seed"] == 1 and sorted(again["policies"]) == ["edf", "fifo"]
+
+
+def test_one_that_is_interrupted_leaves_the_file_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "tuned.json"
+    config = replace(SHORT, policies=["edf", "fifo"], budget=1, out=str(out))
+    tune(config, progress=False)
+    before, other = out.read_text(), replace(config, seed=1)
+
+    def stopping(path: Path, text: str) -> None:
+        atomic_write_text(path, text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_module, "atomic_write_text", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            tune(other, progress=False)
+    assert out.read_text() == before
+    (unfinished,) = tmp_path.glob("*.unfinished.json")
+    begun = json.loads(unfinished.read_text())["policies"]
+    assert len(begun) == 1
+    whole = tune(other, progress=False)
+    assert sorted(whole["policies"]) == ["edf", "fifo"] and begun.items() <= whole["policies"].items()
+    assert json.loads(out.read_text()) == whole and not unfinished.exists()
 
 
 def test_without_optuna_it_says_what_to_install(

@@ -212,6 +212,8 @@ def test_a_trace_file_of_ones_own_is_replayed(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"lod": 1.0}, "no option 'lod'"),
+        ({"reset_mask": [True]}, "reset_mask of several worlds"),
+        ({"load": 0.0}, "above 0"),
         ({"profile": "nowhere"}, "nowhere"),
         ({"load": -1.0}, "load"),
         ({"load": "much"}, "load"),
@@ -225,7 +227,8 @@ def test_bad_option_is_one_clear_line(env: DualPriorityEnv, options: dict, words
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer": -1.0}, {"profile": "synthetic:x"}]
+    "settings",
+    [{"lod": 1}, {"load": (1.0, 0.5)}, {"streams": 0}, {"defer": -1.0}, {"profile": "synthetic:x"}, {"duration_ms": 0}],
 )
 def test_bad_setting_is_refused(settings: dict) -> None:
     with pytest.raises(InputError):

@@ -70,6 +70,35 @@ def test_gymnasiums_vector_environments_and_ours_are_the_same_in_every_autoreset
     theirs.close()
 
 
+@pytest.mark.parametrize("options", [{"load": 0.5}, {"workload": None}, {"profile": "synthetic:1"}])
+def test_options_without_a_seed_go_on_from_the_last_episodes(options: dict[str, Any]) -> None:
+    settings = SHORT | {"profile": "synthetic:0"}
+    ours = gym.make_vec(TINY, num_envs=N, **settings)
+    theirs = gym.make_vec(TINY, num_envs=N, vectorization_mode="sync", **settings)
+    for env in (ours, theirs):
+        env.reset(seed=3)
+    for _ in range(2):
+        (mine, infos), (other, _) = (env.reset(options=options) for env in (ours, theirs))
+        assert np.array_equal(mine, other) and len(set(infos["seed"])) == N
+
+
+def test_a_reset_that_would_leave_worlds_unbegun_is_refused() -> None:
+    some = np.array([True, False, False])
+    with pytest.raises(gym.error.ResetNeeded, match="leave reset_mask out"):
+        DualPriorityVectorEnv(3, EnvConfig(**SHORT)).reset(seed=0, options={"reset_mask": some})
+    env = DualPriorityVectorEnv(3, EnvConfig(**SHORT))
+    infos = env.reset(seed=[1, None, None], options={"reset_mask": ~some | True})[1]
+    assert len(set(infos["seed"])) == 3
+    for options, words in (
+        ({"reset_mask": some, "load": 0.5}, "'load', which holds for all worlds"),
+        ({"reset_mask": some[:2]}, r"bool\[2\]; expected bool\[3\]"),
+        ({"reset_mask": [1, 0, 0]}, r"int64\[3\]; expected bool\[3\]"),
+    ):
+        with pytest.raises(InputError, match=words):
+            env.reset(options=options)
+    env.step(np.full(3, env.single_action_space.n - 1))
+
+
 def test_an_ended_world_must_be_reset_where_nothing_does_it() -> None:
     env = DualPriorityVectorEnv(2, EnvConfig(**SHORT), autoreset_mode=AutoresetMode.DISABLED)
     with pytest.raises(gym.error.ResetNeeded):

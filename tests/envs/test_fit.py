@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from made_up_campaign import MODELS, made_up_campaign
@@ -59,6 +63,41 @@ def test_malformed_profile_is_one_clear_line(tmp_path, change: str, words: str) 
     path.write_text(change)
     with pytest.raises(InputError, match=words):
         Profile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("count", [1.0], "'count' must be two or more"),
+        ("count", [1.0, 0.0, 0.0], "above 0"),
+        ("cores", "two", "cores: 'two'; expected a number"),
+        ("cores", None, "cores: None"),
+        ("cores", float("nan"), "cores: nan"),
+        ("cores", -1.0, "must be at least 0"),
+        ("residual", [], "'residual'"),
+        ("residual", [1000.0], "log of a factor beyond 10"),
+        ("log_slowdown", [[1000.0]], "log of a factor beyond 10"),
+        ("batch_sizes", [0, 1, 2, 4], "batch_sizes"),
+        ("batch_sizes", [1, 2, 4, 8.5], "batch_sizes"),
+        ("models", ["a"] * 6, "'models' names one twice"),
+        ("models", [1, 2, 3, 4, 5, 6], "models"),
+        ("drift_spread", -1.0, "drift_spread"),
+        ("drift_knot_ms", 0.0, "drift_knot_ms"),
+        ("forgetting", 1.5, "forgetting"),
+        ("h2d_ms", -100.0, "'h2d_ms' has a value below 0"),
+        ("solo_ms", 0.0, "above 0 ms"),
+    ],
+)
+def test_a_field_of_a_profile_that_cannot_be_is_named(tmp_path: Path, field: str, value: Any, words: str) -> None:
+    path = tmp_path / "p.json"
+    synthetic_profile().save(path)
+    data = json.loads(path.read_text())
+    whole = field in ("h2d_ms", "solo_ms")
+    data[field] = [[value] * 4] * 6 if whole else value
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=words) as caught:
+        Profile.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_profile_that_lacks_a_model_names_it(truth: Profile) -> None:

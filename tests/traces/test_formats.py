@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,8 @@ MALFORMED = [
         ":2: 1 is '1.5'; expected a whole number",
     ),
     ("t.csv", functions_2019([("f", {7: -2})]), ":2: 7 is '-2'"),
+    ("t.csv", functions_2019([("f", {1: 1})]).replace(",2,", ",1,", 1), ":1: column '1' is named twice"),
+    ("t.jsonl", MOONCAKE + "[" * 100_000 + "\n", ":3: '[[[[["),
     ("t.csv", OWN + "soon,a,low,1\n", ":4: arrival_ms is 'soon'"),
     ("t.csv", "time,what\n1,2\n", ":1: 'time,what' is the header of no known format"),
     ("t.csv", "", ":1: empty"),
@@ -178,6 +181,14 @@ def test_missing_files_unknown_formats_and_damaged_files_are_named(tmp_path: Pat
     cut.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="cut.csv.gz"):
         load_arrivals(cut)
+    broken = tmp_path / "broken.csv.gz"
+    broken.write_bytes(whole[:5000] + b"\xff\xff\xff\xff" + whole[5004:])
+    with pytest.raises(InputError, match="broken.csv.gz: after row"):
+        load_arrivals(broken)
+    odd = {"arrival_ms": [0.0], "model": [["a"]], "priority": ["low"], "deadline_ms": [1.0]}
+    pd.DataFrame(odd).to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(InputError, match="odd.parquet:0: model is .*expected the name of a model"):
+        Workload.load(tmp_path / "odd.parquet")
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(InputError, match="not a Parquet file"):
         load_arrivals(tmp_path / "bad.parquet")

@@ -46,6 +46,22 @@ def test_a_signal_ends_a_sweep_at_once_and_leaves_no_process(number: int, group:
     assert psutil.wait_procs(children, 10.0)[1] == []
 
 
+def test_workers_whose_parent_was_killed_end_by_themselves() -> None:
+    code = "from traces.worker_pool import worker_pool\nimport time\n" + (
+        "with worker_pool(2, None) as pool:\n"
+        "    waiting = [pool.submit(time.sleep, 300.0) for _ in range(2)]\n"
+        "    print('there', flush=True)\n"
+        "    [one.result() for one in waiting]\n"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert sweep.stdout is not None and sweep.stdout.readline() == "there\n"
+    children = psutil.Process(sweep.pid).children(recursive=True)
+    assert len(children) == 2
+    sweep.kill()
+    sweep.wait()
+    assert psutil.wait_procs(children, 30.0)[1] == []
+
+
 def test_a_part_that_fails_ends_the_others() -> None:
     begin = time.monotonic()
     with pytest.raises(ZeroDivisionError), worker_pool(2, None) as pool:

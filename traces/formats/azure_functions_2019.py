@@ -22,7 +22,7 @@ CHUNK_ROWS = 2_000
 
 def read(path: Path) -> Iterator[Rows]:
     """Counts per minute of all functions (spread uniformly over the minute later), minute 1 from time 0."""
-    for chunk in read_csv(path, lambda header: [KEYS[2], *filter(str.isdigit, header)], CHUNK_ROWS):
+    for chunk in read_csv(path, lambda header: [KEYS[2], *filter(str.isdecimal, header)], CHUNK_ROWS):
         minutes = list(chunk.rows.columns[1:])
         if not minutes:
             raise InputError(f"{path}:1: no column of a minute; expected columns named 1 to 1440")

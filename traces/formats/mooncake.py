@@ -14,7 +14,7 @@ import numpy as np
 
 from traces.errors import InputError
 from traces.formats.base import Rows, TraceFormat, columns_of, stamps_ms
-from traces.tables import open_text, read_csv
+from traces.tables import DAMAGED, open_text, read_csv
 
 CSV_COLUMNS = ("timestamp_ms", "input_length", "output_length")
 
@@ -33,7 +33,7 @@ def read_json_lines(path: Path, unit_ms: float) -> Rows:
     with open_text(path) as file:
         try:
             stamps = [_stamp(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path}: damaged or not text: {error}") from None
     return Rows(stamps_ms(np.array(stamps), unit_ms))
 
@@ -50,7 +50,7 @@ def _is_csv(path: Path) -> bool:
 def _stamp(line: str, place: str) -> float:
     try:
         data = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{place}: {line.strip()[:60]!r} is not JSON; expected one object per line") from None
     value = data.get("timestamp") if isinstance(data, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
