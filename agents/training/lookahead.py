@@ -247,21 +247,18 @@ class Progress:
 
     Attributes:
         round: the round under way. step: decisions of each world taken in it.
-        decided: decisions taken in all worlds and rounds.
-        seen: samples of all of them.
+        seen: samples of all rounds.
         rng: draws the actions to try.
     """
 
     round: int = 0
     step: int = 0
-    decided: int = 0
     seen: list[Samples] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(np.random.randint(2**31)))
 
     def state(self) -> dict[str, Any]:
         """All but the samples, as numbers and strings."""
-        own = {name: getattr(self, name) for name in ("round", "step", "decided")}
-        return own | {"rng": self.rng.bit_generator.state}
+        return {"round": self.round, "step": self.step, "rng": self.rng.bit_generator.state}
 
     @classmethod
     def resumed(cls, state: Mapping[str, Any], samples: Mapping[str, np.ndarray]) -> Progress:
@@ -269,7 +266,7 @@ class Progress:
         rng = np.random.default_rng()
         rng.bit_generator.state = state["rng"]
         seen = [Samples.of_arrays(samples)] if samples else []
-        return cls(int(state["round"]), int(state["step"]), int(state["decided"]), seen, rng)
+        return cls(int(state["round"]), int(state["step"]), seen, rng)
 
     def joined(self) -> Samples:
         """What was seen so far, in one."""
@@ -322,7 +319,6 @@ def look_ahead(
                         return False
                     at.seen.append(practice.decide(acts))
                     at.step += 1
-                    at.decided += env.num_envs
                     bar.update()
                 sampled()
                 random = random_arrays()
