@@ -56,7 +56,7 @@ def test_workers_whose_parent_was_killed_end_by_themselves() -> None:
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert sweep.stdout is not None and sweep.stdout.readline() == "there\n"
     children = psutil.Process(sweep.pid).children(recursive=True)
-    assert len(children) == 2
+    assert len(children) >= 2
     sweep.kill()
     sweep.wait()
     assert psutil.wait_procs(children, 30.0)[1] == []
