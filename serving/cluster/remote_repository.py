@@ -42,8 +42,9 @@ class _Model(NamedTuple):
 
     def is_in(self, greeting: Greeting) -> bool:
         """Whether a replica that says this serves it."""
-        views = [view for view in greeting.views.values() if view.name == self.name]
-        return any(not self.version or view.version == self.version for view in views)
+        if not self.version:
+            return self.name in greeting.views
+        return any((view.name, view.version) == self for view in greeting.views.values())
 
 
 class RemoteRepository:
