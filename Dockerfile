@@ -12,8 +12,8 @@ COPY constraints.txt /constraints.txt
 COPY --from=wheel /wheels /wheels
 EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["strait-serve"]
-CMD ["--host=0.0.0.0"]
+# Not as CMD, which the words after the image's name would replace; a later --host wins.
+ENTRYPOINT ["strait-serve", "--host=0.0.0.0"]
 
 # --build-arg PIP_EXTRA_INDEX_URL=... with PyTorch's index of CPU builds keeps gigabytes of CUDA's libraries out.
 FROM base AS cpu

@@ -21,7 +21,13 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import signal
 import sys
+import threading
+
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    # Before the seconds of imports: there is no policy to reload yet, and a reload must not end a server that begins.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 from serving.config import ServeConfig
 from serving.loop import run_on_loop

@@ -13,7 +13,7 @@ from serving.cluster.config import ClusterConfig
 from serving.engine.config import EngineConfig
 from serving.models.builtin.registry import DEFAULT_MODELS
 from traces.errors import InputError
-from traces.settings import size_in_bytes
+from traces.settings import check_types, size_in_bytes
 from traces.workload import WorkloadConfig
 
 # Settings that a door, which has no device, would take no notice of.
@@ -37,7 +37,8 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
         profile: "auto" measures the models on this machine for some seconds; else a profile by name, or a JSON file.
         batch_sizes: sizes to measure, ascending; for --profile auto. Empty: those of the shipped profile.
         logdir: folder for TensorBoard.
-        record: folder to record arrivals and batches in; envs.fit and --replay read it.
+        record: folder to record arrivals and batches in; envs.fit and --replay read it. Models are measured alone at the start
+            for it, whatever --profile says.
         timeline: file for a timeline (Chrome trace JSON: open in ui.perfetto.dev), written at the end.
         otel_endpoint: collector to which OpenTelemetry traces go, a span per request: the URL of its OTLP over HTTP, e.g.
             http://localhost:4318. Needs strait-rl[otel].
@@ -84,6 +85,7 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
     log_json: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, "--")
         self.log_level = self.log_level.lower()
         sizes = self.batch_sizes
         if sizes and (sizes != sorted(set(sizes)) or sizes[0] != 1):

@@ -105,11 +105,13 @@ def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile
         log.info("device %s, %d streams", executor.device.name, config.streams)
         models = DeviceModels(executor, base, config.batch_sizes or base.batch_sizes, config.memory_bytes)
         entries = in_turn(entries, config.replica_number, config.replicas)
-        names, evicted = load_all(entries, models, None if config.profile == "auto" else base)
+        known = None if config.profile == "auto" else base
+        measures = known is None or config.record is not None  # a recording is refitted by times alone
+        names, evicted = load_all(entries, models, known, measures)
         if evicted and config.replay is not None:
             raise InputError("--replay needs all models in memory; raise --memory_limit or serve fewer")
-        profile = models.measure(names) if config.profile == "auto" else base.select(names)
-        return OpenModels(models, profile, evicted)
+        profile = models.measure(names) if measures else base
+        return OpenModels(models, profile if known is None else known.select(names), evicted)
     except BaseException:
         executor.close(1.0)
         raise
@@ -172,6 +174,7 @@ class LibraryEngine:
     def __init__(self, parts: EngineParts, close_device: Callable[[float], None], drain_timeout_s: float) -> None:
         self.engine = parts.engine
         self.plane = parts.plane
+        self._reloader = parts.reloader
         self._close_device = close_device
         self._drain_timeout_s = drain_timeout_s
         self._closed = False
@@ -296,7 +299,8 @@ class LibraryEngine:
     def _check(self, priority: int, deadline_ms: float) -> None:
         if not isinstance(priority, (int, np.integer)) or isinstance(priority, bool) or priority not in (HIGH, LOW):
             raise InputError(f"priority is {priority!r}; it must be {HIGH} (high) or {LOW} (low)")
-        if not isinstance(deadline_ms, (int, float, np.number)) or not deadline_ms > 0:
+        number = isinstance(deadline_ms, (int, float, np.number)) and not isinstance(deadline_ms, np.timedelta64)
+        if not number or not deadline_ms > 0:
             raise InputError(f"deadline_ms is {deadline_ms!r}; it must be a number above 0")
 
     def state(self) -> EngineState:
@@ -317,6 +321,7 @@ class LibraryEngine:
         self._closed = True
         await self.engine.stop(self._drain_timeout_s)
         self.plane.close()
+        self._reloader.close()
         await asyncio.get_running_loop().run_in_executor(None, self._close_device, 1.0)
 
 
@@ -378,8 +383,12 @@ def _item(view: ModelView, values: Mapping[str, np.ndarray] | np.ndarray) -> tup
     names = ", ".join(spec.name for spec in view.inputs)
     if unknown := set(given) - {spec.name for spec in view.inputs}:
         raise InputError(f"model {view.name!r} has no input {min(map(str, unknown))!r}; it takes {names}")
-    arrays = {name: np.asarray(one) for name, one in given.items()}
-    size = None
+    arrays, size = {}, None
+    for name, one in given.items():
+        try:
+            arrays[name] = np.asarray(one)
+        except ValueError as error:  # lists of several lengths
+            raise InputError(f"{name}: {error}") from None
     for spec in view.inputs:
         array = arrays.get(spec.name)
         if array is None:

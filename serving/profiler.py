@@ -29,6 +29,7 @@ from serving.models.served import ServedModel
 from serving.profiling.calibrate import machine_of
 from traces.command import run_command
 from traces.errors import InputError
+from traces.files import make_folder
 from traces.machine import MachineInfo, ModelInfo
 from traces.measurements import PHASES, Measurements
 from traces.workload import LOW
@@ -140,7 +141,7 @@ class Campaign:
         """Run one scenario to its end.
 
         Raises:
-            RuntimeError: a model failed.
+            InputError: a model failed.
         """
         kind = "solo" if sum(map(len, scenario.values())) == 1 else "colocation"
         waiting = {stream: deque(steps) for stream, steps in scenario.items()}
@@ -161,7 +162,8 @@ class Campaign:
             except Empty:
                 continue
             if result.error is not None:
-                raise RuntimeError(f"a batch failed: {result.error}")
+                model = self.models[running[result.stream].model].name
+                raise InputError(f"model {model!r} fails: {result.error}")
             stream, step = result.stream, running.pop(result.stream)
             name, phases = self.models[step.model].name, result.phases.since(self._start_ms)
             self.rows.append((run, kind, result.batch_id, stream, step.priority, name, step.size, *phases))
@@ -208,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "serving.profiler", *(sys.argv[1:] if argv is None else argv)])
 
     def run(config: ProfilerConfig) -> None:
+        make_folder(config.out, "--out")  # told before anything is measured
         measurements = profile_device(config, command, sys.stderr.isatty())
         measurements.save(config.out)
         print(measurements.describe())

@@ -81,6 +81,10 @@ class Reloader:
         self.evicted = dict(evicted or {})
         self.last_use = LastUse()
 
+    def close(self) -> None:
+        """Load no more models."""
+        self._quiet.close()
+
     async def add_model(self, entry: Entry) -> None:
         """Load a model, warm it up, measure it, and serve it, while others are served; until then one of its name is.
 
@@ -114,7 +118,12 @@ class Reloader:
             for one in names if known is not None else ():
                 await self._quiet.do(executor.warm_up, one + NEXT, models.batch_sizes, True)
             self._load_ms[name] = 1e3 * (time.perf_counter() - begin_s)
-            profile = known if known is not None else await self._quiet.do(models.measure, names, NEXT)
+            profile = known
+            unmeasured = self._config.record is not None and not {run.model for run in models.solo}.issuperset(names)
+            if known is None or unmeasured:
+                measured = await self._quiet.do(models.measure, names, NEXT)
+                profile = known or measured
+            assert profile is not None
             gone = set(self._buckets_of(name)) - set(names)
             for one in names:
                 self._engine.put_model(profile.select([one]), one + NEXT)

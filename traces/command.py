@@ -144,8 +144,11 @@ def spell_out(words: Sequence[str], settings: type) -> list[str]:
         elif _is_list(kind):
             if not equals and rest:
                 equals, value = "=", rest.pop(0)
-            if value and value[0] not in "[{" and value != "null":
-                value = f"[{value}]"
+            whole = value[:1] == "{" or (value[:1] == "[" and value[-1:] == "]")  # not "[::1]:80"
+            if value and not whole and value != "null":
+                # Quoted, since YAML takes "[::1]:80" for a mapping.
+                items = [item for one in value.split(",") if (item := one.strip())]
+                value = json.dumps(items) if _of_text(kind) else f"[{value}]"
         result.append(name + equals + value)
     return result
 
@@ -158,6 +161,11 @@ def _flag_types(settings: type, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix + field.name, kind
         if is_dataclass(kind):
             yield from _flag_types(typing.cast(type, kind), f"{prefix}{field.name}.")
+
+
+def _of_text(kind: Any) -> bool:
+    """Whether the items of a list type, or of the list in a union, are text."""
+    return str in typing.get_args(kind) or any(map(_of_text, typing.get_args(kind)))
 
 
 def _is_list(kind: Any) -> bool:

@@ -123,8 +123,16 @@ def read_policy(path: str | Path) -> PolicyFile:
         with safe_open(str(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); expected a policy written by train.py") from None
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the last two: bfloat16 and such
+        raise InputError(
+            f"{path}: not a safetensors file of a policy ({error}); expected one written by train.py"
+        ) from None
     _check_metadata(path, metadata)
     _check_weights(path, weights, int(metadata["hidden"]))
     return PolicyFile(weights, metadata)
@@ -147,20 +155,27 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if theirs != tuple(mine):
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
-    for key in ("hidden", "drop", "defer", "max_batches_per_core"):
+    for key, kind, least in (
+        ("hidden", int, 1),
+        ("drop", float, 0),
+        ("defer", float, 0),
+        ("max_batches_per_core", int, 0),
+    ):
         try:
-            value = float(metadata[key])
+            value = kind(metadata[key])
         except (KeyError, ValueError):
-            value = -1.0
-        whole = key not in ("hidden", "max_batches_per_core") or value == int(value)
-        if not (0 <= value < 1e6) or not whole or (key == "hidden" and value < 1):
-            raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; must be a number of at least 0")
+            value = -1
+        if not least <= value < 1e6:
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"{path}: metadata {key!r} is {metadata.get(key)!r}; must be {what} of at least {least}")
 
 
 def _check_weights(path: Path, weights: Mapping[str, np.ndarray], hidden: int) -> None:
     for name, shape in shapes(hidden).items():
         if name not in weights:
             raise InputError(f"{path}: lacks the array {name!r}")
+        if weights[name].dtype != np.float32:
+            raise InputError(f"{path}: array {name!r} is {weights[name].dtype}, expected float32")
         if weights[name].shape != shape:
             raise InputError(f"{path}: array {name!r} has shape {weights[name].shape}, expected {shape}")
         if not np.all(np.isfinite(weights[name])):

@@ -30,7 +30,7 @@ from envs.scheduling.state import HIGH, MET
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
-from traces.files import atomic_path, atomic_write_text
+from traces.files import atomic_path, atomic_write_text, make_folder
 from traces.measurements import PHASES, Measurements
 from traces.workload import HIGH_WEIGHT, Workload
 
@@ -72,6 +72,22 @@ class Loop:
         if self.adopt is not None:
             return Path(self.adopt)
         return Path(self.policy) if self.policy.endswith(".safetensors") else None
+
+    def check(self) -> None:
+        """Tell now what could not be done in the end. Raises InputError."""
+        if self.target is not None:
+            make_folder(self.target.parent, "--adopt")
+            if self.target.is_dir():
+                raise InputError(f"--adopt: {self.target} is a folder; expected a file")
+        if self.pid is not None:
+            if self.target is None:
+                raise InputError(f"--pid: {self.policy} is no file that could be replaced; name one with --adopt")
+            if self.pid < 1:
+                raise InputError(f"--pid: {self.pid}; expected the process of a running serve.py")
+            _signal(self.pid, 0)
+            command = Path(f"/proc/{self.pid}/cmdline")  # where there is such a thing: SIGHUP would end another process
+            if command.is_file() and b"serve" not in command.read_bytes():
+                raise InputError(f"--pid: {self.pid} is another process; expected that of a running serve.py")
 
     @property
     def weights(self) -> Path | None:
@@ -261,8 +277,7 @@ def close_loop(config: TrainConfig, loop: Loop) -> dict[str, Any]:
     from agents.training.trainer import train
 
     resolve(loop.policy)
-    if loop.pid is not None:
-        _signal(loop.pid, 0)
+    loop.check()
     whole, log = read_log(loop.log)
     streams, cut_ms = log.machine.streams, TRAIN_SHARE * whole.duration_ms
     if not len(first := whole.window(0.0, cut_ms)):

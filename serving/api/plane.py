@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from serving.api.answer import DIRECT, Answer, Caller, Quotation
@@ -361,8 +362,14 @@ class Plane(ABC):
         if self.repository is None:
             raise Refusal(Kind.BAD_INPUT, f"this server cannot {verb} models: it has no repository")
         change: Callable[[str, str], Awaitable[None]] = getattr(self.repository, verb)
+        changing = asyncio.ensure_future(change(name, version))
         try:
-            await asyncio.shield(asyncio.ensure_future(change(name, version)))
+            await asyncio.shield(changing)
+        except asyncio.CancelledError:  # the caller has left; whoever asks for the index is told why it failed
+            changing.add_done_callback(partial(_note_failure, verb, name))
+            raise
+        except Refusal:
+            raise
         except KeyError:
             missing = "the repository has no model {}" if verb == "load" else "model {} is not loaded"
             which = f"{name[:80]!r}" + (f" of version {version!r}" if version else "")
@@ -372,3 +379,11 @@ class Plane(ABC):
         except Exception as error:  # a model's own code runs here
             log.exception("cannot %s model %r", verb, name)
             raise Refusal(Kind.FAULT, f"cannot {verb} model {name!r}: {type(error).__name__}: {error}") from None
+
+
+def _note_failure(verb: str, name: str, ended: asyncio.Future[Any]) -> None:
+    error = None if ended.cancelled() else ended.exception()
+    if error is not None:
+        log.warning(
+            "cannot %s model %r, for which nobody waits any more: %s: %s", verb, name, type(error).__name__, error
+        )

@@ -156,7 +156,7 @@ class Link:
                     lambda: _Connection(self._config, self._on_frame), *self.address, ssl=self._config.tls
                 )
                 _, connection = await asyncio.wait_for(opening, CONNECT_S)
-            except OSError as error:  # TimeoutError, too
+            except (OSError, UnicodeError) as error:  # TimeoutError, too; the second of a name that can be none
                 why = str(error) or f"no answer for {CONNECT_S:g} s"
                 if why not in said:  # each reason once: it is tried again and again
                     said.add(why)

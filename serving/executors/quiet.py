@@ -25,7 +25,7 @@ class QuietThread:
     """
 
     def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         threading.Thread(target=self._run, name="quiet", daemon=True).start()
 
     async def do(self, work: Callable[..., Result], *args: Any) -> Result:
@@ -50,10 +50,14 @@ class QuietThread:
         self._work.put(run)
         return await future
 
+    def close(self) -> None:
+        """End the thread, once what it was given is done."""
+        self._work.put(None)
+
     def _run(self) -> None:
         # Threads that share an operation wait for each other at its end: on busy cores, a multiple of the time.
         torch.set_num_threads(1)
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
-        while True:
-            self._work.get()()
+        while (work := self._work.get()) is not None:
+            work()

@@ -89,7 +89,8 @@ class ModelRepository:
         rows = []
         for name in names:
             state, reason = ("READY", "") if name in loaded or name in self.evicted else ("UNAVAILABLE", "unloaded")
-            state, reason = self._state.get(name, (state, reason))
+            if name not in loaded:  # a load that has just ended may still be noted as one under way
+                state, reason = self._state.get(name, (state, reason))
             entry = self._entries.get(name, self._served.get(name))
             version = entry.spec.version if entry else "1"
             public = name.partition(VERSION_MARK)[0]

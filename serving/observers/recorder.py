@@ -57,7 +57,7 @@ class Recorder(Output):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--record {self.folder}: {error.strerror}; it must be a folder") from None
-        self._part = max((int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()), default=-1) + 1
+        self._part: Path | None = None
 
     def request_ended(self, result: RequestResult) -> None:
         """Keep when the engine was given it, which is when it arrived in the world that is learned from, and how it ended."""
@@ -87,7 +87,7 @@ class Recorder(Output):
         # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
         arrivals, batches = self._arrivals[:], self._batches[:]
         with self.written():
-            folder = self.folder / f"{self._part:04d}"
+            folder = self._part = self._part or self._next_part()
             frame = pd.DataFrame(arrivals, columns=[*Asked._fields, *Ended._fields, *Origin._fields])
             frame = frame.sort_values("arrival_ms")
             workload_of(frame, folder.parent.name).save(folder / "arrivals.parquet")
@@ -100,7 +100,18 @@ class Recorder(Output):
         if max(len(arrivals), len(batches)) >= PART_ROWS:
             # Begun even when the write failed: a disk that stays full must not fill the memory.
             del self._arrivals[: len(arrivals)], self._batches[: len(batches)]
-            self._part += 1
+            self._part = None
+
+    def _next_part(self) -> Path:
+        """A folder of this recorder's own: another server may record into the same one."""
+        number = max((int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()), default=-1) + 1
+        while True:
+            part = self.folder / f"{number:04d}"
+            try:
+                part.mkdir()
+                return part
+            except FileExistsError:
+                number += 1
 
     def close(self) -> None:
         self.flush()

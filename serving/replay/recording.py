@@ -46,7 +46,7 @@ def read_recording(folder: Path) -> Recording:
         InputError: there is none, a file is malformed, or it was recorded before ends of requests were.
     """
     if not (folder / "arrivals.parquet").is_file():
-        parts = [path for path in folder.glob("*") if path.name.isdecimal()]
+        parts = [path.parent for path in folder.glob("*/arrivals.parquet") if path.parent.name.isdecimal()]
         if not parts:
             raise InputError(f"--view {folder}: no recording; expected a folder that serve.py --record wrote")
         folder = max(parts, key=lambda path: int(path.name))

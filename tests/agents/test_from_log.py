@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,25 @@ def test_one_round_adopts_only_what_is_better(
         one, other = (read_policy(p).weights["score.weight"] for p in (serving, second["policy"]))
         np.testing.assert_array_equal(one, other)
     assert json.loads(next(tmp_path.glob("ppo-1/from_log.json")).read_text())["requests"] == 2600
+
+
+def test_what_could_not_be_adopted_is_told_before_anything_is_trained(recorded: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sleeping = subprocess.Popen(["sleep", "60"])
+    try:
+        for changes, words in (
+            ({"adopt": str(tmp_path)}, "--adopt: .* is a folder"),
+            ({"adopt": str(tmp_path / "file" / "p.safetensors")}, "--adopt: .* cannot be made a folder"),
+            ({"pid": 4321}, "--pid: strait is no file that could be replaced; name one with --adopt"),
+            ({"adopt": str(tmp_path / "p.safetensors"), "pid": -1}, "--pid: -1"),
+            ({"adopt": str(tmp_path / "p.safetensors"), "pid": sleeping.pid}, "is another process"),
+        ):
+            with pytest.raises(InputError, match=words):
+                close_loop(tiny(tmp_path / "runs"), replace(Loop(str(recorded), "strait"), **changes))
+        assert sleeping.poll() is None and not (tmp_path / "runs").exists()
+    finally:
+        sleeping.kill()
+        sleeping.wait()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from agents.learned.policy import load_policy
 from agents.learned.policy_file import read_policy, shapes, write_policy
@@ -59,9 +61,20 @@ def test_half_a_file_is_told(tmp_path: Path) -> None:
         read_policy(path)
 
 
+def test_arrays_of_a_type_that_numpy_lacks_are_told(tmp_path: Path) -> None:
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        save_tensors({"score.bias": torch.zeros(1, dtype=dtype)}, tmp_path / "p.safetensors")
+        # NumPy has them where a package like ml_dtypes was imported.
+        with pytest.raises(InputError, match="not a safetensors file of a policy|format is None"):
+            read_policy(tmp_path / "p.safetensors")
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
+        ({"hidden": "4.0"}, "metadata 'hidden' is '4.0'; must be a whole number of at least 1"),
+        ({"max_batches_per_core": "1.0"}, "metadata 'max_batches_per_core'"),
+        ({"defer": "nan"}, "metadata 'defer'"),
         ({"format": "other"}, "format is 'other'"),
         ({"schema": "strait-observation/0"}, "train it again"),
         ({"candidate_features": json.dumps(["slack"])}, "candidate_features differ"),
@@ -80,6 +93,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
     path, good = tmp_path / "p.safetensors", weights()
     for name, value, message in (
         ("score.bias", np.array([np.nan], np.float32), "not finite"),
+        ("score.bias", np.array([0.5], np.float16), "is float16, expected float32"),
         ("summary_std", np.zeros_like(good["summary_std"]), "above 0"),
         ("score.weight", np.zeros((2, 2), np.float32), "expected \\(1, 4\\)"),
     ):

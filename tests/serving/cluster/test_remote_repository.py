@@ -57,6 +57,9 @@ async def test_a_load_that_no_replica_can_hear_is_no_fault_of_the_client(monkeyp
         with pytest.raises(Refusal, match="no replica is there") as caught:
             await change_it("b")
         assert caught.value.kind is Kind.STOPPING
+    with pytest.raises(Refusal, match="no replica is there") as caught:
+        await door.load("b", {})
+    assert caught.value.kind is Kind.STOPPING, "503 to a client"
     says(door, 0, "a")
 
     async def change(link: Link, load: bool, name: str, version: str) -> None:

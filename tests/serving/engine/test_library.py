@@ -232,6 +232,8 @@ def test_text_is_taken_as_its_bytes(tmp_path: Path) -> None:
         ({"values": np.zeros(3, np.float32)}, "takes FP32 [16]"),
         ({"priority": 7}, "priority is 7"),
         ({"deadline_ms": 0.0}, "it must be a number above 0"),
+        ({"deadline_ms": np.timedelta64(5, "ms")}, "it must be a number above 0"),
+        ({"values": [[1.0], [1.0, 2.0]]}, "input: "),
     ],
 )
 def test_bad_input_is_one_clear_line(call: dict[str, Any], message: str) -> None:
@@ -242,6 +244,21 @@ def test_bad_input_is_one_clear_line(call: dict[str, Any], message: str) -> None
     with pytest.raises(InputError) as caught:
         asyncio.run(scenario())
     assert message in str(caught.value)
+
+
+def test_a_closed_engine_leaves_no_thread() -> None:
+    async def scenario() -> None:
+        async with opened():
+            pass
+
+    asyncio.run(scenario())  # what is made once is there
+    before = {thread.name for thread in threading.enumerate()}, threading.active_count()
+    for _ in range(2):
+        asyncio.run(scenario())
+    end = time.monotonic() + 10.0
+    while threading.active_count() > before[1] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before[1], {thread.name for thread in threading.enumerate()} - before[0]
 
 
 def test_unknown_settings_and_devices_are_refused() -> None:
@@ -255,7 +272,13 @@ def test_unknown_settings_and_devices_are_refused() -> None:
         ({"logdir": "runs"}, "logdir"),
         ({"least_quote": 0.5}, "least_quote"),
         ({"models": 5}, "open_engine"),
-        ({"streams": "2"}, "open_engine"),
+        ({"streams": "2"}, "streams: '2'; expected a whole number"),
+        ({"streams": 2.5}, "streams: 2.5"),
+        ({"models": [3]}, "models: "),
+        ({"policy": None}, "policy: None"),
+        ({"device": None}, "device: None"),
+        ({"profile": 3}, "profile: 3"),
+        ({"queue_places": 1.5}, "queue_places: 1.5"),
         ({"policy": "preempt"}, "--policy preempt.*only the simulator can"),
         ({"policy": "auto", "candidates": ("edf", "preempt")}, "--candidates preempt.*only the simulator can"),
         ({"high_weight": 0.0}, "high_weight"),

@@ -159,6 +159,16 @@ async def test_a_recording_is_read_by_the_rest_of_the_project(measured: Any, tmp
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["0000", "0001"], "earlier parts are kept"
 
 
+def test_two_servers_that_record_into_one_folder_have_parts_of_their_own(measured: Any, tmp_path: Path) -> None:
+    both = [Recorder(tmp_path, lambda: measured.machine, lambda: measured.runs) for _ in range(2)]
+    for n, recorder in zip((3, 7), both, strict=True):
+        for number in range(n):
+            recorder.request_ended(ended(number))
+    for recorder in (*both, *both):
+        recorder.close()
+    assert [len(Workload.load(p / "arrivals.parquet", NAMES)) for p in sorted(tmp_path.iterdir())] == [3, 7]
+
+
 def test_a_recording_has_requests_as_the_engine_saw_them(measured: Any, tmp_path: Path) -> None:
     """A replay's timer rang late, for one request after its deadline; deadlines stay where they are."""
     recorder = Recorder(tmp_path, lambda: measured.machine, lambda: measured.runs)

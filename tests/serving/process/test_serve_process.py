@@ -16,6 +16,9 @@ import pytest
 
 import serve as main_module
 from agents.evaluation.summary import ENDED
+from benchmarks.cluster import scaled
+from envs.profiles.fit import fit
+from envs.profiles.profile import Profile
 from traces.measurements import Measurements
 from traces.workload import Workload
 
@@ -156,6 +159,37 @@ def test_a_crash_leaves_a_timeline(replaying: subprocess.Popen[str], tmp_path: P
     replaying.kill()
     replaying.wait()
     assert any(event["ph"] == "X" for event in json.loads(timeline.read_text())["traceEvents"])
+
+
+def test_hup_before_there_is_a_policy_ends_no_server(models: Path) -> None:
+    process = subprocess.Popen(
+        command(f"--models={models}", "--replay=poisson", "--duration=0.2", "--load=0.1"), env=environment(), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    catches = 1 << (signal.SIGHUP - 1)
+    status, maps = (Path(f"/proc/{process.pid}/{name}") for name in ("status", "maps"))
+    end = time.monotonic() + 60.0
+    while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & catches:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    assert "libtorch" not in maps.read_text() and "llvmlite" not in maps.read_text(), "before what takes seconds"
+    for _ in range(15):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+
+
+def test_a_recording_with_a_profile_that_is_given_can_be_refitted(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    scaled(Profile.load("gpu-v100").select(["ssd", "alexnet"]), 0.2).save(profile)
+    flags = [f"--device=sim:{profile}", f"--profile={profile}", "--replay=poisson", "--load=0.5", "--duration=3"]
+    ended = serve(*flags, f"--record={tmp_path / 'run'}")
+    assert ended.returncode == 0, ended.stderr
+    campaign = Measurements.load(tmp_path / "run" / "0000")
+    solo = campaign.batches[campaign.batches["kind"] == "solo"]
+    assert set(solo["model"]) == {"ssd", "alexnet"}
+    assert fit(campaign, "again").models == ("ssd", "alexnet")
 
 
 def test_hup_reloads_the_policy_and_serving_goes_on(replaying: subprocess.Popen[str]) -> None:

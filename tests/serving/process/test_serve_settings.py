@@ -10,7 +10,7 @@ import pytest
 
 from envs.profiles.profile import Profile, synthetic_profile
 from serving.config import ServeConfig
-from serving.door import run_door
+from serving.door import addresses, run_door
 from serving.models.listing import read_entries
 from serving.replay.workload import lay_out, read_source
 from serving.server import Server
@@ -99,6 +99,21 @@ def test_a_server_takes_its_token_from_the_environment(monkeypatch: pytest.Monke
 def test_a_door_refuses_what_only_a_device_takes_notice_of(flag: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"--{flag} is for a server with a device of its own; give it to the replicas"):
         ServeConfig(peers=["127.0.0.1:9"], **{flag: value})
+
+
+@pytest.mark.parametrize(
+    ("flag", "peers"),
+    [
+        ("[::1]:9100", ["[::1]:9100"]),
+        ("a:1,[::1]:9101", ["a:1", "[::1]:9101"]),
+        ("[::1]:9100,b:2", ["[::1]:9100", "b:2"]),
+        ('["[::1]:9100", b:2]', ["[::1]:9100", "b:2"]),
+        ("[a:1, b:2]", ["a:1", "b:2"]),
+    ],
+)
+def test_peers_are_named_plainly_or_as_a_list(flag: str, peers: list[str]) -> None:
+    config = parse_settings(ServeConfig, ["--peers", flag])
+    assert config.peers == peers and len(addresses(config.peers)) == len(peers)
 
 
 def test_no_more_is_asked_of_a_quote_than_an_idle_server_promises() -> None:
