@@ -123,13 +123,8 @@ def read_policy(path: str | Path) -> PolicyFile:
         with safe_open(str(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # the last two: bfloat16 and such
+    # The last two: arrays of bfloat16 and such, which NumPy does not know.
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: not a safetensors file of a policy ({error}); expected one written by train.py"
         ) from None
@@ -155,12 +150,8 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         if theirs != tuple(mine):
             odd = sorted(set(map(str, theirs)) ^ set(mine)) or ["their order"]
             raise InputError(f"{path}: {key} differ from this version's in {', '.join(odd)}; train it again")
-    for key, kind, least in (
-        ("hidden", int, 1),
-        ("drop", float, 0),
-        ("defer", float, 0),
-        ("max_batches_per_core", int, 0),
-    ):
+    numbers = [("hidden", int, 1), ("drop", float, 0), ("defer", float, 0), ("max_batches_per_core", int, 0)]
+    for key, kind, least in numbers:
         try:
             value = kind(metadata[key])
         except (KeyError, ValueError):

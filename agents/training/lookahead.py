@@ -270,7 +270,8 @@ class Progress:
 
     def joined(self) -> Samples:
         """What was seen so far, in one."""
-        self.seen = [Samples.joined(self.seen)]
+        if len(self.seen) > 1:
+            self.seen = [Samples.joined(self.seen)]
         return self.seen[0]
 
 
