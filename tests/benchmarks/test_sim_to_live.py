@@ -58,7 +58,7 @@ def test_shared_cores_delay_handover_and_completion() -> None:
     crowded = np.array([[1.0, 50.0], [0.0, 0.0]])
     waits = []
     for mean in (np.zeros((2, 2)), crowded):
-        sim = Simulator(replace(profile, shared_core_wait_ms=mean), 64, n_streams=3, noise=False)
+        sim = Simulator(replace(profile, shared_core_wait_ms=mean.tolist()), 64, n_streams=3, noise=False)
         sim.load([Workload(np.zeros(3), np.zeros(3), np.zeros(3), np.full(3, 1e5), profile.models)] * 64)
         sim.begin(list(range(64)))
         for _ in range(3):
