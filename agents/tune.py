@@ -24,14 +24,14 @@ from tqdm import tqdm
 from agents.evaluation.rollout import run
 from agents.evaluation.statistics import violations, weighted_rate
 from agents.evaluation.suites import check_workload, seen_models, workload_for
-from agents.learned.names import TUNED, resolve, tuned, tuned_path
+from agents.learned.names import TUNED, read_tuned, resolve, tuned, tuned_path
 from agents.policies.base import Policy
 from envs.profiles.profile import Profile
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.command import run_command
 from traces.errors import InputError
-from traces.files import atomic_write_text, make_folder
+from traces.files import atomic_write_text, check_file
 from traces.settings import check_settings
 from traces.worker_pool import worker_pool
 from traces.workload import HIGH_WEIGHT, Workload, WorkloadConfig
@@ -211,16 +211,14 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
         if gone := sorted(set(RANGES[name]) - known):
             raise InputError(f"agents.tune: policy {name!r} has no parameter {gone[0]!r}; correct RANGES")
     out = Path(config.out)
-    make_folder(out.parent, "--out")
-    if out.is_dir():
-        raise InputError(f"--out: {out} is a folder; expected a file")
+    check_file(out, "--out")
     settings = {k: v for k, v in asdict(config).items() if k not in ("policies", *PLACES)}
     # As it reads back from JSON, so that settings compare.
     settings = json.loads(json.dumps(settings))
     unfinished = out.with_name(f"{out.stem}.unfinished.json")  # takes the place of ``out`` once it is whole
-    files = [_read(path) for path in (out, unfinished) if path.is_file()]
-    kept = {name: entry for old in files if old.get("settings") == settings for name, entry in old["policies"].items()}
-    if lost := sorted(files[0]["policies"].keys() - kept.keys() - set(names) if out.is_file() else ()):
+    whole, part = _read(out), _read(unfinished)
+    kept = {name: one for old in (whole, part) if old["settings"] == settings for name, one in old["policies"].items()}
+    if lost := sorted(whole["policies"].keys() - kept.keys() - set(names)):
         raise InputError(
             f"--out: {out} holds results for {', '.join(lost)} that were made with other settings, and would be lost; "
             "give another file, or tune all policies"
@@ -246,12 +244,11 @@ def tune(config: TuneConfig, progress: bool = True) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What an earlier run wrote. Raises InputError for a file of something else."""
+    """Settings and policies that an earlier run wrote, if one did. Raises InputError for a file of something else."""
     try:
-        data = json.loads(path.read_text())
-        policies = {name: {**entry, "params": {**entry["params"]}} for name, entry in data["policies"].items()}
-        return {**data, "policies": policies}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = read_tuned(path) if path.is_file() else {"policies": {}}
+        return {"settings": None} | found
+    except InputError:
         raise InputError(f"--out: {path} is no file of tuned parameters, and would be lost; give another") from None
 
 

@@ -131,9 +131,8 @@ class ServeConfig(ApiConfig, ClusterConfig, EngineConfig):
             raise InputError("--tls_cert and --tls_key go together: give both or neither")
         self.check_cluster()
         own = ["replay", "record", "timeline", "logdir"] if self.peers or self.cluster is not None else []
-        own += (
-            ["peer_port", "otel_endpoint", *_OF_A_DEVICE] if self.peers else []
-        )  # --cluster gives these to its replicas
+        # Those of --cluster are given to its replicas.
+        own += ["peer_port", "otel_endpoint", *_OF_A_DEVICE] if self.peers else []
         for flag in own:
             if getattr(self, flag) != getattr(type(self), flag, []):  # its default; that of lists is in no class
                 hint = "give it to the replicas, not to their door" if self.peers else "it does not go with --cluster"

@@ -103,15 +103,14 @@ def open_models(config: ServeConfig, entries: Mapping[str, Entry], base: Profile
     executor = make_executor(config.device, config.streams)
     try:
         log.info("device %s, %d streams", executor.device.name, config.streams)
-        models = DeviceModels(executor, base, config.batch_sizes or base.batch_sizes, config.memory_bytes)
+        sizes, recorded = config.batch_sizes or base.batch_sizes, config.record is not None
+        models = DeviceModels(executor, base, sizes, config.memory_bytes, recorded)
         entries = in_turn(entries, config.replica_number, config.replicas)
         known = None if config.profile == "auto" else base
-        measures = known is None or config.record is not None  # a recording is refitted by times alone
-        names, evicted = load_all(entries, models, known, measures)
+        names, evicted = load_all(entries, models, known)
         if evicted and config.replay is not None:
             raise InputError("--replay needs all models in memory; raise --memory_limit or serve fewer")
-        profile = models.measure(names) if measures else base
-        return OpenModels(models, profile if known is None else known.select(names), evicted)
+        return OpenModels(models, models.know(names, known), evicted)
     except BaseException:
         executor.close(1.0)
         raise

@@ -206,7 +206,7 @@ def profile_device(config: ProfilerConfig, command: str, progress: bool = True) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line. Returns the exit status. Nothing is written unless the campaign ends."""
+    """Command line. Returns the exit status. The folder stays empty unless the campaign ends."""
     command = shlex.join(["python", "-m", "serving.profiler", *(sys.argv[1:] if argv is None else argv)])
 
     def run(config: ProfilerConfig) -> None:

@@ -118,12 +118,7 @@ class Reloader:
             for one in names if known is not None else ():
                 await self._quiet.do(executor.warm_up, one + NEXT, models.batch_sizes, True)
             self._load_ms[name] = 1e3 * (time.perf_counter() - begin_s)
-            profile = known
-            unmeasured = self._config.record is not None and not {run.model for run in models.solo}.issuperset(names)
-            if known is None or unmeasured:
-                measured = await self._quiet.do(models.measure, names, NEXT)
-                profile = known or measured
-            assert profile is not None
+            profile = await self._quiet.do(models.know, names, known, NEXT)
             gone = set(self._buckets_of(name)) - set(names)
             for one in names:
                 self._engine.put_model(profile.select([one]), one + NEXT)

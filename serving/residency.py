@@ -94,7 +94,7 @@ def in_turn(entries: Mapping[str, Entry], number: int, of: int) -> dict[str, Ent
 
 
 def load_all(
-    entries: Mapping[str, Entry], models: DeviceModels, profile: Profile | None, measures: bool = False
+    entries: Mapping[str, Entry], models: DeviceModels, profile: Profile | None
 ) -> tuple[list[str], dict[str, Evicted]]:
     """Load every model; where the memory limit has no room, those go out again that were loaded first.
 
@@ -102,7 +102,6 @@ def load_all(
         entries: the models, by name.
         models: loads them.
         profile: of them; None: those that go out are measured before.
-        measures: measure them all the same.
 
     Returns:
         The names under which those are scheduled that stay, and those that went out.
@@ -118,9 +117,7 @@ def load_all(
         while loaded and not models.fits(buckets):
             oldest = next(iter(loaded))
             names = [model.name for model in loaded[oldest].models]
-            measured = models.measure(names) if measures or profile is None else None
-            known = profile.select(names) if profile is not None else measured
-            assert known is not None
+            known = models.know(names, profile)
             evicted[oldest] = Evicted.of(entries[oldest], loaded[oldest].models, known, loaded[oldest].device_ms)
             del loaded[oldest]
             for one in names:

@@ -57,6 +57,26 @@ def make_folder(path: Path | str, place: str) -> Path:
     return Path(path)
 
 
+def check_file(path: Path | str, place: str) -> None:
+    """Make the folder of a file that is to be written; InputError that names ``place`` where it could not be."""
+    make_folder(Path(path).parent, place)
+    if Path(path).is_dir():
+        raise InputError(f"{place}: {path} is a folder; expected a file")
+
+
+def make_numbered(folder: Path, prefix: str = "", first: int = 0, digits: int = 1) -> Path:
+    """A new folder in ``folder``, named by the prefix and the next number; whoever else makes one has another."""
+    there = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    number = max((int(name) for name in there if name.isdecimal()), default=first - 1) + 1
+    while True:
+        made = folder / f"{prefix}{number:0{digits}d}"
+        try:
+            made.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            number += 1
+
+
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:

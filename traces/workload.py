@@ -109,8 +109,12 @@ class Workload(TimedRows):
         start = float(arrival.min(initial=np.inf))
         if DAY_MS <= start < np.inf:  # a slice of a longer record, or stamps since 1970: that was no idle time
             arrival = arrival - start
-        nameless = [not isinstance(label, str) or label == "" for label in labels]
-        chunk.fail(np.array(nameless, bool), "model", "expected the name of a model")
+        kinds = labels.cat.categories if isinstance(labels.dtype, pd.CategoricalDtype) else labels
+        if isinstance(kinds.dtype, pd.StringDtype):
+            nameless = (labels.isna() | (labels == "")).to_numpy()
+        else:  # a column of Parquet may hold anything
+            nameless = np.array([not isinstance(label, str) or label == "" for label in labels], bool)
+        chunk.fail(nameless, "model", "expected the name of a model")
         chunk.fail(~priority.isin(PRIORITIES).to_numpy(), "priority", "expected 'high' or 'low'")
         chunk.fail(deadline <= 0, "deadline_ms", "must be above 0")
         stored = labels.cat.categories if isinstance(labels.dtype, pd.CategoricalDtype) else sorted(set(labels))

@@ -82,12 +82,17 @@ def tuned(path: Path = TUNED) -> dict[str, dict[str, float]]:
     Raises:
         InputError: the file is not what agents.tune writes.
     """
-    if not path.is_file():
-        return {}
+    found = read_tuned(path)["policies"] if path.is_file() else {}
+    return {name: entry["params"] for name, entry in found.items()}
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """All that agents.tune wrote. Raises InputError: the file is something else."""
     try:
-        data = json.loads(path.read_text())
-        return {name: dict(entry["params"]) for name, entry in data["policies"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        data = dict(json.loads(path.read_text()))
+        data["policies"] = {name: {**one, "params": {**one["params"]}} for name, one in data["policies"].items()}
+        return data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a file of tuned parameters ({error}); write it with agents.tune") from None
 
 

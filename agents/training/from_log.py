@@ -30,7 +30,7 @@ from envs.scheduling.state import HIGH, MET
 from envs.simulation.capacity import measure_capacity
 from envs.simulation.simulator import Simulator
 from traces.errors import InputError
-from traces.files import atomic_path, atomic_write_text, make_folder
+from traces.files import atomic_path, atomic_write_text, check_file
 from traces.measurements import PHASES, Measurements
 from traces.workload import HIGH_WEIGHT, Workload
 
@@ -76,9 +76,7 @@ class Loop:
     def check(self) -> None:
         """Tell now what could not be done in the end. Raises InputError."""
         if self.target is not None:
-            make_folder(self.target.parent, "--adopt")
-            if self.target.is_dir():
-                raise InputError(f"--adopt: {self.target} is a folder; expected a file")
+            check_file(self.target, "--adopt")
         if self.pid is not None:
             if self.target is None:
                 raise InputError(f"--pid: {self.policy} is no file that could be replaced; name one with --adopt")

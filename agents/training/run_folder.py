@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.training.checkpoint import checkpoints
 from agents.training.config import TrainConfig, to_yaml
 from traces.errors import InputError
-from traces.files import atomic_write_text, naming
+from traces.files import atomic_write_text, make_numbered, naming
 
 CONFIG, INFO, POLICY, LAST = "config.yaml", "run.json", "policy.safetensors", "last.safetensors"
 WHERE = (
@@ -39,19 +39,17 @@ def make_run_folder(config: TrainConfig) -> Path:
         InputError: a run of the name that the settings ask for is there already, or the folder cannot be made.
     """
     root = Path(config.logdir)
-    number = 1 + max((int(p.name[4:]) for p in root.glob("ppo-*") if p.name[4:].isdecimal()), default=0)
-    while True:
-        run = root / (config.name or f"ppo-{number}")
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            if config.name:
-                way = f"resume it with --resume {run}" if checkpoints(run) else "remove it, as it holds no checkpoint"
-                raise InputError(f"name: {run} is there already; {way}, or give another name") from None
-            number += 1
-        except OSError as error:
-            raise InputError(f"logdir: {run} cannot be made ({error.strerror})") from None
+    run = root / (config.name or "ppo-N")
+    try:
+        if not config.name:
+            return make_numbered(root, "ppo-", 1)
+        run.mkdir(parents=True)
+        return run
+    except FileExistsError:
+        way = f"resume it with --resume {run}" if checkpoints(run) else "remove it, as it holds no checkpoint"
+        raise InputError(f"name: {run} is there already; {way}, or give another name") from None
+    except OSError as error:
+        raise InputError(f"logdir: {run} cannot be made ({error.strerror})") from None
 
 
 def git_commit() -> str:

@@ -178,7 +178,7 @@ class RemotePlane(Plane):
             self._there.discard(link)
         elif link not in self._there:
             self._there.add(link)
-            self._models.came(link)
+            self._models.came(link, link.greeting)
         self.agree()
         if self.ledger is None:
             return

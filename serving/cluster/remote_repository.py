@@ -122,15 +122,13 @@ class RemoteRepository:
                 f"{', '.join(lacking)} of {len(asked)} replicas do not know model {name!r}; the others have it"
             )
 
-    def came(self, link: Link) -> None:
+    def came(self, link: Link, said: Greeting) -> None:
         """A replica is there, or there again: it is told what it missed, and where its models are not those served here."""
-        if link.greeting is None:
-            return
         missed, served = self._missed.pop(link, set()), self._door.greeting
         todo = {}
         for model, load in self._loaded.items():
             # Another door may have changed its mind about a model since: then what is served here is not what this one wanted.
-            differs = model.is_in(link.greeting) != load == model.is_in(served)
+            differs = model.is_in(said) != load == model.is_in(served)
             if differs or (load and model in missed):  # loaded again: its file may have changed
                 todo[model] = load
         if todo:

@@ -21,7 +21,7 @@ from serving.engine.request import BatchRecord, Origin, RequestResult
 from serving.observers.output import Output
 from serving.profiling.calibrate import SoloRun, solo_rows
 from traces.errors import InputError
-from traces.files import atomic_path
+from traces.files import atomic_path, make_numbered
 from traces.machine import MachineInfo
 from traces.measurements import PHASES, SCHEDULED, Measurements
 from traces.workload import Workload
@@ -87,7 +87,8 @@ class Recorder(Output):
         # Appending to these lists goes on meanwhile on the engine's loop; slices are taken once, whole rows at a time.
         arrivals, batches = self._arrivals[:], self._batches[:]
         with self.written():
-            folder = self._part = self._part or self._next_part()
+            # Another server may record into the same folder.
+            folder = self._part = self._part or make_numbered(self.folder, digits=4)
             frame = pd.DataFrame(arrivals, columns=[*Asked._fields, *Ended._fields, *Origin._fields])
             frame = frame.sort_values("arrival_ms")
             workload_of(frame, folder.parent.name).save(folder / "arrivals.parquet")
@@ -101,17 +102,6 @@ class Recorder(Output):
             # Begun even when the write failed: a disk that stays full must not fill the memory.
             del self._arrivals[: len(arrivals)], self._batches[: len(batches)]
             self._part = None
-
-    def _next_part(self) -> Path:
-        """A folder of this recorder's own: another server may record into the same one."""
-        number = max((int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()), default=-1) + 1
-        while True:
-            part = self.folder / f"{number:04d}"
-            try:
-                part.mkdir()
-                return part
-            except FileExistsError:
-                number += 1
 
     def close(self) -> None:
         self.flush()

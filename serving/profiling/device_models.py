@@ -34,6 +34,7 @@ class DeviceModels:
         base: profile whose interference is taken over.
         batch_sizes: sizes that batches may have.
         memory_bytes: limit of what all models need; None: there is none.
+        recorded: whether batches are recorded: a recording is refitted by times alone, so that each model is measured once.
 
     Attributes:
         described: the models that are, or were, loaded, by name.
@@ -41,12 +42,18 @@ class DeviceModels:
     """
 
     def __init__(
-        self, executor: Executor, base: Profile, batch_sizes: Sequence[int], memory_bytes: int | None = None
+        self,
+        executor: Executor,
+        base: Profile,
+        batch_sizes: Sequence[int],
+        memory_bytes: int | None = None,
+        recorded: bool = False,
     ) -> None:
         self.executor = executor
         self.batch_sizes = tuple(batch_sizes)
         self._base = base
         self._memory_bytes = memory_bytes
+        self._recorded = recorded
         self.described: dict[str, ModelInfo] = {}
         self.solo: list[SoloRun] = []
 
@@ -90,6 +97,14 @@ class DeviceModels:
             raise InputError(
                 f"beside the smallest other model, and one must stay while another is loaded: {error}"
             ) from None
+
+    def know(self, names: Sequence[str], given: Profile | None, suffix: str = "") -> Profile:
+        """What is known of loaded models: what a profile says, else what is measured. Errors as of `measure`."""
+        if given is None:
+            return self.measure(names, suffix)
+        if self._recorded and not {run.model for run in self.solo}.issuperset(names):
+            self.measure(names, suffix)
+        return given.select(list(names))
 
     def measure(self, names: Sequence[str], suffix: str = "") -> Profile:
         """Measure loaded models alone, and fit the base profile to that. Takes seconds.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from api_server import LINK, X, call_of, cluster, greeting_of, make_executor, until
+from api_server import LINK, X, call_of, cluster, greeting_of, until
 
 from agents.routing.registry import router
 from serving.api.plane import DIRECT
@@ -20,14 +19,6 @@ from serving.cluster.remote_plane import ENDS, RemotePlane
 from serving.config import ServeConfig
 from serving.executors.cpu import CpuExecutor
 from traces.errors import InputError
-
-
-@pytest.fixture
-def executors() -> Iterator[list[CpuExecutor]]:
-    made = [make_executor(), make_executor()]
-    yield made
-    for one in made:
-        one.close()
 
 
 async def test_each_call_is_counted_by_the_one_way_in_which_it_ended(
